@@ -1,0 +1,1 @@
+"""Facts as code: encodings, numbers and names that hardware, module and kernel agree on."""

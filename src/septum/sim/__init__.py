@@ -1,0 +1,41 @@
+"""The deterministic kernel: tasks, scheduler, locks, choice points, virtual time.
+
+It knows nothing of TDX. Model code above it is plain code; only these primitives switch tasks:
+`Sim.point`, the lock operations, `WaitQueue`, and whatever the machine builds from them.
+"""
+
+from septum.sim.events import Event, LockEvent, SwitchEvent
+from septum.sim.locks import Mutex, RwLock, RwSem, SpinLock, WaitQueue
+from septum.sim.schedule import (
+    ListSchedule,
+    RandomSchedule,
+    RoundRobin,
+    Schedule,
+    decode_token,
+    encode_token,
+)
+from septum.sim.sim import Finding, RunStopped, Sim, SimDefect
+from septum.sim.task import Coroutine, Task
+
+__all__ = [
+    "Coroutine",
+    "Event",
+    "Finding",
+    "ListSchedule",
+    "LockEvent",
+    "Mutex",
+    "RandomSchedule",
+    "RoundRobin",
+    "RunStopped",
+    "RwLock",
+    "RwSem",
+    "Schedule",
+    "Sim",
+    "SimDefect",
+    "SpinLock",
+    "SwitchEvent",
+    "Task",
+    "WaitQueue",
+    "decode_token",
+    "encode_token",
+]

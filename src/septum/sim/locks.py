@@ -1,0 +1,349 @@
+"""Locks with the kernel's rules: who may sleep, who spins, who waits for whom.
+
+Mutex and RwSem sleep; SpinLock and RwLock spin, and their holders are atomic. All of them are
+scheduling points on acquisition. Each keeps the virtual time at which it was last released, so
+that waiting costs virtual time even when the schedule made nobody wait.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.sim.events import LockEvent
+from septum.sim.sim import Sim, SimDefect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from septum.sim.task import Task
+
+
+class _Lock:
+    """What all locks share: a name, waiters, and telling observers."""
+
+    __slots__ = ("name", "sim", "waiters")
+
+    def __init__(self, sim: Sim, name: str) -> None:
+        self.sim = sim
+        self.name = name
+        self.waiters: list[Task] = []
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+    def _acquired(self, mode: str) -> None:
+        sim = self.sim
+        task = sim.current
+        task.held.append((self, mode))
+        if sim.lock_observer is not None:
+            sim.lock_observer(task, self, mode, "lock")
+        if sim.tracing:
+            sim.emit(LockEvent(task.time_ns, task.name, task.cpu, "lock", self.name, mode))
+
+    def _released(self, mode: str) -> None:
+        sim = self.sim
+        task = sim.current
+        held = task.held
+        for position in range(len(held) - 1, -1, -1):
+            if held[position][0] is self and held[position][1] == mode:
+                del held[position]
+                break
+        else:
+            raise SimDefect(f"{task.name} releases {self.name} ({mode}) that it does not hold")
+        if sim.lock_observer is not None:
+            sim.lock_observer(task, self, mode, "unlock")
+        if sim.tracing:
+            sim.emit(LockEvent(task.time_ns, task.name, task.cpu, "unlock", self.name, mode))
+        if self.waiters:
+            sim.wake(self.waiters)
+
+    def _wait(self, mode: str) -> None:
+        sim = self.sim
+        if sim.tracing:
+            task = sim.current
+            sim.emit(LockEvent(task.time_ns, task.name, task.cpu, "wait", self.name, mode))
+        sim.block(self.waiters, self.name)
+
+
+class _Exclusive(_Lock):
+    """A lock with one owner."""
+
+    __slots__ = ("free_at_ns", "owner")
+
+    def __init__(self, sim: Sim, name: str) -> None:
+        super().__init__(sim, name)
+        self.owner: Task | None = None
+        self.free_at_ns = 0
+
+    def _take(self) -> None:
+        task = self.sim.current
+        if self.owner is task:
+            self.sim.find("locking", f"{task.name} takes {self.name} twice", where=self.name)
+        while self.owner is not None:
+            self._wait("ex")
+        self.owner = task
+        if task.time_ns < self.free_at_ns:
+            task.time_ns = self.free_at_ns
+        self._acquired("ex")
+
+    def _try(self) -> bool:
+        self.sim.point("trylock", self)
+        if self.owner is not None:
+            return False
+        self.owner = self.sim.current
+        self._acquired("ex")
+        return True
+
+    def _drop(self) -> None:
+        self.owner = None
+        self.free_at_ns = self.sim.current.time_ns
+        self._released("ex")
+
+    def locked(self) -> bool:
+        """Whether anybody holds it."""
+        return self.owner is not None
+
+    def held(self) -> bool:
+        """Whether the current task holds it (lockdep_assert_held)."""
+        return self.owner is self.sim.current
+
+
+class Mutex(_Exclusive):
+    """struct mutex: sleeping, exclusive."""
+
+    __slots__ = ()
+
+    def lock(self) -> None:
+        """mutex_lock()."""
+        self.sim.might_sleep(f"mutex_lock({self.name})")
+        self.sim.point("mutex_lock", self)
+        self._take()
+
+    def trylock(self) -> bool:
+        """mutex_trylock(): true when taken."""
+        return self._try()
+
+    def unlock(self) -> None:
+        """mutex_unlock()."""
+        self._drop()
+
+    def __enter__(self) -> Mutex:
+        self.lock()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.unlock()
+
+
+class SpinLock(_Exclusive):
+    """spinlock_t: spinning, exclusive; the holder is atomic."""
+
+    __slots__ = ()
+
+    def lock(self) -> None:
+        """spin_lock()."""
+        self.sim.point("spin_lock", self)
+        self._take()
+        self.sim.current.atomic += 1
+
+    def trylock(self) -> bool:
+        """spin_trylock(): true when taken."""
+        if not self._try():
+            return False
+        self.sim.current.atomic += 1
+        return True
+
+    def unlock(self) -> None:
+        """spin_unlock()."""
+        self.sim.current.atomic -= 1
+        self._drop()
+
+    def __enter__(self) -> SpinLock:
+        self.lock()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.unlock()
+
+
+class _ReaderWriter(_Lock):
+    """Shared by readers or owned by one writer; a waiting writer keeps new readers out."""
+
+    __slots__ = (
+        "max_write_hold_ns",
+        "nr_read_locks",
+        "nr_write_locks",
+        "nr_writers_waiting",
+        "read_free_at_ns",
+        "readers",
+        "write_free_at_ns",
+        "write_taken_at_ns",
+        "writer",
+    )
+
+    def __init__(self, sim: Sim, name: str) -> None:
+        super().__init__(sim, name)
+        self.writer: Task | None = None
+        self.readers: list[Task] = []
+        self.nr_writers_waiting = 0
+        self.nr_write_locks = 0
+        self.nr_read_locks = 0
+        self.max_write_hold_ns = 0
+        self.write_taken_at_ns = 0
+        self.write_free_at_ns = 0
+        self.read_free_at_ns = 0
+
+    def _read(self) -> None:
+        sim = self.sim
+        task = sim.current
+        if self.writer is task:
+            sim.find(
+                "locking", f"{task.name} read-locks {self.name} while writing", where=self.name
+            )
+        while self.writer is not None or self.nr_writers_waiting:
+            self._wait("sh")
+        self.readers.append(task)
+        self.nr_read_locks += 1
+        if task.time_ns < self.write_free_at_ns:
+            task.time_ns = self.write_free_at_ns
+        self._acquired("sh")
+
+    def _unread(self) -> None:
+        task = self.sim.current
+        if task not in self.readers:
+            raise SimDefect(f"{task.name} releases {self.name} (sh) that it does not hold")
+        self.readers.remove(task)
+        if self.read_free_at_ns < task.time_ns:
+            self.read_free_at_ns = task.time_ns
+        self._released("sh")
+
+    def _write(self) -> None:
+        sim = self.sim
+        task = sim.current
+        if self.writer is task or task in self.readers:
+            sim.find("locking", f"{task.name} takes {self.name} twice", where=self.name)
+        self.nr_writers_waiting += 1
+        while self.writer is not None or self.readers:
+            self._wait("ex")
+        self.nr_writers_waiting -= 1
+        self.writer = task
+        self.nr_write_locks += 1
+        task.time_ns = max(task.time_ns, self.write_free_at_ns, self.read_free_at_ns)
+        self.write_taken_at_ns = task.time_ns
+        self._acquired("ex")
+
+    def _unwrite(self) -> None:
+        task = self.sim.current
+        if self.writer is not task:
+            raise SimDefect(f"{task.name} releases {self.name} (ex) that it does not hold")
+        self.writer = None
+        self.write_free_at_ns = task.time_ns
+        self.max_write_hold_ns = max(self.max_write_hold_ns, task.time_ns - self.write_taken_at_ns)
+        self._released("ex")
+
+    def held_write(self) -> bool:
+        """lockdep_assert_held_write(): the current task writes."""
+        return self.writer is self.sim.current
+
+    def held_read(self) -> bool:
+        """The current task reads."""
+        return self.sim.current in self.readers
+
+    def held(self) -> bool:
+        """lockdep_assert_held(): the current task reads or writes."""
+        return self.held_write() or self.held_read()
+
+
+class RwLock(_ReaderWriter):
+    """rwlock_t: spinning; holders are atomic. KVM's mmu_lock is one."""
+
+    __slots__ = ()
+
+    def read_lock(self) -> None:
+        """read_lock()."""
+        self.sim.point("read_lock", self)
+        self._read()
+        self.sim.current.atomic += 1
+
+    def read_unlock(self) -> None:
+        """read_unlock()."""
+        self.sim.current.atomic -= 1
+        self._unread()
+
+    def write_lock(self) -> None:
+        """write_lock()."""
+        self.sim.point("write_lock", self)
+        self._write()
+        self.sim.current.atomic += 1
+
+    def write_unlock(self) -> None:
+        """write_unlock()."""
+        self.sim.current.atomic -= 1
+        self._unwrite()
+
+    def is_contended(self) -> bool:
+        """rwlock_is_contended(): somebody waits."""
+        return bool(self.waiters)
+
+
+class RwSem(_ReaderWriter):
+    """struct rw_semaphore: sleeping. A mapping's invalidate_lock is one."""
+
+    __slots__ = ()
+
+    def down_read(self) -> None:
+        """down_read()."""
+        self.sim.might_sleep(f"down_read({self.name})")
+        self.sim.point("down_read", self)
+        self._read()
+
+    def up_read(self) -> None:
+        """up_read()."""
+        self._unread()
+
+    def down_write(self) -> None:
+        """down_write()."""
+        self.sim.might_sleep(f"down_write({self.name})")
+        self.sim.point("down_write", self)
+        self._write()
+
+    def up_write(self) -> None:
+        """up_write()."""
+        self._unwrite()
+
+
+class WaitQueue:
+    """wait_queue_head_t: tasks that wait until a condition holds."""
+
+    __slots__ = ("name", "sim", "waiters")
+
+    def __init__(self, sim: Sim, name: str) -> None:
+        self.sim = sim
+        self.name = name
+        self.waiters: list[Task] = []
+
+    def wait_event(self, pred: Callable[[], bool]) -> None:
+        """Sleep until `pred()`; it is tested now and at each wake-up."""
+        self.sim.might_sleep(f"wait_event({self.name})")
+        self.spin_until(pred)
+
+    def spin_until(self, pred: Callable[[], bool]) -> None:
+        """Wait until `pred()` without sleeping: allowed in atomic context."""
+        self.sim.point("wait", self)
+        while not pred():
+            self.sim.block(self.waiters, self.name)
+
+    def wake_up_all(self) -> None:
+        """wake_up_all(): the waiters test their conditions again."""
+        self.sim.wake(self.waiters)

@@ -1,0 +1,160 @@
+"""Who runs next and how named choices come out: one sequence of small integers per run.
+
+A schedule answers two questions, both as an index where 0 is the undisturbed answer:
+`pick(n)`: which of the n ready tasks runs (0: the current one, k: the k-th after it in ring
+order), and `choose(name, n)`: which outcome a named choice point has. Sim records the answers in
+order, so that any run replays from its sequence. A search drives the model by being a Schedule.
+"""
+
+from __future__ import annotations
+
+import base64
+import random
+import zlib
+from abc import ABC, abstractmethod
+
+import msgspec
+
+TOKEN_PREFIX = "septum1."
+
+
+class Schedule(ABC):
+    """A source of answers. It must be a function of what it was built from and asked before."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def pick(self, n: int, forced: bool) -> int:
+        """Which of `n` > 1 ready tasks runs next. `forced`: the current task cannot go on, so
+        that index 0 is the first ready task after it."""
+
+    def choose(self, name: str, n: int) -> int:
+        """The outcome (0..n-1) of the choice point `name`; 0 unless the schedule injects."""
+        return 0
+
+    @abstractmethod
+    def spec(self) -> tuple[str, int]:
+        """(kind, seed) that rebuilds this schedule."""
+
+
+class RoundRobin(Schedule):
+    """Each task runs `quantum` scheduling points, then the next in ring order."""
+
+    __slots__ = ("_left", "quantum")
+
+    def __init__(self, quantum: int = 1) -> None:
+        self.quantum = quantum
+        self._left = quantum
+
+    def pick(self, n: int, forced: bool) -> int:
+        if forced:
+            self._left = self.quantum
+            return 0
+        self._left -= 1
+        if self._left > 0:
+            return 0
+        self._left = self.quantum
+        return 1
+
+    def spec(self) -> tuple[str, int]:
+        return ("round-robin", self.quantum)
+
+
+class RandomSchedule(Schedule):
+    """A uniform choice among the ready tasks at every scheduling point, from `seed`."""
+
+    __slots__ = ("_below", "seed")
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._below = random.Random(seed).randrange
+
+    def pick(self, n: int, forced: bool) -> int:
+        return self._below(n)
+
+    def spec(self) -> tuple[str, int]:
+        return ("random", self.seed)
+
+
+class ListSchedule(Schedule):
+    """Answers from a recorded list, in order; 0 when the list is exhausted.
+
+    An answer that does not fit its question (the model changed since the recording) is taken
+    modulo the number of alternatives and counted in `misfits`.
+    """
+
+    __slots__ = ("_at", "answers", "misfits")
+
+    def __init__(self, answers: list[int]) -> None:
+        self.answers = answers
+        self.misfits = 0
+        self._at = 0
+
+    def _next(self, n: int) -> int:
+        if self._at >= len(self.answers):
+            return 0
+        answer = self.answers[self._at]
+        self._at += 1
+        if answer >= n:
+            self.misfits += 1
+            answer %= n
+        return answer
+
+    def pick(self, n: int, forced: bool) -> int:
+        return self._next(n)
+
+    def choose(self, name: str, n: int) -> int:
+        return self._next(n)
+
+    def spec(self) -> tuple[str, int]:
+        return ("list", 0)
+
+
+class TokenBody(msgspec.Struct, array_like=True):
+    """What a replay token carries."""
+
+    version: str
+    recipe: bytes
+    kind: str
+    seed: int
+    answers: list[int] = []
+
+
+def encode_token(version: str, recipe: bytes, schedule: Schedule) -> str:
+    """The replay token of a run: everything that the run is a function of, as one word."""
+    kind, seed = schedule.spec()
+    answers = schedule.answers if isinstance(schedule, ListSchedule) else []
+    body = msgspec.msgpack.encode(TokenBody(version, recipe, kind, seed, answers))
+    return TOKEN_PREFIX + base64.urlsafe_b64encode(zlib.compress(body, 9)).decode().rstrip("=")
+
+
+def decode_token(token: str) -> tuple[str, bytes, Schedule]:
+    """(version, recipe, schedule) of a replay token.
+
+    Raises ValueError with one sentence when the text is not a token of this format.
+    """
+    if not token.startswith(TOKEN_PREFIX):
+        raise ValueError(f"not a replay token: it should begin with {TOKEN_PREFIX!r}")
+    text = token[len(TOKEN_PREFIX) :]
+    try:
+        raw = zlib.decompress(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        body = msgspec.msgpack.decode(raw, type=TokenBody)
+    except (ValueError, zlib.error, msgspec.MsgspecError) as error:
+        raise ValueError(
+            f"the replay token is damaged ({error}); copy the whole word that the report printed"
+        ) from None
+    return body.version, body.recipe, make_schedule(body.kind, body.seed, body.answers)
+
+
+def make_schedule(kind: str, seed: int, answers: list[int] | None = None) -> Schedule:
+    """A schedule by name: "round-robin" (seed is the quantum), "random" or "list".
+
+    Raises ValueError for another name.
+    """
+    if kind == "round-robin":
+        return RoundRobin(max(1, seed))
+    if kind == "random":
+        return RandomSchedule(seed)
+    if kind == "list":
+        return ListSchedule(answers or [])
+    raise ValueError(f"no schedule is called {kind!r}; there are round-robin, random and list")

@@ -1,0 +1,281 @@
+"""The scheduler: which task runs, what time it is, what was found.
+
+`Sim.point` is where a task may be switched. It costs one attribute test while a single task is
+ready and nothing explores.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from septum.sim.events import ChoiceEvent, Event, FindingEvent, SwitchEvent
+from septum.sim.schedule import RoundRobin, Schedule
+from septum.sim.task import Task, getcurrent, start
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import greenlet
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """A broken promise (or KVM_BUG_ON, WARN, machine check), seen at one moment of the run."""
+
+    promise: str
+    text: str
+    where: str
+    task: str
+    time_ns: int
+
+
+class RunStopped(BaseException):
+    """Ends a run at its first finding, when `Sim.stop_on_finding` is set."""
+
+
+class SimDefect(Exception):
+    """Septum itself is wrong: a primitive was used in a way that no kernel could."""
+
+
+class Sim:
+    """A deterministic kernel. Outside `run()` the task `main` is current and never switches."""
+
+    __slots__ = (
+        "_hub",
+        "_main",
+        "_next_index",
+        "_ready",
+        "_solo",
+        "answers",
+        "choice_names",
+        "current",
+        "findings",
+        "lock_observer",
+        "nr_points",
+        "nr_switches",
+        "point_observer",
+        "schedule",
+        "sink",
+        "stop_on_finding",
+        "tasks",
+        "tracing",
+    )
+
+    def __init__(self, schedule: Schedule | None = None) -> None:
+        self.schedule: Schedule = schedule if schedule is not None else RoundRobin()
+        self._main = Task("main", 0, 0)
+        self._next_index = 1
+        self.current: Task = self._main
+        self.tasks: list[Task] = []
+        self._ready: list[Task] = []
+        self._solo = True
+        self._hub: greenlet.greenlet | None = None
+        self.tracing = False
+        self.sink: Callable[[Event], None] | None = None
+        self.findings: list[Finding] = []
+        self.stop_on_finding = False
+        self.answers: list[int] = []  # every answer of the schedule, in order
+        self.choice_names: list[str] = []  # names of the choice points met, in order of first use
+        self.nr_points = 0
+        self.nr_switches = 0
+        # Called at every scheduling point while tasks run, for checks of every step.
+        self.point_observer: Callable[[str], None] | None = None
+        # Called as (task, lock, mode, op) with op "lock" or "unlock", for lock-order checks.
+        self.lock_observer: Callable[[Task, object, str, str], None] | None = None
+
+    # Tasks
+
+    def spawn(
+        self, name: str, fn: Callable[[], None], *, cpu: int = 0, daemon: bool = False
+    ) -> Task:
+        """A new ready task. It starts at the spawning task's virtual time."""
+        task = Task(name, cpu, self._next_index, daemon)
+        self._next_index += 1
+        task.time_ns = self.current.time_ns
+        start(task, fn, self._hub if self._hub is not None else getcurrent())
+        self.tasks.append(task)
+        self._ready.append(task)
+        self._update_solo()
+        return task
+
+    def run(self) -> None:
+        """Run until every task that is not a daemon has ended.
+
+        A state in which none can go on is a finding of the promise `progress`. Raises RunStopped
+        at the first finding when `stop_on_finding` is set, and whatever a task raised.
+        """
+        self._hub = getcurrent()
+        for task in self.tasks:
+            if task.glet is not None and not task.glet:
+                task.glet.parent = self._hub
+        self._update_solo()
+        try:
+            while any(not task.done and not task.daemon for task in self.tasks):
+                if not self._ready:
+                    self._deadlock()
+                    break
+                self._enter(self._pick(forced=True))
+        finally:
+            self.current = self._main
+            self._hub = None
+            self.tasks = [task for task in self.tasks if not task.done]
+            self._solo = True
+
+    def _enter(self, task: Task) -> None:
+        assert task.glet is not None
+        self.current = task
+        task.glet.switch()
+        # Back in the hub: tasks switch among themselves, so whichever is current came back,
+        # because it ended or because it blocked with nobody else ready.
+        last = self.current
+        if last.done:
+            self._ready.remove(last)
+            self._main.time_ns = max(self._main.time_ns, last.time_ns)
+            self._update_solo()
+
+    def _update_solo(self) -> None:
+        self._solo = self._hub is None or (len(self._ready) <= 1 and self.point_observer is None)
+
+    def _deadlock(self) -> None:
+        stuck = [t for t in self.tasks if not t.done]
+        lines = "; ".join(f"{t.name} waits for {t.blocked_on}" for t in stuck)
+        self.find("progress", f"no task can go on: {lines}", where="scheduler")
+
+    def _pick(self, *, forced: bool) -> Task:
+        """Ask the schedule. Ring order starts at the current task (forced: after it)."""
+        ready = self._ready
+        n = len(ready)
+        if n == 1:
+            return ready[0]
+        start_at = self._ring_start(forced)
+        answer = self.schedule.pick(n, forced)
+        self.answers.append(answer)
+        return ready[(start_at + answer) % n]
+
+    def _ring_start(self, forced: bool) -> int:
+        """Position in the ready list of the current task, or of the next after it by index."""
+        current = self.current
+        ready = self._ready
+        if not forced:
+            return ready.index(current)
+        index = current.index
+        for position, task in enumerate(ready):
+            if task.index > index:
+                return position
+        return 0
+
+    def _switch(self, task: Task, at: str) -> None:
+        current = self.current
+        current.glet = getcurrent()
+        if self.tracing:
+            self.emit(SwitchEvent(current.time_ns, current.name, current.cpu, task.name, at))
+        self.nr_switches += 1
+        self.current = task
+        assert task.glet is not None
+        task.glet.switch()
+
+    # Scheduling points and choices
+
+    def point(self, kind: str, obj: object = None) -> None:
+        """A scheduling point of the named kind, about `obj` (what the next step will touch)."""
+        if self._solo:
+            return
+        self._point(kind)
+
+    def _point(self, kind: str) -> None:
+        self.nr_points += 1
+        if self.point_observer is not None:
+            self.point_observer(kind)
+        if len(self._ready) > 1:
+            task = self._pick(forced=False)
+            if task is not self.current:
+                self._switch(task, kind)
+
+    def choose(self, name: str, n: int = 2) -> int:
+        """The outcome 0..n-1 of a named choice point; 0 is the ordinary one."""
+        value = self.schedule.choose(name, n)
+        self.answers.append(value)
+        if value and self.tracing:
+            current = self.current
+            self.emit(ChoiceEvent(current.time_ns, current.name, current.cpu, name, value))
+        return value
+
+    # Blocking, for locks and wait queues
+
+    def block(self, waiters: list[Task], reason: str) -> None:
+        """The current task stops being ready until `wake` is called on `waiters`."""
+        current = self.current
+        if self._hub is None:
+            raise SimDefect(f"{current.name} would wait for {reason} while no task runs")
+        waiters.append(current)
+        current.blocked_on = reason
+        self._ready.remove(current)
+        self._update_solo()
+        if self.point_observer is not None:
+            self.point_observer("block")
+        if self._ready:
+            self._switch(self._pick(forced=True), reason)
+        else:
+            current.glet = getcurrent()
+            self._hub.switch()
+
+    def wake(self, waiters: list[Task]) -> None:
+        """Every task in `waiters` is ready again, not before the waker's virtual time."""
+        if not waiters:
+            return
+        now = self.current.time_ns
+        for task in waiters:
+            task.blocked_on = None
+            if task.time_ns < now:
+                task.time_ns = now
+        self._ready.extend(waiters)
+        self._ready.sort(key=_by_index)
+        waiters.clear()
+        self._update_solo()
+
+    def might_sleep(self, what: str) -> None:
+        """Finding `locking` when the current task holds a spinning lock. Mirrors might_sleep()."""
+        current = self.current
+        if current.atomic:
+            names = ", ".join(getattr(lock, "name", "?") for lock, _ in current.held)
+            self.find("locking", f"{what} may sleep, in atomic context (held: {names})", where=what)
+
+    # Time, events, findings
+
+    def now_ns(self) -> int:
+        """Virtual time of the current task, in ns."""
+        return self.current.time_ns
+
+    def advance(self, time_ns: int) -> None:
+        """The current task spends `time_ns` of virtual time."""
+        self.current.time_ns += time_ns
+
+    def emit(self, event: Event) -> None:
+        """Hand an event to the sink. Call only when `tracing` is set."""
+        if self.sink is not None:
+            self.sink(event)
+
+    def set_sink(self, sink: Callable[[Event], None] | None) -> None:
+        """Where events go; None turns tracing off."""
+        self.sink = sink
+        self.tracing = sink is not None
+
+    def set_point_observer(self, observer: Callable[[str], None] | None) -> None:
+        """Called at every scheduling point while tasks run (also when only one is ready)."""
+        self.point_observer = observer
+        self._update_solo()
+
+    def find(self, promise: str, text: str, *, where: str = "") -> None:
+        """Record a finding; raises RunStopped when `stop_on_finding` is set."""
+        current = self.current
+        finding = Finding(promise, text, where, current.name, current.time_ns)
+        self.findings.append(finding)
+        if self.tracing:
+            self.emit(FindingEvent(current.time_ns, current.name, current.cpu, promise, text))
+        if self.stop_on_finding:
+            raise RunStopped(finding)
+
+
+def _by_index(task: Task) -> int:
+    return task.index
