@@ -1,0 +1,482 @@
+"""KVM's structures, under the kernel's names, as plain state.
+
+Functions live in the units (`mmu.py`, `tdp_mmu.py`, `tdx.py`, `guest_memfd.py`, `main.py`); here
+is only what they read and write. Levels are KVM page-table levels (PG_LEVEL_4K = 1).
+
+Source: include/linux/kvm_host.h, arch/x86/include/asm/kvm_host.h, arch/x86/kvm/mmu/mmu_internal.h,
+arch/x86/kvm/vmx/tdx.h, virt/kvm/guest_memfd.c at the base of the v3 series.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from septum.abi.types import Gfn, Gpa, Pfn
+    from septum.linux.host import Host
+    from septum.machine.tables import TablePage
+    from septum.sim import Mutex, RwLock, RwSem, SpinLock, WaitQueue
+
+# Which of a VM's page tables a range operation concerns: struct kvm_gfn_range.attr_filter.
+KVM_FILTER_SHARED = 1 << 0
+KVM_FILTER_PRIVATE = 1 << 1
+
+
+class KvmLpageInfo:
+    """struct kvm_lpage_info: why a huge page may not be mapped here (0: it may).
+
+    Bit 31 KVM_LPAGE_MIXED_FLAG, bit 30 KVM_LPAGE_GUEST_INHIBIT_FLAG (patch 12), 29:0 a count.
+    """
+
+    __slots__ = ("disallow_lpage",)
+
+    def __init__(self) -> None:
+        self.disallow_lpage = 0
+
+
+class KvmMemorySlot:
+    """struct kvm_memory_slot: `npages` pages of guest memory from `base_gfn`."""
+
+    __slots__ = (
+        "base_gfn",
+        "flags",
+        "gmem_file",
+        "gmem_pgoff",
+        "id",
+        "lpage_info",
+        "npages",
+        "userspace_addr",
+    )
+
+    def __init__(
+        self, id: int, base_gfn: Gfn, npages: int, flags: int, userspace_addr: int
+    ) -> None:
+        self.id = id
+        self.base_gfn = base_gfn
+        self.npages = npages
+        self.flags = flags
+        self.userspace_addr = userspace_addr
+        self.gmem_file: GmemFile | None = None
+        self.gmem_pgoff = 0
+        # lpage_info[level - 2][idx], levels 2M and 1G; `dict` because nearly all entries are 0.
+        # MODEL: absent index == disallow_lpage 0.
+        self.lpage_info: list[dict[int, int]] = [{}, {}]
+
+    @property
+    def end_gfn(self) -> int:
+        """First GFN after the slot."""
+        return self.base_gfn + self.npages
+
+
+class KvmMmuPage:
+    """struct kvm_mmu_page: one page-table page of the TDP MMU and what KVM knows about it."""
+
+    __slots__ = (
+        "external_spt",
+        "gfn",
+        "invalid",
+        "is_mirror",
+        "level",
+        "nx_huge_page_disallowed",
+        "ptep_idx",
+        "ptep_table",
+        "root_count",
+        "spt",
+    )
+
+    def __init__(self, spt: TablePage, level: int, gfn: Gfn, is_mirror: bool) -> None:
+        self.spt = spt  # the (mirror) page table KVM itself reads
+        self.level = level  # role.level: the level of the entries in `spt`
+        self.gfn = gfn
+        self.is_mirror = is_mirror  # role.is_mirror
+        self.invalid = False  # role.invalid
+        self.external_spt: Pfn | None = None  # the S-EPT page; it belongs to the TDX module
+        self.root_count = 0  # tdp_mmu_root_count, of roots only
+        self.ptep_table: TablePage | None = None  # the entry that points here
+        self.ptep_idx = 0
+        self.nx_huge_page_disallowed = False
+
+
+class KvmGfnRange:
+    """struct kvm_gfn_range: a GFN range of one slot handed to an unmap, split or age operation."""
+
+    __slots__ = ("attr_filter", "attributes", "end", "lockless", "may_block", "slot", "start")
+
+    def __init__(
+        self,
+        slot: KvmMemorySlot,
+        start: int,
+        end: int,
+        attr_filter: int = 0,
+        may_block: bool = True,
+        attributes: int = 0,
+    ) -> None:
+        self.slot = slot
+        self.start = start
+        self.end = end
+        self.attr_filter = attr_filter
+        self.may_block = may_block
+        self.attributes = attributes
+        self.lockless = False
+
+
+class KvmPageFault:
+    """struct kvm_page_fault: one fault on its way through the MMU."""
+
+    __slots__ = (
+        "addr",
+        "error_code",
+        "exec",
+        "gfn",
+        "goal_level",
+        "huge_page_disallowed",
+        "is_private",
+        "is_tdp",
+        "map_writable",
+        "max_level",
+        "mmu_seq",
+        "pfn",
+        "prefetch",
+        "present",
+        "refcounted_page",
+        "req_level",
+        "slot",
+        "user",
+        "write",
+    )
+
+    def __init__(self, addr: Gpa, error_code: int, gfn: Gfn, max_level: int) -> None:
+        self.addr = addr
+        self.error_code = error_code
+        self.gfn = gfn
+        self.max_level = max_level
+        self.req_level = 1
+        self.goal_level = 1
+        self.exec = False
+        self.write = False
+        self.user = False
+        self.present = False
+        self.prefetch = False
+        self.is_private = False
+        self.is_tdp = True
+        self.huge_page_disallowed = False
+        self.map_writable = False
+        self.mmu_seq = 0
+        self.slot: KvmMemorySlot | None = None
+        self.pfn: int = -1
+        self.refcounted_page: int | None = None  # pfn whose folio reference is to be dropped
+
+
+class KvmStats:
+    """VM and vCPU statistics under their debugfs names, plus what Septum counts besides.
+
+    `values` maps name -> count. The extra names: `mmu_lock_write`, `mmu_lock_read`,
+    `ept_violation.<cause>.<level>`, `split.<cause>`, `ipi`, `kick`.
+    """
+
+    __slots__ = ("values",)
+
+    def __init__(self) -> None:
+        self.values: dict[str, int] = {}
+
+    def add(self, name: str, n: int = 1) -> None:
+        """Add `n` to the counter `name`."""
+        self.values[name] = self.values.get(name, 0) + n
+
+    def get(self, name: str) -> int:
+        """The counter `name`; 0 when it was never touched."""
+        return self.values.get(name, 0)
+
+
+class PreallocSplitCache:
+    """struct tdx_prealloc_cache of a VM: pages for Dynamic PAMT in a split (patch 20)."""
+
+    __slots__ = ("cnt", "page_list")
+
+    def __init__(self) -> None:
+        self.page_list: list[Pfn] = []
+        self.cnt = 0
+
+
+class KvmTdx:
+    """struct kvm_tdx: the TDX side of a VM."""
+
+    __slots__ = (
+        "attributes",
+        "hkid",
+        "page_add_src",
+        "prealloc_split_cache",
+        "prealloc_split_cache_lock",
+        "state",
+        "tdcs_pages",
+        "tdr_page",
+        "tsc_multiplier",
+        "tsc_offset",
+        "wait_for_sept_zap",
+        "xfam",
+    )
+
+    def __init__(self, prealloc_split_cache_lock: SpinLock) -> None:
+        self.state = 0  # TD_STATE_UNINITIALIZED, INITIALIZED, RUNNABLE
+        self.hkid = -1
+        self.tdr_page: Pfn | None = None
+        self.tdcs_pages: list[Pfn] = []
+        self.attributes = 0
+        self.xfam = 0
+        self.tsc_offset = 0
+        self.tsc_multiplier = 0
+        self.wait_for_sept_zap = False
+        self.page_add_src: Pfn | None = None
+        self.prealloc_split_cache = PreallocSplitCache()
+        self.prealloc_split_cache_lock = prealloc_split_cache_lock
+
+
+class KvmArch:
+    """struct kvm_arch, as far as memory is concerned."""
+
+    __slots__ = (
+        "direct_root",
+        "gfn_direct_bits",
+        "has_private_mem",
+        "has_protected_state",
+        "mirror_root",
+        "pre_fault_allowed",
+        "root_level",
+        "shadow_mmio_value",
+        "tdp_mmu_roots",
+        "vm_type",
+    )
+
+    def __init__(self, vm_type: int) -> None:
+        self.vm_type = vm_type
+        self.has_private_mem = False
+        self.has_protected_state = False
+        self.pre_fault_allowed = False
+        self.gfn_direct_bits = 0  # the shared bit, as a GFN bit
+        self.root_level = 4
+        self.shadow_mmio_value = 0
+        self.tdp_mmu_roots: list[KvmMmuPage] = []
+        self.direct_root: KvmMmuPage | None = None
+        self.mirror_root: KvmMmuPage | None = None
+
+
+class Kvm:
+    """struct kvm."""
+
+    __slots__ = (
+        "arch",
+        "created_vcpus",
+        "fd_refs",
+        "gmem_files",
+        "host",
+        "id",
+        "lock",
+        "mem_attr_array",
+        "memslots",
+        "mmu_invalidate_in_progress",
+        "mmu_invalidate_range_end",
+        "mmu_invalidate_range_start",
+        "mmu_invalidate_seq",
+        "mmu_lock",
+        "slots_arch_lock",
+        "slots_lock",
+        "stat",
+        "tdx",
+        "users_count",
+        "vcpus",
+        "vm_bugged",
+        "vm_dead",
+    )
+
+    def __init__(
+        self,
+        host: Host,
+        id: int,
+        arch: KvmArch,
+        tdx: KvmTdx,
+        lock: Mutex,
+        slots_lock: Mutex,
+        slots_arch_lock: Mutex,
+        mmu_lock: RwLock,
+    ) -> None:
+        self.host = host
+        self.id = id
+        self.arch = arch
+        self.tdx = tdx
+        self.lock = lock
+        self.slots_lock = slots_lock
+        self.slots_arch_lock = slots_arch_lock
+        self.mmu_lock = mmu_lock
+        self.vcpus: list[KvmVcpu] = []
+        self.created_vcpus = 0
+        self.memslots: dict[int, KvmMemorySlot] = {}  # by id
+        self.gmem_files: list[GmemFile] = []
+        # Per-VM memory attributes (vm_memory_attributes=Y): sorted, non-overlapping
+        # [start_gfn, end_gfn, attributes) ranges; a GFN in no range has attributes 0.
+        self.mem_attr_array: list[tuple[int, int, int]] = []
+        self.mmu_invalidate_seq = 0
+        self.mmu_invalidate_in_progress = 0
+        self.mmu_invalidate_range_start = 0
+        self.mmu_invalidate_range_end = 0
+        self.users_count = 1
+        self.fd_refs = 1
+        self.vm_bugged = False
+        self.vm_dead = False
+        self.stat = KvmStats()
+
+
+class KvmRun:
+    """struct kvm_run: why KVM_RUN came back, for user space."""
+
+    __slots__ = ("exit_reason", "flags", "gpa", "hypercall", "ret", "size_bytes", "text")
+
+    def __init__(self) -> None:
+        self.exit_reason = 0
+        self.gpa = 0
+        self.size_bytes = 0
+        self.flags = 0
+        self.hypercall: tuple[int, int, int, int] = (0, 0, 0, 0)  # nr, args[0..2]
+        self.ret = 0  # user space's answer to a hypercall
+        self.text = ""
+
+
+class VcpuTdx:
+    """struct vcpu_tdx: the TDX side of a vCPU."""
+
+    __slots__ = (
+        "associated_cpu",
+        "exit_gpa",
+        "exit_qual",
+        "ext_exit_qual",
+        "map_gpa_end",
+        "map_gpa_next",
+        "pamt_cache",
+        "state",
+        "tdcx_pages",
+        "tdvpr_page",
+        "vp_enter_regs",
+        "vp_enter_ret",
+    )
+
+    def __init__(self) -> None:
+        self.state = 0  # VCPU_TD_STATE_UNINITIALIZED, INITIALIZED
+        self.tdvpr_page: Pfn | None = None
+        self.tdcx_pages: list[Pfn] = []
+        self.vp_enter_ret = 0
+        self.vp_enter_regs: object = None  # septum.abi.regs.Regs of the last VP.ENTER
+        self.exit_gpa = 0
+        self.exit_qual = 0
+        self.ext_exit_qual = 0
+        self.associated_cpu = -1
+        self.map_gpa_next = 0
+        self.map_gpa_end = 0
+        self.pamt_cache: list[Pfn] = []  # Dynamic PAMT pages for a fault (per vCPU)
+
+
+OUTSIDE_GUEST_MODE = 0
+IN_GUEST_MODE = 1
+EXITING_GUEST_MODE = 2
+
+
+class KvmVcpu:
+    """struct kvm_vcpu."""
+
+    __slots__ = (
+        "cpu",
+        "kvm",
+        "mmu_external_spt_cache",
+        "mmu_page_header_cache",
+        "mmu_shadow_page_cache",
+        "mode",
+        "mutex",
+        "requests",
+        "run",
+        "signal_pending",
+        "stat",
+        "tdx",
+        "vcpu_id",
+        "wq",
+    )
+
+    def __init__(self, kvm: Kvm, vcpu_id: int, cpu: int, mutex: Mutex, wq: WaitQueue) -> None:
+        self.kvm = kvm
+        self.vcpu_id = vcpu_id
+        self.cpu = cpu  # logical processor that this vCPU's thread runs on
+        self.mutex = mutex
+        self.wq = wq  # the halted vCPU waits here
+        self.mode = OUTSIDE_GUEST_MODE
+        self.requests: set[int] = set()
+        self.signal_pending = False
+        self.run = KvmRun()
+        self.tdx = VcpuTdx()
+        self.stat = KvmStats()
+        # Memory caches filled by mmu_topup_memory_caches: page-table pages as PFNs, headers as
+        # a count.
+        self.mmu_shadow_page_cache: list[Pfn] = []
+        self.mmu_external_spt_cache: list[Pfn] = []
+        self.mmu_page_header_cache = 0
+
+
+class GmemInode:
+    """The inode of a guest_memfd: folios by index, flags, memory attributes when it holds them."""
+
+    __slots__ = (
+        "attributes",
+        "file_list",
+        "flags",
+        "folios",
+        "i_size",
+        "invalidate_lock",
+        "page_order",
+        "poisoned",
+    )
+
+    def __init__(
+        self, i_size: int, flags: int, page_order: int, invalidate_lock: RwSem
+    ) -> None:
+        self.i_size = i_size  # bytes
+        self.flags = flags
+        self.page_order = page_order  # order of the backing folios: 0, 9 or 18
+        self.invalidate_lock = invalidate_lock  # inode->i_mapping->invalidate_lock
+        # index of a folio's first page -> struct folio
+        self.folios: dict[int, Folio] = {}
+        self.file_list: list[GmemFile] = []
+        # vm_memory_attributes=N: [start, end, attributes) index ranges, as in Kvm.mem_attr_array.
+        self.attributes: list[tuple[int, int, int]] = []
+        self.poisoned: set[int] = set()
+
+
+class GmemFile:
+    """One (inode, VM) pair: struct gmem_file."""
+
+    __slots__ = ("bindings", "inode", "kvm", "released")
+
+    def __init__(self, kvm: Kvm, inode: GmemInode) -> None:
+        self.kvm = kvm
+        self.inode = inode
+        # (start index, end index, slot) of every bound memslot
+        self.bindings: list[tuple[int, int, KvmMemorySlot]] = []
+        self.released = False
+
+
+class Folio:
+    """struct folio: `1 << order` contiguous pages from `pfn`."""
+
+    __slots__ = ("hugetlb_vmemmap_optimized", "order", "pfn", "refcount", "uptodate")
+
+    def __init__(self, pfn: Pfn, order: int) -> None:
+        self.pfn = pfn
+        self.order = order
+        self.refcount = 1
+        self.uptodate = False
+        self.hugetlb_vmemmap_optimized = False
+
+    @property
+    def nr_pages(self) -> int:
+        """folio_nr_pages()."""
+        return 1 << self.order
+
+
+GfnHandler = "Callable[[Kvm, KvmGfnRange], int]"

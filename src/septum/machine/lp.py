@@ -1,0 +1,63 @@
+"""A logical processor: its TLB, its interrupt state, and the guest it runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.machine.tlb import Tlb
+from septum.sim import Sim, WaitQueue
+
+if TYPE_CHECKING:
+    from septum.machine.machine import GuestContext
+
+
+class LogicalProcessor:
+    """One hardware thread."""
+
+    __slots__ = (
+        "context",
+        "guest",
+        "id",
+        "ipi_pending",
+        "ipi_wq",
+        "irq_enabled",
+        "nr_ipis",
+        "package",
+        "sim",
+        "tlb",
+        "wake_wq",
+    )
+
+    def __init__(self, sim: Sim, id: int, package: int) -> None:
+        self.sim = sim
+        self.id = id
+        self.package = package
+        self.tlb = Tlb()
+        self.irq_enabled = True
+        self.ipi_pending = False
+        self.nr_ipis = 0
+        # The TDX module's vCPU while this processor is inside a TD, else None.
+        self.guest: object | None = None
+        # The guest program that runs here while inside a TD.
+        self.context: GuestContext | None = None
+        self.ipi_wq = WaitQueue(sim, f"ipi acknowledgement of cpu{id}")
+        self.wake_wq = WaitQueue(sim, f"spinning guest on cpu{id}")
+
+    def interrupt_pending(self) -> bool:
+        """An external interrupt waits to be taken."""
+        return self.ipi_pending
+
+    def local_irq_disable(self) -> None:
+        """cli: interrupts stay pending."""
+        self.irq_enabled = False
+
+    def local_irq_enable(self) -> None:
+        """sti: pending interrupts are taken, which acknowledges their senders."""
+        self.irq_enabled = True
+        if self.ipi_pending:
+            self.acknowledge()
+
+    def acknowledge(self) -> None:
+        """The interrupt handler ran: whoever waits for it goes on."""
+        self.ipi_pending = False
+        self.ipi_wq.wake_up_all()

@@ -1,0 +1,71 @@
+"""A page-table page of 512 entries, held as a template while it is uniform.
+
+Both the kernel's page tables and the Secure EPT are made of these. A page whose entries are
+`base + i * stride` (all free, or the 512 children of a demoted page) is three integers; it
+becomes an array on the first entry that differs.
+"""
+
+from array import array
+
+from septum.abi.types import PTRS_PER_TABLE
+
+
+class TablePage:
+    """512 entries of 64 bits. Entry i is `entries[i]`, or `base + i * stride` while uniform."""
+
+    __slots__ = ("base", "entries", "pfn", "stride")
+
+    def __init__(self, pfn: int, base: int = 0, stride: int = 0) -> None:
+        self.pfn = pfn
+        self.base = base
+        self.stride = stride
+        self.entries: array[int] | None = None
+
+    def entry(self, index: int) -> int:
+        """The 64-bit entry `index` (0..511)."""
+        entries = self.entries
+        if entries is not None:
+            return entries[index]
+        return self.base + index * self.stride
+
+    def set_entry(self, index: int, value: int) -> None:
+        """Write entry `index`."""
+        entries = self.entries
+        if entries is None:
+            if value == self.base + index * self.stride:
+                return
+            entries = self._expand()
+        entries[index] = value
+
+    def fill(self, base: int, stride: int = 0) -> None:
+        """Write all entries: entry i becomes `base + i * stride`."""
+        self.base = base
+        self.stride = stride
+        self.entries = None
+
+    def uniform(self) -> tuple[int, int] | None:
+        """(base, stride) while the page is held as a template, else None."""
+        if self.entries is None:
+            return self.base, self.stride
+        return None
+
+    def try_cmpxchg(self, index: int, old: int, new: int) -> int:
+        """Atomic compare-exchange; returns the value found, which is `old` on success."""
+        found = self.entry(index)
+        if found == old:
+            self.set_entry(index, new)
+        return found
+
+    def values(self) -> "array[int]":
+        """All 512 entries, as a new array."""
+        entries = self.entries
+        if entries is not None:
+            return entries[:]
+        if self.stride == 0:
+            return array("Q", (self.base,)) * PTRS_PER_TABLE
+        stop = self.base + PTRS_PER_TABLE * self.stride
+        return array("Q", range(self.base, stop, self.stride))
+
+    def _expand(self) -> "array[int]":
+        self.entries = entries = self.values()
+        return entries
