@@ -1,0 +1,41 @@
+# Everything from a new clone: `make run` boots a guest, `make test` proves the model.
+# Needs python3 >= 3.11 and make; the network only for the package index.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.septum-installed
+ARGS ?=
+
+.PHONY: setup run test lint types bench kill-table clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "septum needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+run: $(STAMP)
+	@$(BIN)/septum run $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy --strict src
+
+bench: $(STAMP)
+	@$(BIN)/python bench/module.py
+	@$(BIN)/python bench/boot.py
+
+kill-table: $(STAMP)
+	@$(BIN)/python -m septum.conform.mutate $(ARGS)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis septum-report

@@ -1,0 +1,47 @@
+"""Exit codes, and the one place that turns what went wrong into one of them."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+
+from septum.errors import InputError
+
+OK = 0
+BROKEN = 1
+USAGE = 2
+UNDETERMINED = 3
+DEFECT = 70
+INTERRUPTED = 130
+
+
+def guarded(command: Callable[[], None]) -> int:
+    """Run `command`; returns the exit code. SystemExit passes its own code through.
+
+    InputError is one sentence on stderr and 2; an interrupt is 130; anything else that escapes
+    is a defect of Septum: 70, with the traceback and a word about it.
+    """
+    try:
+        command()
+    except SystemExit as stop:
+        if stop.code is None:
+            return OK
+        return stop.code if isinstance(stop.code, int) else USAGE
+    except InputError as error:
+        print(f"septum: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("septum: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return OK
+    except Exception:
+        traceback.print_exc()
+        print(
+            "septum: this is a defect of Septum, not of the model that it ran or of your input; "
+            "please report it with the text above and the command line",
+            file=sys.stderr,
+        )
+        return DEFECT
+    return OK
