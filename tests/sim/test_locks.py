@@ -1,0 +1,164 @@
+"""Locks exclude, block, and notice what a kernel would notice."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from septum.sim import (
+    Mutex,
+    RandomSchedule,
+    RwLock,
+    RwSem,
+    Sim,
+    SimDefect,
+    SpinLock,
+    WaitQueue,
+)
+
+
+def run_tasks(sim: Sim, bodies: list[Callable[[], None]]) -> None:
+    for number, body in enumerate(bodies):
+        sim.spawn(f"t{number}", body)
+    sim.run()
+
+
+@given(st.integers(0, 2**32), st.sampled_from([Mutex, SpinLock]))
+def test_exclusive_locks_exclude(seed: int, kind: type[Mutex] | type[SpinLock]) -> None:
+    sim = Sim(RandomSchedule(seed))
+    lock = kind(sim, "l")
+    inside: list[int] = []
+    overlaps: list[int] = []
+
+    def body(number: int) -> None:
+        for _ in range(3):
+            with lock:
+                overlaps.extend(inside)
+                inside.append(number)
+                sim.point("critical")
+                inside.remove(number)
+
+    run_tasks(sim, [lambda n=n: body(n) for n in range(3)])
+    assert not overlaps
+    assert not sim.findings
+
+
+@given(st.integers(0, 2**32))
+def test_a_writer_is_alone_and_readers_share(seed: int) -> None:
+    sim = Sim(RandomSchedule(seed))
+    lock = RwLock(sim, "mmu_lock")
+    readers = writers = 0
+    together = 0
+
+    def reader() -> None:
+        nonlocal readers, together
+        for _ in range(3):
+            lock.read_lock()
+            readers += 1
+            assert writers == 0
+            together = max(together, readers)
+            sim.point("read")
+            readers -= 1
+            lock.read_unlock()
+
+    def writer() -> None:
+        nonlocal writers
+        for _ in range(2):
+            lock.write_lock()
+            writers += 1
+            assert (readers, writers) == (0, 1)
+            assert lock.held_write()
+            sim.point("write")
+            writers -= 1
+            lock.write_unlock()
+
+    run_tasks(sim, [reader, reader, writer, writer])
+    assert lock.nr_write_locks == 4
+    assert lock.nr_read_locks == 6
+
+
+def test_readers_do_run_together_in_some_schedule() -> None:
+    best = 0
+    for seed in range(10):
+        sim = Sim(RandomSchedule(seed))
+        lock = RwSem(sim, "invalidate_lock")
+
+        def reader(sim: Sim = sim, lock: RwSem = lock) -> None:
+            nonlocal best
+            lock.down_read()
+            best = max(best, len(lock.readers))
+            sim.point("read")
+            lock.up_read()
+
+        run_tasks(sim, [reader, reader])
+    assert best == 2
+
+
+def test_sleeping_under_a_spinning_lock_is_a_finding() -> None:
+    sim = Sim()
+    mutex, mmu_lock = Mutex(sim, "slots_lock"), RwLock(sim, "mmu_lock")
+
+    def body() -> None:
+        mmu_lock.write_lock()
+        mutex.lock()
+        mutex.unlock()
+        mmu_lock.write_unlock()
+
+    run_tasks(sim, [body])
+    assert [f.promise for f in sim.findings] == ["locking"]
+    assert "mmu_lock" in sim.findings[0].text
+
+
+def test_an_abba_deadlock_is_a_finding_that_names_both() -> None:
+    sim = Sim()
+    a, b = Mutex(sim, "a"), Mutex(sim, "b")
+
+    def take(first: Mutex, second: Mutex) -> None:
+        with first, second:
+            pass
+
+    run_tasks(sim, [lambda: take(a, b), lambda: take(b, a)])
+    assert [f.promise for f in sim.findings] == ["progress"]
+    assert "t0 waits for b" in sim.findings[0].text
+    assert "t1 waits for a" in sim.findings[0].text
+
+
+def test_releasing_what_one_does_not_hold_is_a_defect() -> None:
+    sim = Sim()
+    with pytest.raises(SimDefect):
+        RwLock(sim, "l").read_unlock()
+
+
+def test_a_wait_queue_wakes_and_carries_the_wakers_time() -> None:
+    sim = Sim()
+    queue = WaitQueue(sim, "q")
+    flag = False
+    woken_at = -1
+
+    def waiter() -> None:
+        nonlocal woken_at
+        queue.wait_event(lambda: flag)
+        woken_at = sim.now_ns()
+
+    def waker() -> None:
+        nonlocal flag
+        sim.point("before")
+        sim.advance(700)
+        flag = True
+        queue.wake_up_all()
+
+    run_tasks(sim, [waiter, waker])
+    assert woken_at == 700
+
+
+def test_lock_hand_over_takes_virtual_time_even_without_waiting() -> None:
+    sim = Sim()
+    lock = Mutex(sim, "m")
+
+    def body() -> None:
+        with lock:
+            sim.advance(100)
+
+    run_tasks(sim, [body, body, body])
+    assert sim.now_ns() == 300

@@ -1,0 +1,93 @@
+"""A run is a function of its schedule, and its token brings it back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from septum.sim import (
+    ListSchedule,
+    Mutex,
+    RandomSchedule,
+    RoundRobin,
+    Schedule,
+    Sim,
+    decode_token,
+    encode_token,
+)
+
+
+def interleaving(schedule: Schedule, nr_tasks: int = 3, steps: int = 4) -> tuple[list[str], Sim]:
+    """Tasks that log at every scheduling point, half of them under a mutex."""
+    sim = Sim(schedule)
+    mutex = Mutex(sim, "m")
+    log: list[str] = []
+
+    def body(name: str) -> None:
+        for step in range(steps):
+            if step % 2:
+                with mutex:
+                    log.append(f"{name}{step}")
+                    sim.point("inside")
+            else:
+                log.append(f"{name}{step}")
+                sim.point("outside")
+            if sim.choose("odd"):
+                log.append("injected")
+
+    for name in "abcd"[:nr_tasks]:
+        sim.spawn(name, lambda name=name: body(name))
+    sim.run()
+    return log, sim
+
+
+@given(st.integers(0, 2**32))
+def test_the_same_seed_gives_the_same_interleaving(seed: int) -> None:
+    assert interleaving(RandomSchedule(seed))[0] == interleaving(RandomSchedule(seed))[0]
+
+
+@given(st.integers(0, 2**32))
+def test_recorded_answers_replay_a_random_run_step_for_step(seed: int) -> None:
+    log, sim = interleaving(RandomSchedule(seed))
+    replay = ListSchedule(list(sim.answers))
+    assert interleaving(replay)[0] == log
+    assert replay.misfits == 0
+
+
+def test_different_seeds_do_reach_different_interleavings() -> None:
+    assert len({tuple(interleaving(RandomSchedule(seed))[0]) for seed in range(20)}) > 10
+
+
+def test_round_robin_alternates() -> None:
+    log, _ = interleaving(RoundRobin(), nr_tasks=2, steps=1)
+    assert log == ["a0", "b0"]
+
+
+def test_an_injected_choice_comes_out() -> None:
+    log, _ = interleaving(ListSchedule([1]), nr_tasks=1, steps=1)
+    assert log == ["a0", "injected"]
+
+
+def test_answers_that_do_not_fit_are_counted() -> None:
+    replay = ListSchedule([7, 0, 0])
+    interleaving(replay, nr_tasks=2, steps=1)
+    assert replay.misfits == 1
+
+
+@given(
+    st.text(max_size=8),
+    st.binary(max_size=40),
+    st.sampled_from([RoundRobin(3), RandomSchedule(99), ListSchedule([0, 1, 2, 300])]),
+)
+def test_tokens_round_trip(version: str, recipe: bytes, schedule: Schedule) -> None:
+    token = encode_token(version, recipe, schedule)
+    got_version, got_recipe, got = decode_token(token)
+    assert (got_version, got_recipe, got.spec()) == (version, recipe, schedule.spec())
+    if isinstance(schedule, ListSchedule):
+        assert isinstance(got, ListSchedule)
+        assert got.answers == schedule.answers
+
+
+@pytest.mark.parametrize("text", ["", "abc", "septum1.", "septum1.!!", "septum1.AAAA"])
+def test_a_bad_token_is_one_sentence(text: str) -> None:
+    with pytest.raises(ValueError, match="token"):
+        decode_token(text)
