@@ -25,6 +25,7 @@ from uuid import UUID
 import msgspec
 
 from septum.abi.types import PAGE_SIZE
+from septum.errors import InputError
 
 FIRMWARE_END = 1 << 32
 """The image is one RAM block that ends at 4 GiB."""
@@ -54,7 +55,7 @@ _USE_ANOTHER = "use an OVMF built with TDX support (Debian: package ovmf, /usr/s
 _REBUILD = "rebuild or replace the image"
 
 
-class TdvfError(ValueError):
+class TdvfError(InputError):
     """One sentence: which file, where in it, what is wrong, and what would be right."""
 
     def __init__(self, name: str, wrong: str, remedy: str, *, offset: int | None = None) -> None:

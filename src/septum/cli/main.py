@@ -1,0 +1,154 @@
+"""The `septum` command. Subcommands import what they need when they run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from septum.cli.exits import guarded
+
+app = typer.Typer(
+    name="septum",
+    help="A TDX host that runs in a Python process: boot a TD, look at it, hold it to account.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    rich_markup_mode=None,
+)
+module_app = typer.Typer(
+    help="The TDX module by itself.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(module_app, name="module")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from septum import __version__
+
+        print(f"septum {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def septum(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it and leave.")
+    ] = False,
+) -> None:
+    """A TDX host that runs in a Python process."""
+
+
+@app.command()
+def run(
+    firmware: Annotated[
+        Path | None,
+        typer.Option(help="TDVF image; by default an OVMF is looked for, then fetched, then made."),
+    ] = None,
+    memory: Annotated[str, typer.Option(help="Guest memory, such as 4G.")] = "4G",
+    vcpus: Annotated[int, typer.Option(help="Number of vCPUs.")] = 8,
+    design: Annotated[str, typer.Option(help="The host's design.")] = "v3",
+    seed: Annotated[int, typer.Option(help="Seed of a random schedule.")] = 0,
+    schedule: Annotated[
+        str, typer.Option(help="round-robin, or random (then --seed counts).")
+    ] = "round-robin",
+    check: Annotated[
+        str, typer.Option(help="When promises are checked: end, quiet or every-step.")
+    ] = "quiet",
+    json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Write the event stream here (JSON Lines; .gz compresses)."),
+    ] = None,
+    report: Annotated[Path, typer.Option(help="Folder for the report and the picture.")] = Path(
+        "septum-report"
+    ),
+) -> None:
+    """Boot a TD from firmware to an idle Linux, convert, tear down, and report."""
+    from septum.cli.run import RunOptions, run_boot
+
+    raise SystemExit(
+        run_boot(
+            RunOptions(
+                firmware=firmware,
+                memory=memory,
+                vcpus=vcpus,
+                design=design,
+                seed=seed,
+                schedule=schedule,
+                check=check,
+                json=json,
+                trace=trace,
+                report=report,
+            )
+        )
+    )
+
+
+@app.command()
+def replay(
+    token: Annotated[str, typer.Argument(help="The token that a report printed.")],
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Write the event stream here (JSON Lines; .gz compresses)."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
+    report: Annotated[Path, typer.Option(help="Folder for the report and the picture.")] = Path(
+        "septum-report"
+    ),
+) -> None:
+    """Run again exactly what a token stands for."""
+    from septum.cli.run import replay_token
+
+    raise SystemExit(replay_token(token, trace=trace, json=json, report=report))
+
+
+@app.command()
+def mrtd(
+    image: Annotated[Path, typer.Argument(help="TDVF image.")],
+    two_pass: Annotated[
+        bool, typer.Option("--two-pass", help="Per section all PAGE.ADDs, then all MR.EXTENDs.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Build a TD from an image in the model and print its MRTD."""
+    from septum.cli.mrtd import print_mrtd
+
+    raise SystemExit(print_mrtd(image, two_pass=two_pass, as_json=json))
+
+
+@app.command()
+def firmware(
+    image: Annotated[
+        Path | None,
+        typer.Argument(help="TDVF image; without it, the one that `run` would use."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Show the TDVF metadata of an image."""
+    from septum.cli.firmware import print_firmware
+
+    raise SystemExit(print_firmware(image, as_json=json))
+
+
+@app.command()
+def designs() -> None:
+    """List the designs with their origin."""
+    from septum.designs import design_names, find_design
+
+    for name in design_names():
+        design = find_design(name)
+        print(f"{design.name:12} {design.summary}\n{'':12} {design.origin}")
+
+
+def run_command() -> int:
+    """Run the command line; returns the exit code."""
+    return guarded(lambda: app(standalone_mode=True))
+
+
+def run_and_exit() -> None:
+    """The console script."""
+    sys.exit(run_command())

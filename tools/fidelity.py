@@ -1,0 +1,84 @@
+"""Writes docs/fidelity.md from the `MODEL:` notes in the source, so that none is forgotten.
+
+python tools/fidelity.py            write the file
+python tools/fidelity.py --check    exit 1 when the file is not what the source says
+"""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src" / "septum"
+TARGET = ROOT / "docs" / "fidelity.md"
+
+HEAD = """# Where the model is coarser than the real thing
+
+Generated from the `MODEL:` notes in the source by `python tools/fidelity.py`; a test keeps it
+true. Everything that is not listed here is meant to behave as the TDX module, the hardware or
+the kernel does: a difference is a defect, and we want to hear of it.
+
+"""
+
+ROOMS = {
+    "abi": "Facts (`septum.abi`)",
+    "sim": "Scheduler (`septum.sim`)",
+    "machine": "Machine (`septum.machine`)",
+    "module": "TDX module (`septum.module`)",
+    "linux": "Host kernel (`septum.linux`)",
+    "vmm": "User space (`septum.vmm`)",
+    "guest": "Guests (`septum.guest`)",
+    "checks": "Promises (`septum.checks`)",
+}
+
+
+def notes(path: Path) -> list[tuple[int, str]]:
+    """(line, text) of every MODEL: note of a file; a note ends with its comment or paragraph."""
+    lines = path.read_text().splitlines()
+    found = []
+    for number, line in enumerate(lines, 1):
+        match = re.search(r"MODEL: ?(.*)", line)
+        if match is None:
+            continue
+        comment = "#" in line[: match.start()]
+        words = [match.group(1)]
+        for following in lines[number:]:
+            text = following.strip()
+            if comment != text.startswith("#") or not text.lstrip("#").strip():
+                break
+            if '"""' in text:
+                words.append(text.split('"""')[0])
+                break
+            words.append(text.lstrip("# "))
+        text = " ".join(" ".join(words).split()).split('"""')[0].strip()
+        found.append((number, text))
+    return found
+
+
+def page() -> str:
+    """The whole document."""
+    out = [HEAD]
+    for room, title in ROOMS.items():
+        rows = []
+        for path in sorted((SOURCE / room).rglob("*.py")):
+            name = path.relative_to(SOURCE).as_posix()
+            rows += [f"- `{name}`: {text}" for _, text in notes(path)]
+        if rows:
+            out.append(f"## {title}\n\n" + "\n".join(rows) + "\n\n")
+    return "".join(out).rstrip() + "\n"
+
+
+def main() -> int:
+    """Write or check; returns the exit code."""
+    text = page()
+    if "--check" in sys.argv[1:]:
+        if TARGET.exists() and TARGET.read_text() == text:
+            return 0
+        print("docs/fidelity.md is out of date; run: python tools/fidelity.py", file=sys.stderr)
+        return 1
+    TARGET.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
