@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from septum.abi.kvm import KVM_PFN_ERR_FAULT
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from septum.abi.types import Gfn, Gpa, Pfn
+    from septum.abi.types import Gfn, Pfn
     from septum.linux.host import Host
+    from septum.linux.srcu import Srcu
     from septum.machine.tables import TablePage
     from septum.sim import Mutex, RwLock, RwSem, SpinLock, WaitQueue
 
@@ -83,10 +86,11 @@ class KvmMmuPage:
         "ptep_idx",
         "ptep_table",
         "root_count",
+        "scheduled_root_to_zap",
         "spt",
     )
 
-    def __init__(self, spt: TablePage, level: int, gfn: Gfn, is_mirror: bool) -> None:
+    def __init__(self, spt: TablePage, level: int, gfn: int, is_mirror: bool) -> None:
         self.spt = spt  # the (mirror) page table KVM itself reads
         self.level = level  # role.level: the level of the entries in `spt`
         self.gfn = gfn
@@ -94,6 +98,7 @@ class KvmMmuPage:
         self.invalid = False  # role.invalid
         self.external_spt: Pfn | None = None  # the S-EPT page; it belongs to the TDX module
         self.root_count = 0  # tdp_mmu_root_count, of roots only
+        self.scheduled_root_to_zap = False  # tdp_mmu_scheduled_root_to_zap, of roots only
         self.ptep_table: TablePage | None = None  # the entry that points here
         self.ptep_idx = 0
         self.nx_huge_page_disallowed = False
@@ -137,6 +142,7 @@ class KvmPageFault:
         "map_writable",
         "max_level",
         "mmu_seq",
+        "nx_huge_page_workaround_enabled",
         "pfn",
         "prefetch",
         "present",
@@ -147,7 +153,7 @@ class KvmPageFault:
         "write",
     )
 
-    def __init__(self, addr: Gpa, error_code: int, gfn: Gfn, max_level: int) -> None:
+    def __init__(self, addr: int, error_code: int, gfn: int, max_level: int) -> None:
         self.addr = addr
         self.error_code = error_code
         self.gfn = gfn
@@ -162,11 +168,13 @@ class KvmPageFault:
         self.is_private = False
         self.is_tdp = True
         self.huge_page_disallowed = False
+        self.nx_huge_page_workaround_enabled = False
         self.map_writable = False
         self.mmu_seq = 0
         self.slot: KvmMemorySlot | None = None
-        self.pfn: int = -1
-        self.refcounted_page: int | None = None  # pfn whose folio reference is to be dropped
+        self.pfn: int = KVM_PFN_ERR_FAULT
+        # The folio whose reference, taken by the lookup, is dropped when the fault is finished.
+        self.refcounted_page: Folio | None = None
 
 
 class KvmStats:
@@ -241,10 +249,14 @@ class KvmArch:
         "gfn_direct_bits",
         "has_private_mem",
         "has_protected_state",
+        "hypercall_exit_enabled",
+        "irqchip_split",
         "mirror_root",
         "pre_fault_allowed",
         "root_level",
         "shadow_mmio_value",
+        "tdp_mmu_pages",
+        "tdp_mmu_pages_lock",
         "tdp_mmu_roots",
         "vm_type",
     )
@@ -253,11 +265,18 @@ class KvmArch:
         self.vm_type = vm_type
         self.has_private_mem = False
         self.has_protected_state = False
+        self.irqchip_split = False
+        self.hypercall_exit_enabled = 0  # bits by hypercall number: KVM_CAP_EXIT_HYPERCALL
         self.pre_fault_allowed = False
         self.gfn_direct_bits = 0  # the shared bit, as a GFN bit
         self.root_level = 4
         self.shadow_mmio_value = 0
+        # Every root that is not freed yet, newest first. Set up by kvm_mmu_init_tdp_mmu().
         self.tdp_mmu_roots: list[KvmMmuPage] = []
+        self.tdp_mmu_pages = 0  # page tables linked below the roots
+        self.tdp_mmu_pages_lock: SpinLock | None = None
+        # The valid root of each kind; None before the first vCPU loads its MMU. A vCPU has its own
+        # references in KvmVcpu.mmu_root and mmu_mirror_root.
         self.direct_root: KvmMmuPage | None = None
         self.mirror_root: KvmMmuPage | None = None
 
@@ -273,6 +292,7 @@ class Kvm:
         "host",
         "id",
         "lock",
+        "max_vcpus",
         "mem_attr_array",
         "memslots",
         "mmu_invalidate_in_progress",
@@ -282,6 +302,7 @@ class Kvm:
         "mmu_lock",
         "slots_arch_lock",
         "slots_lock",
+        "srcu",
         "stat",
         "tdx",
         "users_count",
@@ -300,6 +321,7 @@ class Kvm:
         slots_lock: Mutex,
         slots_arch_lock: Mutex,
         mmu_lock: RwLock,
+        srcu: Srcu,
     ) -> None:
         self.host = host
         self.id = id
@@ -309,8 +331,10 @@ class Kvm:
         self.slots_lock = slots_lock
         self.slots_arch_lock = slots_arch_lock
         self.mmu_lock = mmu_lock
+        self.srcu = srcu
         self.vcpus: list[KvmVcpu] = []
         self.created_vcpus = 0
+        self.max_vcpus = 0
         self.memslots: dict[int, KvmMemorySlot] = {}  # by id
         self.gmem_files: list[GmemFile] = []
         # Per-VM memory attributes (vm_memory_attributes=Y): sorted, non-overlapping
@@ -330,7 +354,17 @@ class Kvm:
 class KvmRun:
     """struct kvm_run: why KVM_RUN came back, for user space."""
 
-    __slots__ = ("exit_reason", "flags", "gpa", "hypercall", "ret", "size_bytes", "text")
+    __slots__ = (
+        "data",
+        "exit_reason",
+        "flags",
+        "gpa",
+        "hypercall",
+        "io",
+        "ret",
+        "size_bytes",
+        "text",
+    )
 
     def __init__(self) -> None:
         self.exit_reason = 0
@@ -339,6 +373,8 @@ class KvmRun:
         self.flags = 0
         self.hypercall: tuple[int, int, int, int] = (0, 0, 0, 0)  # nr, args[0..2]
         self.ret = 0  # user space's answer to a hypercall
+        self.io: tuple[int, int, int, int] = (0, 0, 0, 0)  # port, bytes, is write, value
+        self.data: list[int] = []  # system_event.data, tdx.*
         self.text = ""
 
 
@@ -349,6 +385,7 @@ class VcpuTdx:
         "associated_cpu",
         "exit_gpa",
         "exit_qual",
+        "exit_reason",
         "ext_exit_qual",
         "map_gpa_end",
         "map_gpa_next",
@@ -366,6 +403,7 @@ class VcpuTdx:
         self.tdcx_pages: list[Pfn] = []
         self.vp_enter_ret = 0
         self.vp_enter_regs: object = None  # septum.abi.regs.Regs of the last VP.ENTER
+        self.exit_reason = 0  # vt->exit_reason.full
         self.exit_gpa = 0
         self.exit_qual = 0
         self.ext_exit_qual = 0
@@ -384,16 +422,22 @@ class KvmVcpu:
     """struct kvm_vcpu."""
 
     __slots__ = (
+        "complete_userspace_io",
         "cpu",
+        "irq_pending",
         "kvm",
         "mmu_external_spt_cache",
+        "mmu_mirror_root",
         "mmu_page_header_cache",
+        "mmu_root",
         "mmu_shadow_page_cache",
         "mode",
+        "mp_state",
         "mutex",
         "requests",
         "run",
         "signal_pending",
+        "srcu_idx",
         "stat",
         "tdx",
         "vcpu_id",
@@ -403,7 +447,7 @@ class KvmVcpu:
     def __init__(self, kvm: Kvm, vcpu_id: int, cpu: int, mutex: Mutex, wq: WaitQueue) -> None:
         self.kvm = kvm
         self.vcpu_id = vcpu_id
-        self.cpu = cpu  # logical processor that this vCPU's thread runs on
+        self.cpu = cpu  # logical processor it was last loaded on; -1: none
         self.mutex = mutex
         self.wq = wq  # the halted vCPU waits here
         self.mode = OUTSIDE_GUEST_MODE
@@ -411,12 +455,19 @@ class KvmVcpu:
         self.signal_pending = False
         self.run = KvmRun()
         self.tdx = VcpuTdx()
+        self.mp_state = 0  # KVM_MP_STATE_*: runnable, uninitialized, ..., halted
+        self.irq_pending = False  # an interrupt that a halted vCPU wakes up for
+        self.complete_userspace_io = 0  # which completion runs at the next KVM_RUN; 0: none
+        self.srcu_idx = 0
         self.stat = KvmStats()
         # Memory caches filled by mmu_topup_memory_caches: page-table pages as PFNs, headers as
         # a count.
         self.mmu_shadow_page_cache: list[Pfn] = []
         self.mmu_external_spt_cache: list[Pfn] = []
         self.mmu_page_header_cache = 0
+        # arch.mmu->root.hpa and ->mirror_root_hpa; None is INVALID_PAGE.
+        self.mmu_root: KvmMmuPage | None = None
+        self.mmu_mirror_root: KvmMmuPage | None = None
 
 
 class GmemInode:
@@ -430,7 +481,11 @@ class GmemInode:
         "i_size",
         "invalidate_lock",
         "page_order",
+        "pins",
         "poisoned",
+        "split_folios",
+        "subpool",
+        "user_mapped",
     )
 
     def __init__(
@@ -446,12 +501,17 @@ class GmemInode:
         # vm_memory_attributes=N: [start, end, attributes) index ranges, as in Kvm.mem_attr_array.
         self.attributes: list[tuple[int, int, int]] = []
         self.poisoned: set[int] = set()
+        # First index -> huge folio that is split to 4 KB in place.
+        self.split_folios: dict[int, SplitFolio] = {}
+        self.subpool: Subpool | None = None  # inode->i_private of a hugetlb guest_memfd
+        self.user_mapped: set[int] = set()  # indexes faulted into host page tables
+        self.pins: dict[int, int] = {}  # index -> references by GUP (IOMMU, io_uring)
 
 
 class GmemFile:
     """One (inode, VM) pair: struct gmem_file."""
 
-    __slots__ = ("bindings", "inode", "kvm", "released")
+    __slots__ = ("bindings", "f_count", "inode", "kvm", "released")
 
     def __init__(self, kvm: Kvm, inode: GmemInode) -> None:
         self.kvm = kvm
@@ -459,12 +519,51 @@ class GmemFile:
         # (start index, end index, slot) of every bound memslot
         self.bindings: list[tuple[int, int, KvmMemorySlot]] = []
         self.released = False
+        self.f_count = 1  # references to the struct file; at 0 it is released
+
+
+class Subpool:
+    """struct hugepage_subpool: `rsv_hpages` huge pages of `order` are still reserved."""
+
+    __slots__ = ("order", "rsv_hpages")
+
+    def __init__(self, order: int, rsv_hpages: int) -> None:
+        self.order = order
+        self.rsv_hpages = rsv_hpages
+
+
+class SplitFolio:
+    """A huge folio of the page cache that was split to order 0 in place.
+
+    The small folios are alike (one reference, `uptodate` as the huge one was), so that only those
+    that differ have a `Folio` in `GmemInode.folios`; `gone` are the indexes that were removed.
+    """
+
+    __slots__ = ("gone", "hugetlb", "index", "nr_pages", "order", "pfn", "site", "uptodate")
+
+    def __init__(self, index: int, folio: Folio) -> None:
+        self.index = index  # page cache index of the first page
+        self.pfn = folio.pfn
+        self.order = folio.order
+        self.nr_pages = 1 << folio.order
+        self.uptodate = folio.uptodate
+        self.hugetlb = folio.hugetlb
+        self.site = folio.site
+        self.gone: set[int] = set()
 
 
 class Folio:
     """struct folio: `1 << order` contiguous pages from `pfn`."""
 
-    __slots__ = ("hugetlb_vmemmap_optimized", "order", "pfn", "refcount", "uptodate")
+    __slots__ = (
+        "hugetlb",
+        "hugetlb_vmemmap_optimized",
+        "order",
+        "pfn",
+        "refcount",
+        "site",
+        "uptodate",
+    )
 
     def __init__(self, pfn: Pfn, order: int) -> None:
         self.pfn = pfn
@@ -472,6 +571,8 @@ class Folio:
         self.refcount = 1
         self.uptodate = False
         self.hugetlb_vmemmap_optimized = False
+        self.hugetlb: Subpool | None = None  # the subpool a hugetlb folio goes back to
+        self.site = ""  # call site of the allocation
 
     @property
     def nr_pages(self) -> int:
