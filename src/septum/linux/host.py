@@ -28,7 +28,7 @@ class HostParams:
 
     `vm_memory_attributes` N means that guest_memfd holds the memory attributes. The four FIXUP
     patches of the v3 test tree are `fixup_*`; `nx_huge_pages` is off on parts without iTLB
-    multihit, which is every part with TDX.
+    multihit, which is every part with TDX. `preempt_full`: rwlock_needbreak() looks for waiters.
     """
 
     tdx: bool = True
@@ -36,6 +36,7 @@ class HostParams:
     vm_memory_attributes: bool = False
     tdp_mmu: bool = True
     nx_huge_pages: bool = False
+    preempt_full: bool = False
     x86_bug_tdx_pw_mce: bool = False
     fixup_export_free_folio: bool = True
     fixup_zap_before_split: bool = True
@@ -86,6 +87,7 @@ class Host:
     State that belongs to no VM: `kvms` (vm_list, by id), `page_private` (struct page's private
     field of page-table pages: PFN -> struct kvm_mmu_page), and RCU as far as the TDP MMU needs
     it: `rcu_readers` open read sections, `rcu_free_sps` page tables to free when there is none.
+    `warned` are the sites whose WARN_ON_ONCE() has fired.
     """
 
     __slots__ = (
@@ -102,6 +104,7 @@ class Host:
         "sim",
         "tdp_mmu",
         "tdx",
+        "warned",
         "x86",
         "x86_tdx",
     )
@@ -120,6 +123,7 @@ class Host:
         self.page_private: dict[int, KvmMmuPage] = {}
         self.rcu_readers = 0
         self.rcu_free_sps: list[KvmMmuPage] = []
+        self.warned: dict[str, bool] = {}
         self.mm = units.mm(self)
         self.x86_tdx = units.x86_tdx(self)
         self.main = units.main(self)

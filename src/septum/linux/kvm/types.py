@@ -105,9 +105,21 @@ class KvmMmuPage:
 
 
 class KvmGfnRange:
-    """struct kvm_gfn_range: a GFN range of one slot handed to an unmap, split or age operation."""
+    """struct kvm_gfn_range: a GFN range of one slot handed to an unmap, split or age operation.
 
-    __slots__ = ("attr_filter", "attributes", "end", "lockless", "may_block", "slot", "start")
+    `cause` is Septum's: what asked for it (accept, conversion, punch_hole), for the statistics.
+    """
+
+    __slots__ = (
+        "attr_filter",
+        "attributes",
+        "cause",
+        "end",
+        "lockless",
+        "may_block",
+        "slot",
+        "start",
+    )
 
     def __init__(
         self,
@@ -117,7 +129,9 @@ class KvmGfnRange:
         attr_filter: int = 0,
         may_block: bool = True,
         attributes: int = 0,
+        cause: str = "",
     ) -> None:
+        self.cause = cause
         self.slot = slot
         self.start = start
         self.end = end
@@ -390,6 +404,7 @@ class VcpuTdx:
         "map_gpa_end",
         "map_gpa_next",
         "pamt_cache",
+        "prealloc",
         "state",
         "tdcx_pages",
         "tdvpr_page",
@@ -411,6 +426,7 @@ class VcpuTdx:
         self.map_gpa_next = 0
         self.map_gpa_end = 0
         self.pamt_cache: list[Pfn] = []  # Dynamic PAMT pages for a fault (per vCPU)
+        self.prealloc = PreallocSplitCache()  # pages preallocated for a fault, PAMT pages too
 
 
 OUTSIDE_GUEST_MODE = 0
@@ -488,9 +504,7 @@ class GmemInode:
         "user_mapped",
     )
 
-    def __init__(
-        self, i_size: int, flags: int, page_order: int, invalidate_lock: RwSem
-    ) -> None:
+    def __init__(self, i_size: int, flags: int, page_order: int, invalidate_lock: RwSem) -> None:
         self.i_size = i_size  # bytes
         self.flags = flags
         self.page_order = page_order  # order of the backing folios: 0, 9 or 18
@@ -580,4 +594,6 @@ class Folio:
         return 1 << self.order
 
 
-GfnHandler = "Callable[[Kvm, KvmGfnRange], int]"
+if TYPE_CHECKING:
+    # gfn_handler_t: negative is an error, 1 asks for a TLB flush, 0 is all else (patch 14).
+    GfnHandler = Callable[[Kvm, KvmGfnRange], int]
