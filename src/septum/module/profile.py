@@ -2,16 +2,26 @@
 
 import msgspec
 
-TDX_FEATURES0_TD_PRESERVING = 1 << 1
-TDX_FEATURES0_NO_RBP_MOD = 1 << 18
-TDX_FEATURES0_DYNAMIC_PAMT = 1 << 36
-TDX_FEATURES0_ENHANCED_DEMOTE_INTERRUPTIBILITY = 1 << 51
+from septum.abi.features import (
+    TDX_FEATURES0_DYNAMIC_PAMT,
+    TDX_FEATURES0_ENHANCE_DEMOTE_INTERRUPTIBILITY,
+    TDX_FEATURES0_HOST_PRIORITY_LOCKS,
+    TDX_FEATURES0_MAXGPA_VIRT,
+    TDX_FEATURES0_MAXPA_VIRT,
+    TDX_FEATURES0_NO_RBP_MOD,
+    TDX_FEATURES0_PENDING_EPT_VIOLATION_V2,
+    TDX_FEATURES0_RELAXED_MEM_MNG_CONCURRENCY,
+    TDX_FEATURES0_TD_ENTRY_ENHANCEMENTS,
+    TDX_FEATURES0_TD_PRESERVING,
+    TDX_FEATURES0_TOPOLOGY_ENUM,
+)
 
 
 class ModuleProfile(msgspec.Struct, frozen=True):
     """One module version. `features0` is the value of the global field TDX_FEATURES0."""
 
     name: str
+    major: int
     minor: int
     update: int
     has_dynamic_pamt: bool
@@ -19,23 +29,39 @@ class ModuleProfile(msgspec.Struct, frozen=True):
     features0: int
 
 
+# MODEL: only the bits of what is modelled (no migration, no partitioning, no service TDs).
+_FEATURES0_1_5 = (
+    TDX_FEATURES0_TD_PRESERVING
+    | TDX_FEATURES0_RELAXED_MEM_MNG_CONCURRENCY
+    | TDX_FEATURES0_TD_ENTRY_ENHANCEMENTS
+    | TDX_FEATURES0_HOST_PRIORITY_LOCKS
+    | TDX_FEATURES0_PENDING_EPT_VIOLATION_V2
+    | TDX_FEATURES0_NO_RBP_MOD
+)
+_FEATURES0_1_5_25 = (
+    _FEATURES0_1_5
+    | TDX_FEATURES0_TOPOLOGY_ENUM
+    | TDX_FEATURES0_MAXPA_VIRT
+    | TDX_FEATURES0_MAXGPA_VIRT
+    | TDX_FEATURES0_DYNAMIC_PAMT
+)
+
 PROFILES: dict[str, ModuleProfile] = {
-    p.name: p
-    for p in (
-        ModuleProfile("1.5.01", 5, 1, False, True, TDX_FEATURES0_NO_RBP_MOD),
-        ModuleProfile(
-            "1.5.25", 5, 25, True, True, TDX_FEATURES0_NO_RBP_MOD | TDX_FEATURES0_DYNAMIC_PAMT
-        ),
-        # MODEL: 1.5.28 is 1.5.25 plus feature bit 51; nothing else of it is public.
+    profile.name: profile
+    for profile in (
+        # MODEL: 1.5.01 differs from 1.5.25 here only in that it has no Dynamic PAMT.
+        ModuleProfile("1.5.01", 1, 5, 1, False, True, _FEATURES0_1_5),
+        ModuleProfile("1.5.25", 1, 5, 25, True, True, _FEATURES0_1_5_25),
+        # MODEL: 1.5.28 is 1.5.25 plus feature bit 51; nothing else of it is public. With the bit,
+        # DEMOTE polls neither for interrupts nor for a waiting host (TDX_INTERRUPTED_BUSY).
         ModuleProfile(
             "1.5.28",
+            1,
             5,
             28,
             True,
             False,
-            TDX_FEATURES0_NO_RBP_MOD
-            | TDX_FEATURES0_DYNAMIC_PAMT
-            | TDX_FEATURES0_ENHANCED_DEMOTE_INTERRUPTIBILITY,
+            _FEATURES0_1_5_25 | TDX_FEATURES0_ENHANCE_DEMOTE_INTERRUPTIBILITY,
         ),
     )
 }
