@@ -18,6 +18,7 @@ from septum.module.locks import (
     hp_unlock_ex,
     hp_unlock_sh,
 )
+from septum.module.state import TD_TEARDOWN
 
 if TYPE_CHECKING:
     from septum.machine import TablePage
@@ -72,17 +73,19 @@ class LockHold:
 
     def hold_entry(self, tdr_hpa: int, gpa: int, level: int, by_host: bool) -> bool:
         """The lock bit of an S-EPT entry, and the TDR shared, as its holder would."""
-        td = self._m.td_by_hpa[tdr_hpa]
-        page, index, entry, reached = walk_sept(self._m, td, gpa, level)
-        if reached != level or entry & LOCK:
-            return False
         self._exclusive = False
         self._walk = self._m.pamt.walk(tdr_hpa, 0, False)
-        if by_host:
-            entry &= ~HP
-        page.set_entry(index, entry | LOCK)
+        td = self._m.td_by_hpa.get(tdr_hpa)
+        if self._walk is None or td is None or td.lifecycle == TD_TEARDOWN:
+            # A TD in teardown has no S-EPT to walk, and no call gets as far as an entry.
+            return self._walk is not None
+        page, index, entry, reached = walk_sept(self._m, td, gpa, level)
+        if reached != level or entry & LOCK:
+            self.release()
+            return False
+        page.set_entry(index, (entry & ~HP if by_host else entry) | LOCK)
         self._entry = page, index
-        return self._walk is not None
+        return True
 
 
 def hold_lock(
@@ -90,20 +93,21 @@ def hold_lock(
 ) -> LockHold:
     """Take a lock by its name; see `Module.hold_lock`."""
     hold = LockHold(m, mode == "ex")
+    of_td = m.td_by_hpa.get(td)
     if obj == "pamt":
         taken = hold.hold_pamt(hpa, level)
-    elif obj == "op_state":
-        taken = hold.hold_hp(m.td_by_hpa[td].op_state_lock)
-    elif obj == "secure_ept":
-        taken = hold.hold_hp(m.td_by_hpa[td].sept_lock)
-    elif obj == "epoch":
-        taken = hold.hold_plain(m.td_by_hpa[td].epoch_lock)
     elif obj == "kot":
         taken = hold.hold_plain(m.kot.lock)
     elif obj == "sept_entry":
         taken = hold.hold_entry(td, gpa, level, by == "host")
-    else:
+    elif obj not in ("op_state", "secure_ept", "epoch"):
         raise ValueError(f"no lock of kind {obj!r}")
+    elif of_td is None:
+        taken = True  # a TD that is gone: nobody can meet its locks
+    elif obj == "epoch":
+        taken = hold.hold_plain(of_td.epoch_lock)
+    else:
+        taken = hold.hold_hp(of_td.op_state_lock if obj == "op_state" else of_td.sept_lock)
     if not taken:
         raise ValueError(f"the {obj} lock is not free")
     return hold
