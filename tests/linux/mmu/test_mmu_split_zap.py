@@ -251,7 +251,7 @@ def test_leaves_left_at_teardown_are_removed_one_by_one(world):
     world.mmu.kvm_mmu_destroy(world.vcpu)
     world.kvm.created_vcpus = 0
     world.mmu.kvm_mmu_uninit_vm(world.kvm)
-    # The 4 KB pass finds the huge leaves too.
+    # The passes of ever larger tables take leaves before the tables above them.
     assert world.names()[-5:] == ["remove", "remove", "free", "free", "free_split_cache"]
 
 

@@ -113,33 +113,36 @@ class MmuLoad(MmuAttributes):
             self.host.tdx.tdx_load_mmu_pgd(vcpu, root.spt.pfn << 12, root.level)
 
     def kvm_mmu_free_obsolete_roots(self, vcpu: KvmVcpu) -> None:
-        """Let go of roots that were invalidated. Source: mmu.c kvm_mmu_free_obsolete_roots."""
+        """Let go of a direct root that was invalidated. Source: mmu.c kvm_mmu_free_obsolete_roots.
+
+        The mirror root stays: it is invalidated only when the VM is destroyed.
+        """
         root = vcpu.mmu_root
         if root is not None and root.invalid:
             self.kvm_mmu_free_roots(vcpu)
 
     def kvm_mmu_free_roots(self, vcpu: KvmVcpu) -> None:
-        """Drop the vCPU's references to its roots. Source: mmu.c kvm_mmu_free_roots."""
-        kvm = vcpu.kvm
-        tdp_mmu = self.host.tdp_mmu
-        # MODEL: freeing an obsolete root lets go of the mirror root too; the next load finds the
-        # valid one again.
-        if vcpu.mmu_root is None and vcpu.mmu_mirror_root is None:
+        """Drop the vCPU's reference to its direct root. Source: mmu.c kvm_mmu_free_roots."""
+        root = vcpu.mmu_root
+        if root is None:
             return
+        kvm = vcpu.kvm
         kvm.mmu_lock.read_lock()
-        if vcpu.mmu_root is not None:
-            tdp_mmu.kvm_tdp_mmu_put_root(kvm, vcpu.mmu_root)
-            vcpu.mmu_root = None
-        if vcpu.mmu_mirror_root is not None:
-            tdp_mmu.kvm_tdp_mmu_put_root(kvm, vcpu.mmu_mirror_root)
-            vcpu.mmu_mirror_root = None
+        self.host.tdp_mmu.kvm_tdp_mmu_put_root(kvm, root)
+        vcpu.mmu_root = None
         kvm.mmu_lock.read_unlock()
 
     def kvm_mmu_unload(self, vcpu: KvmVcpu) -> None:
-        """The vCPU has no roots any more. Source: mmu.c kvm_mmu_unload."""
+        """The vCPU has no direct root any more. Source: mmu.c kvm_mmu_unload."""
         self.kvm_mmu_free_roots(vcpu)
 
     def kvm_mmu_destroy(self, vcpu: KvmVcpu) -> None:
         """A vCPU is destroyed: its roots and its caches. Source: mmu.c kvm_mmu_destroy."""
         self.kvm_mmu_unload(vcpu)
+        kvm = vcpu.kvm
+        kvm.mmu_lock.read_lock()
+        if vcpu.mmu_mirror_root is not None:
+            self.host.tdp_mmu.kvm_tdp_mmu_put_root(kvm, vcpu.mmu_mirror_root)
+            vcpu.mmu_mirror_root = None
+        kvm.mmu_lock.read_unlock()
         self.mmu_free_memory_caches(vcpu)

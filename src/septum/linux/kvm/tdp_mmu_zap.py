@@ -83,9 +83,13 @@ class TdpMmuZap(TdpMmuSpte):
         return flush
 
     def _tdp_mmu_zap_root(self, kvm: Kvm, root: KvmMmuPage, shared: bool, zap_level: int) -> None:
-        """__tdp_mmu_zap_root(): zap everything present at `zap_level` and below."""
+        """__tdp_mmu_zap_root(): zap everything present at `zap_level` and below.
+
+        The walk is over all entries of the root, so that here the GFNs of a direct root carry the
+        shared bit (in traces too), as in the kernel.
+        """
         end = self.tdp_mmu_max_gfn_exclusive()
-        it = TdpIter(self.machine.tables, root, zap_level, 0, kvm_gfn_root_bits(kvm, root))
+        it = TdpIter(self.machine.tables, root, zap_level, 0, 0)
         while it.valid and it.gfn < end:
             if not it.old_spte & SPTE_MMU_PRESENT_MASK:
                 it.skip_nonpresent(end)
