@@ -45,6 +45,12 @@ class StandIn:
         self.pages[gpa >> 12] = token
         return None
 
+    def guest_access_range(
+        self, lp: LogicalProcessor, gpa: int, nr_pages: int, access: int, token: int | None
+    ) -> tuple[int, int]:
+        found = self.guest_access(lp, gpa, access, token)
+        return 1, found if found is not None else 0
+
     def external_interrupt(self, lp: LogicalProcessor) -> None:
         self.seen.append(("interrupt", lp.id, 0))
         context = lp.context

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.abi import tdvmcall
-from septum.abi.leaves import TDG_MEM_PAGE_ACCEPT, TDG_VP_VMCALL
+from septum.abi.leaves import TDG_MEM_PAGE_ACCEPT, TDG_VP_VEINFO_GET, TDG_VP_VMCALL
 from septum.abi.regs import Regs
 from septum.abi.types import PAGE_SIZE, PTRS_PER_TABLE
-from septum.guest.cpu import GuestCpu
+from septum.guest.cpu import GuestCpu, VirtualizationException
 from septum.guest.events import GuestPhaseEvent, GuestReportEvent
-from septum.machine import GuestContext, LogicalProcessor, Machine, SeamModule
+from septum.machine import GuestContext, LogicalProcessor, Machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,21 +23,6 @@ if TYPE_CHECKING:
 
 READ = 1
 WRITE = 2
-
-
-def access_range(
-    seam: SeamModule, lp: LogicalProcessor, gpa: int, nr_pages: int, access: int, token: int | None
-) -> tuple[int, int]:
-    """Access the first pages of a range that one translation covers: (pages, token).
-
-    A module without `guest_access_range` is asked page by page.
-    """
-    whole = getattr(seam, "guest_access_range", None)
-    if whole is not None:
-        nr, value = whole(lp, gpa, nr_pages, access, token)
-        return int(nr), int(value)
-    value = seam.guest_access(lp, gpa, access, token)
-    return 1, value if value is not None else 0
 
 
 class TdGuestCpu(GuestCpu):
@@ -82,6 +67,12 @@ class TdGuestCpu(GuestCpu):
         self.machine.tdcall(self._boundary(), regs)
         return regs.r10, regs.r11
 
+    def _veinfo_get(self) -> int:
+        """TDG.VP.VEINFO.GET, first thing in a #VE handler; returns the GPA."""
+        regs = Regs(rax=TDG_VP_VEINFO_GET)
+        self.machine.tdcall(self._boundary(), regs)
+        return regs.r9
+
     def store(self, gpa: int, nr_pages: int, token: int) -> None:
         self._access(gpa, nr_pages, WRITE, token)
 
@@ -104,7 +95,9 @@ class TdGuestCpu(GuestCpu):
         while nr_pages:
             lp = self._boundary()
             in_frame = PTRS_PER_TABLE - (gpa // PAGE_SIZE) % PTRS_PER_TABLE
-            nr, value = access_range(seam, lp, gpa, min(nr_pages, in_frame), access, token)
+            nr, value = seam.guest_access_range(lp, gpa, min(nr_pages, in_frame), access, token)
+            if not nr:
+                raise VirtualizationException(self._veinfo_get())
             runs.append((nr, value))
             gpa += nr * PAGE_SIZE
             nr_pages -= nr

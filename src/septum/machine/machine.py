@@ -34,6 +34,14 @@ class SeamModule(Protocol):
     ) -> int | None:
         """The guest on `lp` reads (token None) or writes a private GPA; returns what it read."""
 
+    def guest_access_range(
+        self, lp: LogicalProcessor, gpa: int, nr_pages: int, access: int, token: int | None
+    ) -> tuple[int, int]:
+        """The same for the pages from `gpa` on that one translation covers: (pages, token).
+
+        No page: the first access raised #VE.
+        """
+
     def external_interrupt(self, lp: LogicalProcessor) -> None:
         """An interrupt arrives while `lp` is inside a TD: asynchronous TD exit."""
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from septum.abi.regs import Regs
-    from septum.machine import LogicalProcessor, Machine
+    from septum.machine import LogicalProcessor, Machine, TlbEntry
 
 NATIVE_TSC_HZ = 2_000_000_000
 PLATFORM_XFAM = 0x7
@@ -294,25 +294,53 @@ class Module:
         Writes `token` if `access` has bit 1 set, and returns the content token (of a read, what
         was there). GUEST_VE: the access raised #VE.
         """
+        entry = self._translate(lp, gpa, access)
+        if entry is None:
+            return GUEST_VE
+        pfn = entry.pfn + (gpa >> 12) - entry.gfn
+        if access & 2 and token is not None:
+            self.mem.write(pfn, entry.hkid, token)
+            return token
+        return self.mem.read(pfn, entry.hkid)
+
+    def guest_access_range(
+        self, lp: LogicalProcessor, gpa: int, nr_pages: int, access: int, token: int | None = None
+    ) -> tuple[int, int]:
+        """`guest_access` to the first of `nr_pages` pages, as many as one translation covers.
+
+        Returns (pages done, token): a write does them all, a read stops where the content
+        changes. (0, GUEST_VE): the first access raised #VE.
+        """
+        entry = self._translate(lp, gpa, access)
+        if entry is None:
+            return 0, GUEST_VE
+        offset = (gpa >> 12) - entry.gfn
+        nr = min(nr_pages, (1 << 9 * (entry.level - 1)) - offset)
+        pfn = entry.pfn + offset
+        if access & 2 and token is not None:
+            self.mem.fill(pfn, nr, entry.hkid, token)
+            return nr, token
+        found = self.mem.read(pfn, entry.hkid)
+        done = 1
+        while done < nr and self.mem.read(pfn + done, entry.hkid) == found:
+            done += 1
+        return done, found
+
+    def _translate(self, lp: LogicalProcessor, gpa: int, access: int) -> TlbEntry | None:
+        """The TLB entry for a guest access, after whatever the host had to do; None on #VE."""
         gfn = gpa >> 12
         while True:
             vcpu = lp.guest
             assert isinstance(vcpu, Vcpu)
-            td = vcpu.td
-            entry = lp.tlb.lookup(td.tdr_pfn, gfn)
-            if entry is None:
-                outcome = self.guest_access_step(lp, gpa, access)
-                if outcome.kind == OutcomeKind.EVENT:
-                    return GUEST_VE
-                if outcome.kind == OutcomeKind.TD_EXIT:
-                    lp = self.machine.exit_to_host(lp, outcome.exit)
-                continue
-            vcpu.rip += 1
-            pfn = entry.pfn + gfn - entry.gfn
-            if access & 2 and token is not None:
-                self.mem.write(pfn, entry.hkid, token)
-                return token
-            return self.mem.read(pfn, entry.hkid)
+            entry = lp.tlb.lookup(vcpu.td.tdr_pfn, gfn)
+            if entry is not None:
+                vcpu.rip += 1
+                return entry
+            outcome = self.guest_access_step(lp, gpa, access)
+            if outcome.kind == OutcomeKind.EVENT:
+                return None
+            if outcome.kind == OutcomeKind.TD_EXIT:
+                lp = self.machine.exit_to_host(lp, outcome.exit)
 
     def guest_access_step(self, lp: LogicalProcessor, gpa: int, access: int) -> GuestOutcome:
         """One access attempt without a cached translation: TD (ok), EVENT (#VE) or TD_EXIT."""
