@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 INSTRUCTION_LENGTH = 4
 VE_INFO_PENDING = 1
-"""#VE category: access to a pending page. MODEL: the number is not one that software relies on."""
+"""#VE category: access to a pending page."""
 
 
 def access_step(m: Module, lp: LogicalProcessor, gpa: int, access: int) -> GuestOutcome:

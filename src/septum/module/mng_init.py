@@ -1,8 +1,6 @@
 """TDH.MNG.INIT: the TD's configuration, from TD_PARAMS.
 
-TD_PARAMS is 1024 bytes: ATTRIBUTES 0, XFAM 8, MAX_VCPUS 16, NUM_L2_VMS 18, MSR_CONFIG_CTLS 19,
-EPTP_CONTROLS 24, CONFIG_FLAGS 32, TSC_FREQUENCY 40, MRCONFIGID 80, MROWNER 128, MROWNERCONFIG 176,
-IA32_ARCH_CAPABILITIES_CONFIG 224, CPUID_CONFIG 256; the rest is reserved.
+The layout is that of `septum.abi.td_params`.
 """
 
 from __future__ import annotations
@@ -35,6 +33,7 @@ from septum.abi.status import (
     OPERAND_ID_XFAM,
     TDX_OPERAND_INVALID,
 )
+from septum.abi.td_params import TD_PARAMS_SIZE
 from septum.module.common import check_state, lock_td, unlock_td
 from septum.module.state import MAX_VCPUS_PER_TD, OP_STATE_INITIALIZED, MeasurementHash
 
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from septum.module.module import Module
     from septum.module.state import Td
 
-TD_PARAMS_SIZE = 1024
 VIRT_TSC_FREQUENCY_MIN = 4
 VIRT_TSC_FREQUENCY_MAX = 400
 VIRT_TSC_FREQUENCY_UNIT_HZ = 25_000_000

@@ -205,22 +205,18 @@ class Module:
         VMCALL has completed. An interrupted ACCEPT lets the interrupt in and runs again.
         """
         while True:
-            completes_on_entry = regs.rax & LEAF_MASK == leaves.TDG_VP_VMCALL
+            is_vmcall = regs.rax & LEAF_MASK == leaves.TDG_VP_VMCALL
             outcome = self.tdcall_step(lp, regs)
             if outcome.kind == OutcomeKind.TD:
                 return
-            if outcome.kind == OutcomeKind.INTERRUPTED:
-                if not lp.interrupt_pending():
-                    continue
-                self.external_interrupt(lp)
-                context = lp.context
-            else:
-                context = None
-                trap = outcome.event == LAST_EXIT_ASYNC_TRAP
+            if outcome.kind == OutcomeKind.TD_EXIT:
                 lp = self.machine.exit_to_host(lp, outcome.exit)
-                if completes_on_entry or trap:
+                if is_vmcall or outcome.event == LAST_EXIT_ASYNC_TRAP:
                     return
-            if context is not None and context.lp is not None:
+            elif lp.interrupt_pending():
+                context = lp.context
+                self.external_interrupt(lp)
+                assert context is not None and context.lp is not None
                 lp = context.lp
 
     def tdcall_step(self, lp: LogicalProcessor, regs: Regs) -> GuestOutcome:
