@@ -12,6 +12,7 @@ from septum.abi.errno import EAGAIN, EFAULT, EINTR, EINVAL, EIO, ENOENT, EOPNOTS
 from septum.abi.kvm import (
     KVM_EXIT_MEMORY_FAULT,
     KVM_MAX_HUGEPAGE_LEVEL,
+    KVM_MEM_GUEST_MEMFD,
     KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MEM_READONLY,
     KVM_MEMORY_EXIT_FLAG_PRIVATE,
@@ -192,7 +193,7 @@ class KvmMmu(MmuLoad):
         """
         slot = fault.slot
         assert slot is not None
-        if slot.gmem_file is None:
+        if not slot.flags & KVM_MEM_GUEST_MEMFD:
             self.kvm_mmu_prepare_memory_fault_exit(vcpu, fault)
             return -EFAULT
         r: int
@@ -435,7 +436,7 @@ class KvmMmu(MmuLoad):
         fault.pfn = pfn
         fault.map_writable = True
         self.lockdep_assert(kvm.slots_lock.held(), "slots_lock", "kvm_tdp_mmu_map_private_pfn")
-        if fault.slot is None or fault.slot.gmem_file is None:
+        if fault.slot is None or not fault.slot.flags & KVM_MEM_GUEST_MEMFD:
             self.warn_on_once("the slot has no guest_memfd", "kvm_tdp_mmu_map_private_pfn")
             return -EIO
         r = self.kvm_mmu_reload(vcpu)
