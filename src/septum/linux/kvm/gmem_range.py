@@ -1,0 +1,346 @@
+"""Taking memory of a guest_memfd away from guests: invalidation, split, zap, hole, release.
+
+Source: virt/kvm/guest_memfd.c of the tree that v3 is posted on, with patch 16.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.abi.errno import EAGAIN, EINTR, EINVAL, EOPNOTSUPP
+from septum.linux.kvm.gmem_folio import (
+    GUEST_MEMFD_FLAG_HUGETLB,
+    GUEST_MEMFD_FLAG_THP,
+    GmemFolios,
+)
+from septum.linux.kvm.types import KVM_FILTER_PRIVATE, KVM_FILTER_SHARED, KvmGfnRange, SplitFolio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from septum.linux.kvm.types import Folio, GmemFile, GmemInode
+
+FALLOC_FL_KEEP_SIZE = 1 << 0
+FALLOC_FL_PUNCH_HOLE = 1 << 1
+MF_DELAYED = 2
+MAX_INDEX = 1 << 52  # -1ul as an index
+
+
+class GmemRange(GmemFolios):
+    """Operations on index ranges of an inode, in every VM that has it bound."""
+
+    __slots__ = ()
+
+    def kvm_gmem_get_invalidate_filter(self, inode: GmemInode) -> int:
+        """Both halves: the tree does not yet tell which can be mapped."""
+        return KVM_FILTER_SHARED | KVM_FILTER_PRIVATE
+
+    def _bound_ranges(
+        self, f: GmemFile, start: int, end: int, attr_filter: int
+    ) -> Iterator[KvmGfnRange]:
+        """xa_for_each_range(&f->bindings, ...): the part of each bound slot, as GFNs."""
+        for first, last, slot in f.bindings:
+            if first >= end or last <= start:
+                continue
+            pgoff = slot.gmem_pgoff
+            yield KvmGfnRange(
+                slot,
+                slot.base_gfn + max(pgoff, start) - pgoff,
+                slot.base_gfn + min(pgoff + slot.npages, end) - pgoff,
+                attr_filter,
+                True,
+            )
+
+    # Invalidation
+
+    def kvm_gmem_invalidate_begin_file(self, f: GmemFile, start: int, end: int) -> None:
+        """__kvm_gmem_invalidate_begin()."""
+        mmu = self.host.mmu
+        kvm = f.kvm
+        found_memslot = False
+        for gfn_range in self._bound_ranges(f, start, end, 0):
+            if not found_memslot:
+                found_memslot = True
+                kvm.mmu_lock.write_lock()
+                mmu.kvm_mmu_invalidate_begin(kvm)
+            mmu.kvm_mmu_invalidate_range_add(kvm, gfn_range.start, gfn_range.end)
+        if found_memslot:
+            kvm.mmu_lock.write_unlock()
+
+    def kvm_gmem_invalidate_begin(self, inode: GmemInode, start: int, end: int) -> None:
+        """From here on no fault in [start, end) installs anything, in any VM."""
+        for f in list(inode.file_list):
+            self.kvm_gmem_invalidate_begin_file(f, start, end)
+
+    def kvm_gmem_invalidate_end_file(self, f: GmemFile, start: int, end: int) -> None:
+        """__kvm_gmem_invalidate_end()."""
+        kvm = f.kvm
+        if any(first < end and last > start for first, last, _ in f.bindings):
+            kvm.mmu_lock.write_lock()
+            self.host.mmu.kvm_mmu_invalidate_end(kvm)
+            kvm.mmu_lock.write_unlock()
+
+    def kvm_gmem_invalidate_end(self, inode: GmemInode, start: int, end: int) -> None:
+        """Faults go on."""
+        for f in list(inode.file_list):
+            self.kvm_gmem_invalidate_end_file(f, start, end)
+
+    # Split and zap
+
+    def kvm_gmem_split_private_file(self, f: GmemFile, start: int, end: int) -> int:
+        """__kvm_gmem_split_private(): so that a zap of the range is precise, in one VM.
+
+        0, or what kvm_split_cross_boundary_leafs() returned. Source: patch 16.
+        """
+        kvm = f.kvm
+        locked = False
+        ret = 0
+        for gfn_range in self._bound_ranges(f, start, end, KVM_FILTER_PRIVATE):
+            if not locked:
+                kvm.mmu_lock.write_lock()
+                locked = True
+            ret = self.host.mmu.kvm_split_cross_boundary_leafs(kvm, gfn_range, False)
+            if ret:
+                break
+        if locked:
+            kvm.mmu_lock.write_unlock()
+        return ret
+
+    def kvm_gmem_split_private(
+        self, inode: GmemInode, start: int, end: int, cause: str = "conversion"
+    ) -> int:
+        """The same in every VM; stops at the first failure, which leaves earlier VMs split."""
+        previous = self.host.main.set_cause(cause)
+        ret = 0
+        for f in list(inode.file_list):
+            ret = self.kvm_gmem_split_private_file(f, start, end)
+            if ret:
+                break
+        self.host.main.set_cause(previous)
+        return ret
+
+    def kvm_gmem_zap_file(self, f: GmemFile, start: int, end: int, attr_filter: int) -> None:
+        """__kvm_gmem_zap()."""
+        kvm = f.kvm
+        flush = False
+        locked = False
+        for gfn_range in self._bound_ranges(f, start, end, attr_filter):
+            if not locked:
+                kvm.mmu_lock.write_lock()
+                locked = True
+            flush |= bool(self.host.mmu.kvm_unmap_gfn_range(kvm, gfn_range))
+        if flush:
+            self.host.main.kvm_flush_remote_tlbs(kvm)
+        if locked:
+            kvm.mmu_lock.write_unlock()
+
+    def kvm_gmem_zap(self, inode: GmemInode, start: int, end: int) -> None:
+        """Unmap [start, end) from every guest: for private memory the point of no return."""
+        attr_filter = self.kvm_gmem_get_invalidate_filter(inode)
+        for f in list(inode.file_list):
+            self.kvm_gmem_zap_file(f, start, end, attr_filter)
+
+    # References
+
+    def unmap_mapping_pages(self, inode: GmemInode, start: int, nr_pages: int) -> None:
+        """Unmap [start, start + nr_pages) from host page tables."""
+        mapped = inode.user_mapped
+        if not mapped:
+            return
+        for index in sorted(i for i in mapped if start <= i < start + nr_pages):
+            mapped.discard(index)
+            folio = self._peek_folio(inode, index)
+            if folio is not None:
+                self.host.mm.folio_put(folio)
+
+    def kvm_gmem_has_safe_refcount(self, inode: GmemInode, start: int, nr_pages: int) -> int:
+        """-1 when nobody but the page cache refers to any folio in the range, else the index of
+        the first folio that somebody else (a GUP pin) holds."""
+        for index, folio in self.folios_in_range(inode, start, start + nr_pages):
+            # The kernel's own look-up holds one more while it compares.
+            if folio.refcount + 1 != folio.nr_pages + 1:
+                return index
+        return -1
+
+    # Truncation
+
+    def kvm_gmem_truncate_range(self, inode: GmemInode, start: int, nr_pages: int) -> None:
+        """Remove every folio that overlaps the range, whole."""
+        end = start + nr_pages
+        for split in self._splits_in_range(inode, start, end):
+            self.truncate_split_folio(inode, split, start, end)
+        for index, folio in list(self.folios_in_range(inode, start, end)):
+            self.filemap_remove_folio(inode, index, folio)
+            self.sim.point("cond_resched")
+
+    def _splits_in_range(self, inode: GmemInode, start: int, end: int) -> list[SplitFolio]:
+        return [
+            split
+            for index, split in sorted(inode.split_folios.items())
+            if index < end and index + split.nr_pages > start
+        ]
+
+    def truncate_inode_pages_range(self, inode: GmemInode, start: int, end: int) -> None:
+        """truncate_inode_pages_range() over large folios of the page allocator.
+
+        A folio that the range covers partly is split; when that fails it goes as a whole, as
+        truncate_inode_partial_folio() does with a clean folio: suspect, kept. Source: mm/truncate.c.
+        """
+        mm = self.host.mm
+        for index, folio in list(self.folios_in_range(inode, start, end)):
+            if not folio.order or (start <= index and index + folio.nr_pages <= end):
+                continue
+            folio.refcount += 1  # the look-up's
+            was_split = mm.split_folio(folio, "gmem_split_folio")
+            folio.refcount -= 1
+            if was_split:
+                del inode.folios[index]
+                inode.split_folios[index] = SplitFolio(index, folio)
+        self.kvm_gmem_truncate_range(inode, start, end - start)
+
+    def merge_truncate_range(
+        self, inode: GmemInode, start: int, nr_pages: int, require_merge: bool
+    ) -> int:
+        """Remove a range of whole original folios, merged first, so that hugetlb gets them back.
+
+        0; -EAGAIN when somebody holds a page, only if `require_merge`.
+        """
+        if inode.flags & GUEST_MEMFD_FLAG_THP:
+            self.truncate_inode_pages_range(inode, start, start + nr_pages)
+            return 0
+        if not inode.flags & GUEST_MEMFD_FLAG_HUGETLB:
+            self.kvm_gmem_truncate_range(inode, start, nr_pages)
+            return 0
+        self.unmap_mapping_pages(inode, start, nr_pages)
+        if self.kvm_gmem_has_safe_refcount(inode, start, nr_pages) == -1:
+            step = 1 << inode.page_order
+            for index in range(start, start + nr_pages, step):
+                ret = self.gmem_hugetlb_restructure_folio(inode, index, inode.page_order)
+                if ret and require_merge:
+                    return ret
+        elif require_merge:
+            return -EAGAIN
+        self.kvm_gmem_truncate_range(inode, start, nr_pages)
+        return 0
+
+    # File operations
+
+    def kvm_gmem_punch_hole(self, inode: GmemInode, offset: int, length: int) -> int:
+        """fallocate(PUNCH_HOLE): 0, or an error. Source: patch 16.
+
+        Suspect, kept: a failed split comes as 1, which fallocate() returns to user space as it is.
+        """
+        start = offset >> 12
+        end = (offset + length) >> 12
+        inode.invalidate_lock.down_write()
+        self.kvm_gmem_invalidate_begin(inode, start, end)
+        ret = self.kvm_gmem_split_private(inode, start, end, "punch_hole")
+        if ret:
+            self.kvm_gmem_invalidate_end(inode, start, end)
+            inode.invalidate_lock.up_write()
+            return ret
+        self.kvm_gmem_zap(inode, start, end)
+        ret = self.merge_truncate_range(inode, start, length >> 12, True)
+        self.kvm_gmem_invalidate_end(inode, start, end)
+        inode.invalidate_lock.up_write()
+        return ret
+
+    def kvm_gmem_allocate(self, inode: GmemInode, offset: int, length: int) -> int:
+        """fallocate(): have every folio of the range now. 0, -EINVAL, -EINTR or -ENOMEM."""
+        if offset + length > inode.i_size:
+            return -EINVAL
+        inode.invalidate_lock.down_read()
+        index = offset >> 12
+        end = (offset + length) >> 12
+        ret = 0
+        while index < end:
+            if self.host.main.current_signal_pending():
+                ret = -EINTR
+                break
+            ret, folio = self.kvm_gmem_get_folio(inode, index)
+            if folio is None:
+                break
+            index = (index & -folio.nr_pages) + folio.nr_pages
+            self.host.mm.folio_put(folio)
+            self.sim.point("cond_resched")
+        inode.invalidate_lock.up_read()
+        return ret
+
+    def kvm_gmem_fallocate(self, f: GmemFile, mode: int, offset: int, length: int) -> int:
+        """fallocate() on a guest_memfd. A dead VM does not stop it: it is no VM ioctl."""
+        inode = f.inode
+        if not mode & FALLOC_FL_KEEP_SIZE:
+            return -EOPNOTSUPP
+        if mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE):
+            return -EOPNOTSUPP
+        page_size = 4096 << inode.page_order
+        if offset % page_size or length % page_size:
+            return -EINVAL
+        if mode & FALLOC_FL_PUNCH_HOLE:
+            return self.kvm_gmem_punch_hole(inode, offset, length)
+        return self.kvm_gmem_allocate(inode, offset, length)
+
+    def kvm_gmem_error_folio(self, inode: GmemInode, index: int) -> int:
+        """Memory failure of the page at `index`: the whole folio is unmapped everywhere.
+
+        Returns MF_DELAYED; a later fault gets -EHWPOISON.
+        """
+        inode.invalidate_lock.down_read()
+        folio = self.filemap_get_folio(inode, index)
+        if folio is not None:
+            start = index & -folio.nr_pages
+            end = start + folio.nr_pages
+            inode.poisoned.update(range(start, end))
+            self.kvm_gmem_invalidate_begin(inode, start, end)
+            self.kvm_gmem_zap(inode, start, end)
+            self.kvm_gmem_invalidate_end(inode, start, end)
+            self.host.mm.folio_put(folio)
+        inode.invalidate_lock.up_read()
+        return MF_DELAYED
+
+    def kvm_gmem_release(self, f: GmemFile) -> None:
+        """The last reference to the file is gone: every private page of the VM that came from it
+        is removed, while the key id is still assigned; then the file lets go of the VM."""
+        kvm = f.kvm
+        inode = f.inode
+        # Nobody may unbind a memslot meanwhile.
+        kvm.slots_lock.lock()
+        inode.invalidate_lock.down_write()
+        for _, _, slot in f.bindings:
+            slot.gmem_file = None
+        self.kvm_gmem_invalidate_begin_file(f, 0, MAX_INDEX)
+        self.kvm_gmem_zap_file(f, 0, MAX_INDEX, self.kvm_gmem_get_invalidate_filter(inode))
+        self.kvm_gmem_invalidate_end_file(f, 0, MAX_INDEX)
+        inode.file_list.remove(f)
+        inode.invalidate_lock.up_write()
+        kvm.slots_lock.unlock()
+        f.bindings = []
+        f.released = True
+        kvm.gmem_files.remove(f)
+        self.host.main.kvm_put_kvm(kvm)
+        if not inode.file_list:
+            self.kvm_gmem_evict_inode(inode)
+
+    def kvm_gmem_evict_inode(self, inode: GmemInode) -> None:
+        """The inode goes with its last file: all its memory is free again."""
+        self.unmap_mapping_pages(inode, 0, inode.i_size >> 12)
+        self.merge_truncate_range(inode, 0, inode.i_size >> 12, False)
+        if inode.subpool is not None:
+            self.host.mm.hugepage_put_subpool(inode.subpool)
+
+    # Pins
+
+    def pin_user_page(self, inode: GmemInode, index: int) -> Folio | None:
+        """GUP by a driver of a page that user space has mapped (shared memory): one reference
+        more until `unpin_user_page`. None when it is not there."""
+        folio = self.filemap_get_folio(inode, index)
+        if folio is not None:
+            inode.pins[index] = inode.pins.get(index, 0) + 1
+        return folio
+
+    def unpin_user_page(self, inode: GmemInode, index: int, folio: Folio) -> None:
+        """Drop a reference of `pin_user_page`."""
+        inode.pins[index] -= 1
+        if not inode.pins[index]:
+            del inode.pins[index]
+        self.host.mm.folio_put(folio)

@@ -1,0 +1,202 @@
+"""Memory slots. Source: virt/kvm/kvm_main.c kvm_set_memory_region() and below it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from septum.abi.errno import EEXIST, EINVAL, ENOMEM
+from septum.abi.kvm import (
+    KVM_MEM_GUEST_MEMFD,
+    KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY,
+    KVM_MEMSLOT_GMEM_ONLY,
+    KVM_MEMSLOT_INVALID,
+    KVM_PFN_ERR_FAULT,
+)
+from septum.abi.types import PAGE_SHIFT, PAGE_SIZE, Gfn
+from septum.linux.kvm.main_requests import MainRequests
+from septum.linux.kvm.types import KVM_FILTER_SHARED, KvmGfnRange, KvmMemorySlot
+
+if TYPE_CHECKING:
+    from septum.linux.kvm.types import Folio, GmemFile, Kvm
+
+KVM_USER_MEM_SLOTS = 32764
+KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1
+
+
+class KvmUserspaceMemoryRegion2(msgspec.Struct):
+    """struct kvm_userspace_memory_region2; `guest_memfd` is the file, not a number."""
+
+    slot: int
+    flags: int
+    guest_phys_addr: int
+    memory_size: int
+    userspace_addr: int = 0
+    guest_memfd: object = None
+    guest_memfd_offset: int = 0
+
+
+class MainSlots(MainRequests):
+    """Memory slots and the host mapping of shared memory."""
+
+    __slots__ = ()
+
+    def gfn_to_memslot(self, kvm: Kvm, gfn: int) -> KvmMemorySlot | None:
+        """The slot that holds `gfn`. The GFN has no shared bit."""
+        for slot in kvm.memslots.values():
+            if slot.base_gfn <= gfn < slot.base_gfn + slot.npages:
+                return slot
+        return None
+
+    def check_memory_region_flags(self, kvm: Kvm, mem: KvmUserspaceMemoryRegion2) -> int:
+        """0 or -EINVAL."""
+        valid = KVM_MEM_LOG_DIRTY_PAGES
+        if kvm.arch.has_private_mem:
+            valid |= KVM_MEM_GUEST_MEMFD
+        if mem.flags & KVM_MEM_GUEST_MEMFD:
+            valid &= ~KVM_MEM_LOG_DIRTY_PAGES
+        elif not kvm.arch.has_protected_state:
+            valid |= KVM_MEM_READONLY
+        return -EINVAL if mem.flags & ~valid else 0
+
+    def kvm_set_memory_region(self, kvm: Kvm, mem: KvmUserspaceMemoryRegion2) -> int:
+        """Create or delete a slot: 0 or an error. slots_lock is held.
+
+        A slot with a guest_memfd cannot be changed. MODEL: others cannot be moved either, and of
+        their flags nothing that matters here can change.
+        """
+        self.lockdep_assert(kvm.slots_lock.held(), "slots_lock not held", "kvm_set_memory_region")
+        ret = self.check_memory_region_flags(kvm, mem)
+        if ret:
+            return ret
+        if mem.memory_size % PAGE_SIZE or mem.guest_phys_addr % PAGE_SIZE:
+            return -EINVAL
+        if mem.userspace_addr % PAGE_SIZE or not 0 <= mem.slot < KVM_USER_MEM_SLOTS:
+            return -EINVAL
+        if mem.flags & KVM_MEM_GUEST_MEMFD and mem.guest_memfd_offset % PAGE_SIZE:
+            return -EINVAL
+        if mem.guest_phys_addr + mem.memory_size >= 1 << 52:
+            return -EINVAL
+        npages = mem.memory_size >> PAGE_SHIFT
+        if npages > KVM_MEM_MAX_NR_PAGES:
+            return -EINVAL
+        old = kvm.memslots.get(mem.slot)
+        if not npages:
+            return self._delete_slot(kvm, old)
+        base_gfn = mem.guest_phys_addr >> PAGE_SHIFT
+        if old is not None:
+            same = (old.base_gfn, old.npages) == (base_gfn, npages)
+            return 0 if same and not old.flags & KVM_MEM_GUEST_MEMFD else -EINVAL
+        for slot in kvm.memslots.values():
+            if slot.base_gfn < base_gfn + npages and base_gfn < slot.end_gfn:
+                return -EEXIST
+        return self._create_slot(kvm, mem, base_gfn, npages)
+
+    def _create_slot(
+        self, kvm: Kvm, mem: KvmUserspaceMemoryRegion2, base_gfn: int, npages: int
+    ) -> int:
+        from septum.linux.kvm.types import GmemFile
+
+        if self.host.mm.fails("kvm_memory_slot"):
+            return -ENOMEM
+        slot = KvmMemorySlot(mem.slot, Gfn(base_gfn), npages, mem.flags, mem.userspace_addr)
+        if mem.flags & KVM_MEM_GUEST_MEMFD:
+            f = mem.guest_memfd
+            if not isinstance(f, GmemFile):
+                return -EINVAL
+            ret = self.host.gmem.kvm_gmem_bind(kvm, slot, f, mem.guest_memfd_offset)
+            if ret:
+                return ret
+        kvm.slots_arch_lock.lock()
+        ret = self.host.mmu.kvm_alloc_memslot_metadata(kvm, slot)
+        if not ret:
+            kvm.memslots[slot.id] = slot
+        kvm.slots_arch_lock.unlock()
+        if ret:
+            self.host.gmem.kvm_gmem_unbind(slot)
+            return ret
+        kvm.srcu.synchronize()
+        return 0
+
+    def _delete_slot(self, kvm: Kvm, slot: KvmMemorySlot | None) -> int:
+        """kvm_invalidate_memslot(), then kvm_delete_memslot()."""
+        if slot is None or not slot.npages:
+            return -EINVAL
+        kvm.slots_arch_lock.lock()
+        slot.flags |= KVM_MEMSLOT_INVALID
+        kvm.slots_arch_lock.unlock()
+        # Faults that have not seen the flag finish first.
+        kvm.srcu.synchronize()
+        self.host.mmu.kvm_arch_flush_shadow_memslot(kvm, slot)
+        kvm.slots_arch_lock.lock()
+        del kvm.memslots[slot.id]
+        kvm.slots_arch_lock.unlock()
+        kvm.srcu.synchronize()
+        self.kvm_free_memslot(slot)
+        return 0
+
+    def kvm_free_memslot(self, slot: KvmMemorySlot) -> None:
+        """kvm_free_memslot()."""
+        if slot.flags & KVM_MEM_GUEST_MEMFD:
+            self.host.gmem.kvm_gmem_unbind(slot)
+        slot.lpage_info = [{}, {}]
+
+    # Shared memory
+
+    def kvm_faultin_pfn(
+        self, kvm: Kvm, slot: KvmMemorySlot, gfn: int
+    ) -> tuple[int, bool, Folio | None]:
+        """__kvm_faultin_pfn(): the host page behind a shared GFN: (pfn, writable, folio).
+
+        KVM_PFN_ERR_FAULT when memory runs out. MODEL: no reference is taken: the VMM does not give
+        the page back without unmapping it from KVM.
+        """
+        hva = slot.userspace_addr + ((gfn - slot.base_gfn) << PAGE_SHIFT)
+        pfn = self.host.mm.get_user_page(hva)
+        if pfn is None:
+            return KVM_PFN_ERR_FAULT, False, None
+        return pfn, True, None
+
+    def mmu_notifier_invalidate_range(self, start: int, end: int) -> None:
+        """Host user space gives up [start, end): kvm_mmu_notifier_invalidate_range_start() and
+        _end() in every VM that has a slot there. Private mappings are never touched."""
+        for kvm in list(self.host.kvms.values()):
+            self._mn_invalidate(kvm, start, end)
+
+    def _mn_invalidate(self, kvm: Kvm, start: int, end: int) -> None:
+        mmu = self.host.mmu
+        ranges: list[KvmGfnRange] = []
+        for slot in kvm.memslots.values():
+            if not slot.userspace_addr or slot.flags & KVM_MEMSLOT_GMEM_ONLY:
+                continue
+            low = max(start, slot.userspace_addr)
+            high = min(end, slot.userspace_addr + (slot.npages << PAGE_SHIFT))
+            if low < high:
+                first = slot.base_gfn + ((low - slot.userspace_addr) >> PAGE_SHIFT)
+                last = slot.base_gfn + ((high - slot.userspace_addr + 4095) >> PAGE_SHIFT)
+                ranges.append(KvmGfnRange(slot, first, last, KVM_FILTER_SHARED, True))
+        if not ranges:
+            return
+        kvm.mmu_lock.write_lock()
+        mmu.kvm_mmu_invalidate_begin(kvm)
+        flush = 0
+        for gfn_range in ranges:
+            ret = mmu.kvm_mmu_unmap_gfn_range(kvm, gfn_range)
+            if ret < 0:
+                self.warn_on_once("handler failed", "kvm_handle_hva_range")
+            flush |= ret
+        if flush:
+            self.kvm_flush_remote_tlbs(kvm)
+        kvm.mmu_lock.write_unlock()
+        self.sim.point("mmu_notifier")
+        kvm.mmu_lock.write_lock()
+        mmu.kvm_mmu_invalidate_end(kvm)
+        kvm.mmu_lock.write_unlock()
+
+    def gmem_file_of(self, mem: KvmUserspaceMemoryRegion2) -> GmemFile | None:
+        """The file that a region names."""
+        from septum.linux.kvm.types import GmemFile
+
+        return mem.guest_memfd if isinstance(mem.guest_memfd, GmemFile) else None

@@ -1,0 +1,133 @@
+"""Splitting a 2 MB leaf of the Secure EPT, and the per-VM cache of pages for it.
+
+Source: patches 08, 09, 20, 21, 22, 23.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.abi.errno import EIO, ENOMEM, EOPNOTSUPP
+from septum.abi.kvm import PG_LEVEL_2M
+from septum.abi.spte import spte_to_pfn
+from septum.linux.kvm.tdx_defs import TD_STATE_RUNNABLE
+from septum.linux.kvm.tdx_sept import TdxSept
+
+if TYPE_CHECKING:
+    from septum.linux.kvm.types import Kvm
+
+
+class TdxSplit(TdxSept):
+    """Demotion."""
+
+    __slots__ = ()
+
+    # The per-VM cache: patch 20
+
+    def tdx_min_split_cache_sz(self, kvm: Kvm, level: int) -> int:
+        """Pages that one split may take: a PAMT pair for the new S-EPT page and one for the guest
+        page. 0 without Dynamic PAMT."""
+        self.host.main.kvm_bug_on(kvm, level != PG_LEVEL_2M, f"split cache for level {level}")
+        return self.host.x86_tdx.tdx_dpamt_entry_pages() * 2
+
+    def topup_external_per_vm_split_cache(self, kvm: Kvm, level: int) -> int:
+        """kvm_x86_ops.topup_external_per_vm_split_cache: 0 or -ENOMEM. May sleep."""
+        prealloc = kvm.tdx.prealloc_split_cache
+        cnt = self.tdx_min_split_cache_sz(kvm, level)
+        while prealloc.cnt < cnt:
+            page = self.host.mm.alloc_page("tdx_split_cache")
+            if page is None:
+                return -ENOMEM
+            with kvm.tdx.prealloc_split_cache_lock:
+                prealloc.page_list.append(page)
+                prealloc.cnt += 1
+        return 0
+
+    def need_topup_external_per_vm_split_cache(self, kvm: Kvm, level: int) -> bool:
+        """kvm_x86_ops.need_topup_external_per_vm_split_cache. Exact under write mmu_lock only."""
+        return kvm.tdx.prealloc_split_cache.cnt < self.tdx_min_split_cache_sz(kvm, level)
+
+    def free_external_per_vm_split_cache(self, kvm: Kvm) -> None:
+        """kvm_x86_ops.free_external_per_vm_split_cache: nobody else can be using it."""
+        x86 = self.host.x86_tdx
+        while (page := x86.get_tdx_prealloc_page(kvm.tdx.prealloc_split_cache)) is not None:
+            self.host.mm.free_page(page)
+
+    # The split
+
+    def split_external_spte(
+        self,
+        kvm: Kvm,
+        gfn: int,
+        level: int,
+        old_mirror_spte: int,
+        new_external_spt: int,
+        mmu_lock_shared: bool,
+    ) -> int:
+        """kvm_x86_ops.split_external_spte."""
+        return self.tdx_sept_split_private_spte(
+            kvm, gfn, level, old_mirror_spte, new_external_spt, mmu_lock_shared
+        )
+
+    def tdx_sept_split_private_spte(
+        self,
+        kvm: Kvm,
+        gfn: int,
+        level: int,
+        old_mirror_spte: int,
+        new_private_spt: int,
+        mmu_lock_shared: bool,
+    ) -> int:
+        """Split a 2 MB leaf: BLOCK, TRACK and kick, DEMOTE. No UNBLOCK after success.
+
+        0; -EOPNOTSUPP under mmu_lock for reading; -EIO, and the VM is bugged, for the rest: the
+        leaf then stays BLOCKED. Source: patches 08, 09, 21, 22, 23.
+        """
+        main = self.host.main
+        kvm_tdx = kvm.tdx
+        if kvm_tdx.state != TD_STATE_RUNNABLE or level != PG_LEVEL_2M:
+            main.kvm_bug_on(kvm, True, f"split at level {level} in state {kvm_tdx.state}")
+            return -EIO
+        x86 = self.host.x86_tdx
+        if mmu_lock_shared:
+            self.warn_on_once(
+                f"Splitting of GFN {gfn:x} level {level} under shared lock occurs when KVM does"
+                " not support it yet",
+                "tdx_sept_split_private_spte",
+            )
+            return -EOPNOTSUPP
+        gpa = gfn << 12
+        guest_pfn = spte_to_pfn(old_mirror_spte)
+        guest_folio = self.host.mm.page_folio(guest_pfn)
+
+        err, entry, level_state = self.tdh_do_no_vcpus(
+            x86.tdh_mem_range_block, kvm, kvm_tdx, gpa, level - 1
+        )
+        if self.tdx_bug_on(err, "TDH_MEM_RANGE_BLOCK", kvm, entry, level_state):
+            return -EIO
+
+        self.tdx_track(kvm)
+
+        with kvm_tdx.prealloc_split_cache_lock:
+            ret = x86.tdx_pamt_get(new_private_spt, kvm_tdx.prealloc_split_cache)
+        if main.kvm_bug_on(kvm, ret != 0, f"tdx_pamt_get of the new S-EPT page: {ret}"):
+            return -EIO
+
+        # The cache lock is held through the second attempt and its kick, too.
+        with kvm_tdx.prealloc_split_cache_lock:
+            err, entry, level_state = self.tdh_do_no_vcpus(
+                x86.tdh_mem_page_demote,
+                kvm,
+                kvm_tdx,
+                gpa,
+                level - 1,
+                guest_folio,
+                guest_pfn - guest_folio.pfn,
+                new_private_spt,
+                kvm_tdx.prealloc_split_cache,
+            )
+        if self.tdx_bug_on(err, "TDH_MEM_PAGE_DEMOTE", kvm, entry, level_state):
+            x86.tdx_pamt_put(new_private_spt)
+            return -EIO
+        kvm.stat.add(f"split.{main.current_cause()}")
+        return 0
