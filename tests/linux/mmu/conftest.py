@@ -161,6 +161,9 @@ class FakeMain(Unit):
             self.kvm_make_all_cpus_request(kvm, KVM_REQ_VM_DEAD)
         return cond
 
+    def current_cause(self) -> str:
+        return "conversion"
+
     def kvm_make_all_cpus_request(self, kvm: Kvm, req: int) -> None:
         for vcpu in kvm.vcpus:
             vcpu.requests.add(req)

@@ -22,7 +22,7 @@ def add_vcpu(world, n):
 def convert(world, start, end):
     """Split, zap, in one invalidation, as guest_memfd does."""
     kvm = world.kvm
-    rng = KvmGfnRange(world.slot, start, end, KVM_FILTER_PRIVATE, True, cause="conversion")
+    rng = KvmGfnRange(world.slot, start, end, KVM_FILTER_PRIVATE, True)
     kvm.mmu_lock.write_lock()
     world.mmu.kvm_mmu_invalidate_begin(kvm)
     world.mmu.kvm_mmu_invalidate_range_add(kvm, start, end)

@@ -13,7 +13,7 @@ GUEST_PFN = 0x40000
 
 
 def private_range(world, start, end, may_block=True):
-    return KvmGfnRange(world.slot, start, end, KVM_FILTER_PRIVATE, may_block, cause="conversion")
+    return KvmGfnRange(world.slot, start, end, KVM_FILTER_PRIVATE, may_block)
 
 
 def split(world, start, end):

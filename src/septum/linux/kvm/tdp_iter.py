@@ -27,7 +27,6 @@ class TdpIter:
     """struct tdp_iter: where the walk is. `table` and `index` are `sptep`."""
 
     __slots__ = (
-        "cause",
         "gfn",
         "gfn_bits",
         "index",
@@ -57,7 +56,6 @@ class TdpIter:
 
         `gfn_bits` (the shared bit, for a direct root) selects the entry but is in no GFN.
         """
-        self.cause = "fault"  # why a split at this position happens, for statistics and traces
         self.tables = tables  # page frames as page tables: __va()
         self.root = root
         self.root_level = root.level

@@ -60,10 +60,11 @@ class TdpMmuSplit(TdpMmuSpte):
     def trace_split(self, it: TdpIter, spte: int, errno: int) -> None:
         """trace_kvm_mmu_split_huge_page()."""
         if self.sim.tracing:
+            cause = self.host.main.current_cause()
             task = self.sim.current
             self.sim.emit(
                 KvmMmuSplitHugePage(
-                    task.time_ns, task.name, task.cpu, it.gfn, spte, it.level, errno, it.cause
+                    task.time_ns, task.name, task.cpu, it.gfn, spte, it.level, errno, cause
                 )
             )
 
@@ -81,7 +82,7 @@ class TdpMmuSplit(TdpMmuSpte):
         ret = self.tdp_mmu_link_sp(kvm, it, sp, shared)
         if not ret:
             self.kvm_update_page_stats(kvm, level - 1, 512)
-            kvm.stat.add(f"split.{it.cause}")
+            kvm.stat.add(f"split.{self.host.main.current_cause()}")
         self.trace_split(it, huge_spte, ret)
         return ret
 
@@ -125,7 +126,6 @@ class TdpMmuSplit(TdpMmuSpte):
         target_level: int,
         shared: bool,
         only_cross_boundary: bool,
-        cause: str = "",
     ) -> int:
         """Split the huge leaves above `target_level` in [start, end). 0 or -ENOMEM.
 
@@ -138,7 +138,6 @@ class TdpMmuSplit(TdpMmuSpte):
         self.rcu_read_lock()
         gfn_bits = kvm_gfn_root_bits(kvm, root)
         it = TdpIter(self.machine.tables, root, target_level + 1, start, gfn_bits)
-        it.cause = cause
         while it.valid and it.gfn < end:
             old_spte = it.old_spte
             if not old_spte & SPTE_MMU_PRESENT_MASK:
@@ -193,7 +192,7 @@ class TdpMmuSplit(TdpMmuSpte):
         root = self.tdp_mmu_next_root(kvm, None, types)
         while root is not None:
             if self.tdp_mmu_split_huge_pages_root(
-                kvm, root, start, end, target_level, shared, False, "eager"
+                kvm, root, start, end, target_level, shared, False
             ):
                 self.kvm_tdp_mmu_put_root(kvm, root)
                 break
@@ -218,7 +217,7 @@ class TdpMmuSplit(TdpMmuSpte):
         root = self.tdp_mmu_next_root(kvm, None, types)
         while root is not None:
             r = self.tdp_mmu_split_huge_pages_root(
-                kvm, root, rng.start, rng.end, PG_LEVEL_4K, shared, True, rng.cause
+                kvm, root, rng.start, rng.end, PG_LEVEL_4K, shared, True
             )
             if r:
                 self.kvm_tdp_mmu_put_root(kvm, root)

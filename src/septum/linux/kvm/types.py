@@ -1,7 +1,8 @@
 """KVM's structures, under the kernel's names, as plain state.
 
 Functions live in the units (`mmu.py`, `tdp_mmu.py`, `tdx.py`, `guest_memfd.py`, `main.py`); here
-is only what they read and write. Levels are KVM page-table levels (PG_LEVEL_4K = 1).
+is only what they read and write. Levels are KVM page-table levels (PG_LEVEL_4K = 1). The structures
+of guest_memfd are in `gmem_types`, and can be had from here.
 
 Source: include/linux/kvm_host.h, arch/x86/include/asm/kvm_host.h, arch/x86/kvm/mmu/mmu_internal.h,
 arch/x86/kvm/vmx/tdx.h, virt/kvm/guest_memfd.c at the base of the v3 series.
@@ -12,6 +13,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.abi.kvm import KVM_PFN_ERR_FAULT
+from septum.linux.kvm.gmem_types import Folio as Folio
+from septum.linux.kvm.gmem_types import GmemFile as GmemFile
+from septum.linux.kvm.gmem_types import GmemInode as GmemInode
+from septum.linux.kvm.gmem_types import SplitFolio as SplitFolio
+from septum.linux.kvm.gmem_types import Subpool as Subpool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
     from septum.linux.host import Host
     from septum.linux.srcu import Srcu
     from septum.machine.tables import TablePage
-    from septum.sim import Mutex, RwLock, RwSem, SpinLock, WaitQueue
+    from septum.sim import Mutex, RwLock, SpinLock, WaitQueue
 
 # Which of a VM's page tables a range operation concerns: struct kvm_gfn_range.attr_filter.
 KVM_FILTER_SHARED = 1 << 0
@@ -105,15 +111,11 @@ class KvmMmuPage:
 
 
 class KvmGfnRange:
-    """struct kvm_gfn_range: a GFN range of one slot handed to an unmap, split or age operation.
-
-    `cause` is Septum's: what asked for it (accept, conversion, punch_hole), for the statistics.
-    """
+    """struct kvm_gfn_range: a GFN range of one slot handed to an unmap, split or age operation."""
 
     __slots__ = (
         "attr_filter",
         "attributes",
-        "cause",
         "end",
         "lockless",
         "may_block",
@@ -129,9 +131,7 @@ class KvmGfnRange:
         attr_filter: int = 0,
         may_block: bool = True,
         attributes: int = 0,
-        cause: str = "",
     ) -> None:
-        self.cause = cause
         self.slot = slot
         self.start = start
         self.end = end
@@ -484,114 +484,6 @@ class KvmVcpu:
         # arch.mmu->root.hpa and ->mirror_root_hpa; None is INVALID_PAGE.
         self.mmu_root: KvmMmuPage | None = None
         self.mmu_mirror_root: KvmMmuPage | None = None
-
-
-class GmemInode:
-    """The inode of a guest_memfd: folios by index, flags, memory attributes when it holds them."""
-
-    __slots__ = (
-        "attributes",
-        "file_list",
-        "flags",
-        "folios",
-        "i_size",
-        "invalidate_lock",
-        "page_order",
-        "pins",
-        "poisoned",
-        "split_folios",
-        "subpool",
-        "user_mapped",
-    )
-
-    def __init__(self, i_size: int, flags: int, page_order: int, invalidate_lock: RwSem) -> None:
-        self.i_size = i_size  # bytes
-        self.flags = flags
-        self.page_order = page_order  # order of the backing folios: 0, 9 or 18
-        self.invalidate_lock = invalidate_lock  # inode->i_mapping->invalidate_lock
-        # index of a folio's first page -> struct folio
-        self.folios: dict[int, Folio] = {}
-        self.file_list: list[GmemFile] = []
-        # vm_memory_attributes=N: [start, end, attributes) index ranges, as in Kvm.mem_attr_array.
-        self.attributes: list[tuple[int, int, int]] = []
-        self.poisoned: set[int] = set()
-        # First index -> huge folio that is split to 4 KB in place.
-        self.split_folios: dict[int, SplitFolio] = {}
-        self.subpool: Subpool | None = None  # inode->i_private of a hugetlb guest_memfd
-        self.user_mapped: set[int] = set()  # indexes faulted into host page tables
-        self.pins: dict[int, int] = {}  # index -> references by GUP (IOMMU, io_uring)
-
-
-class GmemFile:
-    """One (inode, VM) pair: struct gmem_file."""
-
-    __slots__ = ("bindings", "f_count", "inode", "kvm", "released")
-
-    def __init__(self, kvm: Kvm, inode: GmemInode) -> None:
-        self.kvm = kvm
-        self.inode = inode
-        # (start index, end index, slot) of every bound memslot
-        self.bindings: list[tuple[int, int, KvmMemorySlot]] = []
-        self.released = False
-        self.f_count = 1  # references to the struct file; at 0 it is released
-
-
-class Subpool:
-    """struct hugepage_subpool: `rsv_hpages` huge pages of `order` are still reserved."""
-
-    __slots__ = ("order", "rsv_hpages")
-
-    def __init__(self, order: int, rsv_hpages: int) -> None:
-        self.order = order
-        self.rsv_hpages = rsv_hpages
-
-
-class SplitFolio:
-    """A huge folio of the page cache that was split to order 0 in place.
-
-    The small folios are alike (one reference, `uptodate` as the huge one was), so that only those
-    that differ have a `Folio` in `GmemInode.folios`; `gone` are the indexes that were removed.
-    """
-
-    __slots__ = ("gone", "hugetlb", "index", "nr_pages", "order", "pfn", "site", "uptodate")
-
-    def __init__(self, index: int, folio: Folio) -> None:
-        self.index = index  # page cache index of the first page
-        self.pfn = folio.pfn
-        self.order = folio.order
-        self.nr_pages = 1 << folio.order
-        self.uptodate = folio.uptodate
-        self.hugetlb = folio.hugetlb
-        self.site = folio.site
-        self.gone: set[int] = set()
-
-
-class Folio:
-    """struct folio: `1 << order` contiguous pages from `pfn`."""
-
-    __slots__ = (
-        "hugetlb",
-        "hugetlb_vmemmap_optimized",
-        "order",
-        "pfn",
-        "refcount",
-        "site",
-        "uptodate",
-    )
-
-    def __init__(self, pfn: Pfn, order: int) -> None:
-        self.pfn = pfn
-        self.order = order
-        self.refcount = 1
-        self.uptodate = False
-        self.hugetlb_vmemmap_optimized = False
-        self.hugetlb: Subpool | None = None  # the subpool a hugetlb folio goes back to
-        self.site = ""  # call site of the allocation
-
-    @property
-    def nr_pages(self) -> int:
-        """folio_nr_pages()."""
-        return 1 << self.order
 
 
 if TYPE_CHECKING:
