@@ -1,0 +1,104 @@
+"""What the checks remember of a VM's memory, to see what was lost between two looks.
+
+Nothing is believed: `mapped` and `accepted` are read from the S-EPT at each look. What may have
+gone since is what user space asked to take away, in operations under way or ended since then.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.checks.intervals import Intervals
+from septum.checks.sept import END_GFN, PENDING_STATE
+
+if TYPE_CHECKING:
+    from septum.checks.view import Operation, VmView
+
+
+class Losses:
+    """What a look found: each an interval set of GFNs, within the window looked at.
+
+    `unmapped`: mapped before and not now. `unaccepted`: accepted before and not now. `pending`:
+    pending now. None of them contains what user space asked to take.
+    """
+
+    __slots__ = ("pending", "unaccepted", "unmapped")
+
+    def __init__(self, unmapped: Intervals, unaccepted: Intervals, pending: Intervals) -> None:
+        self.unmapped = unmapped
+        self.unaccepted = unaccepted
+        self.pending = pending
+
+
+class VmHistory:
+    """One VM's memory at the last look, and the operations since."""
+
+    __slots__ = ("accepted", "active", "ended", "losses", "mapped", "taken", "window")
+
+    def __init__(self) -> None:
+        self.mapped = Intervals()
+        self.accepted = Intervals()
+        self.active: list[Operation] = []
+        self.ended = Intervals()  # taken by operations that ended since the last look
+        # Taken by user space at any time, and not seen accepted again: the guest may think that
+        # it still owns it.
+        self.taken = Intervals()
+        self.losses: Losses | None = None  # of the look that goes on
+        self.window = (0, 0)
+
+    def begin(self, op: Operation) -> None:
+        """An operation of user space begins."""
+        if op.takes:
+            self.active.append(op)
+            self.taken = self.taken.union(Intervals(op.ranges))
+
+    def end(self, op: Operation) -> None:
+        """It ended, well or not."""
+        if op.takes:
+            self.active.remove(op)
+            self.ended = self.ended.union(Intervals(op.ranges))
+
+    def asked_for(self) -> Intervals:
+        """What user space asked to take since the last look."""
+        asked = self.ended
+        for op in self.active:
+            asked = asked.union(Intervals(op.ranges))
+        return asked
+
+    def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> Losses:
+        """Read the S-EPT in the window, and say what is gone that nobody asked for.
+
+        Without a key the TD is being torn down, and nothing is kept or missed.
+        """
+        mapped, accepted, pending = states_of(vm, first_gfn, end_gfn)
+        if not vm.has_key():
+            self.mapped = self.accepted = self.ended = Intervals()
+            return Losses(Intervals(), Intervals(), Intervals())
+        asked = self.asked_for()
+        allowed = asked.union(self.taken)
+        losses = Losses(
+            self.mapped.within(first_gfn, end_gfn).minus(mapped).minus(asked),
+            self.accepted.within(first_gfn, end_gfn).minus(accepted).minus(asked),
+            pending.minus(allowed),
+        )
+        self.mapped = self.mapped.replace(first_gfn, end_gfn, mapped)
+        self.accepted = self.accepted.replace(first_gfn, end_gfn, accepted)
+        self.ended = self.ended.minus(Intervals([(first_gfn, end_gfn)]))
+        under_way = Intervals([r for op in self.active for r in op.ranges])
+        self.taken = self.taken.minus(accepted.minus(under_way))
+        return losses
+
+
+def states_of(
+    vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN
+) -> tuple[Intervals, Intervals, Intervals]:
+    """(mapped, accepted, pending) GFNs in the window. A blocked page is still mapped."""
+    mapped = Intervals()
+    accepted = Intervals()
+    pending = Intervals()
+    for gfn, nr, _, state, _ in vm.runs(first_gfn, end_gfn):
+        start = max(gfn, first_gfn)
+        end = min(gfn + nr, end_gfn)
+        mapped.append(start, end)
+        (pending if state & PENDING_STATE else accepted).append(start, end)
+    return mapped, accepted, pending

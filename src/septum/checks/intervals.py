@@ -1,0 +1,114 @@
+"""Sets of page numbers as sorted, disjoint ranges: what is mapped, accepted, or asked for.
+
+A guest of 64 GiB is a few thousand ranges, and the operations are merges, so that two states of
+it are compared in milliseconds.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+class Intervals:
+    """A set of ints as ranges [starts[i], ends[i])."""
+
+    __slots__ = ("ends", "starts")
+
+    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
+        """The union of `ranges`, which may overlap and come in any order."""
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+        for start, end in sorted(ranges):
+            self.append(start, end)
+
+    def append(self, start: int, end: int) -> None:
+        """Add [start, end), which starts no earlier than every range that is there."""
+        if start >= end:
+            return
+        ends = self.ends
+        if ends and start <= ends[-1]:
+            ends[-1] = max(ends[-1], end)
+            return
+        self.starts.append(start)
+        ends.append(end)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(self.starts, self.ends, strict=True)
+
+    def __bool__(self) -> bool:
+        return bool(self.starts)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Intervals):
+            return NotImplemented
+        return self.starts == other.starts and self.ends == other.ends
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Intervals([{', '.join(f'({s:#x}, {e:#x})' for s, e in self)}])"
+
+    def __contains__(self, value: int) -> bool:
+        at = bisect_right(self.starts, value) - 1
+        return at >= 0 and value < self.ends[at]
+
+    @property
+    def nr(self) -> int:
+        """Number of members."""
+        return sum(self.ends) - sum(self.starts)
+
+    def union(self, other: Intervals) -> Intervals:
+        """What is in either."""
+        if not other.starts:
+            return self
+        if not self.starts:
+            return other
+        return Intervals([*self, *other])
+
+    def minus(self, other: Intervals) -> Intervals:
+        """What is in this set and not in `other`."""
+        if not other.starts or not self.starts:
+            return self
+        result = Intervals()
+        starts, ends = other.starts, other.ends
+        nr_other = len(starts)
+        at = 0
+        for start, end in self:
+            while at < nr_other and ends[at] <= start:
+                at += 1
+            i = at
+            while i < nr_other and starts[i] < end:
+                result.append(start, starts[i])
+                start = max(start, ends[i])
+                i += 1
+            result.append(start, end)
+        return result
+
+    def intersect(self, other: Intervals) -> Intervals:
+        """What is in both."""
+        result = Intervals()
+        i = j = 0
+        while i < len(self.starts) and j < len(other.starts):
+            result.append(max(self.starts[i], other.starts[j]), min(self.ends[i], other.ends[j]))
+            if self.ends[i] < other.ends[j]:
+                i += 1
+            else:
+                j += 1
+        return result
+
+    def within(self, start: int, end: int) -> Intervals:
+        """The part in [start, end)."""
+        result = Intervals()
+        i = max(0, bisect_right(self.starts, start) - 1)
+        while i < len(self.starts) and self.starts[i] < end:
+            result.append(max(start, self.starts[i]), min(end, self.ends[i]))
+            i += 1
+        return result
+
+    def replace(self, start: int, end: int, part: Intervals) -> Intervals:
+        """This set, but in [start, end) it is `part`."""
+        return self.minus(Intervals([(start, end)])).union(part)

@@ -1,0 +1,287 @@
+"""The promise `mirror`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from septum.abi.kvm import KVM_LPAGE_GUEST_INHIBIT_FLAG, PG_LEVEL_2M
+from septum.abi.sept import BLOCKED, PS, STATE_MASK
+from septum.abi.spte import (
+    FROZEN_SPTE,
+    PT_PAGE_SIZE_MASK,
+    SPTE_BASE_ADDR_MASK,
+    SPTE_MMU_PRESENT_MASK,
+    is_last_spte,
+)
+from septum.checks.promise import Promise
+from septum.checks.sept import (
+    ALL_ONES,
+    END_GFN,
+    NOT_PRESENT_STATES,
+    NR,
+    every_entry,
+    is_linked_table,
+    is_mapped_leaf,
+    table_as_int,
+)
+from septum.checks.text import entry_text, level_text
+
+if TYPE_CHECKING:
+    from septum.checks.view import VmView
+    from septum.linux.kvm.types import KvmMmuPage
+    from septum.machine import TablePage
+
+MAX_DIFFERENCES = 4
+_PRESENT_SHIFT = SPTE_MMU_PRESENT_MASK.bit_length() - 1
+_PS_SHIFT = PS.bit_length() - 1
+_BLOCKED_SHIFT = BLOCKED.bit_length() - 1
+
+
+class Difference(NamedTuple):
+    """An entry that KVM and the S-EPT see differently; `level` is KVM's."""
+
+    gfn: int
+    level: int
+    spte: int
+    sept: int
+    why: str
+
+
+class Mirror(Promise):
+    """Outside a frozen transition, the mirror page table and the Secure EPT agree: presence, level,
+    pfn.
+
+    On real hardware KVM then zaps, splits or maps what is not there: a SEAMCALL fails, KVM_BUG_ON
+    ends the VM, and pages that the TD still owns go back to the host.
+    """
+
+    # An entry is in transition
+    #  - while it is frozen: the reader of mmu_lock who froze it is between its compare-exchange
+    #    and the write that ends the freeze. The entry and all below it are not compared;
+    #  - while a task holds mmu_lock for writing: that task changes one entry at a time, the mirror
+    #    first, the S-EPT by several SEAMCALLs after. One entry, with all below it, may differ.
+    # A VM that is bugged has broken `no-bug` already, and its two sides may differ for ever. Once
+    # the key is blocked the S-EPT is dead: then the mirror may have no leaf.
+
+    __slots__ = ()
+    name = "mirror"
+
+    def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
+        """Walk both tables in step; then see KVM's statistics and inhibit flags."""
+        kvm = vm.kvm
+        if kvm.vm_bugged:
+            return
+        td = vm.td
+        root = vm.mirror_root()
+        writing = kvm.mmu_lock.writer is not None
+        if td is None or td.root is None:
+            return
+        if not vm.has_key():
+            if not writing:
+                self._check_no_leaf(vm)
+            return
+        differences: list[Difference] = []
+        if root is None:
+            self._check_sept_empty(vm)
+            return
+        walker = _Walker(vm, differences, first_gfn, end_gfn)
+        if root.level != td.root_level + 1:
+            why = f"; the S-EPT has {td.root_level + 1} levels"
+            differences.append(Difference(0, root.level, 0, 0, why))
+        else:
+            walker.compare(td.root, root.spt, td.root_level, 0)
+        if writing and len(differences) <= 1:
+            return
+        for found in differences:
+            self.broken((vm.name, found.gfn, found.level), self._text(vm, found))
+        if first_gfn == 0 and end_gfn >= END_GFN and not writing and not kvm.mmu_lock.readers:
+            self._check_stats(vm, root)
+        if not writing:
+            self._check_inhibit(vm, first_gfn, end_gfn)
+
+    def _text(self, vm: VmView, found: Difference) -> str:
+        spte, level = found.spte, found.level
+        if spte == FROZEN_SPTE:
+            belief = "frozen"
+        elif not spte & SPTE_MMU_PRESENT_MASK:
+            belief = "not present"
+        else:
+            kind = "leaf" if is_last_spte(spte, level) else "table"
+            belief = f"a {kind}, PFN {(spte & SPTE_BASE_ADDR_MASK) >> 12:#x}"
+        truth = entry_text(found.sept, vm.hpa_mask)
+        return (
+            f"{vm.name}: GFN {found.gfn:#x} at {level_text(level)}: the mirror has {belief} "
+            f"({spte:#x}), the S-EPT has {truth} ({found.sept:#x}){found.why}"
+        )
+
+    def _check_no_leaf(self, vm: VmView) -> None:
+        root = vm.mirror_root()
+        if root is None:
+            return
+        counts = leaf_counts(vm, root)
+        if any(counts.values()):
+            self.broken(
+                (vm.name, "leaf without key"),
+                f"{vm.name}: the HKID is released, and the mirror still has leaves "
+                f"({_counts_text(counts)})",
+            )
+
+    def _check_sept_empty(self, vm: VmView) -> None:
+        run = next(vm.runs(), None)
+        if run is not None:
+            self.broken(
+                (vm.name, "no mirror root"),
+                f"{vm.name}: there is no mirror root, and the S-EPT maps GFN {run[0]:#x} at "
+                f"{level_text(run[2])} to PFN {run[4]:#x}",
+            )
+
+    def _check_stats(self, vm: VmView, mirror: KvmMmuPage) -> None:
+        """pages_4k, pages_2m and pages_1g count the leaves of all roots."""
+        counts = leaf_counts(vm, mirror)
+        for root in vm.kvm.arch.tdp_mmu_roots:
+            if root is not mirror:
+                for name, nr in leaf_counts(vm, root).items():
+                    counts[name] += nr
+        stat = {name: vm.kvm.stat.get(name) for name in counts}
+        if stat != counts:
+            self.broken(
+                (vm.name, "stats"),
+                f"{vm.name}: KVM's statistics say {_counts_text(stat)}, its page tables have "
+                f"{_counts_text(counts)}",
+            )
+
+    def _check_inhibit(self, vm: VmView, first_gfn: int, end_gfn: int) -> None:
+        """Where the guest's accept level forbids 2 MB, there is no 2 MB leaf."""
+        for slot in vm.kvm.memslots.values():
+            base = slot.base_gfn >> 9
+            for idx, value in slot.lpage_info[PG_LEVEL_2M - 2].items():
+                gfn = (base + idx) << 9
+                if (
+                    value & KVM_LPAGE_GUEST_INHIBIT_FLAG
+                    and first_gfn < gfn + NR
+                    and gfn < end_gfn
+                    and vm.walk(gfn)[0] == PG_LEVEL_2M
+                    and vm.walk(gfn)[1] & PS
+                ):
+                    self.broken(
+                        (vm.name, "inhibit", gfn),
+                        f"{vm.name}: GFN {gfn:#x} is mapped at 2M although lpage_info has the "
+                        f"guest-inhibit flag there ({value:#x})",
+                    )
+
+
+def _counts_text(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {nr}" for name, nr in counts.items())
+
+
+def leaf_counts(vm: VmView, root: KvmMmuPage) -> dict[str, int]:
+    """Leaves of one of KVM's page tables, by the name of the statistic."""
+    counts = [0, 0, 0, 0, 0, 0]
+    tables = vm.world.machine.tables
+    todo = [(root.spt, root.level)]
+    mmio = vm.kvm.arch.shadow_mmio_value
+    while todo:
+        page, level = todo.pop()
+        template = page.uniform()
+        if template is not None:
+            spte = template[0]
+            if not spte & SPTE_MMU_PRESENT_MASK or spte == mmio:
+                continue
+            if is_last_spte(spte, level):
+                counts[level] += NR
+                continue
+        elif level == 1:
+            present = table_as_int(page) >> _PRESENT_SHIFT & ALL_ONES
+            counts[1] += present.bit_count()
+            continue
+        for spte in page.values():
+            if not spte & SPTE_MMU_PRESENT_MASK:
+                continue
+            if is_last_spte(spte, level):
+                counts[level] += 1
+            else:
+                child = tables.get((spte & SPTE_BASE_ADDR_MASK) >> 12)
+                if child is not None:
+                    todo.append((child, level - 1))
+    return {"pages_4k": counts[1], "pages_2m": counts[2], "pages_1g": counts[3]}
+
+
+class _Walker:
+    """The walk of both tables in step, within a window of GFNs."""
+
+    __slots__ = ("end_gfn", "first_gfn", "found", "hpa_mask", "page_private", "tables")
+
+    def __init__(self, vm: VmView, found: list[Difference], first_gfn: int, end_gfn: int) -> None:
+        self.found = found
+        self.first_gfn = first_gfn
+        self.end_gfn = end_gfn
+        self.hpa_mask = vm.hpa_mask
+        self.tables = vm.world.machine.tables
+        self.page_private = vm.world.host.page_private
+
+    def add(self, gfn: int, level: int, spte: int, sept: int, why: str = "") -> None:
+        """Note a difference; `level` is TDX's."""
+        if len(self.found) < MAX_DIFFERENCES:
+            self.found.append(Difference(gfn, level + 1, spte, sept, why))
+
+    def compare(self, sept: TablePage, spt: TablePage, level: int, base_gfn: int) -> None:
+        """Two tables of TDX level `level` that map from `base_gfn`."""
+        shift = 9 * level
+        lo = max(0, (self.first_gfn - base_gfn) >> shift)
+        hi = min(NR, -((base_gfn - self.end_gfn) >> shift))
+        if self._alike_at_once(sept, spt, level):
+            return
+        leaf_mask = self.hpa_mask & -(1 << shift + 12)
+        gfn = base_gfn + (lo << shift)
+        for m, s in zip(spt.values()[lo:hi], sept.values()[lo:hi], strict=True):
+            if not m & SPTE_MMU_PRESENT_MASK:
+                if m != FROZEN_SPTE and s & STATE_MASK not in NOT_PRESENT_STATES:
+                    self.add(gfn, level, m, s)
+            elif level == 0 or m & PT_PAGE_SIZE_MASK:
+                if not is_mapped_leaf(s) or (s ^ m) & leaf_mask:
+                    self.add(gfn, level, m, s)
+            else:
+                self._compare_child(gfn, level, m, s)
+            gfn += 1 << shift
+
+    def _compare_child(self, gfn: int, level: int, m: int, s: int) -> None:
+        sp = self.page_private.get((m & SPTE_BASE_ADDR_MASK) >> 12)
+        if not is_linked_table(s) or sp is None:
+            self.add(gfn, level, m, s)
+            return
+        pfn = (s & self.hpa_mask) >> 12
+        if sp.external_spt != pfn:
+            external = "none" if sp.external_spt is None else f"{sp.external_spt:#x}"
+            self.add(gfn, level, m, s, f"; KVM believes the S-EPT page is {external}")
+            return
+        child = self.tables.get(pfn)
+        if child is None:
+            self.add(gfn, level, m, s, "; that page is no table")
+            return
+        self.compare(child, sp.spt, level - 1, gfn)
+
+    def _alike_at_once(self, sept: TablePage, spt: TablePage, level: int) -> bool:
+        """Templates that agree, and 4 KB tables that agree as one integer, are not walked."""
+        one, other = sept.uniform(), spt.uniform()
+        if one is not None and other is not None:
+            (s, s_stride), (m, m_stride) = one, other
+            if not m & SPTE_MMU_PRESENT_MASK:
+                return (
+                    s_stride == m_stride == 0
+                    and m != FROZEN_SPTE
+                    and s & STATE_MASK in NOT_PRESENT_STATES
+                )
+            return (
+                is_mapped_leaf(s)
+                and s_stride == m_stride == 1 << 9 * level + 12
+                and not (s ^ m) & self.hpa_mask & -(s_stride)
+                and (level == 0 or bool(m & PT_PAGE_SIZE_MASK))
+            )
+        if level:
+            return False
+        s_all, m_all = table_as_int(sept), table_as_int(spt)
+        present = m_all >> _PRESENT_SHIFT & ALL_ONES
+        if present != s_all >> _PS_SHIFT & ~(s_all >> _BLOCKED_SHIFT) & ALL_ONES:
+            return False
+        # Entries that are not present have no PFN on either side, but for frozen ones.
+        return not (s_all ^ m_all) & every_entry(self.hpa_mask)

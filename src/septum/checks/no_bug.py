@@ -1,0 +1,37 @@
+"""The promise `no-bug`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.checks.promise import Promise
+from septum.checks.sept import END_GFN
+
+if TYPE_CHECKING:
+    from septum.checks.view import VmView
+
+
+class NoBug(Promise):
+    """There is no KVM_BUG_ON, TDX_BUG_ON, WARN or machine check.
+
+    On real hardware every ioctl of a bugged VM fails with -EIO and its pages leak; a machine check
+    takes the host down or poisons the page.
+    """
+
+    __slots__ = ()
+    name = "no-bug"
+
+    def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
+        """A VM that is bugged or dead, or a TD that the module gave up, is found even when the
+        place where it happened did not report it; those that do have reported already."""
+        kvm = vm.kvm
+        if kvm.vm_bugged or kvm.vm_dead:
+            self._state(vm, "bugged" if kvm.vm_bugged else "dead")
+        td = vm.td
+        if td is not None and td.fatal:
+            self._state(vm, "in the module's FATAL state")
+
+    def _state(self, vm: VmView, what: str) -> None:
+        if self.checker.was_found(self.name):
+            return
+        self.broken((vm.name, what), f"{vm.name} is {what}")

@@ -1,0 +1,75 @@
+"""What a promise is made of. Each one is a class in a file of its own.
+
+The class docstring is the sentence that a report prints: its first paragraph what is promised,
+the second what happens on real hardware when it is broken.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, ClassVar
+
+from septum.checks.sept import END_GFN
+
+if TYPE_CHECKING:
+    from septum.checks.checker import Checker
+    from septum.checks.view import Operation, VmView
+
+
+class Promise:
+    """One promise about the world, and the state that it needs to see it broken.
+
+    A check looks at a window of GFNs of one VM, or at the machine; it reads the world, never
+    changes it, and tells what it finds with `broken`.
+    """
+
+    __slots__ = ("checker", "told")
+
+    name: ClassVar[str] = ""
+
+    def __init__(self, checker: Checker) -> None:
+        self.checker = checker
+        self.told: set[object] = set()
+
+    def start(self) -> None:
+        """The world is as it should be: take what is compared with later."""
+
+    def operation_begin(self, op: Operation) -> None:
+        """User space is about to ask something of KVM or of guest_memfd."""
+
+    def operation_end(self, op: Operation) -> None:
+        """It was answered: `op.ret`."""
+
+    def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
+        """Check the leaves and pages of `vm` in [first_gfn, end_gfn)."""
+
+    def look_machine(self) -> None:
+        """Check what belongs to no VM, or to none any more."""
+
+    def gone(self, vm: VmView) -> None:
+        """The VM was destroyed; `vm` says what it was."""
+
+    def finish(self) -> None:
+        """The run is over. Full looks have been made."""
+
+    def broken(self, cause: object, text: str, where: str = "") -> None:
+        """The promise is broken: a finding, once for each `cause`."""
+        if cause in self.told:
+            return
+        self.told.add(cause)
+        self.checker.report(self.name, text, where)
+
+
+def sentence(promise: type[Promise]) -> str:
+    """What is promised, in one line."""
+    return _paragraphs(promise)[0]
+
+
+def consequence(promise: type[Promise]) -> str:
+    """What happens on real hardware when the promise is broken, in one line."""
+    return _paragraphs(promise)[1]
+
+
+def _paragraphs(promise: type[Promise]) -> list[str]:
+    text = inspect.cleandoc(promise.__doc__ or "")
+    return [" ".join(part.split()) for part in text.split("\n\n")]

@@ -1,0 +1,158 @@
+"""The promise `teardown`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.checks.promise import Promise
+from septum.checks.text import level_text
+from septum.machine.mem import CLEAN
+from septum.module.pamt import PAGE_TYPE_NAMES, PT_NDA, PT_PAMT, PT_RSVD
+from septum.module.state import HKID_FREE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from septum.checks.checker import Checker
+    from septum.checks.view import VmView
+    from septum.module.pamt import Pamt, PamtEntry2M
+
+Owned = tuple[int, int, int]
+"""(HPA, KVM level, page type) of a page that a TD owns in the PAMT."""
+
+
+class Teardown(Promise):
+    """When the VM is gone every frame is free, reset, unencrypted by its key, and the HKID is back.
+
+    On real hardware what is left is lost until reboot: memory that the host cannot use, key ids
+    that no other TD can have, and dirty lines that hit the next owner of the frame.
+    """
+
+    __slots__ = ("outstanding",)
+    name = "teardown"
+
+    def __init__(self, checker: Checker) -> None:
+        super().__init__(checker)
+        self.outstanding: dict[int, tuple[int, str]] = {}
+
+    def start(self) -> None:
+        """What is allocated before any VM exists is not the VMs'."""
+        self.outstanding = self._outstanding()
+
+    def gone(self, vm: VmView) -> None:
+        """The module, the key, the caches, and (when it was the last VM) the allocator."""
+        if vm.tdr_pfn >= 0:
+            self._check_module(vm)
+            self._check_key(vm)
+        if not self.checker.world.host.kvms:
+            self._check_allocator(vm)
+
+    def _check_module(self, vm: VmView) -> None:
+        world = self.checker.world
+        if vm.tdr_pfn in world.module.tds:
+            self.broken(
+                (vm.name, "TDR"),
+                f"{vm.name} is gone, and its TDR page, PFN {vm.tdr_pfn:#x}, was never reclaimed",
+            )
+        left = list(owned_by(world.module.pamt, vm.tdr_pfn))
+        if left:
+            hpa, level, kind = left[0]
+            self.broken(
+                (vm.name, "pages"),
+                f"{vm.name} is gone, and in the PAMT {len(left)} pages are still its own, the "
+                f"first one PFN {hpa >> 12:#x} ({level_text(level)}, "
+                f"{PAGE_TYPE_NAMES.get(kind, kind)})",
+            )
+
+    def _check_key(self, vm: VmView) -> None:
+        world = self.checker.world
+        if vm.hkid < 0:
+            return
+        if vm.hkid in world.host.x86_tdx.state.keyid_ida:
+            self.broken((vm.name, "HKID"), f"{vm.name} is gone, and the kernel lost HKID {vm.hkid}")
+        entry = world.module.kot.entries.get(vm.hkid)
+        in_use = any(td.hkid == vm.hkid for td in world.module.tds.values())
+        if entry is not None and entry.state != HKID_FREE and not in_use:
+            self.broken(
+                (vm.name, "KOT"),
+                f"{vm.name} is gone, and in the module HKID {vm.hkid} is in state {entry.state}, "
+                "not free",
+            )
+        for first, nr, what in self._unclean(vm.hkid):
+            self.broken(
+                (vm.name, "lines", what),
+                f"{vm.name} is gone, and {nr} frames, the first one PFN {first:#x}, {what} its "
+                f"HKID {vm.hkid}",
+            )
+
+    def _unclean(self, hkid: int) -> Iterator[tuple[int, int, str]]:
+        """(first PFN, number of frames, what is wrong), of frames that the VM has left behind."""
+        world = self.checker.world
+        must_reset = world.host.params.x86_bug_tdx_pw_mce
+        dirty: list[int] = []
+        keyed: list[int] = []
+        for leaf in world.module.pamt.entries_2m():
+            block = world.machine.mem.block(leaf.hpa >> 12)
+            if block is None:
+                continue
+            first = leaf.hpa >> 12
+            if block.dirty != CLEAN:
+                dirty += _frames_with(block.dirty, first, hkid)
+            if must_reset:
+                keyed += _frames_with(block.key, first, hkid)
+        if dirty:
+            yield dirty[0], len(dirty), "still have dirty lines of"
+        if keyed:
+            yield keyed[0], len(keyed), "were not reset after"
+
+    def _outstanding(self) -> dict[int, tuple[int, str]]:
+        mm = self.checker.world.host.mm
+        return {pfn: (nr, site) for pfn, nr, site in mm.outstanding()}
+
+    def _check_allocator(self, vm: VmView) -> None:
+        sites: dict[str, list[int]] = {}
+        for pfn, (nr, site) in self._outstanding().items():
+            if self.outstanding.get(pfn) != (nr, site):
+                sites.setdefault(site, []).append(pfn)
+        for site, pfns in sites.items():
+            self.broken(
+                ("allocator", site),
+                f"{vm.name} was the last VM, and {len(pfns)} allocations of {site} were never "
+                f"freed, the first one PFN {pfns[0]:#x}",
+            )
+
+
+def owned_by(pamt: Pamt, tdr_pfn: int) -> Iterator[Owned]:
+    """Pages that the PAMT says belong to the TD, its TDR included, by address."""
+    seen_1g = -1
+    for leaf in pamt.entries_2m():
+        top = leaf.parent
+        if top.hpa != seen_1g:
+            seen_1g = top.hpa
+            if top.pt != PT_NDA and top.owner == tdr_pfn:
+                yield top.hpa, 3, top.pt
+        if top.pt == PT_NDA:
+            yield from _owned_in(pamt, leaf, tdr_pfn)
+
+
+def _owned_in(pamt: Pamt, leaf: PamtEntry2M, tdr_pfn: int) -> Iterator[Owned]:
+    free = (PT_NDA, PT_RSVD, PT_PAMT)
+    if leaf.pt not in free:
+        if leaf.owner == tdr_pfn:
+            yield leaf.hpa, 2, leaf.pt
+        return
+    if leaf.child_pt not in free and leaf.child_owner == tdr_pfn:
+        for index in range(512):
+            if index not in leaf.children:
+                yield leaf.hpa + (index << 12), 1, leaf.child_pt
+    for index, child in sorted(leaf.children.items()):
+        hpa = leaf.hpa + (index << 12)
+        if child.pt not in free and (child.owner == tdr_pfn or hpa >> 12 == tdr_pfn):
+            yield hpa, 1, child.pt
+
+
+def _frames_with(values: object, first_pfn: int, hkid: int) -> list[int]:
+    if isinstance(values, int):
+        return list(range(first_pfn, first_pfn + 512)) if values == hkid else []
+    assert hasattr(values, "__iter__")
+    return [first_pfn + i for i, value in enumerate(values) if value == hkid]

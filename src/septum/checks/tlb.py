@@ -1,0 +1,86 @@
+"""The promise `tlb`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.abi.kvm import PAGES_PER_HPAGE
+from septum.abi.sept import PS
+from septum.checks.promise import Promise
+from septum.checks.sept import END_GFN, leaf_runs
+from septum.checks.text import entry_text, level_text
+from septum.module.state import Vcpu
+
+if TYPE_CHECKING:
+    from septum.checks.view import VmView
+    from septum.machine import LogicalProcessor, TlbEntry
+
+
+class StaleTlb(Promise):
+    """No logical processor can use a translation to a frame that was removed, or a huge one that
+    was split, once the frame is reused.
+
+    On real hardware the guest reads and writes through it with its own key: the frame's new owner
+    loses data or takes a machine check, and the guest sees memory that is not its own.
+    """
+
+    __slots__ = ()
+    name = "tlb"
+
+    def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
+        """Every usable translation of the TD leads to frames that the S-EPT has at those GFNs.
+
+        An entry that is blocked still counts: its frame is not free before it is removed. One that
+        was split counts as long as all of its frames are still there.
+        """
+        for lp in vm.world.machine.lps:
+            if not self._usable(vm, lp):
+                continue
+            for entry in lp.tlb.entries():
+                if entry.tag == vm.tdr_pfn:
+                    self._check(vm, lp, entry)
+
+    def _usable(self, vm: VmView, lp: LogicalProcessor) -> bool:
+        """The TD runs on `lp`, or a vCPU that ran there last would go on without a flush."""
+        td = vm.td
+        if td is None:
+            return False
+        guest = lp.guest
+        if guest is not None:
+            return isinstance(guest, Vcpu) and guest.td is td
+        return any(
+            vcpu.td is td and vcpu.assoc_lp == lp.id and vcpu.vcpu_epoch == td.td_epoch
+            for vcpu in self.checker.vcpus()
+        )
+
+    def _check(self, vm: VmView, lp: LogicalProcessor, entry: TlbEntry) -> None:
+        nr = PAGES_PER_HPAGE[entry.level]
+        td = vm.td
+        assert td is not None
+        if td.root is None or not vm.has_key():
+            self._stale(vm, lp, entry, entry.gfn, 0)
+            return
+        at = entry.gfn
+        end = at + nr
+        for gfn, run, _, _, pfn in leaf_runs(
+            vm.world.machine.tables, td.root, td.root_level, vm.hpa_mask, at, end
+        ):
+            first = max(gfn, at)
+            if first != at or pfn + first - gfn != entry.pfn + first - entry.gfn:
+                break
+            at = min(end, gfn + run)
+        if at < end:
+            _, found = vm.walk(at)
+            self._stale(vm, lp, entry, at, found)
+
+    def _stale(
+        self, vm: VmView, lp: LogicalProcessor, entry: TlbEntry, gfn: int, found: int
+    ) -> None:
+        now = entry_text(found, vm.hpa_mask) if found else "gone"
+        what = "maps another frame" if found & PS else "is not mapped"
+        self.broken(
+            (vm.name, lp.id, entry.gfn, entry.level),
+            f"{vm.name}: cpu{lp.id} can still use its {level_text(entry.level)} translation of GFN "
+            f"{entry.gfn:#x} to PFN {entry.pfn:#x}, though GFN {gfn:#x} in it {what} any more "
+            f"(S-EPT: {now})",
+        )

@@ -1,0 +1,166 @@
+"""The world as the checks see it: one place that knows where each room keeps what.
+
+A `VmView` puts together what belongs to one VM: KVM's side, the module's side, the guest's record.
+An `Operation` is something that user space asked for, with the GFNs that it named.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from septum.checks.sept import END_GFN, frame_mask, leaf_runs, walk
+from septum.linux.ranges import range_extent
+from septum.module.state import TD_KEYS_CONFIGURED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from septum.checks.sept import LeafRun
+    from septum.guest.memory import GuestMemory
+    from septum.linux.host import Host
+    from septum.linux.kvm.types import Kvm, KvmMemorySlot, KvmMmuPage
+    from septum.machine import Machine
+    from septum.module.pamt import Pamt
+    from septum.module.state import Kot, Td, Vcpu
+    from septum.sim import Sim
+
+
+class ModuleView(Protocol):
+    """What the checks read of the module."""
+
+    @property
+    def pamt(self) -> Pamt: ...
+
+    @property
+    def tds(self) -> Mapping[int, Td]: ...
+
+    @property
+    def vcpus(self) -> Mapping[int, Vcpu]: ...
+
+    @property
+    def kot(self) -> Kot: ...
+
+
+class GuestView(Protocol):
+    """What the checks read of a guest."""
+
+    memory: GuestMemory
+
+
+class WorldView(Protocol):
+    """What the checks read of a world."""
+
+    @property
+    def sim(self) -> Sim: ...
+
+    @property
+    def machine(self) -> Machine: ...
+
+    @property
+    def module(self) -> ModuleView: ...
+
+    @property
+    def host(self) -> Host: ...
+
+    @property
+    def guests(self) -> Sequence[GuestView]: ...
+
+
+class Operation:
+    """One request of user space: an ioctl, fallocate, close, or a memory failure that it sees.
+
+    `ranges` are the [start, end) GFNs that it names. `takes`: it asks for private memory there to
+    go. `partial`: its contract lets it fail half-way.
+    """
+
+    __slots__ = ("after", "before", "kvm", "name", "partial", "ranges", "ret", "takes")
+
+    def __init__(
+        self,
+        kvm: Kvm,
+        name: str,
+        ranges: tuple[tuple[int, int], ...],
+        takes: bool,
+        partial: bool,
+    ) -> None:
+        self.kvm = kvm
+        self.name = name
+        self.ranges = ranges
+        self.takes = takes
+        self.partial = partial
+        self.ret: int | None = None
+        self.before: dict[str, object] = {}
+        self.after: dict[str, object] = {}
+
+    def __repr__(self) -> str:
+        spans = ", ".join(f"[{start:#x}, {end:#x})" for start, end in self.ranges)
+        return f"{self.name} {spans}".rstrip()
+
+
+class VmView:
+    """One VM, from all sides."""
+
+    __slots__ = ("hkid", "hpa_mask", "kvm", "memory", "name", "tdr_pfn", "world")
+
+    def __init__(self, world: WorldView, kvm: Kvm, memory: GuestMemory | None) -> None:
+        self.world = world
+        self.kvm = kvm
+        self.name = f"vm{kvm.id}"
+        self.memory = memory
+        self.hpa_mask = frame_mask(world.machine.config)
+        self.tdr_pfn = -1  # the TD's, remembered when KVM has given it up
+        self.hkid = -1
+        self.refresh()
+
+    def refresh(self) -> None:
+        """The VM may have become a TD since the last look."""
+        tdx = self.kvm.tdx
+        if tdx.tdr_page is not None:
+            self.tdr_pfn = tdx.tdr_page
+        if tdx.hkid >= 0:
+            self.hkid = tdx.hkid
+
+    @property
+    def td(self) -> Td | None:
+        """The module's side; None before MNG.CREATE and after the TDR was reclaimed."""
+        return self.world.module.tds.get(self.tdr_pfn)
+
+    def has_key(self) -> bool:
+        """The TD exists, and its key can be used: the S-EPT means something."""
+        td = self.td
+        return td is not None and td.root is not None and td.lifecycle <= TD_KEYS_CONFIGURED
+
+    def runs(self, first_gfn: int = 0, end_gfn: int = END_GFN) -> Iterator[LeafRun]:
+        """The leaves of the S-EPT that overlap [first_gfn, end_gfn)."""
+        td = self.td
+        if td is None or td.root is None or not self.has_key():
+            return
+        yield from leaf_runs(
+            self.world.machine.tables, td.root, td.root_level, self.hpa_mask, first_gfn, end_gfn
+        )
+
+    def walk(self, gfn: int) -> tuple[int, int]:
+        """(KVM level, raw S-EPT entry) where the walk for `gfn` ends."""
+        td = self.td
+        assert td is not None and td.root is not None
+        return walk(self.world.machine.tables, td.root, td.root_level, self.hpa_mask, gfn)
+
+    def mirror_root(self) -> KvmMmuPage | None:
+        """The root of the mirror page table, valid or not."""
+        return next((root for root in self.kvm.arch.tdp_mmu_roots if root.is_mirror), None)
+
+    def slot_at(self, gfn: int) -> KvmMemorySlot | None:
+        """The memslot that holds `gfn`."""
+        for slot in self.kvm.memslots.values():
+            if slot.base_gfn <= gfn < slot.base_gfn + slot.npages:
+                return slot
+        return None
+
+    def attributes(self, slot: KvmMemorySlot, gfn: int) -> tuple[int, int]:
+        """(attributes of `gfn`, first GFN after the run that has them)."""
+        if self.world.host.params.vm_memory_attributes or slot.gmem_file is None:
+            _, end, value = range_extent(self.kvm.mem_attr_array, gfn)
+            return value, end
+        offset = slot.base_gfn - slot.gmem_pgoff
+        _, end, value = range_extent(slot.gmem_file.inode.attributes, gfn - offset)
+        return value, end + offset

@@ -1,0 +1,191 @@
+"""`no-bug` and `teardown`, and what the checker itself promises."""
+
+from __future__ import annotations
+
+import pytest
+
+from septum.checks import PROMISES, consequence, find_promises, sentence
+from septum.errors import InputError
+from septum.module.state import HKID_FREE
+
+HKID = 33
+
+
+@pytest.fixture
+def world(tiny):
+    world = tiny()
+    world.map(0, 2)
+    return world
+
+
+def leave(world):
+    """The VM goes away as it should: nothing is left."""
+    module = world.module
+    for leaf in module.pamt.entries_2m():
+        leaf.pt = leaf.parent.pt = 0
+        leaf.fill_children(0, 0, 0)
+    module.tds.clear()
+    module.kot.entries[HKID].state = HKID_FREE
+    world.host.x86_tdx.state.keyid_ida.discard(HKID)
+    world.machine.mem.wbinvd()
+    world.host.kvms.clear()
+
+
+def torn_down(world):
+    checker = world.checker(["teardown"])
+    checker.quiet_point("alive")
+    return checker
+
+
+class TestTeardown:
+    def test_holds(self, world):
+        checker = torn_down(world)
+        leave(world)
+        assert checker.finish() == {"teardown": "held"}
+
+    def test_a_leaf_is_left(self, world):
+        checker = torn_down(world)
+        leave(world)
+        leaf = world.module.pamt.entry_2m(world.pfn_of(0x200) << 12)
+        leaf.pt, leaf.owner = 3, world.td_pfn
+        checker.finish()
+        (text,) = world.texts()
+        assert "1 pages are still its own, the first one PFN 0x40200 (2M, REG)" in text
+
+    def test_a_small_page_is_left(self, world):
+        checker = torn_down(world)
+        leave(world)
+        child = world.module.pamt.entry_2m(world.pfn_of(0x203) << 12).child(3)
+        child.pt, child.owner = 3, world.td_pfn
+        checker.finish()
+        assert "PFN 0x40203 (4K, REG)" in world.texts()[0]
+
+    def test_the_tdr_is_left(self, world):
+        checker = torn_down(world)
+        td = world.td
+        leave(world)
+        world.module.tds[world.td_pfn] = td
+        checker.finish()
+        assert "TDR page" in world.texts()[0]
+
+    def test_the_kernel_keeps_the_key_id(self, world):
+        checker = torn_down(world)
+        leave(world)
+        world.host.x86_tdx.state.keyid_ida.add(HKID)
+        checker.finish()
+        assert "the kernel lost HKID 33" in world.texts()[0]
+
+    def test_the_module_keeps_the_key_id(self, world):
+        checker = torn_down(world)
+        leave(world)
+        world.module.kot.entries[HKID].state = 2
+        checker.finish()
+        assert "HKID 33 is in state 2" in world.texts()[0]
+
+    def test_dirty_lines_are_left(self, world):
+        checker = torn_down(world)
+        leave(world)
+        world.machine.mem.write(world.pfn_of(3), HKID, 1)
+        checker.finish()
+        assert "1 frames, the first one PFN 0x40003, still have dirty lines" in world.texts()[0]
+
+    def test_frames_are_not_reset_where_they_must_be(self, world):
+        world.host.params.x86_bug_tdx_pw_mce = True
+        checker = torn_down(world)
+        leave(world)
+        checker.finish()
+        assert "512 frames" in world.texts()[0]
+        assert "not reset" in world.texts()[0]
+
+    def test_an_allocation_is_never_freed(self, world):
+        world.host.mm.alloc_page("before")
+        checker = torn_down(world)
+        world.host.mm.alloc_page("leaky")
+        leave(world)
+        checker.finish()
+        (text,) = world.texts()
+        assert "1 allocations of leaky were never freed" in text
+
+
+class TestNoBug:
+    def test_holds(self, world):
+        assert world.checker(["no-bug"]).finish() == {"no-bug": "held"}
+
+    @pytest.mark.parametrize("flag", ["vm_bugged", "vm_dead"])
+    def test_a_bug_that_nobody_reported(self, world, flag):
+        setattr(world.kvm, flag, True)
+        assert world.checker(["no-bug"]).finish() == {"no-bug": "broken"}
+        assert len(world.texts()) == 1
+
+    def test_a_fatal_td(self, world):
+        world.td.fatal = True
+        assert world.checker(["no-bug"]).finish() == {"no-bug": "broken"}
+
+    def test_what_the_model_reported_counts_once(self, world):
+        world.kvm.vm_bugged = True
+        world.sim.find("no-bug", "KVM_BUG_ON")
+        assert world.checker(["no-bug"]).finish() == {"no-bug": "broken"}
+        assert len(world.texts()) == 1
+
+
+class TestChecker:
+    @pytest.mark.parametrize("name", PROMISES)
+    def test_each_promise_is_a_sentence_with_a_consequence(self, name):
+        promise = PROMISES[name]
+        assert promise.name == name
+        assert sentence(promise).endswith(".")
+        assert consequence(promise).startswith("On real hardware")
+
+    @pytest.mark.parametrize("name", PROMISES)
+    def test_an_honest_world_keeps_it(self, tiny, name):
+        world = tiny()
+        world.map(0, 2)
+        world.map(0x200, 1)
+        world.memory.write(0, 512, 0)
+        world.enter(0)
+        checker = world.checker([name])
+        for where in ("one", "two"):
+            checker.quiet_point(where, world.kvm, [(0, 1)])
+        assert checker.finish() == {name: "held"}
+        assert world.texts() == []
+
+    def test_an_unknown_promise(self):
+        with pytest.raises(InputError, match="no promise is called 'x'"):
+            find_promises(["x"])
+
+    def test_a_cause_is_told_once(self, world):
+        checker = world.checker(["mirror"])
+        world.kvm.stat.add("pages_4k")
+        for _ in range(3):
+            checker.quiet_point("again")
+        assert len(world.texts()) == 1
+
+    def test_mode_end_looks_at_the_end_only(self, world):
+        from septum.checks import Checker
+
+        checker = Checker(world, ["mirror"], "end")
+        checker.start()
+        world.kvm.stat.add("pages_4k")
+        checker.quiet_point("now")
+        assert world.texts() == []
+        assert checker.finish() == {"mirror": "broken"}
+
+    def test_every_step_looks_at_scheduling_points(self, world):
+        from septum.checks import Checker
+
+        checker = Checker(world, ["mirror"], "every-step")
+        checker.start()
+
+        def task():
+            world.kvm.stat.add("pages_4k")
+            world.sim.point("x")
+            world.kvm.stat.add("pages_4k", -1)
+
+        world.sim.spawn("task", task)
+        world.sim.run()
+        assert checker.finish() == {"mirror": "broken"}
+
+    def test_it_changes_nothing(self, world):
+        before = (world.sim.nr_points, world.sim.answers[:], dict(world.machine.tables))
+        world.checker().finish()
+        assert before == (world.sim.nr_points, world.sim.answers, world.machine.tables)

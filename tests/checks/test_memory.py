@@ -1,0 +1,180 @@
+"""`mapping-in-folio`, `guest-data` and `tlb`: frames, folios, contents and translations."""
+
+from __future__ import annotations
+
+import pytest
+
+from septum.abi.sept import FREE_ENTRY
+from septum.linux.kvm.types import Folio, SplitFolio
+from septum.linux.ranges import range_store
+
+HKID = 33
+
+
+@pytest.fixture
+def world(tiny):
+    """Two accepted 2 MB pages and 4 KB pages in a third, with content."""
+    world = tiny()
+    world.map(0, 2)
+    world.map(0x200, 2)
+    for gfn in range(0x400, 0x404):
+        world.map(gfn, 1)
+    world.memory.write(0, 0x404, 0)
+    world.machine.mem.fill(world.pfn_of(0x200), 512, HKID, 7)
+    world.memory.last_token = 7
+    world.memory.write(0x200 << 12, 512, 7)
+    return world
+
+
+def found(world, name):
+    checker = world.checker([name])
+    checker.finish()
+    return world.texts()
+
+
+class TestMappingInFolio:
+    def test_holds(self, world):
+        world.split(0)
+        folio = world.inode.folios.pop(0x400)
+        world.inode.split_folios[0x400] = SplitFolio(0x400, folio)
+        assert found(world, "mapping-in-folio") == []
+
+    def test_a_folio_split_under_a_2m_leaf(self, world):
+        folio = world.inode.folios.pop(0x200)
+        world.inode.split_folios[0x200] = SplitFolio(0x200, folio)
+        (text,) = found(world, "mapping-in-folio")
+        assert "2M leaf at GFN 0x200 maps PFN 0x40200, but the folio" in text
+        assert "has 1 of its 512 pages" in text
+
+    def test_unless_the_design_rests_on_contiguity(self, world):
+        folio = world.inode.folios.pop(0x200)
+        world.inode.split_folios[0x200] = SplitFolio(0x200, folio)
+        checker = world.checker(["mapping-in-folio"])
+        checker.mapping_may_exceed_folio = True
+        checker.finish()
+        assert world.texts() == []
+
+    def test_or_a_conversion_goes_on(self, world):
+        folio = world.inode.folios.pop(0x200)
+        world.inode.split_folios[0x200] = SplitFolio(0x200, folio)
+        world.inode.invalidate_lock.down_write()
+        assert found(world, "mapping-in-folio") == []
+
+    def test_a_page_that_was_truncated(self, world):
+        del world.inode.folios[0x200]
+        assert "guest_memfd has no page at index 0x200" in found(world, "mapping-in-folio")[0]
+
+    def test_one_small_page_gone_of_a_split_folio(self, world):
+        world.split(0x200)
+        folio = world.inode.folios.pop(0x200)
+        split = world.inode.split_folios[0x200] = SplitFolio(0x200, folio)
+        split.gone.add(0x2FF)
+        assert "no page at index 0x2ff" in found(world, "mapping-in-folio")[0]
+
+    def test_another_frame(self, world):
+        world.inode.folios[0x200] = Folio(0x80000, 9)
+        assert "has PFN 0x80000 at index 0x200" in found(world, "mapping-in-folio")[0]
+
+    def test_shared_memory_under_a_leaf(self, world):
+        range_store(world.inode.attributes, 0x210, 0x211, 0)
+        assert "GFNs [0x210, 0x211) of it are shared" in found(world, "mapping-in-folio")[0]
+
+    def test_attributes_of_the_vm(self, world):
+        world.host.params.vm_memory_attributes = True
+        range_store(world.kvm.mem_attr_array, 0, 0x210, 8)
+        assert "of it are shared" in found(world, "mapping-in-folio")[0]
+
+    def test_no_slot(self, world):
+        del world.kvm.memslots[1]
+        assert "no memslot" in found(world, "mapping-in-folio")[0]
+
+    def test_a_leaf_beyond_the_slot(self, world):
+        world.slot.npages = 0x300
+        for gfn in range(0x400, 0x404):
+            world.set_sept(gfn, 1, FREE_ENTRY)
+        assert "the memslot ends at GFN 0x300" in found(world, "mapping-in-folio")[0]
+
+
+class TestGuestData:
+    def test_holds(self, world):
+        assert found(world, "guest-data") == []
+
+    def test_zeroed_behind_the_guest(self, world):
+        world.machine.mem.write(world.pfn_of(0x2AA), HKID, 0)
+        (text,) = found(world, "guest-data")
+        assert "GFN 0x2aa, where the guest wrote 0x7, is PFN 0x402aa, which holds 0x0" in text
+
+    def test_a_whole_frame_replaced(self, world):
+        world.machine.mem.fill(world.pfn_of(0x200), 512, HKID, 3)
+        assert "GFN 0x200" in found(world, "guest-data")[0]
+
+    def test_written_by_the_host(self, world):
+        world.machine.mem.write(world.pfn_of(0x201), 0, 7)
+        assert "written with HKID 0 and not with the TD's 33" in found(world, "guest-data")[0]
+
+    def test_mapped_to_another_frame(self, world):
+        world.set_sept(0x200, 2, world.leaf(world.pfn_of(0)))
+        assert len(found(world, "guest-data")) == 1
+
+    def test_gone(self, world):
+        world.set_sept(0x200, 2, FREE_ENTRY)
+        assert "GFNs [0x200, 0x400) (512 pages)" in found(world, "guest-data")[0]
+
+    def test_a_write_under_way_is_the_guests_own(self, world):
+        world.memory.last_token = 8
+        world.machine.mem.write(world.pfn_of(0x201), HKID, 8)
+        assert found(world, "guest-data") == []
+
+    def test_given_up_or_taken(self, world):
+        checker = world.checker(["guest-data"])
+        world.memory.forget(0x200 << 12, 256)
+        op = checker.operation_begin(world.kvm, "punch_hole", [(0x300, 0x400)], takes=True)
+        world.set_sept(0x200, 2, FREE_ENTRY)
+        checker.operation_end(op, 0)
+        checker.finish()
+        assert world.texts() == []
+
+
+class TestTlb:
+    @pytest.fixture
+    def running(self, world):
+        vcpu = world.enter(0)
+        tlb = world.machine.lps[0].tlb
+        tlb.insert(world.td_pfn, 0x200, 2, world.pfn_of(0x200), True, HKID)
+        tlb.insert(world.td_pfn, 0x401, 1, world.pfn_of(0x401), True, HKID)
+        return vcpu
+
+    def test_holds(self, world, running):
+        world.split(0x200)
+        assert found(world, "tlb") == []
+
+    def test_a_page_removed(self, world, running):
+        world.set_sept(0x401, 1, FREE_ENTRY)
+        (text,) = found(world, "tlb")
+        assert "cpu0 can still use its 4K translation of GFN 0x401 to PFN 0x40401" in text
+
+    def test_blocked_is_not_removed(self, world, running):
+        world.set_sept(0x401, 1, world.leaf(world.pfn_of(0x401), blocked=True))
+        assert found(world, "tlb") == []
+
+    def test_one_page_of_a_split_2m_removed(self, world, running):
+        world.split(0x200)
+        world.set_sept(0x2F0, 1, FREE_ENTRY)
+        (text,) = found(world, "tlb")
+        assert "2M translation of GFN 0x200" in text
+        assert "GFN 0x2f0 in it is not mapped" in text
+
+    def test_another_frame(self, world, running):
+        world.set_sept(0x401, 1, world.leaf(0x50000))
+        assert "maps another frame" in found(world, "tlb")[0]
+
+    def test_out_of_the_guest_with_an_old_epoch_it_is_flushed_first(self, world, running):
+        world.set_sept(0x401, 1, FREE_ENTRY)
+        world.machine.lps[0].guest = None
+        world.td.td_epoch += 1
+        assert found(world, "tlb") == []
+
+    def test_out_of_the_guest_with_this_epoch_it_is_not(self, world, running):
+        world.set_sept(0x401, 1, FREE_ENTRY)
+        world.machine.lps[0].guest = None
+        assert len(found(world, "tlb")) == 1

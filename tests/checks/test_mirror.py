@@ -1,0 +1,145 @@
+"""`mirror`: every way in which KVM's mirror and the S-EPT can disagree is seen, and no other."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from septum.abi.kvm import KVM_LPAGE_GUEST_INHIBIT_FLAG
+from septum.abi.sept import FREE_ENTRY
+from septum.abi.spte import FROZEN_SPTE, SHADOW_NONPRESENT_VALUE, make_spte
+
+
+@pytest.fixture
+def world(tiny):
+    """2 MB at GFN 0 and 0x200, 4 KB at 0x400..0x403, one of them pending."""
+    world = tiny()
+    world.map(0, 2)
+    world.map(0x200, 2)
+    for gfn in range(0x400, 0x404):
+        world.map(gfn, 1, pending=gfn == 0x403)
+    return world
+
+
+def found(world):
+    checker = world.checker(["mirror"])
+    checker.quiet_point("test")
+    result = checker.finish()["mirror"]
+    assert (result == "broken") == bool(world.sim.findings)
+    return world.texts()
+
+
+def test_an_honest_world_holds(world):
+    world.split(0)
+    world.unmap(5, 1)
+    assert found(world) == []
+
+
+@pytest.mark.parametrize(
+    ("level", "gfn", "entry"),
+    [
+        (2, 0x200, "free"),
+        (1, 0x401, "free"),
+        (2, 0x200, "other"),
+        (1, 0x402, "other"),
+        (1, 0x402, "blocked"),
+        (2, 0x200, "blocked"),
+    ],
+)
+def test_the_sept_differs(world, level, gfn, entry):
+    value = {
+        "free": FREE_ENTRY,
+        "other": world.leaf(world.pfn_of(gfn) + 0x200),
+        "blocked": world.leaf(world.pfn_of(gfn), blocked=True),
+    }[entry]
+    world.set_sept(gfn, level, value)
+    (text,) = found(world)
+    assert f"GFN {gfn:#x}" in text
+
+
+@pytest.mark.parametrize(("level", "gfn"), [(2, 0x200), (1, 0x402)])
+def test_the_mirror_forgot_a_leaf(world, level, gfn):
+    world.set_mirror(gfn, level, SHADOW_NONPRESENT_VALUE)
+    assert f"GFN {gfn:#x}" in found(world)[0]
+
+
+def test_the_mirror_is_split_and_the_sept_is_not(world):
+    before = world.leaf(world.pfn_of(0))
+    world.split(0)
+    world.set_sept(0, 2, before)
+    (text,) = found(world)
+    assert "at 2M" in text
+    assert "a table" in text
+
+
+def test_one_wrong_pfn_in_a_split_page(world):
+    world.split(0)
+    world.set_sept(7, 1, world.leaf(world.pfn_of(9)))
+    (text,) = found(world)
+    assert "GFN 0x7 at 4K" in text
+
+
+def test_a_frozen_entry_is_in_transition(world):
+    world.set_mirror(0x402, 1, FROZEN_SPTE)
+    checker = world.checker(["mirror"])
+    world.kvm.mmu_lock.read_lock()
+    checker.quiet_point("test")
+    assert world.texts() == []
+
+
+def test_a_writer_is_at_one_entry(world):
+    world.set_mirror(0x402, 1, SHADOW_NONPRESENT_VALUE)
+    checker = world.checker(["mirror"])
+    world.kvm.mmu_lock.write_lock()
+    checker.quiet_point("test")
+    assert world.texts() == []
+    world.set_mirror(0x401, 1, SHADOW_NONPRESENT_VALUE)
+    checker.quiet_point("test")
+    assert len(world.texts()) == 2
+
+
+def test_the_wrong_sept_page(world):
+    for sp in world.host.page_private.values():
+        if sp.level == 1:
+            sp.external_spt += 1
+    assert "KVM believes the S-EPT page is" in found(world)[0]
+
+
+def test_statistics_count_leaves(world):
+    world.kvm.stat.add("pages_2m")
+    assert "statistics say" in found(world)[0]
+
+
+def test_a_2m_leaf_under_the_inhibit_flag(world):
+    world.slot.lpage_info[0][1] = KVM_LPAGE_GUEST_INHIBIT_FLAG
+    assert "guest-inhibit" in found(world)[0]
+
+
+def test_a_bugged_vm_may_differ(world):
+    world.set_sept(0x401, 1, FREE_ENTRY)
+    world.kvm.vm_bugged = True
+    assert found(world) == []
+
+
+def test_a_leaf_after_the_key_is_gone(world):
+    world.td.lifecycle = 2
+    assert "HKID is released" in found(world)[0]
+
+
+def test_16_gib_in_4k_pages_are_quick(tiny):
+    world = tiny(16 << 18)
+    for gfn in range(0, 16 << 18, 512):
+        world.map(gfn, 1)
+        sept, spt, _ = world.tables_for(gfn, 1)
+        sept.fill(world.leaf(world.pfn_of(gfn)), 4096)
+        spt.fill(make_spte(world.pfn_of(gfn), 1, False, True), 4096)
+        if gfn % 1024:
+            sept._expand()
+            spt._expand()
+    world.kvm.stat.values["pages_4k"] = 16 << 18
+    checker = world.checker(["mirror"])
+    start = time.process_time()
+    checker.finish()
+    assert world.texts() == []
+    assert time.process_time() - start < 1.0
