@@ -1,1 +1,1 @@
-"""KVM: `mmu` and `tdp_mmu` (page tables), `tdx` (S-EPT), `guest_memfd`, `main` and `x86` (ioctls)."""
+"""KVM: page tables (`mmu`, `tdp_mmu`), S-EPT (`tdx`), `guest_memfd`, ioctls (`main`, `x86`)."""
