@@ -33,18 +33,6 @@ KVM_FILTER_SHARED = 1 << 0
 KVM_FILTER_PRIVATE = 1 << 1
 
 
-class KvmLpageInfo:
-    """struct kvm_lpage_info: why a huge page may not be mapped here (0: it may).
-
-    Bit 31 KVM_LPAGE_MIXED_FLAG, bit 30 KVM_LPAGE_GUEST_INHIBIT_FLAG (patch 12), 29:0 a count.
-    """
-
-    __slots__ = ("disallow_lpage",)
-
-    def __init__(self) -> None:
-        self.disallow_lpage = 0
-
-
 class KvmMemorySlot:
     """struct kvm_memory_slot: `npages` pages of guest memory from `base_gfn`."""
 
@@ -69,8 +57,9 @@ class KvmMemorySlot:
         self.userspace_addr = userspace_addr
         self.gmem_file: GmemFile | None = None
         self.gmem_pgoff = 0
-        # lpage_info[level - 2][idx], levels 2M and 1G; `dict` because nearly all entries are 0.
-        # MODEL: absent index == disallow_lpage 0.
+        # lpage_info[level - 2][idx].disallow_lpage, levels 2M and 1G: why a huge page may not be
+        # mapped there. Bit 31 KVM_LPAGE_MIXED_FLAG, bit 30 KVM_LPAGE_GUEST_INHIBIT_FLAG (patch 12),
+        # 29:0 a count. A `dict` because nearly all are 0: an absent index is 0.
         self.lpage_info: list[dict[int, int]] = [{}, {}]
 
     @property
