@@ -42,7 +42,7 @@ class SeamModule(Protocol):
         No page: the first access raised #VE.
         """
 
-    def external_interrupt(self, lp: LogicalProcessor) -> None:
+    def external_interrupt(self, lp: LogicalProcessor) -> object:
         """An interrupt arrives while `lp` is inside a TD: asynchronous TD exit."""
 
 
