@@ -18,6 +18,7 @@ LEVEL_SIZES = (1 << 12, 1 << 21, 1 << 30)
 LEVEL_PAGES = (1, 512, 512 * 512)
 
 MAP_GPA_MAX_RETRIES = 3
+NEIGHBOURS = 8
 
 
 class VirtualizationException(Exception):
@@ -175,13 +176,21 @@ class GuestCpu(ABC):
 
     def verify_frame_rest(self, gpa: int, size_bytes: int) -> bool:
         """Read back what the guest owns in the 2 MB frames that [gpa, gpa + size_bytes) only
-        partly covers: a conversion must not touch it."""
+        partly covers: a conversion must not touch it.
+
+        Reads up to 8 pages on either side, and the frames' first and last page.
+        """
         first = gpa >> PAGE_SHIFT
         end = (gpa + size_bytes) >> PAGE_SHIFT
         head = first & -PTRS_PER_TABLE
         tail = -(-end // PTRS_PER_TABLE) * PTRS_PER_TABLE
-        return self.verify(head << PAGE_SHIFT, first - head) and self.verify(
-            end << PAGE_SHIFT, tail - end
+        before = max(head, first - NEIGHBOURS)
+        after = min(tail, end + NEIGHBOURS)
+        return (
+            self.verify(head << PAGE_SHIFT, min(1, first - head))
+            and self.verify(before << PAGE_SHIFT, first - before)
+            and self.verify(end << PAGE_SHIFT, after - end)
+            and self.verify((tail - 1) << PAGE_SHIFT, min(1, tail - end))
         )
 
     def _lost(self, gpa: int, expected: int, token: int) -> None:
