@@ -169,7 +169,10 @@ class TdvfImage(msgspec.Struct, frozen=True):
         return sum(s.nr_pages * 16 for s in self.sections if s.measured)
 
     def page(self, section: TdvfSection, index: int) -> bytes:
-        """The 4 KB of `section`'s page `index`; beyond the raw data there are zeros."""
+        """The 4 KB of `section`'s page `index`; beyond the raw data there are zeros.
+
+        MODEL: as the design guide says. QEMU would take whatever follows in the file.
+        """
         start = index * PAGE_SIZE
         raw = self.data[
             section.data_offset + start : section.data_offset

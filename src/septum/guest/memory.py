@@ -2,6 +2,9 @@
 
 This is the guest's own knowledge, kept outside the modelled memory: comparing the two shows lost
 data. Pages are kept as ranges of one content token, so that uniform memory costs nothing.
+
+MODEL: programs write one token to all pages of a 2 MB frame, so pages that a host swapped within
+a frame look right. What a guest writes to shared memory is not modelled.
 """
 
 from bisect import bisect_left, bisect_right

@@ -7,8 +7,11 @@ from septum.guest.memory import GuestMemory
 
 
 class Guest(ABC):
-    """The software of one TD. Its state is slotted and plain; programs change it between
-    instructions only, so no two vCPUs are ever in the middle of a change at once."""
+    """The software of one TD. Its state is slotted and plain.
+
+    MODEL: programs change their shared state between two instructions, so the guest's own
+    spinlocks and its page tables are not modelled, and no two vCPUs meet in a critical section.
+    """
 
     __slots__ = ("memory", "nr_cpus")
 

@@ -30,8 +30,10 @@ class TdGuestCpu(GuestCpu):
 
     __slots__ = ("context", "guest", "machine", "spinning_on", "team")
 
-    def __init__(self, machine: Machine, guest: Guest, index: int, team: list[TdGuestCpu]) -> None:
-        super().__init__(index, guest.nr_cpus, guest.memory)
+    def __init__(
+        self, machine: Machine, guest: Guest, index: int, team: list[TdGuestCpu], shared_bit: int
+    ) -> None:
+        super().__init__(index, guest.nr_cpus, guest.memory, shared_bit)
         self.machine = machine
         self.guest = guest
         self.team = team  # all vCPUs of the guest, this one included
@@ -88,7 +90,11 @@ class TdGuestCpu(GuestCpu):
     def _access(
         self, gpa: int, nr_pages: int, access: int, token: int | None
     ) -> list[tuple[int, int]]:
-        """Access page after page, at most one 2 MB frame per instruction."""
+        """Access page after page.
+
+        MODEL: all pages that one translation covers are accessed by a single instruction, so
+        interrupts and other vCPUs come in between frames only.
+        """
         seam = self.machine.seam
         assert seam is not None
         runs: list[tuple[int, int]] = []
@@ -104,6 +110,8 @@ class TdGuestCpu(GuestCpu):
         return runs
 
     def spin_until(self, pred: Callable[[], bool]) -> None:
+        # MODEL: a spinning vCPU takes no time and no PAUSE-loop exits; it is looked at again when
+        # shared guest memory changes or an interrupt comes.
         while True:
             lp = self._boundary()
             if pred():
@@ -131,10 +139,13 @@ class TdGuestCpu(GuestCpu):
             sim.emit(GuestReportEvent(sim.now_ns(), sim.current.name, sim.current.cpu, code))
 
 
-def make_guest_cpus(machine: Machine, guest: Guest) -> list[TdGuestCpu]:
-    """The vCPUs of `guest`, by index. Each one's `context` goes into `machine.guest_contexts`
-    under the TDVPR page of the virtual CPU that shall run it."""
+def make_guest_cpus(machine: Machine, guest: Guest, *, gpaw: int = 48) -> list[TdGuestCpu]:
+    """The vCPUs of `guest`, by index, in a TD with `gpaw` (48 or 52) guest-physical address bits.
+
+    Each one's `context` goes into `machine.guest_contexts` under the TDVPR page of the virtual
+    CPU that shall run it.
+    """
     team: list[TdGuestCpu] = []
     for index in range(guest.nr_cpus):
-        team.append(TdGuestCpu(machine, guest, index, team))
+        team.append(TdGuestCpu(machine, guest, index, team, 1 << (gpaw - 1)))
     return team

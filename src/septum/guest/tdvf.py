@@ -1,7 +1,8 @@
 """edk2's TDVF: how the firmware accepts low memory on all vCPUs before anything else runs.
 
 Source: edk2 OvmfPkg/Library/PlatformInitLib/IntelTdx.c, TdxLib/AcceptPages.c, TdxMailboxLib. The
-later parts (MMIO, DMA buffers) are in tdvf_dxe.
+later parts (MMIO, DMA buffers) are in tdvf_dxe. MODEL: the firmware knows the HOB list without
+parsing it, and code runs from no page.
 """
 
 from septum.abi.status import (
