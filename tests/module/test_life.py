@@ -232,3 +232,16 @@ def test_counts(make_bench):
     assert bench.m.counts[1, 0] == 6
     status(bench, "TDH.MNG.ADDCX", TDR, TDR)
     assert bench.m.counts[1, 0x80000200] == 1
+
+
+def test_1_5_01_promotes_with_the_tree_shared(make_bench):
+    """From 1.5.01 to 1.5.25, PROMOTE went from the shared to the exclusive S-EPT tree lock."""
+    for profile, expected in (("1.5.01", "TDX_SUCCESS"), ("1.5.25", "TDX_OPERAND_BUSY|SEPT_TREE")):
+        bench = make_bench(profile=profile).build()
+        bench.put(GPA, 1, "PENDING_BLOCKED", 0x42000000)
+        bench.ok("TDH.MEM.PAGE.DEMOTE", GPA | 1, TDR, r8=bench.page())
+        bench.ok("TDH.MEM.RANGE.BLOCK", GPA | 1, TDR)
+        bench.track()
+        held = bench.m.hold_lock("secure_ept", "sh", td=TDR)
+        assert status(bench, "TDH.MEM.PAGE.PROMOTE", GPA | 1, TDR) == expected
+        bench.m.release_lock(held)

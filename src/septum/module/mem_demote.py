@@ -132,7 +132,7 @@ def poll_host(m: Module, lp: LogicalProcessor, td: Td) -> int:
     """
     if m.host_interrupt_pending(lp):
         return TDX_INTERRUPTED_RESTARTABLE
-    if td.sept_lock.lock & LOCK_HP:
+    if td.sept_lock.lock & LOCK_HP and m.profile.tree_has_host_priority:
         return TDX_INTERRUPTED_BUSY
     return 0
 
@@ -214,7 +214,8 @@ def tdh_mem_page_promote(m: Module, lp: LogicalProcessor, regs: Regs, version: i
         if version > 1:
             return TDX_OPERAND_INVALID | OPERAND_ID_RAX
     # locks
-    found = begin(m, regs, leaves.TDH_MEM_PAGE_PROMOTE, rcx, rdx, 1, 2, True)
+    exclusive = m.profile.promote_tree_exclusive
+    found = begin(m, regs, leaves.TDH_MEM_PAGE_PROMOTE, rcx, rdx, 1, 2, exclusive)
     if isinstance(found, int):
         return found
     td, _, _, entry = found
@@ -222,12 +223,12 @@ def tdh_mem_page_promote(m: Module, lp: LogicalProcessor, regs: Regs, version: i
     # checks
     if entry & STATE_MASK not in _NL_STATES:
         set_entry_details(m, regs, entry, level)
-        return fail(found, True, TDX_EPT_ENTRY_STATE_INCORRECT | OPERAND_ID_RCX)
+        return fail(found, exclusive, TDX_EPT_ENTRY_STATE_INCORRECT | OPERAND_ID_RCX)
     sept_hpa = entry & m.pfn_mask
     m.sim.point("module.pamt")
     pamt_entry = m.pamt.implicit(sept_hpa, 0)
     if not hp_lock_ex(pamt_entry):
-        return fail(found, True, TDX_OPERAND_BUSY | OPERAND_ID_RCX)
+        return fail(found, exclusive, TDX_OPERAND_BUSY | OPERAND_ID_RCX)
     status = check_tracking(m, regs, td, entry, level, pamt_entry)
     table = m.tables[sept_hpa >> 12]
     if not status and not can_merge(m, table, level):
@@ -241,7 +242,7 @@ def tdh_mem_page_promote(m: Module, lp: LogicalProcessor, regs: Regs, version: i
         status = _merge(m, regs, found, level, table)
     if status:
         pamt_entry.lock &= LOCK_HP
-        return fail(found, True, status)
+        return fail(found, exclusive, status)
     # effects
     first = table.entry(0)
     m.machine.free_table(sept_hpa >> 12)
@@ -250,7 +251,7 @@ def tdh_mem_page_promote(m: Module, lp: LogicalProcessor, regs: Regs, version: i
     pamt_entry.lock &= LOCK_HP
     # return
     regs.rcx = sept_hpa | hint
-    return commit(found, True, first & ~HP)
+    return commit(found, exclusive, first & ~HP)
 
 
 def _merge(m: Module, regs: Regs, found: SeptWalk, level: int, table: TablePage) -> int:

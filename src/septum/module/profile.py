@@ -26,6 +26,9 @@ class ModuleProfile(msgspec.Struct, frozen=True):
     update: int
     has_dynamic_pamt: bool
     demote_interruptible: bool
+    tree_has_host_priority: bool
+    """A host call that fails on the S-EPT tree makes interruptible leaves give way."""
+    promote_tree_exclusive: bool
     features0: int
 
 
@@ -49,9 +52,10 @@ _FEATURES0_1_5_25 = (
 PROFILES: dict[str, ModuleProfile] = {
     profile.name: profile
     for profile in (
-        # MODEL: 1.5.01 differs from 1.5.25 here only in that it has no Dynamic PAMT.
-        ModuleProfile("1.5.01", 1, 5, 1, False, True, _FEATURES0_1_5),
-        ModuleProfile("1.5.25", 1, 5, 25, True, True, _FEATURES0_1_5_25),
+        # MODEL: 1.5.01 is 1.5.25 without Dynamic PAMT and host priority on the S-EPT tree; what
+        # its statuses lack in details (OP_STATE, vCPU state) is not modelled.
+        ModuleProfile("1.5.01", 1, 5, 1, False, True, False, False, _FEATURES0_1_5),
+        ModuleProfile("1.5.25", 1, 5, 25, True, True, True, True, _FEATURES0_1_5_25),
         # MODEL: 1.5.28 is 1.5.25 plus feature bit 51; nothing else of it is public. With the bit,
         # DEMOTE polls neither for interrupts nor for a waiting host (TDX_INTERRUPTED_BUSY).
         ModuleProfile(
@@ -61,6 +65,8 @@ PROFILES: dict[str, ModuleProfile] = {
             28,
             True,
             False,
+            True,
+            True,
             _FEATURES0_1_5_25 | TDX_FEATURES0_ENHANCE_DEMOTE_INTERRUPTIBILITY,
         ),
     )
