@@ -21,6 +21,7 @@ from septum.abi.sept import (
 )
 from septum.abi.spte import SHADOW_NONPRESENT_VALUE, make_nonleaf_spte, make_spte
 from septum.checks import Checker
+from septum.checks.operation import Operation, vm_spans
 from septum.guest.memory import GuestMemory
 from septum.linux.host import HostParams
 from septum.linux.kvm.types import (
@@ -75,6 +76,10 @@ class TinyWorld:
             kvms={},
             page_private={},
             params=HostParams(),
+            main=None,
+            gmem=None,
+            x86=None,
+            mmu=None,
             x86_tdx=SimpleNamespace(state=SimpleNamespace(keyid_ida=set(), pamt_refcounts={})),
         )
         self.host.mm = Mm(self.host)  # type: ignore[arg-type]
@@ -258,6 +263,14 @@ class TinyWorld:
         checker = Checker(self, promises)  # type: ignore[arg-type]
         checker.start()
         return checker
+
+    def begin(self, checker: Checker, name: str, start: int, end: int, takes: bool) -> Operation:
+        """User space begins to ask for something."""
+        return checker.operation_begin(name, vm_spans(self.kvm, [(start, end)]), takes=takes)
+
+    def quiet(self, checker: Checker, start: int, end: int) -> None:
+        """A quiet point at which [start, end) is looked at."""
+        checker.quiet_point("test", vm_spans(self.kvm, [(start, end)]))
 
     def texts(self) -> list[str]:
         """What was found."""

@@ -29,6 +29,7 @@ def leave(world):
     world.host.x86_tdx.state.keyid_ida.discard(HKID)
     world.machine.mem.wbinvd()
     world.host.kvms.clear()
+    world.kvm.memslots.clear()
 
 
 def torn_down(world):
@@ -144,8 +145,8 @@ class TestChecker:
         world.memory.write(0, 512, 0)
         world.enter(0)
         checker = world.checker([name])
-        for where in ("one", "two"):
-            checker.quiet_point(where, world.kvm, [(0, 1)])
+        for gfn in (0, 0x200):
+            world.quiet(checker, gfn, gfn + 1)
         assert checker.finish() == {name: "held"}
         assert world.texts() == []
 

@@ -27,7 +27,7 @@ def checker(world):
 
 def convert(world, checker, start, end, change, takes=True):
     """User space asks for [start, end), and `change` is what the kernel does."""
-    op = checker.operation_begin(world.kvm, "convert", [(start, end)], takes=takes)
+    op = world.begin(checker, "convert", start, end, takes)
     change()
     checker.operation_end(op, 0)
 
@@ -72,7 +72,7 @@ def test_a_pending_mapping_may_not_go_either(world, checker):
 
 def test_a_page_flips_to_pending_in_place(world, checker):
     world.set_sept(0x200, 2, world.leaf(world.pfn_of(0x200), pending=True))
-    checker.quiet_point("later", world.kvm, [(0x200, 0x201)])
+    world.quiet(checker, 0x200, 0x201)
     assert {f.promise for f in world.sim.findings} == {"precise-zap", "accept-once"}
 
 
@@ -94,15 +94,15 @@ def test_what_user_space_takes_against_the_guest_is_not_the_kernels_fault(world,
 def test_after_a_second_accept_it_counts_again(world, checker):
     convert(world, checker, 0x200, 0x400, lambda: world.unmap(0x200, 2))
     world.map(0x200, 2)
-    checker.quiet_point("accepted", world.kvm, [(0x200, 0x400)])
+    world.quiet(checker, 0x200, 0x400)
     world.set_sept(0x200, 2, FREE_ENTRY)
     assert checker.finish()["precise-zap"] == "broken"
 
 
 def test_an_operation_under_way_covers_what_it_asked_for(world, checker):
-    op = checker.operation_begin(world.kvm, "punch_hole", [(0x200, 0x400)], takes=True)
+    op = world.begin(checker, "punch_hole", 0x200, 0x400, True)
     world.unmap(0x200, 2)
-    checker.quiet_point("in between", world.kvm, [(0, 0x800)])
+    world.quiet(checker, 0, 0x800)
     checker.operation_end(op, 0)
     assert world.texts() == []
 

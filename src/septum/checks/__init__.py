@@ -14,11 +14,12 @@ from septum.checks.guest_data import GuestData
 from septum.checks.mapping_in_folio import MappingInFolio
 from septum.checks.mirror import Mirror
 from septum.checks.no_bug import NoBug
+from septum.checks.observe import observed_units
+from septum.checks.operation import Operation
 from septum.checks.precise_zap import PreciseZap
 from septum.checks.promise import Promise, consequence, sentence
 from septum.checks.teardown import Teardown
 from septum.checks.tlb import StaleTlb
-from septum.checks.view import Operation
 from septum.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,5 +59,6 @@ __all__ = [
     "Promise",
     "consequence",
     "find_promises",
+    "observed_units",
     "sentence",
 ]

@@ -10,22 +10,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from septum.checks.history import Losses, VmHistory
+from septum.checks.observe import attach
+from septum.checks.operation import Operation, Spans, vm_spans
 from septum.checks.sept import END_GFN
-from septum.checks.view import Operation, VmView
-from septum.module.state import Vcpu
+from septum.checks.view import VmView
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from septum.checks.promise import Promise
-    from septum.checks.view import WorldView
-    from septum.linux.kvm.types import Kvm
+    from septum.checks.view import GuestView, WorldView
+    from septum.guest.memory import GuestMemory
+    from septum.linux.kvm.types import Kvm, KvmVcpu
+    from septum.module.state import Vcpu
 
 Mode = Literal["end", "quiet", "every-step"]
 Result = Literal["held", "broken"]
 
-CREDIT_PER_QUIET_POINT = 64
-CREDIT_PER_STEP = 16
+CREDIT_PER_QUIET_POINT = 16
+CREDIT_PER_STEP = 4
 MAX_FINDINGS_PER_PROMISE = 8
 _ROUND = 512
 
@@ -33,96 +36,81 @@ _ROUND = 512
 class Checker:
     """The promises of one world.
 
-    `results` says of each whether it held so far. A broken one is a finding of `world.sim`, at
-    most MAX_FINDINGS_PER_PROMISE of each. `mapping_may_exceed_folio`: the design rests on
-    contiguity of private memory instead of on folios.
+    The world's host is built with `observed_units`, so that the checker is told what user space
+    asks; `start` begins, `finish` ends. `results` says of each promise whether it held so far. A
+    broken one is a finding of `world.sim`, at most MAX_FINDINGS_PER_PROMISE of each.
+
+    `mapping_may_exceed_folio`: the design rests on contiguity of private memory instead of on
+    folios.
     """
 
     __slots__ = (
         "_credit",
         "_histories",
         "_looking",
+        "_next_operation",
         "_nr_found",
         "_vms",
+        "guests",
         "mapping_may_exceed_folio",
         "mode",
         "nr_full_looks",
         "nr_looks",
         "promises",
         "results",
+        "told",
         "where",
         "world",
     )
 
     def __init__(
-        self, world: WorldView, promises: Iterable[str] | None = None, mode: Mode = "quiet"
+        self,
+        world: WorldView,
+        promises: Iterable[str] | None = None,
+        mode: Mode = "quiet",
+        guests: Sequence[GuestView] | None = None,
     ) -> None:
-        """`promises` are names of septum.checks.PROMISES; None: all of them."""
+        """`promises` are names of septum.checks.PROMISES; None: all of them.
+
+        `guests` are the guest programs, in the order of their VMs; None: `world.guests`, if the
+        world knows them.
+        """
         from septum.checks import find_promises
 
         self.world = world
         self.mode: Mode = mode
+        self.guests: Sequence[GuestView] = (
+            guests if guests is not None else getattr(world, "guests", ())
+        )
         self.mapping_may_exceed_folio = False
         self.promises: list[Promise] = [cls(self) for cls in find_promises(promises)]
         self.results: dict[str, Result] = {p.name: "held" for p in self.promises}
         self.where = ""
         self.nr_looks = 0
         self.nr_full_looks = 0
+        self.told = False  # whether the host tells what user space asks
         self._vms: dict[int, VmView] = {}
         self._histories: dict[int, VmHistory] = {}
         self._credit = 0
         self._looking = False
+        self._next_operation = 1
         self._nr_found: dict[str, int] = {}
 
     # Life
 
     def start(self) -> None:
         """Begin to observe. The world is as it should be now."""
+        self.told = attach(self.world.host, self)
         for promise in self.promises:
             promise.start()
         if self.mode == "every-step":
             self.world.sim.set_point_observer(self._step)
 
-    def operation_begin(
-        self,
-        kvm: Kvm,
-        name: str,
-        ranges: Iterable[tuple[int, int]] = (),
-        *,
-        takes: bool = False,
-        partial: bool = False,
-    ) -> Operation:
-        """User space is about to ask for `name` over `ranges` of GFNs, see Operation."""
-        op = Operation(kvm, name, tuple(ranges), takes, partial)
-        self._meet_vms()
-        self._histories[kvm.id].begin(op)
-        for promise in self.promises:
-            promise.operation_begin(op)
-        return op
-
-    def operation_end(self, op: Operation, ret: int) -> None:
-        """The operation returned `ret`: 0 or more, or -errno. What it named is looked at."""
-        op.ret = ret
-        self._histories[op.kvm.id].end(op)
-        for promise in self.promises:
-            promise.operation_end(op)
-        if self.mode != "end":
-            self.quiet_point(op.name, op.kvm, op.ranges)
-
-    def quiet_point(
-        self, where: str, kvm: Kvm | None = None, ranges: Iterable[tuple[int, int]] = ()
-    ) -> None:
-        """A task is between two things: the GFNs in `ranges` of `kvm`, and what surrounds them,
-        are looked at, and everything when it is time to."""
-        if self.mode == "end":
-            return
-        self._credit += CREDIT_PER_QUIET_POINT
-        self._look(where, [(kvm.id, span) for span in ranges] if kvm is not None else [])
-
     def finish(self) -> dict[str, Result]:
         """The run is over: look at everything once more. Returns `results`."""
         if self.mode == "every-step":
             self.world.sim.set_point_observer(None)
+        attach(self.world.host, None)
         self.where = "end"
         self._meet_vms()
         self._full_look()
@@ -134,24 +122,71 @@ class Checker:
                 self.results[finding.promise] = "broken"
         return self.results
 
+    # What the host tells (septum.checks.observe)
+
+    def operation_begin(self, name: str, spans: Spans, *, takes: bool = False) -> Operation:
+        """User space is about to ask for `name` over `spans`, see Operation."""
+        op = Operation(self._next_operation, name, spans, takes)
+        self._next_operation += 1
+        self._meet_vms()
+        for number in spans:
+            self._histories[number].begin(op, number)
+        for promise in self.promises:
+            promise.operation_begin(op)
+        return op
+
+    def operation_end(self, op: Operation, ret: int) -> None:
+        """The operation returned `ret`. What it named is looked at."""
+        op.ret = ret
+        for number in op.spans:
+            self._histories[number].end(op, number)
+        for promise in self.promises:
+            promise.operation_end(op)
+        self.quiet_point(op.name, op.spans)
+
+    def quiet_point(self, where: str, spans: Spans | None = None) -> None:
+        """A task is between two things: the GFNs in `spans`, and what surrounds them, are looked
+        at, and everything when it is time to."""
+        if self.mode == "end":
+            return
+        self._credit += CREDIT_PER_QUIET_POINT
+        self._look(where, spans if spans is not None else {})
+
+    def ept_violation_handled(self, vcpu: KvmVcpu) -> None:
+        """KVM has handled an EPT violation of the vCPU."""
+        for promise in self.promises:
+            promise.ept_violation_handled(vcpu)
+        kvm = vcpu.kvm
+        gfn = vcpu.tdx.exit_gpa >> 12
+        if not gfn & kvm.arch.gfn_direct_bits:
+            self.quiet_point("EPT violation", vm_spans(kvm, [(gfn, gfn + 1)]))
+
+    def fault_tried(self, vcpu: KvmVcpu, gpa: int, ret: int) -> None:
+        """A fault at `gpa` came to `ret`: RET_PF_* or -errno."""
+        for promise in self.promises:
+            promise.fault_tried(vcpu, gpa, ret)
+
     def _step(self, kind: str) -> None:
         self._credit += CREDIT_PER_STEP
-        self._look(kind, list(self._active_spans()))
+        self._look(kind, self._active_spans())
 
-    def _active_spans(self) -> Iterator[tuple[int, tuple[int, int]]]:
+    def _active_spans(self) -> Spans:
         """What tasks are at: ranges of operations, and GFNs that vCPUs faulted at."""
-        for number, history in self._histories.items():
-            for op in history.active:
-                for span in op.ranges:
-                    yield number, span
+        spans: Spans = {}
         for number, vm in self._vms.items():
-            for vcpu in vm.kvm.vcpus:
-                gfn = vcpu.tdx.exit_gpa >> 12
-                yield number, (gfn, gfn + 1)
+            kvm = vm.kvm
+            active = self._histories[number].under_way(number)
+            faults = [
+                (gfn, gfn + 1)
+                for vcpu in kvm.vcpus
+                if not (gfn := vcpu.tdx.exit_gpa >> 12) & kvm.arch.gfn_direct_bits
+            ]
+            spans.update(vm_spans(kvm, [*active, *faults]))
+        return spans
 
     # Looking
 
-    def _look(self, where: str, spans: list[tuple[int, tuple[int, int]]]) -> None:
+    def _look(self, where: str, spans: Spans) -> None:
         if self._looking:
             return
         self._looking = True
@@ -163,19 +198,20 @@ class Checker:
                 self._full_look()
                 return
             self.nr_looks += 1
-            for number, (start, end) in dict.fromkeys(spans):
+            for number, ranges in spans.items():
                 vm = self._vms.get(number)
-                if vm is not None:
-                    self._look_at(vm, start & -_ROUND, -(-end // _ROUND) * _ROUND)
+                done = 0
+                for start, end in ranges if vm is not None else ():
+                    first = max(done, start & -_ROUND)
+                    done = max(done, -(-end // _ROUND) * _ROUND)
+                    if vm is not None and first < done:
+                        self._look_at(vm, first, done)
         finally:
             self._looking = False
 
     def _cost(self) -> int:
         """What a full look costs, in pages of page tables."""
-        cost = 0
-        for vm in self._vms.values():
-            cost += vm.kvm.arch.tdp_mmu_pages
-        return cost * 4
+        return sum(vm.kvm.arch.tdp_mmu_pages for vm in self._vms.values())
 
     def _full_look(self) -> None:
         self.nr_full_looks += 1
@@ -198,18 +234,27 @@ class Checker:
         for number, kvm in kvms.items():
             vm = self._vms.get(number)
             if vm is None:
-                nr = len(self._histories)
-                guests = self.world.guests
-                memory = guests[nr].memory if nr < len(guests) else None
-                self._vms[number] = VmView(self.world, kvm, memory)
+                self._vms[number] = VmView(self.world, kvm, self._memory_of(kvm))
                 self._histories[number] = VmHistory()
             else:
                 vm.refresh()
-        if len(kvms) != len(self._vms):
-            for number in [n for n in self._vms if n not in kvms]:
-                vm = self._vms.pop(number)
+        if len(kvms) == len(self._vms):
+            return
+        for number in [n for n in self._vms if n not in kvms]:
+            vm = self._vms[number]
+            # kvm_destroy_vm() takes the VM off the list first and frees its memslots last.
+            if not vm.kvm.memslots and not vm.kvm.vcpus:
+                del self._vms[number]
                 for promise in self.promises:
                     promise.gone(vm)
+
+    def _memory_of(self, kvm: Kvm) -> GuestMemory | None:
+        """The record of the guest that runs in a VM: by VMM, else in the order of creation."""
+        nr = len(self._histories)
+        for at, vmm in enumerate(getattr(self.world, "vmms", ())):
+            if vmm.kvm is kvm:
+                nr = at
+        return self.guests[nr].memory if nr < len(self.guests) else None
 
     # For the promises
 
@@ -227,9 +272,22 @@ class Checker:
         """The VMs that exist."""
         return self._vms.values()
 
+    def vm(self, number: int) -> VmView | None:
+        """The VM with this id."""
+        return self._vms.get(number)
+
     def vcpus(self) -> Iterator[Vcpu]:
         """The module's vCPUs."""
         yield from self.world.module.vcpus.values()
+
+    def at_rest(self) -> bool:
+        """No task is in the middle of a change: none holds a lock but a vCPU's mutex, and no VM is
+        half destroyed."""
+        sim = self.world.sim
+        tasks = [*sim.tasks, sim.current]
+        return all(
+            getattr(lock, "name", "").endswith(" mutex") for task in tasks for lock, _ in task.held
+        ) and len(self._vms) == len(self.world.host.kvms)
 
     def was_found(self, promise: str) -> bool:
         """Whether a finding of this promise was recorded, by whomever."""

@@ -12,7 +12,8 @@ from septum.checks.intervals import Intervals
 from septum.checks.sept import END_GFN, PENDING_STATE
 
 if TYPE_CHECKING:
-    from septum.checks.view import Operation, VmView
+    from septum.checks.operation import Operation
+    from septum.checks.view import VmView
 
 
 class Losses:
@@ -46,23 +47,23 @@ class VmHistory:
         self.losses: Losses | None = None  # of the look that goes on
         self.window = (0, 0)
 
-    def begin(self, op: Operation) -> None:
-        """An operation of user space begins."""
+    def begin(self, op: Operation, vm_id: int) -> None:
+        """An operation of user space begins, which names GFNs of this VM."""
         if op.takes:
             self.active.append(op)
-            self.taken = self.taken.union(Intervals(op.ranges))
+            self.taken = self.taken.union(op.on(vm_id))
 
-    def end(self, op: Operation) -> None:
+    def end(self, op: Operation, vm_id: int) -> None:
         """It ended, well or not."""
         if op.takes:
             self.active.remove(op)
-            self.ended = self.ended.union(Intervals(op.ranges))
+            self.ended = self.ended.union(op.on(vm_id))
 
-    def asked_for(self) -> Intervals:
-        """What user space asked to take since the last look."""
-        asked = self.ended
+    def under_way(self, vm_id: int) -> Intervals:
+        """What operations that have not ended ask to take."""
+        asked = Intervals()
         for op in self.active:
-            asked = asked.union(Intervals(op.ranges))
+            asked = asked.union(op.on(vm_id))
         return asked
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> Losses:
@@ -74,7 +75,8 @@ class VmHistory:
         if not vm.has_key():
             self.mapped = self.accepted = self.ended = Intervals()
             return Losses(Intervals(), Intervals(), Intervals())
-        asked = self.asked_for()
+        under_way = self.under_way(vm.kvm.id)
+        asked = self.ended.union(under_way)
         allowed = asked.union(self.taken)
         losses = Losses(
             self.mapped.within(first_gfn, end_gfn).minus(mapped).minus(asked),
@@ -84,7 +86,6 @@ class VmHistory:
         self.mapped = self.mapped.replace(first_gfn, end_gfn, mapped)
         self.accepted = self.accepted.replace(first_gfn, end_gfn, accepted)
         self.ended = self.ended.minus(Intervals([(first_gfn, end_gfn)]))
-        under_way = Intervals([r for op in self.active for r in op.ranges])
         self.taken = self.taken.minus(accepted.minus(under_way))
         return losses
 

@@ -13,7 +13,9 @@ from septum.checks.sept import END_GFN
 
 if TYPE_CHECKING:
     from septum.checks.checker import Checker
-    from septum.checks.view import Operation, VmView
+    from septum.checks.operation import Operation
+    from septum.checks.view import VmView
+    from septum.linux.kvm.types import KvmVcpu
 
 
 class Promise:
@@ -39,6 +41,12 @@ class Promise:
 
     def operation_end(self, op: Operation) -> None:
         """It was answered: `op.ret`."""
+
+    def ept_violation_handled(self, vcpu: KvmVcpu) -> None:
+        """KVM has handled an EPT violation of the vCPU."""
+
+    def fault_tried(self, vcpu: KvmVcpu, gpa: int, ret: int) -> None:
+        """A fault at `gpa` came to `ret`: RET_PF_* or -errno."""
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
         """Check the leaves and pages of `vm` in [first_gfn, end_gfn)."""

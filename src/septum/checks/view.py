@@ -1,7 +1,6 @@
 """The world as the checks see it: one place that knows where each room keeps what.
 
 A `VmView` puts together what belongs to one VM: KVM's side, the module's side, the guest's record.
-An `Operation` is something that user space asked for, with the GFNs that it named.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from septum.linux.ranges import range_extent
 from septum.module.state import TD_KEYS_CONFIGURED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from septum.checks.sept import LeafRun
     from septum.guest.memory import GuestMemory
@@ -61,40 +60,6 @@ class WorldView(Protocol):
 
     @property
     def host(self) -> Host: ...
-
-    @property
-    def guests(self) -> Sequence[GuestView]: ...
-
-
-class Operation:
-    """One request of user space: an ioctl, fallocate, close, or a memory failure that it sees.
-
-    `ranges` are the [start, end) GFNs that it names. `takes`: it asks for private memory there to
-    go. `partial`: its contract lets it fail half-way.
-    """
-
-    __slots__ = ("after", "before", "kvm", "name", "partial", "ranges", "ret", "takes")
-
-    def __init__(
-        self,
-        kvm: Kvm,
-        name: str,
-        ranges: tuple[tuple[int, int], ...],
-        takes: bool,
-        partial: bool,
-    ) -> None:
-        self.kvm = kvm
-        self.name = name
-        self.ranges = ranges
-        self.takes = takes
-        self.partial = partial
-        self.ret: int | None = None
-        self.before: dict[str, object] = {}
-        self.after: dict[str, object] = {}
-
-    def __repr__(self) -> str:
-        spans = ", ".join(f"[{start:#x}, {end:#x})" for start, end in self.ranges)
-        return f"{self.name} {spans}".rstrip()
 
 
 class VmView:

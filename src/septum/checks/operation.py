@@ -1,0 +1,64 @@
+"""What user space asks of the host, as the checks see it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.checks.intervals import Intervals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from septum.linux.kvm.types import GmemFile, GmemInode, Kvm
+
+Spans = dict[int, Intervals]
+"""By id of the VM, the GFNs that are concerned."""
+
+
+class Operation:
+    """One request of user space: an ioctl, fallocate, close, or a memory failure that it sees.
+
+    `spans` are the GFNs that it names. `takes`: it asks for private memory there to go. `kept` are
+    the GFNs that must be as before when it fails; an operation whose contract lets it stop
+    half-way sets it to the rest. `ret` is None while it is under way.
+    """
+
+    __slots__ = ("kept", "name", "number", "ret", "spans", "takes")
+
+    def __init__(self, number: int, name: str, spans: Spans, takes: bool) -> None:
+        self.number = number
+        self.name = name
+        self.spans = spans
+        self.takes = takes
+        self.kept = spans
+        self.ret: int | None = None
+
+    def on(self, vm_id: int) -> Intervals:
+        """The GFNs of one VM that it names."""
+        return self.spans.get(vm_id, _NOTHING)
+
+    def __repr__(self) -> str:
+        parts = [f"[{start:#x}, {end:#x})" for spans in self.spans.values() for start, end in spans]
+        return f"{self.name} {', '.join(parts)}".rstrip()
+
+
+_NOTHING = Intervals()
+
+
+def vm_spans(kvm: Kvm, ranges: Iterable[tuple[int, int]]) -> Spans:
+    """GFNs of one VM."""
+    return {kvm.id: Intervals(ranges)}
+
+
+def gmem_spans(inode: GmemInode, start: int, end: int, only: GmemFile | None = None) -> Spans:
+    """The GFNs, in every VM, of the indexes [start, end) of a guest_memfd."""
+    ranges: dict[int, list[tuple[int, int]]] = {}
+    for f in inode.file_list:
+        if only is not None and f is not only:
+            continue
+        for first, last, slot in f.bindings:
+            low, high = max(first, start), min(last, end)
+            if low < high:
+                offset = slot.base_gfn - slot.gmem_pgoff
+                ranges.setdefault(f.kvm.id, []).append((low + offset, high + offset))
+    return {number: Intervals(spans) for number, spans in ranges.items()}
