@@ -237,7 +237,9 @@ class CallSource:
             return rng.choice((0, 1, 2, 3, 4, 7, NULL_PA, 1 << 63, 0x7FFF_FFFF_FFFF_F000))
         if chance < 0.6:
             return rng.choice(GPAS) | rng.randrange(5)
-        pool = rng.choice((TDRS, CONTROL_PAGES, PAMT_PAGES, SMALL_PAGES, LARGE_PAGES, OTHER_PAGES))
+        pool: tuple[int, ...] = rng.choice(
+            (TDRS, CONTROL_PAGES, PAMT_PAGES, SMALL_PAGES, LARGE_PAGES, OTHER_PAGES)
+        )
         return rng.choice(pool) + rng.choice((0, 0, 0, 1, 0x1000, 0x1_0000))
 
     # ---- operands

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
@@ -16,8 +17,7 @@ from septum.abi.leaves import SEAMCALL_LEAVES, TDCALL_LEAVES
 from septum.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping
 
 Hex = Annotated[str, msgspec.Meta(pattern="^0x[0-9a-fA-F]{1,16}$")]
 
@@ -211,3 +211,17 @@ def _step_error(config: TranscriptConfig, step: Step) -> str:
             except ValueError:
                 return f'out.{name} is {value!r}; it must be a hexadecimal string such as "0x1"'
     return ""
+
+
+def find_transcripts(environ: Mapping[str, str]) -> list[Path]:
+    """Transcript files at hand: what SEPTUM_TRANSCRIPTS names, else ../shared/vectors.
+
+    SEPTUM_TRANSCRIPTS is a file or a folder; the other folder is beside the checkout.
+    """
+    named = environ.get("SEPTUM_TRANSCRIPTS")
+    where = Path(named) if named else Path(__file__).resolve().parents[4] / "shared" / "vectors"
+    if where.is_dir():
+        return sorted(p for p in where.iterdir() if p.name.endswith((".jsonl", ".jsonl.gz")))
+    if named and not where.exists():
+        raise InputError(f"SEPTUM_TRANSCRIPTS={named}: no such file or folder")
+    return [where] if where.is_file() else []
