@@ -1,9 +1,10 @@
-"""Who notices a broken module: each judge answers with the first thing that is wrong, or nothing."""
+"""Who notices a broken module: a judge answers with the first thing that is wrong, or nothing."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from septum.conform.refusals import wrong_refusals
 from septum.conform.run import perform_or_raise_text
 from septum.conform.tables import accept_by_state, leaf_by_state, one_lock_held
 from septum.conform.testbed import Answer, Testbed, machine_config, recorded_answer
@@ -42,3 +43,9 @@ def tables_hold() -> str:
             for cell in table(dynamic_pamt):
                 return repr(cell)
     return ""
+
+
+def refusals_hold() -> str:
+    """The first single case that ends otherwise than it must."""
+    wrong = wrong_refusals()
+    return wrong[0] if wrong else ""

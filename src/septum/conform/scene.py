@@ -18,6 +18,7 @@ from septum.machine import MachineConfig, Tdmr
 
 if TYPE_CHECKING:
     from septum.module import GuestOutcome, ModuleProfile
+    from septum.sim import Sim
 
 CONTROL = 0x4000_0000
 SMALL = 0x4100_0000
@@ -29,9 +30,13 @@ GPA = 0x4000_0000
 """Where the tables put the entry they look at."""
 TDR = CONTROL
 TDVPR = CONTROL + 0x1_0000
+SECOND_TDVPR = TDVPR + 0x8000
 FIRST_FREE_CONTROL = CONTROL + 0x4_0000
 MIN_TDVPS_PAGES = 6
 MIN_TDCS_PAGES = 6
+
+
+PARAMS = TdParams(xfam="0x3", max_vcpus=4, eptp_controls="0x1e", tsc_frequency=100)
 
 
 def scene_config(dynamic_pamt: bool, num_packages: int = 1, num_lps: int = 4) -> MachineConfig:
@@ -63,8 +68,13 @@ class SceneDefect(Exception):
 class Scene(Testbed):
     """A test bed with short ways to make calls, and the TD that they build."""
 
-    def __init__(self, config: MachineConfig, profile: ModuleProfile = RECORDED_PROFILE) -> None:
-        super().__init__(config, profile)
+    def __init__(
+        self,
+        config: MachineConfig,
+        profile: ModuleProfile = RECORDED_PROFILE,
+        sim: Sim | None = None,
+    ) -> None:
+        super().__init__(config, profile, sim)
         self.next_control = FIRST_FREE_CONTROL
         self.next_pamt_page = PAMT_PAGES
 
@@ -118,23 +128,17 @@ class Scene(Testbed):
             self.must("TDH.PHYMEM.PAMT.ADD", hpa | 1, page0, r8=page1)
 
     def create_td(
-        self, tdr: int = TDR, hkid: int = 33, *, attributes: int = 0, tdcx: int = MIN_TDCS_PAGES
+        self, tdr: int = TDR, hkid: int = 33, *, params: TdParams = PARAMS, init: bool = True
     ) -> None:
         """MNG.CREATE to MNG.INIT. The TDCX pages follow the TDR page."""
         self.must("TDH.MNG.CREATE", tdr, hkid)
         for lp in range(self.machine.config.num_packages):
             self.must("TDH.MNG.KEY.CONFIG", tdr, lp=lp)
-        for index in range(tdcx):
+        for index in range(MIN_TDCS_PAGES):
             self.must("TDH.MNG.ADDCX", tdr + (index + 1 << 12), tdr)
-        params = TdParams(
-            attributes=hex(attributes),
-            xfam="0x3",
-            max_vcpus=4,
-            eptp_controls="0x1e",
-            tsc_frequency=100,
-        )
         self.write_shared(TD_PARAMS, td_params_bytes(params))
-        self.must("TDH.MNG.INIT", tdr, TD_PARAMS)
+        if init:
+            self.must("TDH.MNG.INIT", tdr, TD_PARAMS)
 
     def create_vcpu(self, tdvpr: int = TDVPR, tdr: int = TDR, lp: int = 0) -> None:
         """VP.CREATE to VP.INIT. The TDCX pages follow the TDVPR page."""
@@ -168,16 +172,17 @@ def runnable_scene(
     dynamic_pamt: bool,
     *,
     vcpus: int = 1,
-    attributes: int = 0,
+    params: TdParams = PARAMS,
     finalize: bool = True,
     num_packages: int = 1,
     profile: ModuleProfile = RECORDED_PROFILE,
+    sim: Sim | None = None,
 ) -> Scene:
     """A TD with vCPUs and S-EPT tables down to the 2 MB entry of GPA, RUNNABLE if finalized."""
-    scene = Scene(scene_config(dynamic_pamt, num_packages), profile)
+    scene = Scene(scene_config(dynamic_pamt, num_packages), profile, sim)
     scene.add_pair(CONTROL)
     scene.add_pair(SMALL)
-    scene.create_td(attributes=attributes)
+    scene.create_td(params=params)
     for index in range(vcpus):
         scene.create_vcpu(TDVPR + index * 0x8000, lp=index)
     scene.add_sept(GPA, 3)
@@ -185,3 +190,15 @@ def runnable_scene(
     if finalize:
         scene.must("TDH.MR.FINALIZE", TDR)
     return scene
+
+
+def second_vcpu(
+    scene: Scene, pages: int = 6, version: int = 0, x2apic_id: int = 0, init: bool = True
+) -> int:
+    """A second vCPU in `scene` with its first `pages` pages; the status of its VP.INIT."""
+    scene.must("TDH.VP.CREATE", SECOND_TDVPR, TDR)
+    for index in range(1, pages):
+        scene.must("TDH.VP.ADDCX", SECOND_TDVPR + (index << 12), SECOND_TDVPR)
+    if not init:
+        return 0
+    return scene.call("TDH.VP.INIT", SECOND_TDVPR, version=version, r8=x2apic_id).rax

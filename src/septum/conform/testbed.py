@@ -83,8 +83,13 @@ class Testbed:
 
     __test__ = False  # not a test class, whatever its name says
 
-    def __init__(self, config: MachineConfig, profile: ModuleProfile = RECORDED_PROFILE) -> None:
-        self.sim = Sim()
+    def __init__(
+        self,
+        config: MachineConfig,
+        profile: ModuleProfile = RECORDED_PROFILE,
+        sim: Sim | None = None,
+    ) -> None:
+        self.sim = sim if sim is not None else Sim()
         self.machine = Machine(self.sim, config)
         self.module = Module(self.machine, profile)
         self.machine.seam = self.module
