@@ -1,0 +1,57 @@
+"""Numbers and addresses as people read them."""
+
+from __future__ import annotations
+
+import textwrap
+
+WIDTH = 80
+
+_UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+
+
+def size_text(size_bytes: int) -> str:
+    """4294967296 -> "4 GiB"; at most one decimal."""
+    for unit, name in _UNITS:
+        if size_bytes >= unit:
+            whole, rest = divmod(size_bytes * 10 // unit, 10)
+            return f"{whole}.{rest} {name}" if rest else f"{whole} {name}"
+    return f"{size_bytes} B"
+
+
+def time_text(time_ns: int) -> str:
+    """Virtual time: "850 ns", "1.2 us", "3.45 ms", "12.3 s"."""
+    for unit, name in ((10**9, "s"), (10**6, "ms"), (10**3, "us")):
+        if time_ns >= unit:
+            return (
+                f"{time_ns / unit:.3g} {name}" if time_ns < 1000 * unit else f"{time_ns // unit} s"
+            )
+    return f"{time_ns} ns"
+
+
+def count_text(n: int) -> str:
+    """Thousands apart: 17626 -> "17,626"."""
+    return f"{n:,}"
+
+
+def plural(n: int, one: str, many: str = "") -> str:
+    """ "1 promise", "2 promises"."""
+    return f"{count_text(n)} {one if n == 1 else many or one + 's'}"
+
+
+def wrap(text: str, indent: str = "", hang: str | None = None, width: int = WIDTH) -> list[str]:
+    """Lines of at most `width` columns; the first begins with `indent`, the others with `hang`.
+
+    A word that is longer than a line (a token) is cut.
+    """
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent if hang is None else hang,
+        break_on_hyphens=False,
+    )
+
+
+def gpa_text(gpa: int, digits: int = 9) -> str:
+    """An address with leading zeros, so that those above and below 4 GiB line up."""
+    return f"0x{gpa:0{digits}x}"
