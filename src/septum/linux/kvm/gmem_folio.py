@@ -142,9 +142,7 @@ class GmemFolios(Unit):
             folio = self._alloc_folio(inode, index)
             if folio is None:
                 return -ENOMEM, None
-            if self._peek_folio(inode, index) is None and (
-                not inode.split_folios or self._split_of(inode, index) is None
-            ):
+            if not self._is_present(inode, index):
                 break
             self.host.mm.folio_put(folio)  # -EEXIST: somebody was faster
         inode.folios[index & -folio.nr_pages] = folio
@@ -178,13 +176,15 @@ class GmemFolios(Unit):
         assert small is not None
         return 0, small
 
-    def _split_of(self, inode: GmemInode, index: int) -> SplitFolio | None:
-        """The split huge folio that covers `index`."""
+    def _is_present(self, inode: GmemInode, index: int) -> bool:
+        """Whether the page cache has a page at `index`."""
+        if self._peek_folio(inode, index) is not None:
+            return True
         for order in (PMD_ORDER, PUD_ORDER):
             split = inode.split_folios.get(index >> order << order)
             if split is not None and split.order == order:
-                return split
-        return None
+                return index not in split.gone
+        return False
 
     # Restructuring
 
@@ -211,9 +211,7 @@ class GmemFolios(Unit):
         )
         self.host.mm.state.wq.spin_until(lambda: folio.refcount == nr_pages)
 
-    def hugetlb_restructuring_split_folio(
-        self, inode: GmemInode, index: int, to_order: int
-    ) -> int:
+    def hugetlb_restructuring_split_folio(self, inode: GmemInode, index: int, to_order: int) -> int:
         """Split a huge folio in place, to 4 KB at once. 0 or -ENOMEM: nothing has changed then."""
         mm = self.host.mm
         if to_order:
@@ -230,9 +228,7 @@ class GmemFolios(Unit):
         mm.restructure_forget_huge(folio)
         return 0
 
-    def hugetlb_restructuring_merge_folio(
-        self, inode: GmemInode, index: int, to_order: int
-    ) -> int:
+    def hugetlb_restructuring_merge_folio(self, inode: GmemInode, index: int, to_order: int) -> int:
         """Make one huge folio again of small ones. It cannot fail."""
         split = inode.split_folios[index]
         assert split.order == to_order and split.hugetlb is not None and not split.gone

@@ -184,7 +184,8 @@ class GmemRange(GmemFolios):
         """truncate_inode_pages_range() over large folios of the page allocator.
 
         A folio that the range covers partly is split; when that fails it goes as a whole, as
-        truncate_inode_partial_folio() does with a clean folio: suspect, kept. Source: mm/truncate.c.
+        truncate_inode_partial_folio() does with a clean folio: suspect, kept.
+        Source: mm/truncate.c.
         """
         mm = self.host.mm
         for index, folio in list(self.folios_in_range(inode, start, end)):

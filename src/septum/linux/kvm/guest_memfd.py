@@ -230,9 +230,7 @@ class GuestMemfd(GmemAttrs):
         inode.invalidate_lock.up_write()
         return ret
 
-    def kvm_gmem_range_is_private(
-        self, inode: GmemInode, index: int, kvm: Kvm, gfn: int
-    ) -> bool:
+    def kvm_gmem_range_is_private(self, inode: GmemInode, index: int, kvm: Kvm, gfn: int) -> bool:
         """Whether one page is private, by whoever holds the attributes."""
         private = KVM_MEMORY_ATTRIBUTE_PRIVATE
         if self.host.params.vm_memory_attributes:

@@ -264,5 +264,3 @@ class KvmMain(MainAttrs):
         KVM_RUN returns -EINTR until user space clears `signal_pending`."""
         vcpu.signal_pending = True
         self.kvm_vcpu_kick(vcpu)
-
-

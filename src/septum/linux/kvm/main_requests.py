@@ -1,4 +1,4 @@
-"""Requests to vCPUs, kicks and IPIs, dead VMs. Source: virt/kvm/kvm_main.c, include/linux/kvm_host.h.
+"""Requests to vCPUs, kicks and IPIs, dead VMs.
 
 A request whose flags say WAIT returns when every vCPU that was in guest mode has left it.
 """

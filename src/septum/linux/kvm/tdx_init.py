@@ -234,9 +234,7 @@ class TdxInit(TdxTeardown):
         if ret:
             return ret
         self.td_vmcs_write(vcpu, TDVPS_POSTED_INTR_NV, POSTED_INTR_VECTOR, 0xFFFF)
-        self.td_vmcs_write(
-            vcpu, TDVPS_PIN_BASED_CTLS, PIN_BASED_POSTED_INTR, PIN_BASED_POSTED_INTR
-        )
+        self.td_vmcs_write(vcpu, TDVPS_PIN_BASED_CTLS, PIN_BASED_POSTED_INTR, PIN_BASED_POSTED_INTR)
         vcpu.tdx.state = VCPU_TD_STATE_INITIALIZED
         return 0
 

@@ -76,9 +76,7 @@ class TdxRun(TdxTdvmcall):
 
     def tdx_vcpu_pre_run(self, vcpu: KvmVcpu) -> int:
         """x86 op vcpu_pre_run: 1, or -EINVAL before the TD is built."""
-        if vcpu.tdx.state != VCPU_TD_STATE_INITIALIZED or (
-            vcpu.kvm.tdx.state != TD_STATE_RUNNABLE
-        ):
+        if vcpu.tdx.state != VCPU_TD_STATE_INITIALIZED or (vcpu.kvm.tdx.state != TD_STATE_RUNNABLE):
             return -EINVAL
         return 1
 
@@ -130,7 +128,7 @@ class TdxRun(TdxTdvmcall):
         """x86 op vcpu_run: one entry; how the fast path left it (EXIT_FASTPATH_*)."""
         # Another attempt at an S-EPT change is under way: stay out until it is done.
         if vcpu.kvm.tdx.wait_for_sept_zap:
-            vcpu.stat.add("wait_for_sept_zap")
+            vcpu.stat.values["wait_for_sept_zap"] = vcpu.stat.get("wait_for_sept_zap") + 1
             return EXIT_FASTPATH_EXIT_HANDLED
         sim = self.sim
         if sim.tracing:

@@ -55,6 +55,7 @@ class TdxSept(TdxInit):
             main.kvm_make_all_cpus_request(kvm, KVM_REQ_OUTSIDE_GUEST_MODE)
             ret = tdh_func(*args)
             kvm.tdx.wait_for_sept_zap = False
+            kvm.tdx.zap_wq.wake_up_all()
         return ret
 
     def tdx_track(self, kvm: Kvm) -> None:
@@ -83,9 +84,7 @@ class TdxSept(TdxInit):
         """x86 op: an S-EPT page out of the vCPU's cache; WARN and GFP_ATOMIC when it is empty."""
         page = self.host.x86_tdx.get_tdx_prealloc_page(vcpu.tdx.prealloc)
         if page is None:
-            self.warn_on_once(
-                "external fault cache is empty", "tdx_alloc_external_fault_cache"
-            )
+            self.warn_on_once("external fault cache is empty", "tdx_alloc_external_fault_cache")
             return self.host.mm.alloc_page("external_spt_atomic", atomic=True)
         return page
 
@@ -228,9 +227,7 @@ class TdxSept(TdxInit):
         if level == PG_LEVEL_4K:
             x86.tdx_pamt_put(pfn)
 
-    def tdx_sept_free_private_spt(
-        self, kvm: Kvm, gfn: int, level: int, private_spt: int
-    ) -> int:
+    def tdx_sept_free_private_spt(self, kvm: Kvm, gfn: int, level: int, private_spt: int) -> int:
         """Reclaim an S-EPT page of a TD without key. 0, or -EIO and the page leaks."""
         # KVM never frees mirror page tables while the TD is alive.
         if self.host.main.kvm_bug_on(

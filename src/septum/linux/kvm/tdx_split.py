@@ -129,5 +129,4 @@ class TdxSplit(TdxSept):
         if self.tdx_bug_on(err, "TDH_MEM_PAGE_DEMOTE", kvm, entry, level_state):
             x86.tdx_pamt_put(new_private_spt)
             return -EIO
-        kvm.stat.add(f"split.{main.current_cause()}")
         return 0

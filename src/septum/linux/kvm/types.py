@@ -18,6 +18,7 @@ from septum.linux.kvm.gmem_types import GmemFile as GmemFile
 from septum.linux.kvm.gmem_types import GmemInode as GmemInode
 from septum.linux.kvm.gmem_types import SplitFolio as SplitFolio
 from septum.linux.kvm.gmem_types import Subpool as Subpool
+from septum.sim import WaitQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from septum.linux.host import Host
     from septum.linux.srcu import Srcu
     from septum.machine.tables import TablePage
-    from septum.sim import Mutex, RwLock, SpinLock, WaitQueue
+    from septum.sim import Mutex, RwLock, SpinLock
 
 # Which of a VM's page tables a range operation concerns: struct kvm_gfn_range.attr_filter.
 KVM_FILTER_SHARED = 1 << 0
@@ -227,6 +228,7 @@ class KvmTdx:
         "tsc_offset",
         "wait_for_sept_zap",
         "xfam",
+        "zap_wq",
     )
 
     def __init__(self, prealloc_split_cache_lock: SpinLock) -> None:
@@ -239,6 +241,8 @@ class KvmTdx:
         self.tsc_offset = 0
         self.tsc_multiplier = 0
         self.wait_for_sept_zap = False
+        # vCPUs that go round in KVM_RUN until wait_for_sept_zap is clear.
+        self.zap_wq = WaitQueue(prealloc_split_cache_lock.sim, "wait_for_sept_zap")
         self.page_add_src: Pfn | None = None
         self.prealloc_split_cache = PreallocSplitCache()
         self.prealloc_split_cache_lock = prealloc_split_cache_lock

@@ -136,11 +136,21 @@ class KvmX86(Unit):
             if ret <= 0:
                 return ret
             vcpu.requests.discard(KVM_REQ_UNBLOCK)
+            if vcpu.kvm.tdx.wait_for_sept_zap:
+                self._wait_for_sept_zap(vcpu)
             if vcpu.signal_pending:
                 # xfer_to_guest_mode_handle_work()
                 vcpu.run.exit_reason = KVM_EXIT_INTR
                 vcpu.stat.add("signal_exits")
                 return -EINTR
+
+    def _wait_for_sept_zap(self, vcpu: KvmVcpu) -> None:
+        """The loop goes round without entering the guest until the second attempt at an S-EPT
+        change is done. MODEL: it waits here instead of going round."""
+        tdx = vcpu.kvm.tdx
+        tdx.zap_wq.spin_until(
+            lambda: not tdx.wait_for_sept_zap or bool(vcpu.requests) or vcpu.signal_pending
+        )
 
     def _handle_requests(self, vcpu: KvmVcpu) -> int:
         """What was asked of the vCPU before it may enter: 0 or -EIO."""

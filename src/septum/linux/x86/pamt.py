@@ -61,9 +61,7 @@ class TdxPamt(TdxSeamcall):
             return self.get_tdx_prealloc_page(prealloc)
         return self.host.mm.alloc_page("tdx_pamt_page")
 
-    def alloc_pamt_array(
-        self, pages: list[Pfn], prealloc: PreallocSplitCache | None
-    ) -> int:
+    def alloc_pamt_array(self, pages: list[Pfn], prealloc: PreallocSplitCache | None) -> int:
         """Fill `pages` with the PAMT pages for one 2 MB frame. 0, or -ENOMEM with those that
         were had left in `pages` for the caller to free."""
         for _ in range(self.tdx_dpamt_entry_pages()):

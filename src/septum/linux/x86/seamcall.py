@@ -45,9 +45,7 @@ class TdxSeamcall(Unit):
     def __init__(self, host: Host) -> None:
         super().__init__(host)
         self.hkid_shift = self.machine.config.hkid_shift
-        self.state = TdxArchState(
-            Mutex(self.sim, "tdx_lock"), SpinLock(self.sim, "pamt_lock")
-        )
+        self.state = TdxArchState(Mutex(self.sim, "tdx_lock"), SpinLock(self.sim, "pamt_lock"))
 
     # Module information
 
