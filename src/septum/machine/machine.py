@@ -153,7 +153,7 @@ class Machine:
             if lp.guest is None and lp.irq_enabled:
                 continue
             lp.ipi_pending = True
-            lp.wake_wq.wake_up_all()
+            lp.wake_wq.wake_up_all(preempt=False)
             targets.append(lp)
         self.sim.point("ipi")
         for lp in targets:

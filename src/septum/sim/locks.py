@@ -344,6 +344,6 @@ class WaitQueue:
         while not pred():
             self.sim.block(self.waiters, self.name)
 
-    def wake_up_all(self) -> None:
-        """wake_up_all(): the waiters test their conditions again."""
-        self.sim.wake(self.waiters)
+    def wake_up_all(self, preempt: bool = True) -> None:
+        """wake_up_all(): the waiters test their conditions again (see `Sim.wake`)."""
+        self.sim.wake(self.waiters, preempt)

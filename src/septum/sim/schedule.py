@@ -1,8 +1,8 @@
 """Who runs next and how named choices come out: one sequence of small integers per run.
 
 A schedule answers two questions, both as an index where 0 is the undisturbed answer:
-`pick(n)`: which of the n ready tasks runs (0: the current one, k: the k-th after it in ring
-order), and `choose(name, n)`: which outcome a named choice point has. Sim records the answers in
+`pick(n)`: which of the n ready tasks runs (0: the current one, k: the k-th after it in the run
+queue), and `choose(name, n)`: which outcome a named choice point has. Sim records the answers in
 order, so that any run replays from its sequence. A search drives the model by being a Schedule.
 """
 
@@ -25,8 +25,12 @@ class Schedule(ABC):
 
     @abstractmethod
     def pick(self, n: int, forced: bool) -> int:
-        """Which of `n` > 1 ready tasks runs next. `forced`: the current task cannot go on, so
-        that index 0 is the first ready task after it."""
+        """Which of `n` > 1 tasks in the run queue runs next. `forced`: the current task cannot go
+        on, so that index 0 is who has been ready longest."""
+
+    def pick_woken(self, n: int, forced: bool, woken: int) -> int:
+        """`pick` when the task at `woken` in the run queue was made ready since the last question."""
+        return self.pick(n, forced)
 
     def choose(self, name: str, n: int) -> int:
         """The outcome (0..n-1) of the choice point `name`; 0 unless the schedule injects."""
@@ -38,7 +42,11 @@ class Schedule(ABC):
 
 
 class RoundRobin(Schedule):
-    """Each task runs `quantum` scheduling points, then the next in ring order."""
+    """Each task runs `quantum` scheduling points, then the next in the run queue.
+
+    With a quantum above 1 a task that is woken runs at once, with a quantum of its own, as after a
+    wake-up preemption: who waited for an acknowledgement goes on before those who gave it.
+    """
 
     __slots__ = ("_left", "quantum")
 
@@ -55,6 +63,12 @@ class RoundRobin(Schedule):
             return 0
         self._left = self.quantum
         return 1
+
+    def pick_woken(self, n: int, forced: bool, woken: int) -> int:
+        if self.quantum == 1:
+            return self.pick(n, forced)
+        self._left = self.quantum
+        return woken
 
     def spec(self) -> tuple[str, int]:
         return ("round-robin", self.quantum)

@@ -47,6 +47,7 @@ class Sim:
         "_next_index",
         "_ready",
         "_solo",
+        "_woken",
         "answers",
         "choice_names",
         "current",
@@ -70,6 +71,7 @@ class Sim:
         self.tasks: list[Task] = []
         self._ready: list[Task] = []
         self._solo = True
+        self._woken: Task | None = None  # made ready since the schedule was last asked
         self._hub: greenlet.greenlet | None = None
         self.tracing = False
         self.sink: Callable[[Event], None] | None = None
@@ -143,27 +145,36 @@ class Sim:
         self.find("progress", f"no task can go on: {lines}", where="scheduler")
 
     def _pick(self, *, forced: bool) -> Task:
-        """Ask the schedule. Ring order starts at the current task (forced: after it)."""
+        """Ask the schedule who runs next. The run queue has the current task at its head, unless
+        that one ended or blocked (`forced`)."""
         ready = self._ready
         n = len(ready)
         if n == 1:
             return ready[0]
-        start_at = self._ring_start(forced)
-        answer = self.schedule.pick(n, forced)
+        woken = self._woken
+        if woken is None:
+            answer = self.schedule.pick(n, forced)
+        else:
+            self._woken = None
+            if woken in ready:
+                answer = self.schedule.pick_woken(n, forced, ready.index(woken))
+            else:
+                answer = self.schedule.pick(n, forced)
         self.answers.append(answer)
-        return ready[(start_at + answer) % n]
+        if not answer:
+            return ready[0]
+        task = ready.pop(answer)
+        if forced:
+            ready.insert(0, task)
+        else:
+            # Who is preempted goes to the end of the queue.
+            ready.append(ready[0])
+            ready[0] = task
+        return task
 
-    def _ring_start(self, forced: bool) -> int:
-        """Position in the ready list of the current task, or of the next after it by index."""
-        current = self.current
-        ready = self._ready
-        if not forced:
-            return ready.index(current)
-        index = current.index
-        for position, task in enumerate(ready):
-            if task.index > index:
-                return position
-        return 0
+    def ready_ring(self, forced: bool) -> list[Task]:
+        """The ready tasks in the order that `Schedule.pick` counts them."""
+        return list(self._ready)
 
     def _switch(self, task: Task, at: str) -> None:
         current = self.current
@@ -220,8 +231,11 @@ class Sim:
             current.glet = getcurrent()
             self._hub.switch()
 
-    def wake(self, waiters: list[Task]) -> None:
-        """Every task in `waiters` is ready again, not before the waker's virtual time."""
+    def wake(self, waiters: list[Task], preempt: bool = True) -> None:
+        """Every task in `waiters` is ready again, not before the waker's virtual time.
+
+        `preempt`: a schedule may let the first of them run at once.
+        """
         if not waiters:
             return
         now = self.current.time_ns
@@ -229,8 +243,9 @@ class Sim:
             task.blocked_on = None
             if task.time_ns < now:
                 task.time_ns = now
+        if preempt:
+            self._woken = waiters[0]
         self._ready.extend(waiters)
-        self._ready.sort(key=_by_index)
         waiters.clear()
         self._update_solo()
 
@@ -275,7 +290,3 @@ class Sim:
             self.emit(FindingEvent(current.time_ns, current.name, current.cpu, promise, text))
         if self.stop_on_finding:
             raise RunStopped(finding)
-
-
-def _by_index(task: Task) -> int:
-    return task.index

@@ -1,0 +1,1 @@
+"""What is run: a machine's recipe, a design, guests and host programs, put together."""
