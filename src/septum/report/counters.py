@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.report.lines import Lines, Span
-from septum.report.words import count_text, time_text, wrap
+from septum.report.words import count_text, time_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from septum.report.result import RunResult
 
@@ -55,9 +55,8 @@ _OWN = (
 )
 
 
-def counter_lines(result: RunResult) -> Lines:
-    """All tables. A table without a row is left out."""
-    lines = Lines()
+def counter_lines(lines: Lines, result: RunResult) -> None:
+    """Add all tables. A table without a row is left out."""
     _debugfs_lines(lines, result)
     for prefix, heading in _CAUSES:
         _cause_lines(lines, result.stats, prefix, heading)
@@ -65,7 +64,6 @@ def counter_lines(result: RunResult) -> Lines:
     _lock_lines(lines, result)
     _seamcall_lines(lines, result.seamcalls)
     _named_lines(lines, "Exits to user space by reason", result.user_exits)
-    return lines
 
 
 def _debugfs_lines(lines: Lines, result: RunResult) -> None:
@@ -132,29 +130,16 @@ def _seamcall_lines(lines: Lines, seamcalls: Mapping[str, Mapping[str, int]]) ->
     if not seamcalls:
         return
     lines.heading("SEAMCALLs by leaf and status")
-    lines.add(Span(f"  {'':26}{'calls':>13}{'success':>13}  other statuses", "dim"))
+    lines.add(Span(f"  {'':44}{'calls':>13}{'success':>13}", "dim"))
     for leaf in sorted(seamcalls):
         statuses = seamcalls[leaf]
-        others = [
-            f"{name.removeprefix('TDX_')} {count_text(n)}"
-            for name, n in sorted(statuses.items(), key=lambda item: (-item[1], item[0]))
-            if name != SUCCESS
-        ]
-        start = (
-            f"  {leaf:26}{count_text(sum(statuses.values())):>13}"
+        lines.add(
+            f"  {leaf:44}{count_text(sum(statuses.values())):>13}"
             f"{count_text(statuses.get(SUCCESS, 0)):>13}"
         )
-        _with_others(lines, start, others)
-
-
-def _with_others(lines: Lines, start: str, others: Sequence[str]) -> None:
-    """A row whose last column may take several lines, one status on each."""
-    if not others:
-        lines.add(start)
-    for at, other in enumerate(others):
-        indent = start if at == 0 else " " * len(start)
-        for line in wrap(other, f"{indent}  ", " " * (len(start) + 4)):
-            lines.add(line)
+        others = {name: n for name, n in statuses.items() if name != SUCCESS}
+        for name, n in sorted(others.items(), key=lambda item: (-item[1], item[0])):
+            lines.add(f"    {name:42}{count_text(n):>13}")
 
 
 def seamcall_counts(counts: Mapping[tuple[int, int], int]) -> dict[str, dict[str, int]]:

@@ -138,7 +138,8 @@ def _ruler(parts: list[str], cell_bytes: int, y: int) -> int:
     """What a square is, and how far each group of squares is from the start of its row."""
     parts.append(_text(24, y, "small", f"■ = {size_text(cell_bytes)}"))
     for column in range(0, PER_ROW, GROUP):
-        parts.append(_text(_x(column), y, "gpa", f"+{size_text(column * cell_bytes)}"))
+        offset = f"+{size_text(column * cell_bytes)}" if column else "+0"
+        parts.append(_text(_x(column), y, "gpa", offset))
     return y + 8
 
 

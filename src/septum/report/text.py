@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from septum.report.counters import counter_lines
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from septum.report.result import FindingRecord, PromiseResult, RunResult
 
 MAX_FINDINGS = 8
-NAME_WIDTH = 21
+NAME_WIDTH = 20
 
 
 def verdict(result: RunResult) -> str:
@@ -34,7 +35,7 @@ def report_lines(result: RunResult, files: list[str] | None = None) -> Lines:
     _findings_lines(lines, result)
     _promise_lines(lines, result)
     _figure_lines(lines, result)
-    lines.extend(counter_lines(result))
+    counter_lines(lines, result)
     _picture_lines(lines, result)
     _again_lines(lines, result, files or [])
     return lines
@@ -85,7 +86,7 @@ def _verdict_lines(lines: Lines, result: RunResult) -> None:
     schedule = f"{result.schedule}, seed {result.seed}"
     for name, value in (
         ("firmware", result.firmware),
-        ("MRTD", result.mrtd),
+        ("MRTD", " ".join(textwrap.wrap(result.mrtd, 48))),
         ("TDX module", result.module),
         ("design", f"{result.design}: {result.design_origin}" if result.design_origin else ""),
         ("schedule", schedule),
