@@ -48,8 +48,8 @@ def vm_regions(vm: VmView) -> list[Region]:
 
 
 def _slot_regions(vm: VmView, slot: KvmMemorySlot) -> Iterator[Region]:
-    gfn = slot.base_gfn
-    end = slot.base_gfn + slot.npages
+    gfn: int = slot.base_gfn
+    end: int = slot.base_gfn + slot.npages
     while gfn < end:
         attributes, upto = vm.attributes(slot, gfn)
         upto = min(upto, end)
