@@ -89,7 +89,9 @@ KVM_REQ_MMU_FREE_OBSOLETE_ROOTS = 8 + 31
 
 # The user ABI.
 KVM_EXIT_UNKNOWN = 0
+KVM_EXIT_IO = 2
 KVM_EXIT_HYPERCALL = 3
+KVM_EXIT_MMIO = 6
 KVM_EXIT_SHUTDOWN = 8
 KVM_EXIT_FAIL_ENTRY = 9
 KVM_EXIT_INTR = 10
@@ -99,6 +101,7 @@ KVM_EXIT_MEMORY_FAULT = 39
 KVM_EXIT_TDX = 40
 KVM_EXIT_NAMES = {
     KVM_EXIT_UNKNOWN: "unknown",
+    KVM_EXIT_IO: "io",
     KVM_EXIT_HYPERCALL: "hypercall",
     KVM_EXIT_SHUTDOWN: "shutdown",
     KVM_EXIT_FAIL_ENTRY: "fail_entry",
@@ -106,6 +109,7 @@ KVM_EXIT_NAMES = {
     KVM_EXIT_INTERNAL_ERROR: "internal_error",
     KVM_EXIT_SYSTEM_EVENT: "system_event",
     KVM_EXIT_MEMORY_FAULT: "memory_fault",
+    KVM_EXIT_MMIO: "mmio",
     KVM_EXIT_TDX: "tdx",
 }
 

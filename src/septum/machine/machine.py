@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from septum.machine.costs import IPI_NS, SEAMCALL_COST_NS, SEAMCALL_NS, TDCALL_NS
 from septum.machine.lp import LogicalProcessor
 from septum.machine.mem import PhysMem
 from septum.machine.tables import TablePage
@@ -80,12 +81,15 @@ class Machine:
         """SEAMCALL on logical processor `cpu`; RAX holds leaf and version, results in `regs`."""
         if self.seam is None:
             raise SimDefect("SEAMCALL with no TDX module loaded")
-        self.sim.point("seamcall")
+        sim = self.sim
+        sim.point("seamcall")
+        sim.current.time_ns += SEAMCALL_COST_NS.get(regs.rax & 0xFFFF, SEAMCALL_NS)
         self.seam.seamcall(self.lps[cpu], regs)
 
     def tdcall(self, lp: LogicalProcessor, regs: Regs) -> None:
         """TDCALL by the guest that runs on `lp`."""
         assert self.seam is not None
+        self.sim.current.time_ns += TDCALL_NS
         self.seam.tdcall(lp, regs)
 
     def wbinvd_on_cpu(self, cpu: int) -> None:
@@ -153,6 +157,7 @@ class Machine:
             if lp.guest is None and lp.irq_enabled:
                 continue
             lp.ipi_pending = True
+            self.sim.current.time_ns += IPI_NS
             lp.wake_wq.wake_up_all(preempt=False)
             targets.append(lp)
         self.sim.point("ipi")

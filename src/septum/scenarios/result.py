@@ -85,8 +85,8 @@ def run_result(boot: Boot, *, command: str, token: str, firmware: str) -> RunRes
         design_origin=find_design(recipe.design).origin,
         memory_bytes=recipe.memory_bytes,
         nr_vcpus=recipe.nr_vcpus,
-        schedule=kind,
-        seed=seed,
+        schedule=f"{kind}, quantum {seed}" if kind == "round-robin" else kind,
+        seed=seed if kind == "random" else 0,
         module=recipe.module,
         firmware=firmware,
         mrtd=boot.mrtd.hex(),
@@ -95,7 +95,9 @@ def run_result(boot: Boot, *, command: str, token: str, firmware: str) -> RunRes
         complete=boot.up or bool(boot.vmm.fatal),
         promises=promise_results(boot),
         findings=[
-            FindingRecord(promise=f.promise, text=f.text, where=f.where, task=f.task, time_ns=f.time_ns)
+            FindingRecord(
+                promise=f.promise, text=f.text, where=f.where, task=f.task, time_ns=f.time_ns
+            )
             for f in sim.findings
         ],
         failures=list(boot.vmm.fatal),

@@ -32,6 +32,9 @@ class Schedule(ABC):
         """`pick` when the task at `woken` in the run queue was made ready since the last question."""
         return self.pick(n, forced)
 
+    def only_one(self) -> None:  # noqa: B027
+        """The current task cannot go on and a single one is ready: nothing to answer."""
+
     def choose(self, name: str, n: int) -> int:
         """The outcome (0..n-1) of the choice point `name`; 0 unless the schedule injects."""
         return 0

@@ -6,7 +6,7 @@ ready and nothing explores.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -38,6 +38,16 @@ class SimDefect(Exception):
     """Septum itself is wrong: a primitive was used in a way that no kernel could."""
 
 
+class ChoiceRules(Protocol):
+    """Which choice points are open to the schedule in this world. Its state is the world's."""
+
+    def settled(self, name: str) -> int | None:
+        """The outcome of the choice point `name` this time; None leaves it to the schedule."""
+
+    def taken(self, name: str, value: int) -> None:
+        """The schedule chose an outcome other than the ordinary one."""
+
+
 class Sim:
     """A deterministic kernel. Outside `run()` the task `main` is current and never switches."""
 
@@ -50,6 +60,7 @@ class Sim:
         "_woken",
         "answers",
         "choice_names",
+        "choice_rules",
         "current",
         "findings",
         "lock_observer",
@@ -79,6 +90,8 @@ class Sim:
         self.stop_on_finding = False
         self.answers: list[int] = []  # every answer of the schedule, in order
         self.choice_names: list[str] = []  # names of the choice points met, in order of first use
+        # Asked before the schedule; what it answers itself (not None) is no answer of the schedule.
+        self.choice_rules: ChoiceRules | None = None
         self.nr_points = 0
         self.nr_switches = 0
         # Called at every scheduling point while tasks run, for checks of every step.
@@ -205,12 +218,25 @@ class Sim:
 
     def choose(self, name: str, n: int = 2) -> int:
         """The outcome 0..n-1 of a named choice point; 0 is the ordinary one."""
+        rules = self.choice_rules
+        if rules is not None:
+            settled = rules.settled(name)
+            if settled is not None:
+                if settled and self.tracing:
+                    self._tell_choice(name, settled)
+                return settled
         value = self.schedule.choose(name, n)
         self.answers.append(value)
-        if value and self.tracing:
-            current = self.current
-            self.emit(ChoiceEvent(current.time_ns, current.name, current.cpu, name, value))
+        if value:
+            if rules is not None:
+                rules.taken(name, value)
+            if self.tracing:
+                self._tell_choice(name, value)
         return value
+
+    def _tell_choice(self, name: str, value: int) -> None:
+        current = self.current
+        self.emit(ChoiceEvent(current.time_ns, current.name, current.cpu, name, value))
 
     # Blocking, for locks and wait queues
 

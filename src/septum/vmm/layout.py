@@ -13,6 +13,7 @@ import msgspec
 
 from septum.abi.tdvf import SectionType, TdvfImage, TdvfSection
 from septum.abi.types import PAGE_SIZE, PMD_SIZE, PUD_SIZE
+from septum.errors import InputError
 
 FOUR_GIB = 1 << 32
 LOW_SPLIT_FROM = 0xB0000000
@@ -39,7 +40,7 @@ _HOB_END = struct.Struct("<HHI")
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
-class LayoutError(ValueError):
+class LayoutError(InputError):
     """A memory size or an image that no TD can be built with; the text is one sentence."""
 
 

@@ -15,7 +15,9 @@ from septum.abi.features import TDX_TD_ATTR_SEPT_VE_DISABLE
 from septum.abi.kvm import (
     GUEST_MEMFD_FLAG_MMAP,
     KVM_EXIT_HYPERCALL,
+    KVM_EXIT_IO,
     KVM_EXIT_MEMORY_FAULT,
+    KVM_EXIT_MMIO,
     KVM_EXIT_NAMES,
     KVM_EXIT_SHUTDOWN,
     KVM_EXIT_SYSTEM_EVENT,
@@ -33,8 +35,6 @@ from septum.linux.kvm.gmem_folio import GUEST_MEMFD_FLAG_HUGETLB, GUEST_MEMFD_FL
 from septum.linux.kvm.gmem_range import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from septum.linux.kvm.main import KvmUserspaceMemoryRegion2
 from septum.linux.kvm.tdx_defs import (
-    KVM_EXIT_IO,
-    KVM_EXIT_MMIO,
     KVM_TDX_FINALIZE_VM,
     KVM_TDX_INIT_MEM_REGION,
     KVM_TDX_INIT_VCPU,

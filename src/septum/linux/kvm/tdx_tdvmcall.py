@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from septum.abi.errno import EAGAIN, EINVAL
 from septum.abi.kvm import (
     KVM_EXIT_HYPERCALL,
+    KVM_EXIT_IO,
+    KVM_EXIT_MMIO,
     KVM_EXIT_SYSTEM_EVENT,
     KVM_EXIT_TDX,
     KVM_HC_MAP_GPA_RANGE,
@@ -36,8 +38,6 @@ from septum.linux.kvm.tdx_defs import (
     EXIT_REASON_CPUID,
     EXIT_REASON_HLT,
     EXIT_REASON_MSR_READ,
-    KVM_EXIT_IO,
-    KVM_EXIT_MMIO,
     KVM_MAP_GPA_RANGE_DECRYPTED,
     KVM_SYSTEM_EVENT_TDX_FATAL,
     TDVMCALL_GET_TD_VM_CALL_INFO,

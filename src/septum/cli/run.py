@@ -1,0 +1,161 @@
+"""`septum run` and `septum replay`: boot, watch, report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+
+from septum import __version__
+from septum.cli.exits import BROKEN, OK, UNDETERMINED
+from septum.errors import InputError
+from septum.firmware.acquire import Firmware, acquire_firmware
+from septum.report.files import report_json, write_report
+from septum.report.lines import print_lines
+from septum.report.text import report_lines
+from septum.scenarios.boot import Boot, BootRecipe
+from septum.scenarios.result import run_result
+from septum.sim import RandomSchedule, RoundRobin, Schedule, decode_token, encode_token
+from septum.trace.header import TraceHeader
+from septum.trace.writer import TraceWriter
+from septum.vmm.layout import check_memory_size, parse_memory_size
+
+if TYPE_CHECKING:
+    from septum.checks.checker import Mode
+    from septum.report.result import RunResult
+
+# Long enough that a boot is not spent on switching tasks, short enough that vCPUs do meet.
+QUANTUM = 2000
+CHECK_MODES = ("end", "quiet", "every-step")
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What `septum run` was asked for."""
+
+    firmware: Path | None = None
+    memory: str = "4G"
+    vcpus: int = 8
+    design: str = "v3"
+    seed: int = 0
+    schedule: str = "round-robin"
+    check: str = "quiet"
+    json: bool = False
+    trace: Path | None = None
+    report: Path = Path("septum-report")
+
+    def command(self) -> str:
+        """The command line that runs the same again."""
+        words = ["septum", "run"]
+        if self.firmware is not None:
+            words += ["--firmware", str(self.firmware)]
+        words += ["--memory", self.memory, "--vcpus", str(self.vcpus), "--design", self.design]
+        if self.schedule == "random":
+            words += ["--schedule", "random", "--seed", str(self.seed)]
+        if self.check != "quiet":
+            words += ["--check", self.check]
+        return shlex.join(words)
+
+
+def run_boot(options: RunOptions) -> int:
+    """Boot as asked; returns the exit code. Raises InputError for what cannot be done."""
+    memory_bytes = parse_memory_size(options.memory)
+    check_memory_size(memory_bytes)
+    schedule = _schedule(options)
+    firmware = acquire_firmware(options.firmware)
+    recipe = BootRecipe(
+        memory_bytes=memory_bytes,
+        nr_vcpus=options.vcpus,
+        firmware_sha256=firmware.image.sha256,
+        design=options.design,
+    )
+    return _boot(recipe, firmware, schedule, options, options.command())
+
+
+def replay_token(token: str, *, trace: Path | None, json: bool, report: Path) -> int:
+    """Run again what `token` stands for; returns the exit code.
+
+    Raises InputError for a damaged token, one of another version, or a firmware that is not here.
+    """
+    try:
+        version, packed, schedule = decode_token(token)
+        recipe = msgspec.msgpack.decode(packed, type=BootRecipe)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if version != __version__:
+        raise InputError(
+            f"the token is of Septum {version}, this is {__version__}; "
+            "a run replays on the version that made it"
+        )
+    firmware = acquire_firmware()
+    if firmware.image.sha256 != recipe.firmware_sha256:
+        raise InputError(
+            f"the token's firmware has sha256 {recipe.firmware_sha256[:16]}..., the one found here "
+            f"{firmware.image.sha256[:16]}...; install or fetch the same image"
+        )
+    options = RunOptions(trace=trace, json=json, report=report)
+    return _boot(recipe, firmware, schedule, options, f"septum replay {token}")
+
+
+def _schedule(options: RunOptions) -> Schedule:
+    if options.check not in CHECK_MODES:
+        raise InputError(f"--check {options.check!r}: choose from {', '.join(CHECK_MODES)}")
+    if options.schedule == "round-robin":
+        return RoundRobin(QUANTUM)
+    if options.schedule == "random":
+        return RandomSchedule(options.seed)
+    raise InputError(f"--schedule {options.schedule!r}: choose from round-robin, random")
+
+
+def _boot(
+    recipe: BootRecipe, firmware: Firmware, schedule: Schedule, options: RunOptions, command: str
+) -> int:
+    if not options.json:
+        for line in (*firmware.passed_over, firmware.sentence):
+            print(line, file=sys.stderr)
+    boot = Boot(recipe, firmware.image, schedule=schedule, check=cast("Mode", options.check))
+    token = encode_token(__version__, msgspec.msgpack.encode(recipe), schedule)
+    if options.trace is None:
+        boot.run()
+        nr_events = 0
+    else:
+        nr_events = _traced(boot, recipe, token, options.trace)
+    result = run_result(boot, command=command, token=token, firmware=firmware.sentence)
+    if options.trace is not None:
+        result.nr_events = nr_events
+        result.trace_file = str(options.trace)
+    return _show(result, options)
+
+
+def _traced(boot: Boot, recipe: BootRecipe, token: str, path: Path) -> int:
+    """Run with the event stream written to `path`; returns the number of events."""
+    sim = boot.world.sim
+    kind, seed = sim.schedule.spec()
+    header = TraceHeader(
+        septum_version=__version__,
+        design=recipe.design,
+        recipe=msgspec.structs.asdict(recipe),
+        schedule=kind,
+        seed=seed,
+        token=token,
+    )
+    with TraceWriter(path, header) as writer:
+        sim.set_sink(writer.write)
+        boot.run()
+        sim.set_sink(None)
+    return writer.nr_events
+
+
+def _show(result: RunResult, options: RunOptions) -> int:
+    files = write_report(result, options.report)
+    if options.json:
+        sys.stdout.write(report_json(result))
+    else:
+        print_lines(report_lines(result, files), sys.stdout)
+    if not result.held:
+        return BROKEN
+    return OK if result.complete else UNDETERMINED
