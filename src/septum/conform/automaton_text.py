@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from itertools import combinations
 
+import msgspec
+
 from septum.conform.automaton import CALLS, LEVEL, Row, State, facts_that_differ
 from septum.conform.figures import LEAF_BY_STATE, STATES
 
@@ -110,3 +112,13 @@ def render_table(rows: list[Row]) -> str:
     lines += ["", f"facts, host leaf by entry state: {cells - len(wrong)} of {cells} cells agree"]
     lines += [f"  {text}" for text in wrong]
     return "\n".join(lines) + "\n"
+
+
+def rows_to_json(rows: list[Row]) -> str:
+    """The rows as JSON: version, and one object per row."""
+    table = [
+        {"state": state._asdict(), "call": call, "answer": answer} for state, call, answer in rows
+    ]
+    return msgspec.json.format(
+        msgspec.json.encode({"version": 1, "rows": table}), indent=1
+    ).decode()

@@ -56,6 +56,10 @@ class FuzzReport(msgspec.Struct, frozen=True, kw_only=True):
         """Nothing broke."""
         return not self.broken
 
+    def to_json(self) -> str:
+        """The report as JSON, indented."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode()
+
 
 class _Episode:
     """A fresh machine, and what is known about it between calls."""

@@ -157,7 +157,8 @@ def read_transcripts(path: Path) -> Iterator[tuple[int, Transcript]]:
                 if line.strip():
                     yield number, _decode(path, number, line)
     except (OSError, EOFError, zlib.error) as error:
-        what = "is damaged gzip" if isinstance(error, EOFError | zlib.error) else "cannot be read"
+        damaged = isinstance(error, EOFError | zlib.error | gzip.BadGzipFile)
+        what = "damaged gzip" if damaged else "cannot be read"
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
             f"{path}: after line {number}: {what} ({reason}); "
