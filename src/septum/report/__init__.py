@@ -1,6 +1,5 @@
 """What a person sees after a run: text, JSON, and pictures, all made from a `RunResult`."""
 
-from septum.report.counters import seamcall_counts
 from septum.report.files import read_report, report_json, report_schema, write_report
 from septum.report.lines import print_lines
 from septum.report.result import (
@@ -32,7 +31,6 @@ __all__ = [
     "report_json",
     "report_lines",
     "report_schema",
-    "seamcall_counts",
     "verdict",
     "write_report",
 ]

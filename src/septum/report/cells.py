@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 MIXED = "mixed"
 
+_BANK_TITLES = {
+    "ram-below-4g": "RAM below 4 GiB",
+    "ram-above-4g": "RAM above 4 GiB",
+    "bios": "Firmware",
+}
+
 Counts = dict[PageKind, int]
 """Pages of each kind; kinds that are not there are left out, the rest in order of PageKind."""
 
@@ -59,6 +65,11 @@ def sorted_regions(regions: Iterable[Region]) -> list[Region]:
     return ordered
 
 
+def bank_title(bank: Bank) -> str:
+    """The name of a bank for people."""
+    return _BANK_TITLES.get(bank.name, bank.name)
+
+
 def _in_order(counts: Counts) -> Counts:
     return {kind: counts[kind] for kind in PageKind if counts.get(kind)}
 
@@ -81,12 +92,13 @@ def cell_size(banks: Sequence[Bank], max_cells: int) -> int:
 
 
 def cut(banks: Sequence[Bank], regions: Iterable[Region], cell_bytes: int) -> list[BankCells]:
-    """The cells of every bank. Cells begin at multiples of `cell_bytes` of the address space.
+    """The cells of every bank, by address. Cells begin at multiples of `cell_bytes` of the address space.
 
     What no region names is UNACCEPTED; what is in no bank is left out. Raises OverlapError.
     """
     ordered = sorted_regions(regions)
-    return [_cut_bank(bank, ordered, cell_bytes) for bank in banks]
+    in_order = sorted(banks, key=lambda bank: bank.gpa)
+    return [_cut_bank(bank, ordered, cell_bytes) for bank in in_order]
 
 
 def _cut_bank(bank: Bank, regions: list[Region], cell_bytes: int) -> BankCells:

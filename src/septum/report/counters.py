@@ -114,9 +114,10 @@ def _lock_lines(lines: Lines, result: RunResult) -> None:
         lines.heading("Locks")
         lines.add(Span(f"  {'':26}{'read':>13}{'write':>13}{'longest write (virtual)':>26}", "dim"))
     for lock in result.locks:
+        hold = time_text(lock.max_write_hold_ns) if result.time_ns else "not timed"
         lines.add(
             f"  {lock.name:26}{count_text(lock.nr_read):>13}{count_text(lock.nr_write):>13}"
-            f"{time_text(lock.max_write_hold_ns):>26}"
+            f"{hold:>26}"
         )
     writers = {
         name.removeprefix("mmu_lock_write."): value
@@ -140,16 +141,3 @@ def _seamcall_lines(lines: Lines, seamcalls: Mapping[str, Mapping[str, int]]) ->
         others = {name: n for name, n in statuses.items() if name != SUCCESS}
         for name, n in sorted(others.items(), key=lambda item: (-item[1], item[0])):
             lines.add(f"    {name:42}{count_text(n):>13}")
-
-
-def seamcall_counts(counts: Mapping[tuple[int, int], int]) -> dict[str, dict[str, int]]:
-    """leaf name -> status name -> count, from the module's counts by (leaf, RAX[63:32])."""
-    from septum.abi.leaves import seamcall_name
-    from septum.abi.status import status_name
-
-    named: dict[str, dict[str, int]] = {}
-    for (leaf, status), n in sorted(counts.items()):
-        by_status = named.setdefault(seamcall_name(leaf), {})
-        name = status_name(status << 32)
-        by_status[name] = by_status.get(name, 0) + n
-    return named

@@ -68,7 +68,7 @@ def write_report(result: RunResult, folder: Path) -> list[str]:
         _write(folder / TEXT_NAME, render_report(result, files))
         _write(folder / JSON_NAME, report_json(result))
         for name, snapshot in pictures.items():
-            heading = f"Guest memory, {snapshot.title or snapshot.name}"
+            heading = snapshot.title or f"The guest's memory: {snapshot.name}"
             subtitle = f"{verdict(result)}: {title(result)}"
             _write(folder / name, memory_svg(heading, subtitle, result.banks, snapshot))
     except OSError as error:

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from septum.abi.types import PAGE_SHIFT
-from septum.report.cells import MIXED, BankCells, cell_size, count_kinds, cut
+from septum.report.cells import MIXED, BankCells, bank_title, cell_size, count_kinds, cut
 from septum.report.lines import Lines, Span
 from septum.report.palette import LABELS, LETTERS
 from septum.report.result import PageKind
@@ -51,7 +51,7 @@ def _bank_lines(lines: Lines, bank_cells: BankCells, digits: int) -> None:
     bank = bank_cells.bank
     end = bank.gpa + bank.size_bytes
     lines.add(
-        Span(f"  {bank.name}", "head"),
+        Span(f"  {bank_title(bank)}", "head"),
         Span(f"  {size_text(bank.size_bytes)}  [{bank.gpa:#x}, {end:#x})", "dim"),
     )
     row_bytes = bank_cells.cell_bytes * PER_ROW

@@ -103,7 +103,7 @@ class RunResult(msgspec.Struct, kw_only=True):
     `command` reproduces the run. `ended` says in a few words why it ended ("the guest powered
     off"); `complete` is false when a budget or an interrupt cut it short. `cause` is one sentence
     for the first finding; "" lets the report take the finding's own text. `seamcalls` maps
-    leaf -> status -> count by the specification's names (see `seamcall_counts`). `stats` are the
+    leaf -> status -> count by the specification's names. `stats` are the
     counters at the end of the guest's life, before teardown. `published_from` names the snapshot
     that published figures "at login" are compared with; `picture` the one that the terminal draws.
     """

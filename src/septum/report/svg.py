@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 from septum.abi.types import PAGE_SHIFT
-from septum.report.cells import MIXED, BankCells, Cell, cell_size, count_kinds, cut
+from septum.report.cells import MIXED, BankCells, Cell, bank_title, cell_size, count_kinds, cut
 from septum.report.memory_map import leaves_text
 from septum.report.palette import COLOURS, LABELS
 from septum.report.words import count_text, gpa_text, size_text
@@ -147,7 +147,7 @@ def _bank(parts: list[str], bank_cells: BankCells, y: int, digits: int) -> int:
     bank = bank_cells.bank
     y += 26
     end = bank.gpa + bank.size_bytes
-    parts.append(_text(24, y, "bank", bank.name))
+    parts.append(_text(24, y, "bank", bank_title(bank)))
     detail = f"{size_text(bank.size_bytes)}, GPA {bank.gpa:#x} up to {end:#x}"
     parts.append(_text(_x(PER_ROW - 1) + SQUARE, y, "small", detail, "end"))
     y += 8

@@ -83,13 +83,14 @@ def _verdict_lines(lines: Lines, result: RunResult) -> None:
     if cause:
         lines.paragraph(f"Cause: {cause.rstrip('.')}.", "  ", style="bad")
     lines.blank()
-    schedule = f"{result.schedule}, seed {result.seed}"
+    # The seed of a round-robin schedule is how many steps each task has.
+    seed = "quantum" if result.schedule == "round-robin" else "seed"
     for name, value in (
-        ("firmware", result.firmware),
+        ("firmware", result.firmware.removeprefix("Firmware: ")),
         ("MRTD", " ".join(textwrap.wrap(result.mrtd, 48))),
         ("TDX module", result.module),
         ("design", f"{result.design}: {result.design_origin}" if result.design_origin else ""),
-        ("schedule", schedule),
+        ("schedule", f"{result.schedule}, {seed} {result.seed}"),
         ("checked", result.check),
     ):
         if value:
@@ -156,7 +157,7 @@ def _picture_lines(lines: Lines, result: RunResult) -> None:
     snapshot = result.snapshot(result.picture)
     if snapshot is None or not result.banks:
         return
-    lines.heading(f"The guest's memory, {snapshot.title or snapshot.name}")
+    lines.heading(snapshot.title or f"The guest's memory: {snapshot.name}")
     lines.extend(memory_map_lines(result.banks, snapshot.regions))
 
 
