@@ -64,6 +64,27 @@ class Coroutine:
 
         self._glet = greenlet.greenlet(body)
 
+    def started(self) -> bool:
+        """Whether it has ever been resumed."""
+        return self.finished or bool(self._glet) or bool(self._glet.dead)
+
+    def body(self) -> Callable[[object], object]:
+        """What a stack for it runs; only before it has started."""
+        run: Callable[[object], object] = self._glet.run
+        return run
+
+    def kill(self) -> None:
+        """End it where it is suspended, as when its machine is switched off."""
+        if self._glet and not self._glet.dead:
+            self._glet.parent = greenlet.getcurrent()
+            self._glet.throw(greenlet.GreenletExit)
+
+    def renew(self, body: Callable[[object], object]) -> None:
+        """Begin anew: a new stack that will run `body`."""
+        self._glet = greenlet.greenlet(body)
+        self.finished = False
+        self._caller = None
+
     def resume(self, value: object = None) -> object:
         """Run until the coroutine suspends; returns what it passed to `suspend` (None: ended).
 
