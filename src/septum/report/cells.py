@@ -92,7 +92,7 @@ def cell_size(banks: Sequence[Bank], max_cells: int) -> int:
 
 
 def cut(banks: Sequence[Bank], regions: Iterable[Region], cell_bytes: int) -> list[BankCells]:
-    """The cells of every bank, by address. Cells begin at multiples of `cell_bytes` of the address space.
+    """The cells of every bank, by address; they begin at multiples of `cell_bytes`.
 
     What no region names is UNACCEPTED; what is in no bank is left out. Raises OverlapError.
     """
