@@ -1,0 +1,154 @@
+"""A TD is built and taken down to the last page, whatever fails on the way."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from septum.abi.errno import EBUSY, EINVAL, EIO, ENOSPC
+from septum.linux.host import HostUnits, v3_units
+from septum.linux.kvm.tdx import KvmTdxUnit
+from septum.linux.kvm.tdx_defs import (
+    KVM_TDX_FINALIZE_VM,
+    KVM_TDX_INIT_MEM_REGION,
+    KVM_TDX_INIT_VM,
+    KvmTdxCmd,
+    KvmTdxInitMemRegion,
+    KvmTdxInitVm,
+)
+
+Benches = Callable[..., Any]
+MB2 = 2 << 20
+FREE_GPA = 32 << 20  # nothing of the image is here
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("backing", ["4k", "thp", "hugetlb-2m", "hugetlb-1g"])
+def test_build_prefault_teardown_leaves_nothing(
+    bench: Benches, backing: str, dynamic: bool
+) -> None:
+    b = bench(backing, dynamic_pamt=dynamic, x86_bug_tdx_pw_mce=True)
+    b.prefault(FREE_GPA, 3 * MB2)
+    b.vmm.teardown()
+    assert b.texts() == []
+    b.assert_nothing_left()
+
+
+class KeepsSeptPages(KvmTdxUnit):
+    """Broken: S-EPT pages are not reclaimed."""
+
+    def tdx_sept_free_private_spt(self, kvm, gfn, level, private_spt):  # type: ignore[no-untyped-def]
+        return -EIO
+
+
+def test_teardown_shows_a_leak(bench: Benches) -> None:
+    units = v3_units()
+    broken = HostUnits(**{**{f: getattr(units, f) for f in units.__slots__}, "tdx": KeepsSeptPages})
+    b = bench(units=broken)
+    b.vmm.teardown()
+    assert any("external_spt" in site or "prealloc" in site for _, _, site in b.leftovers())
+    # The TD's pages are still its own, so its TDR cannot go either.
+    assert any(site == "tdr" for _, _, site in b.leftovers())
+
+
+SITES = [
+    "tdr",
+    "tdcs",
+    "td_params",
+    "tdvpr",
+    "tdcx",
+    "gmem_folio",
+    "user_page",
+    "tdx_prealloc",
+    "kvm_create_vm",
+    "kvm_vcpu",
+    "kvm_memory_slot",
+    "mem_attr_array",
+    "mmu_topup_memory_caches.shadow_page",
+    "mmu_topup_memory_caches.page_header",
+]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("site", [*SITES, "tdx_pamt_page"])
+@pytest.mark.parametrize("nth", [0, 2])
+def test_failed_allocation_while_building_leaks_nothing(
+    bench: Benches, site: str, nth: int, dynamic: bool
+) -> None:
+    b = bench("4k", build=False, dynamic_pamt=dynamic)
+    b.choices.wanted[f"alloc:{site}"] = [0] * nth + [1]
+    ret = b.vmm.build()
+    fired = not b.choices.wanted[f"alloc:{site}"]
+    assert ret < 0 if fired else ret == 0
+    if nth == 0 and (dynamic or site != "tdx_pamt_page"):
+        assert fired, "no such allocation was made"
+    b.vmm.teardown()
+    assert b.texts() == []
+    b.assert_nothing_left()
+
+
+def test_key_ids_run_out(bench: Benches) -> None:
+    b = bench()
+    state = b.host.x86_tdx.state
+    config = b.world.machine.config
+    state.keyid_ida.update(range(config.private_hkid_min, config.private_hkid_max + 1))
+    ret, kvm = b.host.main.kvm_create_vm()
+    assert ret == 0 and kvm is not None
+    cmd = KvmTdxCmd(KVM_TDX_INIT_VM, data=KvmTdxInitVm())
+    assert b.host.main.kvm_vm_ioctl_mem_enc_op(kvm, cmd) == -ENOSPC
+
+
+def test_state_checks_of_the_tdx_ioctls(bench: Benches) -> None:
+    b = bench()
+    main = b.host.main
+    vcpu = b.vmm.vcpus[0]
+    init_vm = KvmTdxCmd(KVM_TDX_INIT_VM, data=KvmTdxInitVm())
+    assert main.kvm_vm_ioctl_mem_enc_op(b.kvm, init_vm) == -EINVAL  # again
+    finalize = KvmTdxCmd(KVM_TDX_FINALIZE_VM)
+    assert main.kvm_vm_ioctl_mem_enc_op(b.kvm, finalize) == -EINVAL  # again
+    region = KvmTdxInitMemRegion(1 << 40, FREE_GPA, 1)
+    add = KvmTdxCmd(KVM_TDX_INIT_MEM_REGION, data=region)
+    assert main.kvm_vcpu_ioctl_mem_enc_op(vcpu, add) == -EINVAL  # after finalize
+    assert main.kvm_vm_ioctl_mem_enc_op(b.kvm, KvmTdxCmd(99)) == -EINVAL
+    assert main.kvm_vm_ioctl_mem_enc_op(b.kvm, KvmTdxCmd(0, hw_error=1)) == -EINVAL
+
+
+def test_all_the_locks_guard(bench: Benches) -> None:
+    b = bench()
+    b.kvm.created_vcpus += 1
+    finalize = KvmTdxCmd(KVM_TDX_FINALIZE_VM)
+    assert b.host.main.kvm_vm_ioctl_mem_enc_op(b.kvm, finalize) == -EBUSY
+    b.kvm.created_vcpus -= 1
+    assert not b.kvm.lock.locked() and not b.kvm.slots_lock.locked()
+
+
+def test_dead_vm_refuses_every_ioctl(bench: Benches) -> None:
+    b = bench()
+    main = b.host.main
+    b.prefault(FREE_GPA)
+    main.kvm_bug_on(b.kvm, True, "for the test")
+    vcpu = b.vmm.vcpus[0]
+    assert b.kvm.vm_dead and b.kvm.vm_bugged
+    assert b.set_attributes(FREE_GPA, MB2, private=False) == -EIO
+    assert main.kvm_vcpu_ioctl_run(vcpu) == -EIO
+    assert main.kvm_vcpu_ioctl_pre_fault_memory(vcpu, FREE_GPA, MB2)[0] == -EIO
+    assert main.kvm_vm_ioctl_create_vcpu(b.kvm, 7)[0] == -EIO
+    assert main.kvm_vm_ioctl_mem_enc_op(b.kvm, KvmTdxCmd(KVM_TDX_FINALIZE_VM)) == -EIO
+    assert b.texts() == ["KVM_BUG_ON: for the test"]
+    # Teardown works all the same.
+    b.vmm.teardown()
+    b.assert_nothing_left()
+
+
+def test_pages_of_a_bugged_vm_leak(bench: Benches) -> None:
+    """BLOCK fails once and for all: the page stays the TD's, and with it the TDR."""
+    b = bench()
+    b.prefault(FREE_GPA)
+    b.host.x86_tdx.state.inject = frozenset({7})
+    b.choices.wanted["seamcall:TDH.MEM.RANGE.BLOCK"] = [1, 1]
+    assert b.set_attributes(FREE_GPA, MB2, private=False) == 0  # a zap cannot fail
+    assert b.kvm.vm_bugged
+    b.vmm.teardown()
+    sites = {site for _, _, site in b.leftovers()}
+    assert sites == {"tdr"}
+    assert any("TDH_PHYMEM_PAGE_RECLAIM failed" in text for text in b.texts())
