@@ -32,12 +32,12 @@ class _Lock:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
 
-    def _acquired(self, mode: str) -> None:
+    def _acquired(self, mode: str, op: str = "lock") -> None:
         sim = self.sim
         task = sim.current
         task.held.append((self, mode))
         if sim.lock_observer is not None:
-            sim.lock_observer(task, self, mode, "lock")
+            sim.lock_observer(task, self, mode, op)
         if sim.tracing:
             sim.emit(LockEvent(task.time_ns, task.name, task.cpu, "lock", self.name, mode))
 
@@ -92,7 +92,7 @@ class _Exclusive(_Lock):
         if self.owner is not None:
             return False
         self.owner = self.sim.current
-        self._acquired("ex")
+        self._acquired("ex", "trylock")
         return True
 
     def _drop(self) -> None:
