@@ -176,11 +176,13 @@ class TestChecker:
 
         checker = Checker(world, ["mirror"], "every-step")
         checker.start()
+        checker.quiet_point("before")
 
         def task():
-            world.kvm.stat.add("pages_4k")
+            before = world.tables_for(0, 2)[1].entry(0)
+            world.set_mirror(0, 2, 0)
             world.sim.point("x")
-            world.kvm.stat.add("pages_4k", -1)
+            world.set_mirror(0, 2, before)
 
         world.sim.spawn("task", task)
         world.sim.run()

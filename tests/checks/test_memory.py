@@ -62,27 +62,27 @@ class TestMappingInFolio:
 
     def test_a_page_that_was_truncated(self, world):
         del world.inode.folios[0x200]
-        assert "guest_memfd has no page at index 0x200" in found(world, "mapping-in-folio")[0]
+        assert "no page of guest_memfd is at index 0x200" in found(world, "mapping-in-folio")[0]
 
     def test_one_small_page_gone_of_a_split_folio(self, world):
         world.split(0x200)
         folio = world.inode.folios.pop(0x200)
         split = world.inode.split_folios[0x200] = SplitFolio(0x200, folio)
         split.gone.add(0x2FF)
-        assert "no page at index 0x2ff" in found(world, "mapping-in-folio")[0]
+        assert "no page of guest_memfd is at index 0x2ff" in found(world, "mapping-in-folio")[0]
 
     def test_another_frame(self, world):
         world.inode.folios[0x200] = Folio(0x80000, 9)
-        assert "has PFN 0x80000 at index 0x200" in found(world, "mapping-in-folio")[0]
+        assert "PFN 0x80000 is what guest_memfd has at index 0x200" in found(world, "mapping-in-folio")[0]
 
     def test_shared_memory_under_a_leaf(self, world):
         range_store(world.inode.attributes, 0x210, 0x211, 0)
-        assert "GFNs [0x210, 0x211) of it are shared" in found(world, "mapping-in-folio")[0]
+        assert "of it GFNs [0x210, 0x211) are shared" in found(world, "mapping-in-folio")[0]
 
     def test_attributes_of_the_vm(self, world):
         world.host.params.vm_memory_attributes = True
         range_store(world.kvm.mem_attr_array, 0, 0x210, 8)
-        assert "of it are shared" in found(world, "mapping-in-folio")[0]
+        assert "are shared" in found(world, "mapping-in-folio")[0]
 
     def test_no_slot(self, world):
         del world.kvm.memslots[1]

@@ -86,6 +86,10 @@ def test_a_frozen_entry_is_in_transition(world):
     world.kvm.mmu_lock.read_lock()
     checker.quiet_point("test")
     assert world.texts() == []
+    world.kvm.mmu_lock.read_unlock()
+    checker.quiet_point("test")
+    assert "frozen" in world.texts()[0]
+    assert "nobody holds mmu_lock" in world.texts()[0]
 
 
 def test_a_writer_is_at_one_entry(world):

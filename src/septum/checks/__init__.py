@@ -9,14 +9,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.checks.accept_once import AcceptOnce
+from septum.checks.all_or_nothing import AllOrNothing
+from septum.checks.cache import CacheLines
 from septum.checks.checker import Checker
 from septum.checks.guest_data import GuestData
+from septum.checks.locking import Locking
 from septum.checks.mapping_in_folio import MappingInFolio
 from septum.checks.mirror import Mirror
 from septum.checks.no_bug import NoBug
 from septum.checks.observe import observed_units
 from septum.checks.operation import Operation
+from septum.checks.pamt import PamtPairs
 from septum.checks.precise_zap import PreciseZap
+from septum.checks.private_unreachable import PrivateUnreachable
+from septum.checks.progress import Progress
 from septum.checks.promise import Promise, consequence, sentence
 from septum.checks.teardown import Teardown
 from septum.checks.tlb import StaleTlb
@@ -36,6 +42,12 @@ PROMISES: dict[str, type[Promise]] = {
         StaleTlb,
         NoBug,
         Teardown,
+        PrivateUnreachable,
+        PamtPairs,
+        CacheLines,
+        Locking,
+        Progress,
+        AllOrNothing,
     )
 }
 

@@ -28,7 +28,7 @@ Mode = Literal["end", "quiet", "every-step"]
 Result = Literal["held", "broken"]
 
 CREDIT_PER_QUIET_POINT = 16
-CREDIT_PER_STEP = 4
+STEPS_PER_ACTIVE_LOOK = 64
 MAX_FINDINGS_PER_PROMISE = 8
 _ROUND = 512
 
@@ -50,6 +50,7 @@ class Checker:
         "_looking",
         "_next_operation",
         "_nr_found",
+        "_nr_steps",
         "_vms",
         "guests",
         "mapping_may_exceed_folio",
@@ -95,6 +96,7 @@ class Checker:
         self._looking = False
         self._next_operation = 1
         self._nr_found: dict[str, int] = {}
+        self._nr_steps = 0
 
     # Life
 
@@ -167,8 +169,25 @@ class Checker:
             promise.fault_tried(vcpu, gpa, ret)
 
     def _step(self, kind: str) -> None:
-        self._credit += CREDIT_PER_STEP
-        self._look(kind, self._active_spans())
+        """A scheduling point: where page tables changed since the last look is looked at, and
+        every so often what tasks are at, and all the rest."""
+        if self._looking:
+            return
+        self._nr_steps += 1
+        spans: Spans = {}
+        if self._nr_steps % STEPS_PER_ACTIVE_LOOK == 0:
+            self._credit += CREDIT_PER_QUIET_POINT
+            spans = self._active_spans()
+        else:
+            for vm in self._vms.values():
+                changed = vm.changed()
+                for promise in self.promises:
+                    changed += promise.changed(vm)
+                if changed:
+                    spans.update(vm_spans(vm.kvm, changed))
+            if not spans:
+                return
+        self._look(kind, spans)
 
     def _active_spans(self) -> Spans:
         """What tasks are at: ranges of operations, and GFNs that vCPUs faulted at."""
@@ -210,8 +229,9 @@ class Checker:
             self._looking = False
 
     def _cost(self) -> int:
-        """What a full look costs, in pages of page tables."""
-        return sum(vm.kvm.arch.tdp_mmu_pages for vm in self._vms.values())
+        """The credit that a full look takes: large guests are looked at as a whole more rarely."""
+        nr_pages = sum(vm.kvm.arch.tdp_mmu_pages for vm in self._vms.values())
+        return nr_pages * nr_pages // 32
 
     def _full_look(self) -> None:
         self.nr_full_looks += 1
@@ -222,11 +242,13 @@ class Checker:
 
     def _look_at(self, vm: VmView, first_gfn: int, end_gfn: int) -> None:
         history = self._histories[vm.kvm.id]
+        vm.begin_look()
         history.losses = history.look(vm, first_gfn, end_gfn)
         history.window = (first_gfn, end_gfn)
         for promise in self.promises:
             promise.look(vm, first_gfn, end_gfn)
         history.losses = None
+        vm.end_look()
 
     def _meet_vms(self) -> None:
         """VMs that appeared get a record; those that are gone are told to the promises."""

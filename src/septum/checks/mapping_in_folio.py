@@ -30,24 +30,38 @@ class MappingInFolio(Promise):
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
         """Each S-EPT leaf lies in one slot, in memory that is private, in the frames that its
-        guest_memfd has at that index, and (unless the design rests on contiguity) in one folio."""
+        guest_memfd has at that index, and (unless the design rests on contiguity) in one folio.
+
+        While somebody holds slots_lock, a slot or a file may be on its way out.
+        """
+        changing = vm.kvm.slots_lock.locked()
         for run in vm.runs(first_gfn, end_gfn):
-            slot = vm.slot_at(run[0])
-            if slot is None or slot.gmem_file is None:
-                self._broken(vm, run, run[0], "no memslot with a guest_memfd is there")
-                continue
-            slot_end = slot.base_gfn + slot.npages
-            if run[0] + run[1] > slot_end:
-                self._broken(vm, run, slot_end, f"the memslot ends at GFN {slot_end:#x}")
-            self._check_attributes(vm, slot, run)
-            self._check_frames(vm, slot, slot.gmem_file.inode, run)
+            rest = run
+            while rest[1] > 0:
+                slot = vm.slot_at(rest[0])
+                if slot is None or slot.gmem_file is None:
+                    if not changing:
+                        self._broken(vm, rest, rest[0], "no memslot with a guest_memfd is there")
+                    break
+                slot_end = slot.base_gfn + slot.npages
+                pages = PAGES_PER_HPAGE[run[2]]
+                whole = min(rest[1], (slot_end - rest[0]) // pages * pages)
+                if whole < min(rest[1], slot_end - rest[0]):
+                    self._broken(
+                        vm, rest, rest[0] + whole, f"the memslot ends at GFN {slot_end:#x}"
+                    )
+                    break
+                part = (*rest[:1], whole, *rest[2:])
+                self._check_attributes(vm, slot, part)
+                self._check_frames(vm, slot, slot.gmem_file.inode, part)
+                rest = (rest[0] + whole, rest[1] - whole, *rest[2:4], rest[4] + whole)
 
     def _broken(self, vm: VmView, run: LeafRun, gfn: int, why: str) -> None:
-        """`gfn` is where the run of leaves `run` is wrong."""
+        """`gfn` is where the run of leaves `run` is wrong. The first of each kind is told."""
         pages = PAGES_PER_HPAGE[run[2]]
         leaf = run[0] + (gfn - run[0]) // pages * pages
         self.broken(
-            (vm.name, leaf, why),
+            (vm.name, why[:4]),
             f"{vm.name}: the {level_text(run[2])} leaf at GFN {leaf:#x} maps PFN "
             f"{run[4] + leaf - run[0]:#x}, but {why}",
         )
@@ -59,7 +73,7 @@ class MappingInFolio(Promise):
             attributes, next_gfn = vm.attributes(slot, gfn)
             if not attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE:
                 self._broken(
-                    vm, run, gfn, f"GFNs [{gfn:#x}, {min(end, next_gfn):#x}) of it are shared"
+                    vm, run, gfn, f"of it GFNs [{gfn:#x}, {min(end, next_gfn):#x}) are shared"
                 )
                 return
             gfn = next_gfn
@@ -73,13 +87,13 @@ class MappingInFolio(Promise):
         changing = inode.invalidate_lock.writer is not None
         by_folio = not changing and not self.checker.mapping_may_exceed_folio
         offset = slot.gmem_pgoff - slot.base_gfn
-        end = min(gfn + nr, slot.base_gfn + slot.npages)
+        end = gfn + nr
         at = gfn
         while at < end:
             piece = piece_at(inode, at + offset)
             expected = pfn + at - gfn
             if piece is None:
-                self._broken(vm, run, at, f"guest_memfd has no page at index {at + offset:#x}")
+                self._broken(vm, run, at, f"no page of guest_memfd is at index {at + offset:#x}")
                 return
             have, in_folio, left = piece
             if have != expected:
@@ -87,7 +101,7 @@ class MappingInFolio(Promise):
                     vm,
                     run,
                     at,
-                    f"guest_memfd has PFN {have:#x} at index {at + offset:#x} where PFN "
+                    f"PFN {have:#x} is what guest_memfd has at index {at + offset:#x}, where PFN "
                     f"{expected:#x} is mapped",
                 )
                 return

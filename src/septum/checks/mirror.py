@@ -19,6 +19,7 @@ from septum.checks.sept import (
     END_GFN,
     NOT_PRESENT_STATES,
     NR,
+    content,
     every_entry,
     is_linked_table,
     is_mapped_leaf,
@@ -27,11 +28,14 @@ from septum.checks.sept import (
 from septum.checks.text import entry_text, level_text
 
 if TYPE_CHECKING:
+    from septum.checks.checker import Checker
     from septum.checks.view import VmView
     from septum.linux.kvm.types import KvmMmuPage
     from septum.machine import TablePage
 
 MAX_DIFFERENCES = 4
+_Child = tuple[int, int, int]
+"""(GFN relative to the table's, mirror entry, S-EPT entry)."""
 _PRESENT_SHIFT = SPTE_MMU_PRESENT_MASK.bit_length() - 1
 _PS_SHIFT = PS.bit_length() - 1
 _BLOCKED_SHIFT = BLOCKED.bit_length() - 1
@@ -63,8 +67,14 @@ class Mirror(Promise):
     # A VM that is bugged has broken `no-bug` already, and its two sides may differ for ever. Once
     # the key is blocked the S-EPT is dead: then the mirror may have no leaf.
 
-    __slots__ = ()
+    __slots__ = ("_alike",)
     name = "mirror"
+
+    def __init__(self, checker: Checker) -> None:
+        super().__init__(checker)
+        # By VM and S-EPT page: what two tables held when they agreed. They are not compared again
+        # before one of them changes.
+        self._alike: dict[str, dict[int, _Pair]] = {}
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
         """Walk both tables in step; then see KVM's statistics and inhibit flags."""
@@ -84,7 +94,7 @@ class Mirror(Promise):
         if root is None:
             self._check_sept_empty(vm)
             return
-        walker = _Walker(vm, differences, first_gfn, end_gfn)
+        walker = _Walker(vm, differences, self._alike.setdefault(vm.name, {}), first_gfn, end_gfn)
         if root.level != td.root_level + 1:
             why = f"; the S-EPT has {td.root_level + 1} levels"
             differences.append(Difference(0, root.level, 0, 0, why))
@@ -98,6 +108,16 @@ class Mirror(Promise):
             self._check_stats(vm, root)
         if not writing:
             self._check_inhibit(vm, first_gfn, end_gfn)
+
+    def changed(self, vm: VmView) -> list[tuple[int, int]]:
+        """Mirror tables that do not hold what they held when they agreed with the S-EPT."""
+        tables = vm.world.machine.tables
+        spans = []
+        for pair in self._alike.get(vm.name, {}).values():
+            spt = tables.get(pair.spt_pfn)
+            if spt is not None and content(spt) != pair.mirror:
+                spans.append((pair.gfn, pair.gfn + (NR << 9 * pair.level)))
+        return spans
 
     def _text(self, vm: VmView, found: Difference) -> str:
         spte, level = found.spte, found.level
@@ -127,8 +147,9 @@ class Mirror(Promise):
             )
 
     def _check_sept_empty(self, vm: VmView) -> None:
-        run = next(vm.runs(), None)
-        if run is not None:
+        runs = vm.runs()
+        if runs:
+            run = runs[0]
             self.broken(
                 (vm.name, "no mirror root"),
                 f"{vm.name}: there is no mirror root, and the S-EPT maps GFN {run[0]:#x} at "
@@ -206,43 +227,117 @@ def leaf_counts(vm: VmView, root: KvmMmuPage) -> dict[str, int]:
     return {"pages_4k": counts[1], "pages_2m": counts[2], "pages_1g": counts[3]}
 
 
+class _Pair:
+    """Two tables of TDX level `level` from `gfn` on that agreed, and the tables below them."""
+
+    __slots__ = ("children", "gfn", "level", "mirror", "sept", "spt_pfn")
+
+    def __init__(
+        self,
+        gfn: int,
+        level: int,
+        sept: object,
+        spt_pfn: int,
+        mirror: object,
+        children: list[_Child],
+    ) -> None:
+        self.gfn = gfn
+        self.level = level
+        self.sept = sept
+        self.spt_pfn = spt_pfn
+        self.mirror = mirror
+        self.children = children
+
+
 class _Walker:
     """The walk of both tables in step, within a window of GFNs."""
 
-    __slots__ = ("end_gfn", "first_gfn", "found", "hpa_mask", "page_private", "tables")
+    __slots__ = (
+        "alike",
+        "end_gfn",
+        "first_gfn",
+        "found",
+        "frozen_allowed",
+        "hpa_mask",
+        "nr_found",
+        "page_private",
+        "tables",
+    )
 
-    def __init__(self, vm: VmView, found: list[Difference], first_gfn: int, end_gfn: int) -> None:
+    def __init__(
+        self,
+        vm: VmView,
+        found: list[Difference],
+        alike: dict[int, _Pair],
+        first_gfn: int,
+        end_gfn: int,
+    ) -> None:
         self.found = found
+        self.nr_found = 0
+        self.alike = alike
         self.first_gfn = first_gfn
         self.end_gfn = end_gfn
         self.hpa_mask = vm.hpa_mask
         self.tables = vm.world.machine.tables
         self.page_private = vm.world.host.page_private
+        self.frozen_allowed = bool(vm.kvm.mmu_lock.readers or vm.kvm.mmu_lock.writer)
 
     def add(self, gfn: int, level: int, spte: int, sept: int, why: str = "") -> None:
         """Note a difference; `level` is TDX's."""
+        self.nr_found += 1
         if len(self.found) < MAX_DIFFERENCES:
             self.found.append(Difference(gfn, level + 1, spte, sept, why))
 
     def compare(self, sept: TablePage, spt: TablePage, level: int, base_gfn: int) -> None:
         """Two tables of TDX level `level` that map from `base_gfn`."""
-        shift = 9 * level
-        lo = max(0, (self.first_gfn - base_gfn) >> shift)
-        hi = min(NR, -((base_gfn - self.end_gfn) >> shift))
+        pair = self.alike.get(sept.pfn)
+        sept_now, spt_now = content(sept), content(spt)
+        if (
+            pair is None
+            or pair.spt_pfn != spt.pfn
+            or pair.sept != sept_now
+            or pair.mirror != spt_now
+        ):
+            children: list[_Child] = []
+            if not self._compare_entries(sept, spt, level, base_gfn, children):
+                # Not settled: look again next time, but go down now.
+                self.alike.pop(sept.pfn, None)
+            else:
+                self.alike[sept.pfn] = _Pair(base_gfn, level, sept_now, spt.pfn, spt_now, children)
+        else:
+            children = pair.children
+        size = 1 << 9 * level
+        for offset, m, s in children:
+            gfn = base_gfn + offset
+            if gfn < self.end_gfn and gfn + size > self.first_gfn:
+                self._compare_child(gfn, level, m, s)
+
+    def _compare_entries(
+        self, sept: TablePage, spt: TablePage, level: int, base_gfn: int, children: list[_Child]
+    ) -> bool:
+        """Compare entry by entry; collects the tables below. True: all agree and none is frozen."""
         if self._alike_at_once(sept, spt, level):
-            return
+            return True
+        shift = 9 * level
         leaf_mask = self.hpa_mask & -(1 << shift + 12)
-        gfn = base_gfn + (lo << shift)
-        for m, s in zip(spt.values()[lo:hi], sept.values()[lo:hi], strict=True):
+        nr_found = self.nr_found
+        frozen = False
+        gfn = base_gfn
+        for m, s in zip(spt.values(), sept.values(), strict=True):
             if not m & SPTE_MMU_PRESENT_MASK:
-                if m != FROZEN_SPTE and s & STATE_MASK not in NOT_PRESENT_STATES:
+                if m == FROZEN_SPTE:
+                    frozen = True
+                    if not self.frozen_allowed:
+                        self.add(gfn, level, m, s, ", and nobody holds mmu_lock")
+                elif s & STATE_MASK not in NOT_PRESENT_STATES:
                     self.add(gfn, level, m, s)
             elif level == 0 or m & PT_PAGE_SIZE_MASK:
                 if not is_mapped_leaf(s) or (s ^ m) & leaf_mask:
                     self.add(gfn, level, m, s)
             else:
-                self._compare_child(gfn, level, m, s)
+                children.append((gfn - base_gfn, m, s))
             gfn += 1 << shift
+        return not frozen and self.nr_found == nr_found
 
     def _compare_child(self, gfn: int, level: int, m: int, s: int) -> None:
         sp = self.page_private.get((m & SPTE_BASE_ADDR_MASK) >> 12)

@@ -51,6 +51,10 @@ class Promise:
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
         """Check the leaves and pages of `vm` in [first_gfn, end_gfn)."""
 
+    def changed(self, vm: VmView) -> list[tuple[int, int]]:
+        """[first, end) GFNs that should be looked at again, besides where the S-EPT changed."""
+        return []
+
     def look_machine(self) -> None:
         """Check what belongs to no VM, or to none any more."""
 

@@ -7,6 +7,7 @@ templates are compared as one integer of 512 x 64 bits.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,6 @@ from septum.abi.sept import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from septum.machine import MachineConfig, TablePage
 
 NR = 512
@@ -67,97 +66,174 @@ def table_as_int(page: TablePage) -> int:
     return int.from_bytes(page.values() if entries is None else entries, "little")
 
 
-def leaf_runs(
-    tables: dict[int, TablePage],
-    root: TablePage,
-    root_level: int,
-    hpa_mask: int,
-    first_gfn: int = 0,
-    end_gfn: int = END_GFN,
-) -> Iterator[LeafRun]:
-    """The leaves that overlap [first_gfn, end_gfn), ascending. A leaf is never cut.
-
-    `root_level` is the TDX level of the root's entries (3: PML4).
-    """
-    yield from _runs(tables, root, root_level, 0, hpa_mask, first_gfn, end_gfn)
+def content(page: TablePage) -> object:
+    """What the table holds, to be compared with what it held before."""
+    entries = page.entries
+    return (page.base, page.stride) if entries is None else entries.tobytes()
 
 
-def _runs(
-    tables: dict[int, TablePage],
-    page: TablePage,
-    level: int,
-    base_gfn: int,
-    hpa_mask: int,
-    first_gfn: int,
-    end_gfn: int,
-) -> Iterator[LeafRun]:
-    shift = 9 * level
-    step = 1 << shift
-    lo = max(0, (first_gfn - base_gfn) >> shift)
-    hi = min(NR, -((base_gfn - end_gfn) >> shift))
-    template = page.uniform()
-    leaf_mask = hpa_mask & -(step << 12)
-    if template is not None:
-        base, stride = template
-        if stride == step << 12 and base & PS:
-            yield (
-                base_gfn + lo * step,
-                (hi - lo) * step,
-                level + 1,
-                base & STATE_MASK,
-                ((base & leaf_mask) >> 12) + lo * step,
-            )
-            return
-        if stride == 0 and base & STATE_MASK in NOT_PRESENT_STATES:
-            return
-    elif level == 0 and lo == 0 and hi == NR:
-        first = page.entry(0) & (STATE_MASK | hpa_mask)
-        if first & PS:
-            found = table_as_int(page) & every_entry(STATE_MASK | hpa_mask)
-            if found == ALL_ONES * first + _FRAMES:
-                yield base_gfn, NR, 1, first & STATE_MASK, (first & hpa_mask) >> 12
+class _Record:
+    """What a table held when it was last read: leaf runs and tables below it, by GFN."""
+
+    __slots__ = ("children", "content", "first_gfns", "gfn", "parts")
+
+    def __init__(self, gfn: int, content: object) -> None:
+        self.gfn = gfn
+        self.content = content
+        self.parts: list[LeafRun | int] = []  # an int is the PFN of a table
+        self.first_gfns: list[int] = []
+        self.children = False
+
+    def add(self, gfn: int, part: LeafRun | int) -> None:
+        self.first_gfns.append(gfn)
+        self.parts.append(part)
+
+
+class SeptReader:
+    """The leaves of one S-EPT. Tables that have not changed are not read again."""
+
+    __slots__ = ("_records", "hpa_mask", "tables")
+
+    def __init__(self, tables: dict[int, TablePage], hpa_mask: int) -> None:
+        self.tables = tables
+        self.hpa_mask = hpa_mask
+        self._records: dict[int, _Record] = {}
+
+    def runs(
+        self, root: TablePage, root_level: int, first_gfn: int = 0, end_gfn: int = END_GFN
+    ) -> list[LeafRun]:
+        """The leaves that overlap [first_gfn, end_gfn), ascending. A leaf is never cut.
+
+        `root_level` is the TDX level of the root's entries (3: PML4).
+        """
+        found: list[LeafRun] = []
+        self._collect(root, root_level, 0, (first_gfn, end_gfn), found)
+        return found
+
+    def _collect(
+        self,
+        page: TablePage,
+        level: int,
+        base_gfn: int,
+        window: tuple[int, int],
+        found: list[LeafRun],
+    ) -> None:
+        record = self._record(page, level, base_gfn)
+        first_gfn, end_gfn = window
+        parts = record.parts
+        if first_gfn <= base_gfn and base_gfn + (NR << 9 * level) <= end_gfn:
+            if not record.children:
+                found += parts  # type: ignore[arg-type]
                 return
-    yield from _mixed_runs(tables, page, level, base_gfn, hpa_mask, (lo, hi), (first_gfn, end_gfn))
+        else:
+            starts = record.first_gfns
+            lo = max(0, bisect_right(starts, first_gfn) - 1)
+            hi = bisect_left(starts, end_gfn)
+            parts = [
+                part if isinstance(part, int) else clip(part, first_gfn, end_gfn)
+                for part in parts[lo:hi]
+            ]
+            record_starts = starts[lo:hi]
+            for gfn, part in zip(record_starts, parts, strict=True):
+                self._add(gfn, part, level, window, found)
+            return
+        for gfn, part in zip(record.first_gfns, parts, strict=True):
+            self._add(gfn, part, level, window, found)
 
+    def _add(
+        self,
+        gfn: int,
+        part: LeafRun | int,
+        level: int,
+        window: tuple[int, int],
+        found: list[LeafRun],
+    ) -> None:
+        if not isinstance(part, int):
+            if part[1] > 0:
+                found.append(part)
+            return
+        child = self.tables.get(part)
+        if child is not None and gfn + (1 << 9 * level) > window[0]:
+            self._collect(child, level - 1, gfn, window, found)
 
-def _mixed_runs(
-    tables: dict[int, TablePage],
-    page: TablePage,
-    level: int,
-    base_gfn: int,
-    hpa_mask: int,
-    indexes: tuple[int, int],
-    window: tuple[int, int],
-) -> Iterator[LeafRun]:
-    """Runs of a table whose entries differ, and of the tables below it."""
-    step = 1 << 9 * level
-    leaf_mask = hpa_mask & -(step << 12)
-    lo, hi = indexes
-    gfn = base_gfn + lo * step
-    start = 0
-    nr = 0
-    state = 0
-    pfn = 0
-    for entry in page.values()[lo:hi]:
-        if entry & PS:
-            this_state = entry & STATE_MASK
-            this_pfn = (entry & leaf_mask) >> 12
-            if nr and this_state == state and this_pfn == pfn + nr:
-                nr += step
+    def _record(self, page: TablePage, level: int, base_gfn: int) -> _Record:
+        now = content(page)
+        record = self._records.get(page.pfn)
+        if record is None or record.gfn != base_gfn or record.content != now:
+            record = self._records[page.pfn] = _Record(base_gfn, now)
+            self._read(page, level, record)
+        return record
+
+    def _read(self, page: TablePage, level: int, record: _Record) -> None:
+        step = 1 << 9 * level
+        leaf_mask = self.hpa_mask & -(step << 12)
+        template = page.uniform()
+        if template is not None:
+            base, stride = template
+            if stride == step << 12 and base & PS:
+                state, pfn = base & STATE_MASK, (base & leaf_mask) >> 12
+                record.add(record.gfn, (record.gfn, NR * step, level + 1, state, pfn))
+                return
+            if stride == 0 and base & STATE_MASK in NOT_PRESENT_STATES:
+                return
+        elif level == 0:
+            mask = STATE_MASK | self.hpa_mask
+            first = page.entry(0) & mask
+            if first & PS and table_as_int(page) & every_entry(mask) == ALL_ONES * first + _FRAMES:
+                pfn = (first & self.hpa_mask) >> 12
+                record.add(record.gfn, (record.gfn, NR, 1, first & STATE_MASK, pfn))
+                return
+        self._read_mixed(page, level, leaf_mask, record)
+
+    def _read_mixed(self, page: TablePage, level: int, leaf_mask: int, record: _Record) -> None:
+        """A table whose entries differ."""
+        step = 1 << 9 * level
+        gfn = record.gfn
+        start = nr = state = pfn = 0
+        for entry in page.values():
+            if entry & PS:
+                this_state = entry & STATE_MASK
+                this_pfn = (entry & leaf_mask) >> 12
+                if nr and this_state == state and this_pfn == pfn + nr:
+                    nr += step
+                else:
+                    if nr:
+                        record.add(start, (start, nr, level + 1, state, pfn))
+                    start, nr, state, pfn = gfn, step, this_state, this_pfn
             else:
                 if nr:
-                    yield start, nr, level + 1, state, pfn
-                start, nr, state, pfn = gfn, step, this_state, this_pfn
-        elif nr:
-            yield start, nr, level + 1, state, pfn
-            nr = 0
-        if level and not entry & PS and entry & STATE_MASK in NON_LEAF_STATES:
-            child = tables.get((entry & hpa_mask) >> 12)
-            if child is not None:
-                yield from _runs(tables, child, level - 1, gfn, hpa_mask, *window)
-        gfn += step
-    if nr:
-        yield start, nr, level + 1, state, pfn
+                    record.add(start, (start, nr, level + 1, state, pfn))
+                    nr = 0
+                if level and entry & STATE_MASK in NON_LEAF_STATES:
+                    record.add(gfn, (entry & self.hpa_mask) >> 12)
+                    record.children = True
+            gfn += step
+        if nr:
+            record.add(start, (start, nr, level + 1, state, pfn))
+
+    def changed(self, root: TablePage, root_level: int) -> list[tuple[int, int]]:
+        """[first, end) GFNs of the tables that do not hold what they held when last read."""
+        spans: list[tuple[int, int]] = []
+        todo = [(root, root_level, 0)]
+        while todo:
+            page, level, gfn = todo.pop()
+            record = self._records.get(page.pfn)
+            if record is None or record.gfn != gfn or record.content != content(page):
+                spans.append((gfn, gfn + (NR << 9 * level)))
+            elif record.children:
+                for child_gfn, part in zip(record.first_gfns, record.parts, strict=True):
+                    if isinstance(part, int) and part in self.tables:
+                        todo.append((self.tables[part], level - 1, child_gfn))
+        return spans
+
+
+def clip(run: LeafRun, first_gfn: int, end_gfn: int) -> LeafRun:
+    """The leaves of a run that overlap [first_gfn, end_gfn); none when its length is 0 or less."""
+    gfn, nr, level, state, pfn = run
+    pages = 1 << 9 * (level - 1)
+    start = max(gfn, first_gfn & -pages)
+    end = min(gfn + nr, -(-end_gfn // pages) * pages)
+    return start, end - start, level, state, pfn + start - gfn
 
 
 def walk(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from septum.abi.kvm import PAGES_PER_HPAGE
 from septum.abi.sept import PS
 from septum.checks.promise import Promise
-from septum.checks.sept import END_GFN, leaf_runs
+from septum.checks.sept import END_GFN
 from septum.checks.text import entry_text, level_text
 from septum.module.state import Vcpu
 
 if TYPE_CHECKING:
+    from septum.checks.sept import LeafRun
     from septum.checks.view import VmView
     from septum.machine import LogicalProcessor, TlbEntry
 
@@ -33,12 +35,18 @@ class StaleTlb(Promise):
         An entry that is blocked still counts: its frame is not free before it is removed. One that
         was split counts as long as all of its frames are still there.
         """
-        for lp in vm.world.machine.lps:
-            if not self._usable(vm, lp):
-                continue
+        lps = [lp for lp in vm.world.machine.lps if self._usable(vm, lp)]
+        if not lps:
+            return
+        runs = vm.runs(first_gfn, end_gfn)
+        starts = [run[0] for run in runs]
+        for lp in lps:
             for entry in lp.tlb.entries():
-                if entry.tag == vm.tdr_pfn:
-                    self._check(vm, lp, entry)
+                if entry.tag != vm.tdr_pfn:
+                    continue
+                gfn = entry.gfn
+                if first_gfn < gfn + PAGES_PER_HPAGE[entry.level] and gfn < end_gfn:
+                    self._check(vm, lp, entry, runs, bisect_right(starts, gfn) - 1)
 
     def _usable(self, vm: VmView, lp: LogicalProcessor) -> bool:
         """The TD runs on `lp`, or a vCPU that ran there last would go on without a flush."""
@@ -53,34 +61,31 @@ class StaleTlb(Promise):
             for vcpu in self.checker.vcpus()
         )
 
-    def _check(self, vm: VmView, lp: LogicalProcessor, entry: TlbEntry) -> None:
-        nr = PAGES_PER_HPAGE[entry.level]
-        td = vm.td
-        assert td is not None
-        if td.root is None or not vm.has_key():
-            self._stale(vm, lp, entry, entry.gfn, 0)
-            return
+    def _check(
+        self, vm: VmView, lp: LogicalProcessor, entry: TlbEntry, runs: list[LeafRun], nr_run: int
+    ) -> None:
+        """`runs[nr_run]` is the last run that begins at or before the entry's first GFN."""
         at = entry.gfn
-        end = at + nr
-        for gfn, run, _, _, pfn in leaf_runs(
-            vm.world.machine.tables, td.root, td.root_level, vm.hpa_mask, at, end
-        ):
-            first = max(gfn, at)
-            if first != at or pfn + first - gfn != entry.pfn + first - entry.gfn:
+        end = at + PAGES_PER_HPAGE[entry.level]
+        offset = entry.pfn - at
+        while at < end and 0 <= nr_run < len(runs):
+            gfn, nr, _, _, pfn = runs[nr_run]
+            if not gfn <= at < gfn + nr or pfn - gfn != offset:
                 break
-            at = min(end, gfn + run)
+            at = gfn + nr
+            nr_run += 1
         if at < end:
-            _, found = vm.walk(at)
+            found = vm.walk(at)[1] if vm.has_key() else 0
             self._stale(vm, lp, entry, at, found)
 
     def _stale(
         self, vm: VmView, lp: LogicalProcessor, entry: TlbEntry, gfn: int, found: int
     ) -> None:
         now = entry_text(found, vm.hpa_mask) if found else "gone"
-        what = "maps another frame" if found & PS else "is not mapped"
+        what = "maps another frame now" if found & PS else "is not mapped any more"
         self.broken(
             (vm.name, lp.id, entry.gfn, entry.level),
             f"{vm.name}: cpu{lp.id} can still use its {level_text(entry.level)} translation of GFN "
-            f"{entry.gfn:#x} to PFN {entry.pfn:#x}, though GFN {gfn:#x} in it {what} any more "
+            f"{entry.gfn:#x} to PFN {entry.pfn:#x}, though GFN {gfn:#x} in it {what} "
             f"(S-EPT: {now})",
         )

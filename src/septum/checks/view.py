@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from septum.checks.sept import END_GFN, frame_mask, leaf_runs, walk
+from septum.checks.sept import END_GFN, SeptReader, frame_mask, walk
 from septum.linux.ranges import range_extent
 from septum.module.state import TD_KEYS_CONFIGURED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from septum.checks.sept import LeafRun
     from septum.guest.memory import GuestMemory
@@ -65,7 +65,18 @@ class WorldView(Protocol):
 class VmView:
     """One VM, from all sides."""
 
-    __slots__ = ("hkid", "hpa_mask", "kvm", "memory", "name", "tdr_pfn", "world")
+    __slots__ = (
+        "_looking",
+        "_runs",
+        "hkid",
+        "hpa_mask",
+        "kvm",
+        "memory",
+        "name",
+        "reader",
+        "tdr_pfn",
+        "world",
+    )
 
     def __init__(self, world: WorldView, kvm: Kvm, memory: GuestMemory | None) -> None:
         self.world = world
@@ -73,6 +84,9 @@ class VmView:
         self.name = f"vm{kvm.id}"
         self.memory = memory
         self.hpa_mask = frame_mask(world.machine.config)
+        self.reader = SeptReader(world.machine.tables, self.hpa_mask)
+        self._runs: tuple[tuple[int, int], list[LeafRun]] | None = None
+        self._looking = False
         self.tdr_pfn = -1  # the TD's, remembered when KVM has given it up
         self.hkid = -1
         self.refresh()
@@ -95,14 +109,34 @@ class VmView:
         td = self.td
         return td is not None and td.root is not None and td.lifecycle <= TD_KEYS_CONFIGURED
 
-    def runs(self, first_gfn: int = 0, end_gfn: int = END_GFN) -> Iterator[LeafRun]:
-        """The leaves of the S-EPT that overlap [first_gfn, end_gfn)."""
+    def runs(self, first_gfn: int = 0, end_gfn: int = END_GFN) -> list[LeafRun]:
+        """The leaves of the S-EPT that overlap [first_gfn, end_gfn); none without a key."""
+        window = (first_gfn, end_gfn)
+        if self._runs is not None and self._runs[0] == window:
+            return self._runs[1]
         td = self.td
         if td is None or td.root is None or not self.has_key():
-            return
-        yield from leaf_runs(
-            self.world.machine.tables, td.root, td.root_level, self.hpa_mask, first_gfn, end_gfn
-        )
+            return []
+        found = self.reader.runs(td.root, td.root_level, first_gfn, end_gfn)
+        if self._looking:
+            self._runs = (window, found)
+        return found
+
+    def begin_look(self) -> None:
+        """Nothing changes until `end_look`: what is read is kept."""
+        self._looking = True
+
+    def end_look(self) -> None:
+        """The world goes on."""
+        self._looking = False
+        self._runs = None
+
+    def changed(self) -> list[tuple[int, int]]:
+        """[first, end) GFNs of the S-EPT tables that changed since they were last looked at."""
+        td = self.td
+        if td is None or td.root is None or not self.has_key():
+            return []
+        return self.reader.changed(td.root, td.root_level)
 
     def walk(self, gfn: int) -> tuple[int, int]:
         """(KVM level, raw S-EPT entry) where the walk for `gfn` ends."""

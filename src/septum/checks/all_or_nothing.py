@@ -1,0 +1,123 @@
+"""The promise `all-or-nothing`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.checks.history import states_of
+from septum.checks.intervals import Intervals
+from septum.checks.promise import Promise
+from septum.checks.text import pages_text
+
+if TYPE_CHECKING:
+    from septum.checks.checker import Checker
+    from septum.checks.operation import Operation
+    from septum.checks.view import VmView
+
+_ROUND = 512
+_NOTHING = Intervals()
+
+
+class _Before:
+    """One VM in the GFNs around what an operation names, when it began."""
+
+    __slots__ = ("accepted", "mapped", "shared")
+
+    def __init__(self, vm: VmView, spans: Intervals) -> None:
+        self.mapped = Intervals()
+        self.accepted = Intervals()
+        self.shared = shared_in(vm, spans)
+        for start, end in widened(spans):
+            mapped, accepted, _ = states_of(vm, start, end)
+            self.mapped = self.mapped.union(mapped)
+            self.accepted = self.accepted.union(accepted)
+
+
+class AllOrNothing(Promise):
+    """An ioctl that fails leaves attributes, mappings and guest data as they were, or as its
+    contract says.
+
+    On real hardware user space believes that nothing happened, tells the guest so, and the guest
+    goes on with memory that it has lost, or that is not what it thinks it is.
+    """
+
+    __slots__ = ("_before", "_others", "_running")
+    name = "all-or-nothing"
+
+    def __init__(self, checker: Checker) -> None:
+        super().__init__(checker)
+        self._running: list[Operation] = []
+        self._before: dict[int, dict[int, _Before]] = {}
+        # By number of an operation: those that went on at the same time.
+        self._others: dict[int, list[Operation]] = {}
+
+    def operation_begin(self, op: Operation) -> None:
+        """Remember what is there."""
+        for other in self._running:
+            self._others[other.number].append(op)
+        self._others[op.number] = list(self._running)
+        self._running.append(op)
+        before: dict[int, _Before] = {}
+        for number, spans in op.spans.items():
+            vm = self.checker.vm(number)
+            if vm is not None:
+                before[number] = _Before(vm, spans)
+        self._before[op.number] = before
+
+    def operation_end(self, op: Operation) -> None:
+        """Compare, if it failed. What others asked for at the same time is theirs."""
+        self._running.remove(op)
+        before = self._before.pop(op.number)
+        others = self._others.pop(op.number)
+        if not op.ret:
+            return
+        for number, was in before.items():
+            vm = self.checker.vm(number)
+            if vm is None or vm.kvm.vm_bugged:
+                continue
+            theirs = _NOTHING
+            for other in others:
+                theirs = theirs.union(other.on(number))
+            done = op.on(number).minus(op.kept.get(number, _NOTHING))
+            self._compare(op, vm, was, theirs.union(done))
+
+    def _compare(self, op: Operation, vm: VmView, was: _Before, not_ours: Intervals) -> None:
+        spans = op.on(vm.kvm.id)
+        now = _Before(vm, spans)
+        changed = now.shared.minus(was.shared).union(was.shared.minus(now.shared))
+        for what, lost in (
+            ("changed between private and shared", changed),
+            ("lost the guest's ACCEPT", was.accepted.minus(now.accepted)),
+            ("lost their mapping", was.mapped.minus(now.mapped)),
+        ):
+            for start, end in lost.minus(not_ours):
+                self.broken(
+                    (op.number, vm.name, what),
+                    f"{vm.name}: {op} failed ({op.ret}), and {pages_text(start, end)} {what}",
+                )
+                break
+
+
+def widened(spans: Intervals) -> Intervals:
+    """The 2 MB frames that the spans touch."""
+    return Intervals([(start & -_ROUND, -(-end // _ROUND) * _ROUND) for start, end in spans])
+
+
+def shared_in(vm: VmView, spans: Intervals) -> Intervals:
+    """The GFNs in `spans` whose attributes say that they are shared."""
+    shared = Intervals()
+    for start, end in spans:
+        gfn = start
+        while gfn < end:
+            slot = vm.slot_at(gfn)
+            if slot is None:
+                gfn = min(
+                    (s.base_gfn for s in vm.kvm.memslots.values() if s.base_gfn > gfn), default=end
+                )
+                continue
+            attributes, next_gfn = vm.attributes(slot, gfn)
+            stop = min(end, next_gfn, slot.base_gfn + slot.npages)
+            if not attributes:
+                shared.append(gfn, stop)
+            gfn = stop
+    return shared

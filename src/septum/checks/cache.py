@@ -1,0 +1,103 @@
+"""The promise `cache`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.checks.promise import Promise
+from septum.checks.sept import END_GFN
+from septum.machine.mem import CLEAN
+from septum.module.pamt import PT_NDA, PT_REG, PT_RSVD
+
+if TYPE_CHECKING:
+    from array import array
+
+    from septum.checks.view import VmView
+    from septum.module.pamt import PamtEntry2M
+
+_HOST = (PT_NDA, PT_RSVD)
+
+
+class CacheLines(Promise):
+    """No dirty line of one key is written back over a page of another; frames are reset before
+    reuse.
+
+    On real hardware the line is evicted some time later and corrupts the page of its new owner,
+    who reads garbage or takes a machine check long after the mistake.
+    """
+
+    __slots__ = ()
+    name = "cache"
+
+    def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
+        """The frames of the TD have no dirty lines of another key: they were flushed before."""
+        mem = vm.world.machine.mem
+        for gfn, nr, _, _, pfn in vm.runs(first_gfn, end_gfn):
+            at = pfn
+            end = pfn + nr
+            while at < end:
+                block = mem.block(at)
+                nr_here = min(end - at, 512 - (at & 511))
+                if block is not None:
+                    index = at & 511
+                    wrong = _first_other(block.dirty, index, nr_here, vm.hkid)
+                    if wrong >= 0:
+                        self._foreign(vm, gfn + at - pfn + wrong, at + wrong)
+                        return
+                at += nr_here
+
+    def _foreign(self, vm: VmView, gfn: int, pfn: int) -> None:
+        key = vm.world.machine.mem.dirty_of(pfn)
+        self.broken(
+            (vm.name, "foreign", pfn >> 9),
+            f"{vm.name}: PFN {pfn:#x} is the TD's at GFN {gfn:#x} (HKID {vm.hkid}), and the cache "
+            f"still has dirty lines of it with HKID {key}",
+        )
+
+    def look_machine(self) -> None:
+        """Frames that no TD has and that hold no PAMT have no dirty line of a private key, and on
+        parts with the partial-write erratum were reset. When no task is in between."""
+        checker = self.checker
+        if not checker.at_rest():
+            return
+        world = checker.world
+        hkid_min = world.machine.config.private_hkid_min
+        must_reset = world.host.params.x86_bug_tdx_pw_mce
+        for leaf in world.module.pamt.entries_2m():
+            block = world.machine.mem.block(leaf.hpa >> 12)
+            if block is None or leaf.parent.pt not in _HOST or leaf.pt == PT_REG:
+                continue
+            if _may_be_private(block.dirty, hkid_min):
+                self._check_free(leaf, block.dirty, hkid_min, "has dirty lines of")
+            if must_reset and _may_be_private(block.key, hkid_min):
+                self._check_free(leaf, block.key, hkid_min, "was not reset after")
+
+    def _check_free(
+        self, leaf: PamtEntry2M, keys: int | array[int], hkid_min: int, what: str
+    ) -> None:
+        first = leaf.hpa >> 12
+        for index in range(512):
+            key = keys if isinstance(keys, int) else keys[index]
+            if key < hkid_min or leaf.bitmap >> index & 1:
+                continue
+            child = leaf.children.get(index)
+            if (leaf.child_pt if child is None else child.pt) in _HOST:
+                self.broken(
+                    ("free", first, what),
+                    f"PFN {first + index:#x} belongs to no TD, and {what} HKID {key}",
+                )
+                return
+
+
+def _may_be_private(keys: int | array[int], hkid_min: int) -> bool:
+    return (keys if isinstance(keys, int) else max(keys)) >= hkid_min
+
+
+def _first_other(keys: int | array[int], index: int, nr: int, hkid: int) -> int:
+    """Offset of the first of `nr` frames from `index` with dirty lines of another key; -1."""
+    if isinstance(keys, int):
+        return -1 if keys in (CLEAN, hkid) else 0
+    part = keys[index : index + nr]
+    if part.count(hkid) + part.count(CLEAN) == nr:
+        return -1
+    return next(i for i in range(nr) if part[i] not in (CLEAN, hkid))

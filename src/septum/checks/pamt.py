@@ -1,0 +1,63 @@
+"""The promise `pamt`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.checks.promise import Promise
+from septum.module.pamt import PT_NDA, PT_PAMT, PT_RSVD
+
+if TYPE_CHECKING:
+    from septum.module.pamt import PamtEntry2M
+
+
+class PamtPairs(Promise):
+    """Dynamic PAMT pairs are installed exactly where 4 KB pages need them; reference counts equal
+    users; none leak.
+
+    On real hardware a pair too few makes the next SEAMCALL fail and bugs the VM; one too many is
+    memory lost until reboot, in a frame that can never be mapped at 2 MB again.
+    """
+
+    __slots__ = ()
+    name = "pamt"
+
+    def look_machine(self) -> None:
+        """Per 2 MB frame: 4 KB pages in TDX use, pair in the PAMT, count in the kernel.
+
+        The kernel counts before a page is given and after it is taken back, so that the three are
+        compared when no task is in the middle of either.
+        """
+        world = self.checker.world
+        if not world.module.pamt.dynamic or not self.checker.at_rest():
+            return
+        counts = dict(world.host.x86_tdx.state.pamt_refcounts)
+        for leaf in world.module.pamt.entries_2m():
+            frame = leaf.hpa >> 21
+            has_pair = leaf.pt == PT_PAMT
+            count = counts.pop(frame, 0)
+            users = users_of(leaf)
+            if users == count and has_pair == bool(users):
+                continue
+            pair = "has a pair" if has_pair else "has no pair"
+            self.broken(
+                (frame,),
+                f"the 2 MB frame at PFN {frame << 9:#x} {pair}, {users} of its 4 KB pages are in "
+                f"TDX use, and the kernel counts {count}",
+            )
+        for frame, count in sorted(counts.items()):
+            if count:
+                self.broken(
+                    (frame,),
+                    f"the kernel counts {count} for the 2 MB frame at PFN {frame << 9:#x}, which "
+                    "the TDX module never used",
+                )
+
+
+def users_of(leaf: PamtEntry2M) -> int:
+    """4 KB pages of a 2 MB frame that belong to a TD, counted one by one."""
+    free = (PT_NDA, PT_RSVD, PT_PAMT)
+    users = sum(child.pt not in free for child in leaf.children.values())
+    if leaf.child_pt not in free:
+        users += 512 - len(leaf.children)
+    return users
