@@ -1,0 +1,127 @@
+"""`septum trace`: a recorded trace as text or picture, ready for the command line."""
+
+from __future__ import annotations
+
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated
+
+import typer
+
+from septum.errors import InputError
+from septum.trace.filters import categories, make_filter, parse_only
+from septum.trace.ftrace import ftrace_lines
+from septum.trace.ladder import ladder_lines
+from septum.trace.mermaid import mermaid_lines
+from septum.trace.perfetto import perfetto_chunks
+from septum.trace.reader import TraceReader
+from septum.trace.writer import TraceWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from septum.sim.events import Event
+    from septum.trace.header import TraceHeader
+
+FORMATS = ("ladder", "ftrace", "perfetto", "mermaid", "jsonl")
+LADDER_MAX = 20_000
+
+
+def render(
+    events: Iterable[Event], header: TraceHeader, fmt: str, *, every_step: bool = False
+) -> Iterator[bytes]:
+    """The trace in a format of FORMATS but jsonl, in pieces.
+
+    Raises InputError when the format is not for so many events.
+    """
+    if fmt == "ftrace":
+        yield from (line.encode() for line in ftrace_lines(events))
+    elif fmt == "perfetto":
+        first = _until_time(iter(events))
+        yield from perfetto_chunks(chain(first[0], first[1]), timed=first[2])
+    elif fmt == "mermaid":
+        yield from (f"{line}\n".encode() for line in mermaid_lines(list(events)))
+    elif fmt == "ladder":
+        yield from _ladder(events, header, every_step)
+    else:
+        raise InputError(f"--as {fmt!r} is no format; choose from {', '.join(FORMATS)}")
+
+
+def _until_time(events: Iterator[Event]) -> tuple[list[Event], Iterator[Event], bool]:
+    """(events up to the first that is later than 0, the rest, whether there is one)."""
+    head = []
+    for event in events:
+        head.append(event)
+        if event.time_ns:
+            return head, events, True
+    return head, events, False
+
+
+def _ladder(events: Iterable[Event], header: TraceHeader, every_step: bool) -> Iterator[bytes]:
+    chosen: list[Event] = []
+    more = 0
+    for event in events:
+        if len(chosen) < LADDER_MAX:
+            chosen.append(event)
+        else:
+            more += 1
+    name = " ".join(word for word in (header.scenario, header.design) if word)
+    yield f"{name}: {header.schedule}, seed {header.seed}\n\n".encode()
+    yield from (f"{line}\n".encode() for line in ladder_lines(chosen, every_step))
+    if more:
+        yield f"\nand {more:,} more events; choose some with --only\n".encode()
+
+
+def trace(
+    file: Annotated[Path, typer.Argument(help="A trace: JSON Lines, plain or gzip.")],
+    fmt: Annotated[
+        str, typer.Option("--as", metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.")
+    ] = "ladder",
+    only: Annotated[
+        str, typer.Option(help="Kinds of events, with commas: seamcall,split,conversion...")
+    ] = "",
+    task: Annotated[str, typer.Option(help="Only tasks whose name contains this.")] = "",
+    every_step: Annotated[
+        bool, typer.Option("--every-step", help="Fold nothing in a ladder.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write here, not to stdout.")
+    ] = None,
+) -> None:
+    """Show a recorded trace: a ladder, ftrace text, Perfetto JSON, or a Mermaid diagram."""
+    words = parse_only(only)
+    wanted = make_filter(words)
+    with TraceReader(file) as reader:
+        events = (e for e in reader if wanted(e) and task in e.task)
+        if fmt == "jsonl":
+            if output is None:
+                raise InputError("--as jsonl writes a file; name it with --output")
+            with TraceWriter(output, reader.header) as writer:
+                for event in events:
+                    writer.write(event)
+        elif output is None:
+            _copy(render(events, reader.header, fmt, every_step=every_step), sys.stdout.buffer)
+        else:
+            _to_file(render(events, reader.header, fmt, every_step=every_step), output)
+        if not reader.complete:
+            print(f"septum: {file} has no end line: the run was stopped", file=sys.stderr)
+
+
+def _copy(pieces: Iterable[bytes], out: IO[bytes]) -> None:
+    for piece in pieces:
+        out.write(piece)
+    out.flush()
+
+
+def _to_file(pieces: Iterable[bytes], output: Path) -> None:
+    try:
+        with output.open("wb") as out:
+            _copy(pieces, out)
+    except OSError as error:
+        raise InputError(
+            f"{output} cannot be written ({error.strerror}); name another file with --output"
+        ) from None
+
+
+__all__ = ["FORMATS", "categories", "render", "trace"]

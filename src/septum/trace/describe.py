@@ -1,0 +1,214 @@
+"""An event as a step that a person reads: what was done, to what, with which result, in which
+kernel function. All renderings but ftrace's take their words from here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from septum.abi import leaves
+from septum.abi.errno import errno_name
+from septum.abi.exitqual import EEQ_ACCEPT, EEQ_TYPE_MASK, eeq_requested_level
+from septum.abi.leaves import seamcall_name, tdcall_name
+from septum.abi.status import status_name
+from septum.guest.events import GuestPhaseEvent, GuestReportEvent
+from septum.linux.kvm import events as kvm
+from septum.module.events import GuestAccessEvent, SeamcallEvent, TdcallEvent, TdExitEvent
+from septum.module.outcome import OutcomeKind
+from septum.sim.events import ChoiceEvent, FindingEvent, LockEvent, SwitchEvent
+from septum.vmm.events import ConversionEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from septum.sim.events import Event
+
+TDX_LEVELS = ("4K", "2M", "1G", "512G", "256T")
+KVM_LEVELS = ("none", *TDX_LEVELS)
+PAGE_MASK = ~0xFFF
+
+GPA_LEAVES = frozenset(
+    (
+        leaves.TDH_MEM_PAGE_ADD,
+        leaves.TDH_MEM_SEPT_ADD,
+        leaves.TDH_MEM_PAGE_RELOCATE,
+        leaves.TDH_MEM_PAGE_AUG,
+        leaves.TDH_MEM_RANGE_BLOCK,
+        leaves.TDH_MEM_RANGE_UNBLOCK,
+        leaves.TDH_MEM_PAGE_DEMOTE,
+        leaves.TDH_MEM_PAGE_PROMOTE,
+        leaves.TDH_MEM_PAGE_REMOVE,
+        leaves.TDH_MEM_SEPT_REMOVE,
+        leaves.TDH_MEM_SEPT_RD,
+        leaves.TDH_MR_EXTEND,
+    )
+)
+"""SEAMCALLs with a GPA (and a level) in RCX; the others have a page of the host there."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """`verb` alone tells alike steps; `result` is "" for the ordinary outcome.
+
+    `where` is the function of the kernel, or of the VMM, that did it; "" outside of both.
+    """
+
+    verb: str
+    detail: str = ""
+    result: str = ""
+    where: str = ""
+
+    @property
+    def text(self) -> str:
+        """The step in one line."""
+        line = f"{self.verb} {self.detail}".rstrip()
+        return f"{line} -> {self.result}" if self.result else line
+
+
+def _level(names: tuple[str, ...], level: int) -> str:
+    return names[level] if 0 <= level < len(names) else f"level {level}"
+
+
+def _seamcall(event: SeamcallEvent) -> Step:
+    name = seamcall_name(event.leaf)
+    if event.leaf in GPA_LEAVES:
+        detail = f"{event.rcx & PAGE_MASK:#x} {_level(TDX_LEVELS, event.rcx & 7)}"
+    else:
+        detail = f"{event.rcx:#x}" if event.rcx else ""
+    result = status_name(event.status) if event.status else ""
+    return Step(name, detail, result, name.lower().replace(".", "_"))
+
+
+def _tdcall(event: TdcallEvent) -> Step:
+    name = tdcall_name(event.leaf)
+    detail = ""
+    if event.leaf == leaves.TDG_MEM_PAGE_ACCEPT:
+        detail = f"{event.rcx & PAGE_MASK:#x} {_level(TDX_LEVELS, event.rcx & 7)}"
+    if event.outcome != OutcomeKind.TD:
+        return Step(name, detail, _outcome(event.outcome))
+    return Step(name, detail, status_name(event.status) if event.status else "")
+
+
+def _outcome(outcome: int) -> str:
+    return {
+        OutcomeKind.TD_EXIT: "TD exit",
+        OutcomeKind.INTERRUPTED: "interrupted",
+        OutcomeKind.EVENT: "event injected",
+    }.get(OutcomeKind(outcome), "")
+
+
+def _guest_access(event: GuestAccessEvent) -> Step:
+    kind = {1: "read", 2: "write", 4: "fetch"}.get(event.access, f"access {event.access}")
+    return Step(f"guest {kind}", f"{event.gpa:#x}", _outcome(event.outcome))
+
+
+def _td_exit(event: TdExitEvent) -> Step:
+    return Step("TD exit", f"vCPU {event.vcpu:#x} reason {event.rax & 0xFFFF}")
+
+
+def _kvm_exit(event: kvm.KvmExit) -> Step:
+    detail = event.exit_reason
+    if event.info2 & EEQ_TYPE_MASK == EEQ_ACCEPT:
+        detail += f" (ACCEPT {_level(TDX_LEVELS, eeq_requested_level(event.info2))})"
+    return Step("kvm_exit", detail, "", "tdx_handle_exit")
+
+
+def _page_fault(event: kvm.KvmPageFaultEvent) -> Step:
+    return Step("page fault", f"{event.fault_address:#x}", "", "tdx_handle_ept_violation")
+
+
+def _spte_requested(event: kvm.KvmMmuSpteRequested) -> Step:
+    detail = f"gfn {event.gfn:#x} {_level(KVM_LEVELS, event.level)} pfn {event.pfn:#x}"
+    return Step("map", detail, "", "kvm_tdp_mmu_map")
+
+
+def _spte_changed(event: kvm.KvmTdpMmuSpteChanged) -> Step:
+    which = "mirror" if event.mirror else "shared"
+    return Step(
+        f"{which} SPTE",
+        f"gfn {event.gfn:#x} {_level(KVM_LEVELS, event.level)}:"
+        f" {event.old_spte:#x} -> {event.new_spte:#x}",
+        "",
+        "handle_changed_spte",
+    )
+
+
+def _set_spte(event: kvm.KvmMmuSetSpte) -> Step:
+    detail = f"gfn {event.gfn:#x} {_level(KVM_LEVELS, event.level)}: {event.spte:#x}"
+    return Step("set SPTE", detail, "", "tdp_mmu_map_handle_target_level")
+
+
+def _split(event: kvm.KvmMmuSplitHugePage) -> Step:
+    cause = f" for {event.cause}" if event.cause else ""
+    detail = f"gfn {event.gfn:#x} {_level(KVM_LEVELS, event.level)}{cause}"
+    result = errno_name(event.errno) if event.errno else ""
+    return Step("split", detail, result, "tdp_mmu_split_huge_page")
+
+
+def _conversion(event: ConversionEvent) -> Step:
+    detail = f"{event.gpa:#x} {event.size_bytes:#x} bytes by {event.cause}"
+    to = "private" if event.to_private else "shared"
+    result = errno_name(event.ret) if event.ret < 0 else ""
+    return Step(f"convert to {to}", detail, result, "kvm_convert_memory")
+
+
+def _get_page(event: kvm.KvmMmuGetPage) -> Step:
+    detail = f"gfn {event.gfn:#x} {_level(KVM_LEVELS, event.level)}"
+    return Step("new page table", detail, "", "tdp_mmu_init_sp")
+
+
+def _zap_page(event: kvm.KvmMmuPrepareZapPage) -> Step:
+    detail = f"gfn {event.gfn:#x} {_level(KVM_LEVELS, event.level)}"
+    return Step("unlink page table", detail, "", "handle_removed_pt")
+
+
+def _userspace_exit(event: kvm.KvmUserspaceExit) -> Step:
+    return Step("exit to user space", event.text(), "", "kvm_arch_vcpu_ioctl_run")
+
+
+def _lock(event: LockEvent) -> Step:
+    how = {"ex": "", "sh": " (shared)"}.get(event.mode, f" ({event.mode})")
+    return Step({"wait": "waits for"}.get(event.op, event.op), f"{event.lock}{how}")
+
+
+_DESCRIBE: dict[type[Event], Callable[..., Step]] = {
+    SeamcallEvent: _seamcall,
+    TdcallEvent: _tdcall,
+    TdExitEvent: _td_exit,
+    GuestAccessEvent: _guest_access,
+    kvm.KvmEntry: lambda event: Step("kvm_entry", "", "", "tdx_vcpu_run"),
+    kvm.KvmExit: _kvm_exit,
+    kvm.KvmPageFaultEvent: _page_fault,
+    kvm.KvmMmuSpteRequested: _spte_requested,
+    kvm.KvmTdpMmuSpteChanged: _spte_changed,
+    kvm.KvmMmuSetSpte: _set_spte,
+    kvm.KvmMmuSplitHugePage: _split,
+    kvm.KvmMmuGetPage: _get_page,
+    kvm.KvmMmuPrepareZapPage: _zap_page,
+    kvm.KvmUserspaceExit: _userspace_exit,
+    ConversionEvent: _conversion,
+    LockEvent: _lock,
+    SwitchEvent: lambda event: Step("switch", f"to {event.to} at {event.at}"),
+    ChoiceEvent: lambda event: Step("CHOICE", f"{event.name} = {event.value}"),
+    FindingEvent: lambda event: Step("FINDING", f"{event.promise}: {event.text}"),
+    GuestPhaseEvent: lambda event: Step("phase", event.phase),
+    GuestReportEvent: lambda event: Step("guest reports", str(event.code)),
+}
+
+
+def describe(event: Event) -> Step:
+    """The event as a step. An event that nobody described shows its fields."""
+    made = _DESCRIBE.get(type(event))
+    if made is not None:
+        return made(event)
+    fields = {
+        name: value
+        for name, value in msgspec.structs.asdict(event).items()
+        if name not in ("time_ns", "task", "cpu")
+    }
+    detail = " ".join(
+        f"{name} {value:#x}" if isinstance(value, int) else f"{name} {value}"
+        for name, value in fields.items()
+    )
+    tag = event.__struct_config__.tag
+    return Step(str(tag), detail)

@@ -1,0 +1,103 @@
+"""The trace as /sys/kernel/tracing/trace shows KVM's tracepoints, so that existing scripts read it.
+
+Lines have ftrace's own layout and the events' own formats. SEAMCALLs, for which the kernel has no
+tracepoint, are shown as kretprobes on their wrappers would be. Events that no kernel could show
+(locks, scheduling, the guest's TDCALLs) are left out.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from septum.abi.leaves import seamcall_name
+from septum.linux.kvm import events as kvm
+from septum.module.events import SeamcallEvent
+from septum.trace.filters import tag_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from septum.sim.events import Event
+
+HEADER = """\
+# tracer: nop
+#
+#                                _-----=> irqs-off/BH-disabled
+#                               / _----=> need-resched
+#                              | / _---=> hardirq/softirq
+#                              || / _--=> preempt-depth
+#                              ||| / _-=> migrate-disable
+#                              |||| /     delay
+#           TASK-PID     CPU#  |||||  TIMESTAMP  FUNCTION
+#              | |         |   |||||     |         |
+"""
+
+FIRST_PID = 4200
+COMM_MAX = 15
+_VCPU = re.compile(r"\.?vcpu(\d+)$")
+
+_FLAGS: dict[type[Event], str] = {
+    kvm.KvmEntry: "d..1.",
+    kvm.KvmExit: "d..1.",
+    kvm.KvmPageFaultEvent: ".....",
+    kvm.KvmUserspaceExit: ".....",
+    kvm.KvmHypercall: ".....",
+}
+PREEMPT_OFF = "...1."
+
+
+def comm(task: str) -> str:
+    """The name of the thread, as QEMU names it: vCPU threads are "CPU 3/KVM"."""
+    vcpu = _VCPU.search(task)
+    return f"CPU {vcpu.group(1)}/KVM" if vcpu else task[:COMM_MAX]
+
+
+class FtraceWriter:
+    """Turns events into lines. PIDs are given in the order in which tasks appear."""
+
+    __slots__ = ("pids",)
+
+    def __init__(self) -> None:
+        self.pids: dict[str, int] = {}
+
+    def line(self, event: Event) -> str | None:
+        """The line of an event, without line end; None for what the kernel does not show."""
+        body = self.body(event)
+        if body is None:
+            return None
+        pid = self.pids.setdefault(event.task, FIRST_PID + len(self.pids))
+        flags = _FLAGS.get(type(event), PREEMPT_OFF)
+        seconds, rest_ns = divmod(event.time_ns, 10**9)
+        stamp = f"{seconds}.{rest_ns // 1000:06d}"
+        return f"{comm(event.task):>16}-{pid:<7} [{event.cpu:03d}] {flags} {stamp:>12}: {body}"
+
+    def body(self, event: Event) -> str | None:
+        """`event: text`."""
+        if isinstance(event, SeamcallEvent):
+            wrapper = seamcall_name(event.leaf).lower().replace(".", "_")
+            return (
+                f"{wrapper}: (seamcall_ret <- {wrapper}) rcx={event.rcx:#x} rdx={event.rdx:#x}"
+                f" r8={event.r8:#x} ret={event.status:#x}"
+            )
+        if type(event).__module__ != kvm.__name__:
+            return None
+        text: str = event.text()  # type: ignore[attr-defined]
+        return f"{tag_of(type(event))}: {text}"
+
+
+def ftrace_lines(events: Iterable[Event]) -> Iterator[str]:
+    """The header and the lines, each with its line end, by virtual time, as scripts expect it.
+
+    Every task has a clock of its own, so that a trace's order is not that of time.
+    """
+    writer = FtraceWriter()
+    yield HEADER
+    for event in sorted(events, key=_time_ns):
+        line = writer.line(event)
+        if line is not None:
+            yield line + "\n"
+
+
+def _time_ns(event: Event) -> int:
+    return event.time_ns

@@ -1,0 +1,167 @@
+"""The trace as a ladder: time downwards, one lane for each task, at most 80 columns.
+
+Up to three tasks have their words in their lanes; more have a mark in a narrow lane and the words
+beside it. Quiet steps and long runs of alike steps are folded, and the folds say how many.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from septum.sim.events import ChoiceEvent, FindingEvent
+from septum.trace.describe import Step, describe
+from septum.trace.filters import tag_of
+from septum.trace.textlayout import WIDTH, clock, wrap_to
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from septum.sim.events import Event
+
+QUIET = frozenset(
+    ("switch", "kvm_entry", "td_exit", "kvm_mmu_spte_requested", "kvm_mmu_set_spte", "guest_access")
+)
+"""Folded unless the ladder is asked for every step. Locks are quiet unless they are waited for."""
+
+TIME_WIDTH = 12
+WORDS_IN_LANES_MAX = 3
+MARK_LANES_MAX = 40
+FOLD_FROM = 4
+"""So many alike rounds are folded."""
+PERIOD_MAX = 12
+"""The longest round that is recognised, in rows."""
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One line of a ladder before layout; `task` is "" for a fold that spans tasks."""
+
+    time_ns: int
+    task: str
+    text: str
+    mark: str = "*"
+
+
+def is_quiet(event: Event) -> bool:
+    """Whether an event is folded by default."""
+    tag = tag_of(type(event))
+    if tag == "lock":
+        return getattr(event, "op", "") != "wait"
+    return tag in QUIET
+
+
+def _mark(event: Event) -> str:
+    if isinstance(event, FindingEvent):
+        return "X"
+    return "!" if isinstance(event, ChoiceEvent) else "*"
+
+
+def _row(event: Event, step: Step) -> Row:
+    return Row(event.time_ns, event.task, step.text, _mark(event))
+
+
+def _key(row: Row, step: Step | None) -> tuple[str, str, str]:
+    return (row.task, step.verb, step.result) if step is not None else ("", row.text, "")
+
+
+def _rows(events: Sequence[Event], every_step: bool) -> Iterator[tuple[Row, tuple[str, str, str]]]:
+    """Rows with what makes two of them alike. Neighbouring quiet events are one row."""
+    for quiet, same in groupby(events, lambda e: not every_step and is_quiet(e)):
+        group = list(same)
+        if quiet:
+            words = f"{len(group)} quiet step{'s' if len(group) > 1 else ''}"
+            row = Row(group[0].time_ns, "", words, "")
+            yield row, _key(row, None)
+            continue
+        for event in group:
+            step = describe(event)
+            row = _row(event, step)
+            yield row, _key(row, step)
+
+
+def _longest_repeat(keys: Sequence[tuple[str, str, str]], at: int) -> tuple[int, int]:
+    """(period, rounds) of what repeats from `at` on and covers most rows; (1, 1) if nothing does."""
+    best = (1, 1)
+    for period in range(1, PERIOD_MAX + 1):
+        end = at + period
+        while end < len(keys) and keys[end] == keys[end - period]:
+            end += 1
+        rounds = (end - at) // period
+        if rounds >= FOLD_FROM and rounds * period > best[0] * best[1]:
+            best = (period, rounds)
+    return best
+
+
+def fold(events: Sequence[Event], every_step: bool = False) -> Iterator[Row]:
+    """Rows: quiet events counted, rounds of alike steps shown by the first and the last one."""
+    pairs = list(_rows(events, every_step))
+    rows = [row for row, _ in pairs]
+    if every_step:
+        yield from rows
+        return
+    keys = [key for _, key in pairs]
+    at = 0
+    while at < len(rows):
+        period, rounds = _longest_repeat(keys, at)
+        if rounds == 1:
+            yield rows[at]
+            at += 1
+            continue
+        yield from rows[at : at + period]
+        left = rounds - 2
+        of = f"rounds of these {period} steps" if period > 1 else "like it"
+        yield Row(rows[at].time_ns, rows[at].task if period == 1 else "", f"{left} more {of}", ":")
+        at += rounds * period
+        yield from rows[at - period : at]
+
+
+def ladder_lines(events: Sequence[Event], every_step: bool = False) -> Iterator[str]:
+    """The lines of the ladder, without line ends."""
+    tasks = list(dict.fromkeys(event.task for event in events))
+    rows = fold(events, every_step)
+    if len(tasks) <= WORDS_IN_LANES_MAX:
+        yield from _wide(tasks, rows)
+    else:
+        yield from _narrow(tasks, rows)
+
+
+def _wide(tasks: list[str], rows: Iterable[Row]) -> Iterator[str]:
+    """Words in the lanes."""
+    room = WIDTH - TIME_WIDTH
+    lane = room // max(1, len(tasks)) - 1
+    margin = " " * TIME_WIDTH
+    yield (margin + "".join(f"|{task[: lane - 1]:<{lane}}" for task in tasks)).rstrip()
+    yield margin + "".join("|" + "-" * lane for _ in tasks)
+    for row in rows:
+        if not row.task:
+            words = f"... {row.text} ..."
+            yield f"{margin}|{words:^{room - 1}}".rstrip()
+            continue
+        at = tasks.index(row.task)
+        mark = "" if row.mark in ("*", ":") else f"{row.mark} "
+        for number, words in enumerate(wrap_to(f"{mark}{row.text}", lane - 1)):
+            stamp = clock(row.time_ns) if number == 0 else ""
+            cells = "".join(f"|{words if n == at else '':<{lane}}" for n in range(len(tasks)))
+            yield f"{stamp:>{TIME_WIDTH - 1}} {cells}".rstrip()
+
+
+def _narrow(tasks: list[str], rows: Iterable[Row]) -> Iterator[str]:
+    """A mark in the task's lane, the words to the right of all lanes."""
+    lanes = min(len(tasks), MARK_LANES_MAX)
+    for number, task in enumerate(tasks[:lanes]):
+        yield f"{'':{TIME_WIDTH}}{'|' * number}+- {task}"
+    if lanes < len(tasks):
+        yield f"{'':{TIME_WIDTH}}{len(tasks) - lanes} more tasks share the last lane"
+    room = WIDTH - TIME_WIDTH - lanes - 1
+    for row in rows:
+        if not row.task:
+            yield f"{'':{TIME_WIDTH}}{'|' * lanes} ... {row.text} ..."
+            continue
+        at = min(tasks.index(row.task), lanes - 1)
+        for number, words in enumerate(wrap_to(row.text, room)):
+            mark = row.mark if number == 0 else "|"
+            stamp = clock(row.time_ns) if number == 0 else ""
+            marks = "|" * at + mark + "|" * (lanes - at - 1)
+            yield f"{stamp:>{TIME_WIDTH - 1}} {marks} {words}".rstrip()
