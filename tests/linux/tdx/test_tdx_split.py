@@ -10,6 +10,7 @@ import pytest
 
 from septum.abi.kvm import PG_LEVEL_2M, PG_LEVEL_4K
 from septum.abi.status import TDX_OPERAND_INVALID
+from septum.abi.types import Pfn
 from septum.linux.host import HostUnits, v3_units
 from septum.linux.kvm.tdx import KvmTdxUnit
 from septum.linux.kvm.types import Folio
@@ -250,8 +251,8 @@ def test_wrappers_refuse_ranges_outside_the_folio(bench: Benches) -> None:
     b = bench()
     x86 = b.host.x86_tdx
     td = b.kvm.tdx
-    small = Folio(0x200000, 0)
-    huge = Folio(0x200000, 9)
+    small = Folio(Pfn(0x200000), 0)
+    huge = Folio(Pfn(0x200000), 9)
 
     def calls() -> None:
         assert x86.tdh_mem_page_aug(td, FREE_GPA, 1, small, 0)[0] == TDX_OPERAND_INVALID

@@ -64,13 +64,15 @@ class GmemFile:
 
 
 class Subpool:
-    """struct hugepage_subpool: `rsv_hpages` huge pages of `order` are still reserved."""
+    """struct hugepage_subpool: `rsv_hpages` of its `min_hpages` of `order` are still reserved."""
 
-    __slots__ = ("order", "rsv_hpages")
+    __slots__ = ("count", "min_hpages", "order", "rsv_hpages")
 
-    def __init__(self, order: int, rsv_hpages: int) -> None:
+    def __init__(self, order: int, min_hpages: int) -> None:
         self.order = order
-        self.rsv_hpages = rsv_hpages
+        self.min_hpages = min_hpages
+        self.rsv_hpages = min_hpages
+        self.count = 1  # inodes that use it
 
 
 class SplitFolio:

@@ -64,9 +64,15 @@ class MmHugetlb(Unit):
         return Subpool(order, hpages)
 
     def hugepage_put_subpool(self, subpool: Subpool) -> None:
-        """Give up what is still reserved."""
-        self.state.pools[subpool.order].resv_huge_pages -= subpool.rsv_hpages
-        subpool.rsv_hpages = 0
+        """The inode is gone. What it reserved is given up when its last huge page is back."""
+        subpool.count -= 1
+        self._release_subpool(subpool)
+
+    def _release_subpool(self, subpool: Subpool) -> None:
+        """unlock_or_release_subpool()."""
+        if not subpool.count and subpool.rsv_hpages == subpool.min_hpages:
+            self.state.pools[subpool.order].resv_huge_pages -= subpool.rsv_hpages
+            subpool.min_hpages = subpool.rsv_hpages = 0
 
     def hugetlb_alloc_folio(self, subpool: Subpool, site: str) -> Folio | None:
         """A huge folio from the subpool's reservation, with one reference; None when short.
@@ -96,6 +102,7 @@ class MmHugetlb(Unit):
         pool.free.append(folio.pfn)
         subpool.rsv_hpages += 1
         pool.resv_huge_pages += 1
+        self._release_subpool(subpool)
 
     # Restructuring: the struct page side. The page cache side is guest_memfd's.
 
