@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from septum.errors import InputError
-from septum.trace.filters import categories, make_filter, parse_only
+from septum.trace.filters import make_filter, parse_only
 from septum.trace.ftrace import ftrace_lines
 from septum.trace.ladder import ladder_lines
 from septum.trace.mermaid import mermaid_lines
@@ -66,8 +66,8 @@ def _ladder(events: Iterable[Event], header: TraceHeader, every_step: bool) -> I
             chosen.append(event)
         else:
             more += 1
-    name = " ".join(word for word in (header.scenario, header.design) if word)
-    yield f"{name}: {header.schedule}, seed {header.seed}\n\n".encode()
+    what = (header.scenario, header.design, header.schedule, f"seed {header.seed}")
+    yield f"{', '.join(word for word in what if word)}\n\n".encode()
     yield from (f"{line}\n".encode() for line in ladder_lines(chosen, every_step))
     if more:
         yield f"\nand {more:,} more events; choose some with --only\n".encode()
@@ -122,6 +122,3 @@ def _to_file(pieces: Iterable[bytes], output: Path) -> None:
         raise InputError(
             f"{output} cannot be written ({error.strerror}); name another file with --output"
         ) from None
-
-
-__all__ = ["FORMATS", "categories", "render", "trace"]

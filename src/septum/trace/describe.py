@@ -11,6 +11,13 @@ from septum.abi import leaves
 from septum.abi.errno import errno_name
 from septum.abi.exitqual import EEQ_ACCEPT, EEQ_TYPE_MASK, eeq_requested_level
 from septum.abi.leaves import seamcall_name, tdcall_name
+from septum.abi.spte import (
+    SHADOW_NONPRESENT_VALUE,
+    is_frozen_spte,
+    is_last_spte,
+    is_shadow_present_pte,
+    spte_to_pfn,
+)
 from septum.abi.status import status_name
 from septum.guest.events import GuestPhaseEvent, GuestReportEvent
 from septum.linux.kvm import events as kvm
@@ -41,7 +48,6 @@ GPA_LEAVES = frozenset(
         leaves.TDH_MEM_PAGE_REMOVE,
         leaves.TDH_MEM_SEPT_REMOVE,
         leaves.TDH_MEM_SEPT_RD,
-        leaves.TDH_MR_EXTEND,
     )
 )
 """SEAMCALLs with a GPA (and a level) in RCX; the others have a page of the host there."""
@@ -71,7 +77,9 @@ def _level(names: tuple[str, ...], level: int) -> str:
 
 def _seamcall(event: SeamcallEvent) -> Step:
     name = seamcall_name(event.leaf)
-    if event.leaf in GPA_LEAVES:
+    if event.leaf == leaves.TDH_MR_EXTEND:
+        detail = f"{event.rcx:#x}"
+    elif event.leaf in GPA_LEAVES:
         detail = f"{event.rcx & PAGE_MASK:#x} {_level(TDX_LEVELS, event.rcx & 7)}"
     else:
         detail = f"{event.rcx:#x}" if event.rcx else ""
@@ -122,19 +130,26 @@ def _spte_requested(event: kvm.KvmMmuSpteRequested) -> Step:
     return Step("map", detail, "", "kvm_tdp_mmu_map")
 
 
+def spte_text(spte: int, level: int) -> str:
+    """What an SPTE of KVM level `level` is, and to which PFN it points."""
+    if is_frozen_spte(spte):
+        return "frozen"
+    if not is_shadow_present_pte(spte):
+        return "none" if spte == SHADOW_NONPRESENT_VALUE else f"{spte:#x}"
+    kind = "page" if is_last_spte(spte, level) else "table"
+    return f"{kind} {spte_to_pfn(spte):#x}"
+
+
 def _spte_changed(event: kvm.KvmTdpMmuSpteChanged) -> Step:
     which = "mirror" if event.mirror else "shared"
-    return Step(
-        f"{which} SPTE",
-        f"gfn {event.gfn:#x} {_level(KVM_LEVELS, event.level)}:"
-        f" {event.old_spte:#x} -> {event.new_spte:#x}",
-        "",
-        "handle_changed_spte",
-    )
+    old, new = (spte_text(spte, event.level) for spte in (event.old_spte, event.new_spte))
+    detail = f"gfn {event.gfn:#x} {_level(KVM_LEVELS, event.level)}: {old} -> {new}"
+    return Step(f"{which} SPTE", detail, "", "handle_changed_spte")
 
 
 def _set_spte(event: kvm.KvmMmuSetSpte) -> Step:
-    detail = f"gfn {event.gfn:#x} {_level(KVM_LEVELS, event.level)}: {event.spte:#x}"
+    words = spte_text(event.spte, event.level)
+    detail = f"gfn {event.gfn:#x} {_level(KVM_LEVELS, event.level)}: {words}"
     return Step("set SPTE", detail, "", "tdp_mmu_map_handle_target_level")
 
 

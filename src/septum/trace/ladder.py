@@ -1,6 +1,6 @@
 """The trace as a ladder: time downwards, one lane for each task, at most 80 columns.
 
-Up to three tasks have their words in their lanes; more have a mark in a narrow lane and the words
+One or two tasks have their words in their lanes; more have a mark in a narrow lane and the words
 beside it. Quiet steps and long runs of alike steps are folded, and the folds say how many.
 """
 
@@ -27,12 +27,16 @@ QUIET = frozenset(
 """Folded unless the ladder is asked for every step. Locks are quiet unless they are waited for."""
 
 TIME_WIDTH = 12
-WORDS_IN_LANES_MAX = 3
+WORDS_IN_LANES_MAX = 2
 MARK_LANES_MAX = 40
 FOLD_FROM = 4
 """So many alike rounds are folded."""
-PERIOD_MAX = 12
+PERIOD_MAX = 32
 """The longest round that is recognised, in rows."""
+
+
+Key = tuple[str, str, str]
+"""Two rows with the same key are alike: task, verb, result."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -62,16 +66,16 @@ def _row(event: Event, step: Step) -> Row:
     return Row(event.time_ns, event.task, step.text, _mark(event))
 
 
-def _key(row: Row, step: Step | None) -> tuple[str, str, str]:
+def _key(row: Row, step: Step | None) -> Key:
     return (row.task, step.verb, step.result) if step is not None else ("", row.text, "")
 
 
-def _rows(events: Sequence[Event], every_step: bool) -> Iterator[tuple[Row, tuple[str, str, str]]]:
+def _rows(events: Sequence[Event], every_step: bool) -> Iterator[tuple[Row, Key]]:
     """Rows with what makes two of them alike. Neighbouring quiet events are one row."""
     for quiet, same in groupby(events, lambda e: not every_step and is_quiet(e)):
         group = list(same)
         if quiet:
-            words = f"{len(group)} quiet step{'s' if len(group) > 1 else ''}"
+            words = f"... {len(group)} quiet step{'s' if len(group) > 1 else ''} ..."
             row = Row(group[0].time_ns, "", words, "")
             yield row, _key(row, None)
             continue
@@ -81,14 +85,14 @@ def _rows(events: Sequence[Event], every_step: bool) -> Iterator[tuple[Row, tupl
             yield row, _key(row, step)
 
 
-def _longest_repeat(keys: Sequence[tuple[str, str, str]], at: int) -> tuple[int, int]:
-    """(period, rounds) of what repeats from `at` on and covers most rows; (1, 1) if nothing does."""
+def _longest_repeat(keys: Sequence[Key], at: int, end: int, period_max: int) -> tuple[int, int]:
+    """(period, rounds) of what repeats from `at` on and covers most rows; (1, 1): nothing does."""
     best = (1, 1)
-    for period in range(1, PERIOD_MAX + 1):
-        end = at + period
-        while end < len(keys) and keys[end] == keys[end - period]:
-            end += 1
-        rounds = (end - at) // period
+    for period in range(1, period_max + 1):
+        upto = at + period
+        while upto < end and keys[upto] == keys[upto - period]:
+            upto += 1
+        rounds = (upto - at) // period
         if rounds >= FOLD_FROM and rounds * period > best[0] * best[1]:
             best = (period, rounds)
     return best
@@ -98,23 +102,27 @@ def fold(events: Sequence[Event], every_step: bool = False) -> Iterator[Row]:
     """Rows: quiet events counted, rounds of alike steps shown by the first and the last one."""
     pairs = list(_rows(events, every_step))
     rows = [row for row, _ in pairs]
-    if every_step:
-        yield from rows
-        return
-    keys = [key for _, key in pairs]
-    at = 0
-    while at < len(rows):
-        period, rounds = _longest_repeat(keys, at)
+    period_max = 0 if every_step else PERIOD_MAX
+    yield from _folded(rows, [key for _, key in pairs], 0, len(rows), period_max)
+
+
+def _folded(
+    rows: Sequence[Row], keys: Sequence[Key], at: int, end: int, period_max: int
+) -> Iterator[Row]:
+    """The rows [at, end); rounds of at most `period_max` rows are folded, and so within rounds."""
+    while at < end:
+        period, rounds = _longest_repeat(keys, at, end, period_max)
         if rounds == 1:
             yield rows[at]
             at += 1
             continue
-        yield from rows[at : at + period]
-        left = rounds - 2
-        of = f"rounds of these {period} steps" if period > 1 else "like it"
-        yield Row(rows[at].time_ns, rows[at].task if period == 1 else "", f"{left} more {of}", ":")
-        at += rounds * period
-        yield from rows[at - period : at]
+        after = at + rounds * period
+        yield from _folded(rows, keys, at, at + period, period - 1)
+        alike = f"rounds of these {period} steps" if period > 1 else "like it"
+        task = rows[at].task if period == 1 else ""
+        yield Row(rows[at].time_ns, task, f"... {rounds - 2} more {alike} ...", ":")
+        yield from _folded(rows, keys, after - period, after, period - 1)
+        at = after
 
 
 def ladder_lines(events: Sequence[Event], every_step: bool = False) -> Iterator[str]:
@@ -136,8 +144,7 @@ def _wide(tasks: list[str], rows: Iterable[Row]) -> Iterator[str]:
     yield margin + "".join("|" + "-" * lane for _ in tasks)
     for row in rows:
         if not row.task:
-            words = f"... {row.text} ..."
-            yield f"{margin}|{words:^{room - 1}}".rstrip()
+            yield f"{margin}|{row.text:^{room - 1}}".rstrip()
             continue
         at = tasks.index(row.task)
         mark = "" if row.mark in ("*", ":") else f"{row.mark} "
@@ -157,7 +164,7 @@ def _narrow(tasks: list[str], rows: Iterable[Row]) -> Iterator[str]:
     room = WIDTH - TIME_WIDTH - lanes - 1
     for row in rows:
         if not row.task:
-            yield f"{'':{TIME_WIDTH}}{'|' * lanes} ... {row.text} ..."
+            yield f"{'':{TIME_WIDTH}}{'|' * lanes} {row.text}"
             continue
         at = min(tasks.index(row.task), lanes - 1)
         for number, words in enumerate(wrap_to(row.text, room)):
