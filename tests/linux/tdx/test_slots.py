@@ -1,0 +1,94 @@
+"""Memory slots: what can be created, and that deleting one unmaps it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from septum.abi.errno import EEXIST, EINVAL, ENOMEM
+from septum.abi.kvm import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES
+from septum.linux.host import HostUnits, v3_units
+from septum.linux.kvm.main import KvmUserspaceMemoryRegion2 as Region
+from septum.linux.kvm.mmu import KvmMmu
+
+Benches = Callable[..., Any]
+PAGE = 4096
+MB = 1 << 20
+GB = 1 << 30
+FREE_GPA = 32 << 20
+HVA = 1 << 41
+
+
+def set_region(b: Any, region: Region) -> int:
+    return int(b.host.main.kvm_vm_ioctl_set_memory_region(b.kvm, region))
+
+
+@pytest.mark.parametrize(
+    ("region", "ret"),
+    [
+        (Region(9, 0, 8 * GB, MB, HVA), 0),
+        (Region(9, 0, 8 * GB + 1, MB, HVA), -EINVAL),
+        (Region(9, 0, 8 * GB, MB + 1, HVA), -EINVAL),
+        (Region(9, 0, 8 * GB, MB, HVA + 1), -EINVAL),
+        (Region(-1, 0, 8 * GB, MB, HVA), -EINVAL),
+        (Region(1 << 15, 0, 8 * GB, MB, HVA), -EINVAL),
+        (Region(9, 0, FREE_GPA, MB, HVA), -EEXIST),
+        (Region(9, 0, 1 << 52, MB, HVA), -EINVAL),
+        (Region(9, KVM_MEM_GUEST_MEMFD, 8 * GB, MB, HVA, None), -EINVAL),
+        (Region(9, KVM_MEM_GUEST_MEMFD | KVM_MEM_LOG_DIRTY_PAGES, 8 * GB, MB, HVA), -EINVAL),
+        (Region(9, 0, 8 * GB, 0, HVA), -EINVAL),
+    ],
+)
+def test_what_can_be_created(bench: Benches, region: Region, ret: int) -> None:
+    b = bench("4k")
+    before = dict(b.kvm.memslots)
+    assert set_region(b, region) == ret
+    assert (b.kvm.memslots == before) == (ret != 0)
+
+
+class NoMetadata(KvmMmu):
+    """lpage_info cannot be allocated."""
+
+    __slots__ = ()
+
+    def kvm_alloc_memslot_metadata(self, kvm: Any, slot: Any) -> int:
+        return -ENOMEM if slot.id == 9 else super().kvm_alloc_memslot_metadata(kvm, slot)
+
+
+@pytest.mark.parametrize("where", ["slot", "metadata"])
+def test_no_memory_leaves_nothing_bound(bench: Benches, where: str) -> None:
+    v3 = v3_units()
+    fields = {f: getattr(v3, f) for f in v3.__slots__}
+    if where == "metadata":
+        fields["mmu"] = NoMetadata
+    b = bench("4k", units=HostUnits(**fields))
+    _, f = b.host.gmem.kvm_gmem_create(b.kvm, MB)
+    if where == "slot":
+        b.choices.wanted["alloc:kvm_memory_slot"] = [1]
+    assert set_region(b, Region(9, KVM_MEM_GUEST_MEMFD, 8 * GB, MB, HVA, f)) == -ENOMEM
+    assert f.bindings == [] and 9 not in b.kvm.memslots
+    b.host.gmem.fput(f)
+    b.vmm.teardown()
+    b.assert_nothing_left()
+
+
+@pytest.mark.parametrize("backing", ["4k", "thp"])
+def test_deleting_a_slot_removes_its_private_memory(bench: Benches, backing: str) -> None:
+    b = bench(backing)
+    b.prefault(FREE_GPA)
+    slot = b.host.main.gfn_to_memslot(b.kvm, FREE_GPA >> 12)
+    made = b.seamcalls(lambda: b.ok(set_region(b, Region(slot.id, 0, 0, 0))))
+    assert made["TDH.MEM.PAGE.REMOVE"] >= 1
+    assert not b.walk(FREE_GPA)[1]
+    assert slot.gmem_file is None and slot.id not in b.kvm.memslots
+    assert b.texts() == []
+    b.vmm.teardown()
+    b.assert_nothing_left()
+
+
+def test_slot_with_guest_memfd_cannot_be_changed(bench: Benches) -> None:
+    b = bench("4k")
+    slot = b.host.main.gfn_to_memslot(b.kvm, FREE_GPA >> 12)
+    size = slot.npages << 12
+    same = Region(slot.id, slot.flags, slot.base_gfn << 12, size, slot.userspace_addr, b.gmem)
+    assert set_region(b, same) == -EINVAL
