@@ -18,7 +18,7 @@ from septum.abi.leaves import SEAMCALL_LEAVES, SEAMCALL_NAMES, TDCALL_LEAVES
 from septum.abi.regs import Regs
 from septum.abi.status import status_name
 from septum.conform.allowed import ALLOWED, status_allowed
-from septum.conform.fuzz_calls import GIGABYTE, GPAS, OPERANDS, TDRS, CallSource
+from septum.conform.fuzz_calls import ANY_LP, GIGABYTE, GPAS, OPERANDS, TDRS, Call, CallSource
 from septum.conform.invariants import broken_invariants, expected_readers
 from septum.conform.scene import TD_PARAMS, Scene, scene_config
 from septum.conform.testbed import td_params_bytes
@@ -26,7 +26,7 @@ from septum.conform.transcript import TdParams
 from septum.machine import Tdmr
 from septum.module import PROFILES, OutcomeKind
 from septum.module.locks import HP, READER
-from septum.module.state import TD_KEYS_CONFIGURED, Vcpu
+from septum.module.state import NO_LP, TD_KEYS_CONFIGURED, Vcpu
 
 if TYPE_CHECKING:
     from septum.machine import LogicalProcessor
@@ -74,19 +74,28 @@ class _Episode:
         self.scene = scene = Scene(config, profile)
         self.source = CallSource(scene, rng)
         self.readers: dict[int, int] = {}
+        self.chldcnt = 0  # of all TDs together
         self.history: deque[tuple[object, ...]] = deque(maxlen=_HISTORY)
-        params = TdParams(
-            attributes=rng.choice(("0x0", "0x10000000", "0x1")),
-            xfam="0x3",
-            max_vcpus=4,
-            eptp_controls="0x1e",
-            tsc_frequency=100,
-        )
-        scene.write_shared(TD_PARAMS, td_params_bytes(params))
+        self._write_params()
         for tdr in TDRS[: rng.choice((1, 2, 3))]:
             self.source.plan_build(tdr)
         if rng.random() < 0.15:
             self.source.plan_gigabyte(TDRS[0], rng.choice((0x80_0000_0000, 0xC000_0000)))
+
+    def _write_params(self) -> None:
+        """TD_PARAMS for the next MNG.INIT, now and then with a byte of anything."""
+        rng = self.rng
+        params = TdParams(
+            attributes=rng.choice(("0x0", "0x10000000", "0x1")),
+            xfam="0x3",
+            max_vcpus=rng.choice((1, 4, 4, 4)),
+            eptp_controls="0x1e",
+            tsc_frequency=100,
+        )
+        data = bytearray(td_params_bytes(params))
+        if rng.random() < 0.1:
+            data[rng.choice((*range(48), rng.randrange(1024)))] = rng.randrange(256)
+        self.scene.write_shared(TD_PARAMS, bytes(data))
 
     def one_call(self, outcomes: Counter[tuple[str, int]]) -> str:
         """Make one call; returns what broke, or nothing."""
@@ -102,15 +111,16 @@ class _Episode:
 
     def _host_call(self, lp: LogicalProcessor, outcomes: Counter[tuple[str, int]]) -> str:
         rng = self.rng
-        name, version, operands = self.source.next_call()
+        name, version, operands, wanted_lp = self.source.next_call()
+        if name == "TDH.MNG.INIT":
+            self._write_params()
         rax = SEAMCALL_LEAVES[name] | version << 16
         if rng.random() < 0.002:
             rax = rng.choice(
                 (rng.getrandbits(64), rng.randrange(200), rax | 1 << rng.randrange(64))
             )
-        if "lp" in operands:
-            wanted = self.scene.machine.lps[operands.pop("lp")]
-            lp = lp if wanted.guest is not None else wanted
+        if wanted_lp != ANY_LP and self.scene.machine.lps[wanted_lp].guest is None:
+            lp = self.scene.machine.lps[wanted_lp]
         regs = Regs(rax, **operands)
         if rng.random() < 0.02:
             for register in OPERANDS:
@@ -118,9 +128,8 @@ class _Episode:
                     setattr(regs, register, rng.getrandbits(64))
         if rax & 0xFFFF == 0:
             return ""  # VP.ENTER has its own step
-        holds = self._hold_something() if rng.random() < 0.015 else []
+        holds = self._hold_something(operands) if rng.random() < 0.04 else []
         lp.ipi_pending = rng.random() < 0.04
-        td_pages = self._chldcnt()
         self.history.append((lp.id, rax, operands, regs))
         self.scene.module.seamcall(lp, regs)
         lp.ipi_pending = False
@@ -131,33 +140,46 @@ class _Episode:
         outcomes[name, status] += 1
         if not status_allowed(name, status):
             return f"{name} returned {status_name(status)}, which the facts do not allow"
-        if status and status >> 63 and self._chldcnt() != td_pages:
+        chldcnt = sum([td.chldcnt for td in self.scene.module.tds.values()])
+        if status >> 63 and chldcnt != self.chldcnt:
             return f"{name} failed with {status_name(status)} but changed CHLDCNT"
+        self.chldcnt = chldcnt
         if not regs_are_64_bit(regs):
             return f"{name} returned a register that is no 64-bit value: {regs}"
+        if name == "TDH.MEM.RANGE.BLOCK" and not status:
+            entry = self.scene.module.sept_entry(operands["rdx"] >> 12, operands["rcx"] & ~7)[1]
+            self.source.follow_up(operands, entry)
+        elif name == "TDH.MEM.PAGE.DEMOTE" and not status and rng.random() < 0.5:
+            # Blocked as a whole, it may be promoted again.
+            again = {"rcx": operands["rcx"], "rdx": operands["rdx"] & ~1}
+            self.source.agenda.appendleft(Call("TDH.MEM.RANGE.BLOCK", 0, again))
         return self._check_locks(operands)
 
-    def _chldcnt(self) -> int:
-        return sum(td.chldcnt for td in self.scene.module.tds.values())
-
-    def _hold_something(self) -> list[LockHold]:
-        rng = self.rng
-        tdr = rng.choice(TDRS)
-        obj = rng.choice(("pamt", "op_state", "secure_ept", "epoch", "kot", "sept_entry"))
-        level = rng.randrange(3)
-        hpa = self.source.anything() if obj == "pamt" else 0
-        td = self.scene.module.tds.get(tdr >> 12)
-        if td is None or td.root is None or td.lifecycle != TD_KEYS_CONFIGURED:
+    def _hold_something(self, operands: dict[str, int]) -> list[LockHold]:
+        """Another processor holds a lock, mostly one that the call with `operands` will want."""
+        rng, module = self.rng, self.scene.module
+        obj = rng.choice(("pamt", "pamt", "op_state", "secure_ept", "epoch", "kot", "sept_entry"))
+        values = [value for value in operands.values() if value < 1 << 47]
+        value = rng.choice(values) if values else self.source.anything() & 0xFFFF_FFFF
+        level = value & 7 if value & 7 in (1, 2) else 0
+        hpa = value & 0xF_FFFF_FFFF & ~((1 << 12 + 9 * level) - 1)
+        tdr = rng.choice([*(td << 12 for td in module.tds), 0])
+        for wanted in values:
+            if wanted >> 12 in module.tds:
+                tdr = wanted >> 12 << 12
+        td = module.tds.get(tdr >> 12)
+        if obj not in ("pamt", "kot") and (
+            td is None or td.root is None or td.lifecycle != TD_KEYS_CONFIGURED
+        ):
             return []
-        gpa = rng.choice(GPAS)
+        if obj == "pamt" and module.pamt.entry_2m(hpa) is None:
+            return []
+        gpa = operands.get("rcx", 0)
         if obj == "sept_entry":
-            level = self.scene.module.sept_entry(tdr >> 12, gpa)[0]
-        elif obj == "pamt":
-            hpa &= 0xFFFF_FFFF & ~((1 << 12 + 9 * level) - 1)
-            if self.scene.module.pamt.entry_2m(hpa) is None:
-                return []
+            gpa &= 0x7FFF_FFFF_F000 & ~((1 << 12 + 9 * level) - 1)
+            level = module.sept_entry(tdr >> 12, gpa)[0]
         try:
-            hold = self.scene.module.hold_lock(
+            hold = module.hold_lock(
                 obj,
                 rng.choice(("ex", "sh")),
                 hpa=hpa,
@@ -196,11 +218,21 @@ class _Episode:
     def _enter(self, lp: LogicalProcessor, outcomes: Counter[tuple[str, int]]) -> str:
         source, rng = self.source, self.rng
         tdvpr = rng.choice(source.tdvprs(source.tdr()))
+        vcpu = self.scene.module.vcpus.get(tdvpr >> 12)
+        if vcpu is not None and vcpu.assoc_lp != NO_LP and rng.random() < 0.8:
+            lp = self.scene.machine.lps[vcpu.assoc_lp]
+            if lp.guest is not None:
+                return ""
         if rng.random() < 0.1:
             tdvpr = source.anything()
         regs = Regs(SEAMCALL_LEAVES["TDH.VP.ENTER"], tdvpr)
         self.history.append((lp.id, 0, {"rcx": tdvpr}, regs))
-        if self.scene.module.vp_enter(lp, regs):
+        tdr = vcpu.td.tdr_hpa if vcpu is not None else 0
+        holds = self._hold_something({"rcx": tdvpr, "rdx": tdr}) if rng.random() < 0.05 else []
+        entered = self.scene.module.vp_enter(lp, regs)
+        for hold in holds:
+            self.scene.module.release_lock(hold)
+        if entered:
             outcomes["TDH.VP.ENTER", 0] += 1
             self._note_readers()
             return ""
@@ -224,7 +256,7 @@ class _Episode:
             self.history.append((lp.id, "VMEXIT.EXTINT"))
             module.external_interrupt(lp)
             outcomes["VMEXIT.EXTINT", 0] += 1
-        elif chance < 0.5:
+        elif chance < 0.45:
             self.history.append((lp.id, "GUEST.ACCESS", gpa))
             gpa &= ~vcpu.td.gpa_bad
             outcome = module.guest_access_step(lp, gpa, rng.choice((1, 2, 3)))
@@ -275,7 +307,7 @@ def regs_are_64_bit(regs: Regs) -> bool:
 
 
 def fuzz_module(
-    calls: int, seed: int = 0, *, sweep_every: int = 250, episode_calls: int = EPISODE_CALLS
+    calls: int, seed: int = 0, *, sweep_every: int = 500, episode_calls: int = EPISODE_CALLS
 ) -> FuzzReport:
     """Make `calls` calls. Stops at the first thing that breaks, which includes any exception."""
     outcomes: Counter[tuple[str, int]] = Counter()

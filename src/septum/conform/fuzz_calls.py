@@ -7,9 +7,10 @@ S-EPT walk just ends; one call in a few has a register replaced by anything at a
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from septum.abi.leaves import SEAMCALL_LEAVES
+from septum.abi.sept import PS
 from septum.conform.scene import MIN_TDCS_PAGES, MIN_TDVPS_PAGES, TD_PARAMS
 from septum.module.pamt import PT_NDA
 from septum.module.state import TD_KEYS_CONFIGURED
@@ -44,8 +45,17 @@ GPAS = (
     0x3FFF_FFFF_F000,
 )
 
-Call = tuple[str, int, dict[str, int]]
-"""Name, version, operands. TDH.* only."""
+ANY_LP = -1
+
+
+class Call(NamedTuple):
+    """A TDH.* call to make, on processor `lp` if that matters."""
+
+    name: str
+    version: int
+    operands: dict[str, int]
+    lp: int = ANY_LP
+
 
 _S_EPT_LEAVES = (
     ("TDH.MEM.SEPT.ADD", 14),
@@ -84,6 +94,7 @@ _OTHER_LEAVES = (
 )
 _WEIGHTED = tuple(name for name, n in _S_EPT_LEAVES + _OTHER_LEAVES for _ in range(n))
 _EVERY_LEAF = tuple(sorted(set(SEAMCALL_LEAVES) - {"TDH.VP.ENTER"}))
+_MIN_LEVEL = {"TDH.MEM.PAGE.DEMOTE": 1, "TDH.MEM.PAGE.PROMOTE": 1, "TDH.MEM.SEPT.ADD": 1}
 _MAX_LEVEL = {"TDH.MEM.PAGE.AUG": 1, "TDH.MEM.PAGE.ADD": 0, "TDH.MEM.PAGE.RELOCATE": 0}
 
 
@@ -126,7 +137,16 @@ class CallSource:
                 rdx=tdr,
                 r8=self.free_page(CONTROL_PAGES),
             )
-        if rng.random() < 0.8:
+        for page in range(rng.randrange(4)):
+            add(
+                "TDH.MEM.PAGE.ADD",
+                rcx=0x4000_0000 + (page << 12),
+                rdx=tdr,
+                r8=self.free_page(SMALL_PAGES),
+                r9=rng.choice((0x2000, 0x2000, 0x1_C000_0000)),
+            )
+            add("TDH.MR.EXTEND", rcx=0x4000_0000 + (page << 12) + 0x100, rdx=tdr)
+        if rng.random() < 0.85:
             add("TDH.MR.FINALIZE", rcx=tdr)
 
     def plan_teardown(self, tdr: int) -> None:
@@ -168,8 +188,8 @@ class CallSource:
             add("TDH.MEM.TRACK", rcx=tdr)
             add("TDH.MEM.PAGE.DEMOTE", rcx=gpa | 2, rdx=tdr, r8=self.free_page(CONTROL_PAGES))
 
-    def _add(self, name: str, **operands: int) -> None:
-        self.agenda.append((name, 0, operands))
+    def _add(self, name: str, lp: int = ANY_LP, **operands: int) -> None:
+        self.agenda.append(Call(name, 0, operands, lp))
 
     # ---- single calls
 
@@ -180,23 +200,47 @@ class CallSource:
             call = self.agenda.popleft()
             return call if rng.random() < 0.97 else self.disturb(call)
         chance = rng.random()
-        if chance < 0.002:
+        if chance < 0.03 and not self.agenda:
             self._plan()
         if chance < 0.02:
             name = rng.choice(_EVERY_LEAF)
             operands = {register: self.anything() for register in OPERANDS}
-            return name, rng.choice((0, 0, 0, 1, 2, 255)), operands
-        call = self.near_valid(rng.choice(_WEIGHTED))
+            return Call(name, rng.choice((0, 0, 0, 1, 2, 255)), operands)
+        name = rng.choice(_WEIGHTED)
+        if name == "TDH.MNG.VPFLUSHDONE" and rng.random() < 0.9:
+            name = "TDH.MEM.TRACK"  # a TD should live for a while
+        call = self.near_valid(name)
         return call if rng.random() < 0.88 else self.disturb(call)
 
     def _plan(self) -> None:
+        """Build a TD that is not there; end one that lost its keys, or, seldom, one that lives."""
         tdr = self.rng.choice(TDRS)
-        if len(self.agenda) > 100:
-            return
-        if tdr >> 12 in self.scene.module.tds:
-            self.plan_teardown(tdr)
-        else:
+        td = self.scene.module.tds.get(tdr >> 12)
+        if td is None:
             self.plan_build(tdr)
+        elif td.lifecycle != TD_KEYS_CONFIGURED or self.rng.random() < 0.04:
+            self.plan_teardown(tdr)
+
+    def follow_up(self, operands: dict[str, int], after: int) -> None:
+        """A range was blocked: mostly, track it and do what it was blocked for.
+
+        `after` is the raw entry.
+        """
+        rng = self.rng
+        rcx, tdr = operands["rcx"], operands["rdx"]
+        if rng.random() < 0.3:
+            return
+        choices = ("PAGE.PROMOTE", "SEPT.REMOVE")
+        if after & PS:
+            choices = (
+                ("PAGE.DEMOTE", "PAGE.REMOVE") if rcx & 7 else ("PAGE.REMOVE", "PAGE.RELOCATE")
+            )
+        name = "TDH.MEM." + rng.choice((choices[0], *choices, "RANGE.UNBLOCK"))
+        call = self.near_valid(name)
+        call = call._replace(operands=call.operands | {"rcx": rcx, "rdx": tdr})
+        self.agenda.appendleft(call if rng.random() < 0.85 else self.disturb(call))
+        if rng.random() < 0.9:
+            self.agenda.appendleft(Call("TDH.MEM.TRACK", 0, {"rcx": tdr}))
 
     def near_valid(self, name: str) -> Call:
         """A call of `name` that could succeed, as far as one look at the state can tell."""
@@ -208,15 +252,15 @@ class CallSource:
             version = 1 if rng.random() < 0.25 else 0
             if version:
                 operands |= {"r9": NULL_PA, "r10": NULL_PA, "r11": NULL_PA}
-        return name, version, operands
+        return Call(name, version, operands)
 
     def disturb(self, call: Call) -> Call:
         """`call` with one register (or its version) replaced by anything."""
-        name, version, operands = call
+        operands = call.operands
         rng = self.rng
         if rng.random() < 0.05:
-            return name, rng.randrange(4), operands
-        register = rng.choice(OPERANDS[:3] if rng.random() < 0.8 else OPERANDS)
+            return call._replace(version=rng.randrange(4))
+        register = rng.choice(tuple(operands) if operands and rng.random() < 0.9 else OPERANDS)
         chance = rng.random()
         old = operands.get(register, 0)
         if chance < 0.35:
@@ -225,7 +269,7 @@ class CallSource:
             new = old ^ rng.choice((0x1000, 0x20_0000, 1, 2, 3, 1 << 47, 1 << 52, 0x21 << 40))
         else:
             new = self.anything()
-        return name, version, operands | {register: new}
+        return call._replace(operands=operands | {register: new})
 
     def anything(self) -> int:
         """Any 64-bit value, with a taste for those that mean something."""
@@ -249,11 +293,13 @@ class CallSource:
         return tuple(tdr + 0x1_0000 + index * 0x8000 for index in range(VCPUS_PER_TD))
 
     def tdr(self) -> int:
-        """A TDR, mostly of a TD that exists."""
-        rng = self.rng
-        tdr = rng.choice(TDRS)
-        if tdr >> 12 not in self.scene.module.tds:
-            tdr = rng.choice(TDRS)
+        """A TDR, mostly of a TD that has its keys."""
+        tdr = self.rng.choice(TDRS)
+        for _ in range(2):
+            td = self.scene.module.tds.get(tdr >> 12)
+            if td is not None and td.lifecycle == TD_KEYS_CONFIGURED:
+                break
+            tdr = self.rng.choice(TDRS)
         return tdr
 
     def free_page(self, pool: tuple[int, ...]) -> int:
@@ -261,7 +307,7 @@ class CallSource:
         rng = self.rng
         lookup = self.scene.module.pamt.lookup
         hpa = rng.choice(pool)
-        for _ in range(3):
+        for _ in range(3 if rng.random() < 0.95 else 0):
             found = lookup(hpa)
             if found is not None and found[1] == PT_NDA:
                 break
@@ -285,7 +331,7 @@ class CallSource:
             level += 1
         elif chance < 0.12:
             level -= 1
-        level = max(0, min(level, _MAX_LEVEL.get(name, 3)))
+        level = max(_MIN_LEVEL.get(name, 0), min(level, _MAX_LEVEL.get(name, 3)))
         return gpa >> 12 + 9 * level << 12 + 9 * level | level
 
     def _on_entry(self, name: str) -> dict[str, int]:

@@ -30,8 +30,9 @@ from septum.conform.transcript import find_transcripts
 if TYPE_CHECKING:
     from types import FrameType
 
-JUDGES = ("tables", "refusals", "transcripts", "fuzz")
-FUZZ_CALLS = 8_000
+COLUMNS = ("tables", "refusals", "transcripts", "fuzz")
+JUDGES = COLUMNS
+FUZZ_CALLS = 20_000
 FUZZ_SEED = 1
 TIME_LIMIT_S = 60
 
@@ -80,7 +81,7 @@ def _time_up(_signal: int, _frame: FrameType | None) -> None:
 
 def judge_fuzz() -> str:
     """The first thing that a short fuzz run finds broken."""
-    report = fuzz_module(FUZZ_CALLS, FUZZ_SEED, sweep_every=100)
+    report = fuzz_module(FUZZ_CALLS, FUZZ_SEED, sweep_every=200)
     return report.broken[0] if report.broken else ""
 
 
@@ -123,7 +124,7 @@ def render_kill_table(verdicts: list[Verdict]) -> str:
         where = f"{verdict.file}.py:{verdict.line} {verdict.function}"
         marks = [
             "-" if name not in verdict.noticed else "x" if verdict.noticed[name] else "."
-            for name in JUDGES
+            for name in COLUMNS
         ]
         lines.append(f"{where[:47]:48}{marks[0]:>7}{marks[1]:>8}{marks[2]:>8}{marks[3]:>7}")
         lines.append(f"    {verdict.test[:72]}")
