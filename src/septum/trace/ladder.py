@@ -31,6 +31,8 @@ WORDS_IN_LANES_MAX = 2
 MARK_LANES_MAX = 40
 FOLD_FROM = 4
 """So many alike rounds are folded."""
+QUIET_FROM = 3
+"""Fewer quiet steps in a row are left out without a word."""
 PERIOD_MAX = 32
 """The longest round that is recognised, in rows."""
 
@@ -75,9 +77,9 @@ def _rows(events: Sequence[Event], every_step: bool) -> Iterator[tuple[Row, Key]
     for quiet, same in groupby(events, lambda e: not every_step and is_quiet(e)):
         group = list(same)
         if quiet:
-            words = f"... {len(group)} quiet step{'s' if len(group) > 1 else ''} ..."
-            row = Row(group[0].time_ns, "", words, "")
-            yield row, _key(row, None)
+            if len(group) >= QUIET_FROM:
+                row = Row(group[0].time_ns, "", f"... {len(group)} quiet steps ...", "")
+                yield row, _key(row, None)
             continue
         for event in group:
             step = describe(event)

@@ -14,6 +14,7 @@ import msgspec
 
 from septum.errors import InputError
 from septum.trace.header import TraceEnd
+from septum.trace.via import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +43,7 @@ class TraceWriter:
         self.only = only
         self.nr_events = 0
         self._encoder = msgspec.json.Encoder()
-        self._batch: list[Event] = []
+        self._batch: list[Event | msgspec.Raw] = []
         self._closed = False
         try:
             file = path.open("wb")
@@ -64,7 +65,7 @@ class TraceWriter:
         if self.only is not None and not self.only(event):
             return
         batch = self._batch
-        batch.append(event)
+        batch.append(named(event, self._encoder))
         if len(batch) >= BATCH:
             self.flush()
 

@@ -1,0 +1,44 @@
+"""Names for what an event only numbers: the SEAMCALL's leaf, and the kernel functions it came from.
+
+The sink of a run is called where the event happens, so the host's functions are still on the
+stack. The innermost few say which kernel path a SEAMCALL belongs to.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+
+from septum.abi.leaves import seamcall_name, tdcall_name
+from septum.module.events import SeamcallEvent, TdcallEvent
+from septum.sim.events import Event
+
+KERNEL = "septum.linux."
+_PLUMBING = frozenset(("seamcall", "seamcall_ret", "tdh_do_no_vcpus", "_seamcall"))
+DEPTH = 4
+
+
+def kernel_path(depth: int = DEPTH) -> str:
+    """The innermost `depth` kernel functions on the stack, "callee < caller < ..."."""
+    names: list[str] = []
+    frame = sys._getframe(1)
+    at = frame
+    while at is not None and len(names) < depth:
+        if at.f_globals.get("__name__", "").startswith(KERNEL):
+            name = at.f_code.co_name
+            if name not in _PLUMBING and (not names or names[-1] != name):
+                names.append(name)
+        at = at.f_back  # type: ignore[assignment]
+    return " < ".join(names)
+
+
+def named(event: Event, encoder: msgspec.json.Encoder) -> Event | msgspec.Raw:
+    """`event` itself, or its JSON with `name` (and `via`) added for a SEAMCALL or TDCALL."""
+    if isinstance(event, SeamcallEvent):
+        extra = f',"name":"{seamcall_name(event.leaf)}","via":"{kernel_path()}"}}'
+    elif isinstance(event, TdcallEvent):
+        extra = f',"name":"{tdcall_name(event.leaf)}"}}'
+    else:
+        return event
+    return msgspec.Raw(encoder.encode(event)[:-1] + extra.encode())
