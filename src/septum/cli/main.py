@@ -91,6 +91,9 @@ def run(
 @app.command()
 def replay(
     token: Annotated[str, typer.Argument(help="The token that a report printed.")],
+    firmware: Annotated[
+        Path | None, typer.Option(help="The image, when it is not one that `run` finds by itself.")
+    ] = None,
     trace: Annotated[
         Path | None,
         typer.Option(help="Write the event stream here (JSON Lines; .gz compresses)."),
@@ -103,7 +106,7 @@ def replay(
     """Run again exactly what a token stands for."""
     from septum.cli.run import replay_token
 
-    raise SystemExit(replay_token(token, trace=trace, json=json, report=report))
+    raise SystemExit(replay_token(token, firmware, trace=trace, json=json, report=report))
 
 
 @app.command()
@@ -142,6 +145,45 @@ def designs() -> None:
     for name in design_names():
         design = find_design(name)
         print(f"{design.name:12} {design.summary}\n{'':12} {design.origin}")
+
+
+@app.command()
+def conform(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Transcripts, plain or gzip JSON Lines.")
+    ],
+    json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
+    profile: Annotated[str, typer.Option(help="Module version to replay against.")] = "1.5.25",
+) -> None:
+    """Replay recorded SEAMCALL transcripts against the module; 1 on any divergence."""
+    from septum.conform import command
+
+    command.conform(files, json, profile)
+
+
+@module_app.command("table")
+def module_table(
+    dynamic_pamt: Annotated[
+        bool, typer.Option("--dynamic-pamt", help="With Dynamic PAMT.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="The rows as JSON on stdout.")] = False,
+) -> None:
+    """Print every reachable state of an S-EPT entry, every call, every answer."""
+    from septum.conform import command
+
+    command.module_table(dynamic_pamt, json)
+
+
+@module_app.command("fuzz")
+def module_fuzz(
+    calls: Annotated[int, typer.Option(help="How many calls to make.")] = 1_000_000,
+    seed: Annotated[int, typer.Option(help="The run is a function of this and of --calls.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
+) -> None:
+    """Make any calls with any operands, and watch the module's invariants; 1 when one breaks."""
+    from septum.conform import command
+
+    command.fuzz_module(calls, seed, json)
 
 
 def run_command() -> int:

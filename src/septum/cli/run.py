@@ -76,7 +76,9 @@ def run_boot(options: RunOptions) -> int:
     return _boot(recipe, firmware, schedule, options, options.command())
 
 
-def replay_token(token: str, *, trace: Path | None, json: bool, report: Path) -> int:
+def replay_token(
+    token: str, image: Path | None, *, trace: Path | None, json: bool, report: Path
+) -> int:
     """Run again what `token` stands for; returns the exit code.
 
     Raises InputError for a damaged token, one of another version, or a firmware that is not here.
@@ -91,14 +93,17 @@ def replay_token(token: str, *, trace: Path | None, json: bool, report: Path) ->
             f"the token is of Septum {version}, this is {__version__}; "
             "a run replays on the version that made it"
         )
-    firmware = acquire_firmware()
+    firmware = acquire_firmware(image)
     if firmware.image.sha256 != recipe.firmware_sha256:
         raise InputError(
             f"the token's firmware has sha256 {recipe.firmware_sha256[:16]}..., the one found here "
-            f"{firmware.image.sha256[:16]}...; install or fetch the same image"
+            f"{firmware.image.sha256[:16]}...; name the same image with --firmware"
         )
     options = RunOptions(trace=trace, json=json, report=report)
-    return _boot(recipe, firmware, schedule, options, f"septum replay {token}")
+    command = ["septum", "replay", token]
+    if image is not None:
+        command += ["--firmware", str(image)]
+    return _boot(recipe, firmware, schedule, options, shlex.join(command))
 
 
 def _schedule(options: RunOptions) -> Schedule:

@@ -1,0 +1,172 @@
+"""Whole runs through the command line: what a user types, what comes out, which exit code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from septum.abi.tdvf_build import synthetic_tdvf
+from septum.cli import exits
+from septum.errors import InputError
+
+SMALL = ["--memory", "512M", "--vcpus", "2"]
+
+
+def septum(*args: str, cwd: Path, hash_seed: str = "0") -> "subprocess.CompletedProcess[str]":
+    """Run the command in its own process, with nothing of this machine's terminal."""
+    env = {**os.environ, "PYTHONHASHSEED": hash_seed, "NO_COLOR": "1", "COLUMNS": "80"}
+    return subprocess.run(
+        [sys.executable, "-m", "septum", *args],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    """Septum's own TDVF image as a file."""
+    path = tmp_path / "own.fd"
+    path.write_bytes(synthetic_tdvf())
+    return str(path)
+
+
+def test_a_boot_ends_well_and_says_so(tmp_path: Path, image: str) -> None:
+    done = septum("run", "--firmware", image, *SMALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("HELD: boot of a TD with 512 MiB and 2 vCPUs")
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    for name in ("report.txt", "report.json", "memory-login.svg"):
+        assert (tmp_path / "septum-report" / name).stat().st_size > 500
+
+
+def test_the_same_command_twice_is_the_same_trace_byte_for_byte(tmp_path: Path, image: str) -> None:
+    traces = []
+    for seed in ("1", "2"):
+        name = f"trace{seed}.jsonl"
+        done = septum(
+            "run", "--firmware", image, *SMALL, "--trace", name, cwd=tmp_path, hash_seed=seed
+        )
+        assert done.returncode == 0, done.stderr
+        traces.append((tmp_path / name).read_bytes())
+    assert traces[0] == traces[1]
+    for word in (
+        b"TDH.MEM.PAGE.DEMOTE",
+        b"tdx_sept_split_private_spte",
+        b"kvm_mmu_split_huge_page",
+    ):
+        assert word in traces[0]
+
+
+def test_another_seed_is_another_interleaving(tmp_path: Path, image: str) -> None:
+    def run(seed: str) -> bytes:
+        args = ("--schedule", "random", "--seed", seed, "--trace", f"{seed}.jsonl")
+        done = septum("run", "--firmware", image, *SMALL, *args, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return (tmp_path / f"{seed}.jsonl").read_bytes()
+
+    assert run("1") != run("2")
+
+
+def test_json_is_the_report_and_its_token_replays(tmp_path: Path, image: str) -> None:
+    done = septum("run", "--firmware", image, *SMALL, "--json", cwd=tmp_path)
+    report = json.loads(done.stdout)
+    assert report["schema"] == "septum.report"
+    assert report["stats"]["pages_2m"] > 100
+    assert {p["name"] for p in report["promises"]} >= {"mirror", "teardown", "guest-data"}
+    again = septum("replay", report["token"], "--json", "--firmware", image, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    replayed = json.loads(again.stdout)
+    for key in ("stats", "seamcalls", "time_ns", "mrtd", "snapshots"):
+        assert replayed[key] == report[key]
+
+
+def test_mrtd_counts_adds_and_extends_and_orders_differ(tmp_path: Path, image: str) -> None:
+    single = septum("mrtd", image, cwd=tmp_path)
+    double = septum("mrtd", image, "--two-pass", cwd=tmp_path)
+    assert (single.returncode, double.returncode) == (0, 0)
+    first, second = single.stdout.splitlines(), double.stdout.splitlines()
+    assert len(first[0]) == 96
+    assert first[0] != second[0]
+    assert first[1].removeprefix("single_pass") == second[1].removeprefix("two_pass")
+
+
+def bad_images(folder: Path) -> dict[str, list[str]]:
+    """Files that no TD can be built from."""
+    good = synthetic_tdvf()
+    files = {
+        "empty.fd": b"",
+        "text.fd": b"this is no firmware\n" * 40,
+        "zeros.fd": bytes(1 << 20),
+        "cut.fd": good[: len(good) // 2],
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return {name: ["firmware", name] for name in files}
+
+
+BAD_OPTIONS = [
+    ["run", "--memory", "0"],
+    ["run", "--memory", "3"],
+    ["run", "--memory", "lots"],
+    ["run", "--memory", "4097"],
+    ["run", "--memory", "16M"],
+    ["run", "--memory", "9999T"],
+    ["run", "--vcpus", "0"],
+    ["run", "--vcpus", "many"],
+    ["run", "--design", "v99"],
+    ["run", "--schedule", "fair"],
+    ["run", "--check", "sometimes"],
+    ["run", "--firmware", "/nowhere/OVMF.fd"],
+    ["replay", "nonsense"],
+    ["replay", "septum1.AAAA"],
+    ["mrtd", "/nowhere/OVMF.fd"],
+    ["conform", "/nowhere/set.jsonl"],
+    ["module", "fuzz", "--calls", "0"],
+    ["no-such-command"],
+]
+
+
+@pytest.mark.parametrize("args", BAD_OPTIONS, ids=" ".join)
+def test_a_users_mistake_is_one_sentence_and_2(args: list[str], tmp_path: Path, image: str) -> None:
+    if args[0] == "run" and "--firmware" not in args:
+        args = [*args, "--firmware", image]
+    done = septum(*args, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip()) > 20
+    assert not (tmp_path / "septum-report").exists()
+
+
+def test_files_that_are_no_firmware_say_what_would_be(tmp_path: Path) -> None:
+    for name, args in bad_images(tmp_path).items():
+        done = septum(*args, cwd=tmp_path)
+        assert done.returncode == 2, name
+        lines = done.stderr.strip().splitlines()
+        assert len(lines) == 1, lines
+        assert name in lines[0]
+
+
+def test_a_report_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path, image: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = septum("run", "--firmware", image, *SMALL, "--report", "file", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--report" in done.stderr
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(error: BaseException) -> None:
+        raise error
+
+    assert exits.guarded(lambda: None) == 0
+    assert exits.guarded(lambda: fail(InputError("no such thing; try another"))) == 2
+    assert exits.guarded(lambda: fail(KeyboardInterrupt())) == 130
+    assert exits.guarded(lambda: fail(SystemExit(3))) == 3
+    capsys.readouterr()
+    assert exits.guarded(lambda: fail(RuntimeError("broken inside"))) == 70
+    assert "defect of Septum" in capsys.readouterr().err
