@@ -1,0 +1,93 @@
+"""What is counted in a run of a scenario, and how its pages are, by the names of `[expect]`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
+from septum.abi.leaves import seamcall_name
+from septum.checks.sept import BLOCKED_STATE, PENDING_STATE
+from septum.checks.view import VmView
+from septum.scenarios.memory_map import total_stats
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from septum.scenarios.record import Record
+    from septum.scenarios.vmm import ScenarioVmm
+    from septum.vmm.world import World
+
+_LEVELS = {1: "4K", 2: "2M", 3: "1G"}
+
+
+def count_all(world: World, vmms: Mapping[str, ScenarioVmm], record: Record) -> dict[str, int]:
+    """Every counter, by name.
+
+    KVM's statistics (VM and vCPUs together; with the VM's name before it when there are several),
+    `splits` for all `split.*`, `exits.NAME` of user exits, `fault.KIND page N` of
+    KVM_EXIT_MEMORY_FAULT, `seamcall.LEAF` of successful calls.
+    """
+    values: dict[str, int] = {}
+    for name, vmm in vmms.items():
+        prefix = f"{name}." if len(vmms) > 1 else ""
+        for key, value in vmm.exits.items():
+            values[f"{prefix}exits.{key}"] = value
+        if vmm.kvm is None:
+            continue
+        stats = total_stats(vmm.kvm)
+        stats["splits"] = sum(value for key, value in stats.items() if key.startswith("split."))
+        for key, value in stats.items():
+            values[prefix + key] = value
+    for (leaf, status), count in sorted(world.module.counts.items()):
+        if not status:
+            values[f"seamcall.{seamcall_name(leaf)}"] = count
+    for what, count in record.faults.items():
+        values[f"fault.{what}"] = count
+    return values
+
+
+def difference(now: dict[str, int], first: dict[str, int]) -> dict[str, int]:
+    """What changed between two countings, by name."""
+    return {
+        name: now[name] - first.get(name, 0)
+        for name in sorted(now)
+        if now[name] != first.get(name, 0)
+    }
+
+
+def count_fits(right: int | str, value: int) -> bool:
+    """Whether `value` is what the scenario says: a number, `1..3` or `>= 1`."""
+    if isinstance(right, int):
+        return value == right
+    if right.startswith(">="):
+        return value >= int(right[2:])
+    low, _, high = right.partition("..")
+    return int(low) <= value <= int(high)
+
+
+def pages_state(world: World, vmm: ScenarioVmm, first_gfn: int, end_gfn: int) -> str:
+    """How the pages [first_gfn, end_gfn) are: `private 2M`, `pending 4K`, `shared`, `unmapped`;
+    several, by page, when they differ."""
+    if vmm.kvm is None:
+        return "gone"
+    view = VmView(world, vmm.kvm, None)
+    states: dict[str, int] = {}
+    for gfn in range(first_gfn, end_gfn):
+        state = _page_state(view, gfn)
+        states[state] = states.get(state, 0) + 1
+    if len(states) == 1:
+        return next(iter(states))
+    return ", ".join(f"{nr} {state}" for state, nr in states.items())
+
+
+def _page_state(view: VmView, gfn: int) -> str:
+    slot = view.slot_at(gfn)
+    private = slot is None or view.attributes(slot, gfn)[0] & KVM_MEMORY_ATTRIBUTE_PRIVATE
+    runs = list(view.runs(gfn, gfn + 1))
+    if not runs:
+        return "unmapped" if private else "shared"
+    _, _, level, state, _ = runs[0]
+    kind = "pending" if state & PENDING_STATE else "private"
+    if state & BLOCKED_STATE:
+        kind = f"blocked {kind}"
+    return f"{kind} {_LEVELS[level]}" + ("" if private else " though shared")

@@ -1,0 +1,83 @@
+"""Which choice points are open in a scenario: its alternatives, the failures it allows, and those
+that it injects itself."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from septum.abi.leaves import SEAMCALL_NAMES
+from septum.errors import InputError
+
+if TYPE_CHECKING:
+    from septum.scenarios.scenario import Injection
+
+ALTERNATIVE = "choose:"
+SEAMCALL = "seamcall:"
+
+
+class Failures:
+    """The choice rules of a scenario (see `septum.sim`).
+
+    Everything comes out the ordinary way while `open` is false. `nr_failures` counts failures that
+    the schedule chose, not those that the scenario injects. `met` counts injected names.
+    """
+
+    __slots__ = ("_allowed", "allow", "injections", "met", "nr_failures", "open")
+
+    def __init__(self, allow: tuple[str, ...], injections: tuple[Injection, ...]) -> None:
+        self.allow = allow
+        self.injections = injections
+        self.open = False
+        self.met: dict[str, int] = {}
+        self.nr_failures = 0
+        self._allowed: dict[str, bool] = {}
+
+    def settled(self, name: str) -> int | None:
+        """The outcome that the scenario prescribes; None leaves it to the schedule."""
+        if not self.open:
+            return 0
+        for injection in self.injections:
+            if injection.name == name:
+                met = self.met[name] = self.met.get(name, 0) + 1
+                if injection.first <= met <= injection.last:
+                    return injection.value
+        return None if self.allows(name) else 0
+
+    def taken(self, name: str, value: int) -> None:
+        """The schedule injected a failure, or chose an alternative."""
+        if self.is_failure(name):
+            self.nr_failures += 1
+
+    def allows(self, name: str) -> bool:
+        """Whether a search may try other outcomes than the ordinary one."""
+        allowed = self._allowed.get(name)
+        if allowed is None:
+            allowed = not self.is_failure(name) or any(
+                fnmatchcase(name, pattern) for pattern in self.allow
+            )
+            self._allowed[name] = allowed
+        return allowed
+
+    @staticmethod
+    def is_failure(name: str) -> bool:
+        """A failure, not an alternative of the scenario's programs."""
+        return not name.startswith(ALTERNATIVE)
+
+    def seamcall_leaves(self) -> frozenset[int]:
+        """The leaves whose wrappers must have a choice point. Raises InputError for an unknown
+        name."""
+        names = [injection.name for injection in self.injections] + list(self.allow)
+        leaves: set[int] = set()
+        for name in names:
+            if not name.startswith(SEAMCALL):
+                continue
+            pattern = name.removeprefix(SEAMCALL)
+            found = [leaf for leaf, known in SEAMCALL_NAMES.items() if fnmatchcase(known, pattern)]
+            if not found:
+                raise InputError(
+                    f"failures: no SEAMCALL is called {pattern!r}; write its name in the"
+                    " specification, such as seamcall:TDH.MEM.PAGE.DEMOTE"
+                )
+            leaves.update(found)
+        return frozenset(leaves)

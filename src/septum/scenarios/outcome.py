@@ -1,0 +1,206 @@
+"""What came of a run of a scenario, compared with what the scenario says must come of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from septum.report.result import FindingRecord
+from septum.scenarios.counts import count_fits
+
+if TYPE_CHECKING:
+    from septum.scenarios.record import Result
+    from septum.scenarios.world import ScenarioWorld
+
+INDENT = "  "
+
+
+class OpResult(msgspec.Struct, frozen=True):
+    """An operation that was done, in the order of ending, and its result."""
+
+    actor: str
+    op: str
+    result: str
+    fits: bool
+
+
+class ScenarioOutcome(msgspec.Struct, kw_only=True):
+    """One run. `unmet` are the expectations that were not met, one sentence each.
+
+    `token` replays it. `failures` counts what the schedule injected; with any, results and counts
+    are not compared. `broken_as_expected`: the scenario says that these promises break.
+    """
+
+    scenario: str
+    summary: str
+    design: str
+    schedule: str
+    seed: int
+    check: str
+    token: str
+    results: list[OpResult]
+    unmet: list[str]
+    ended: list[str]
+    """Why VMMs gave up."""
+    findings: list[FindingRecord]
+    broken_as_expected: list[str]
+    promises: dict[str, str]
+    counts: dict[str, int]
+    pages: dict[str, str]
+    failures: int
+    steps: int
+    time_ns: int
+
+    @property
+    def ok(self) -> bool:
+        """All is as the scenario says."""
+        return not self.unmet
+
+    @property
+    def held(self) -> bool:
+        """No promise was broken."""
+        return not self.findings
+
+
+def unmet_expectations(run: ScenarioWorld) -> list[str]:
+    """What is not as the scenario says, one sentence each."""
+    expect = run.scenario.expect
+    broken = list(dict.fromkeys(finding.promise for finding in run.sim.findings))
+    lines = [
+        f"promise {name} was broken: {_first_text(run, name)}"
+        for name in broken
+        if name not in expect.broken and name not in expect.may_break
+    ]
+    if run.failures.nr_failures:
+        return lines
+    lines += [f"promise {name} was not broken" for name in expect.broken if name not in broken]
+    gave_up = run.gave_up()
+    known = (*expect.ends, *expect.may_end)
+    lines += [text for text in gave_up if not any(part in text for part in known)]
+    lines += [
+        f"no VMM gave up with {part!r}"
+        for part in expect.ends
+        if not any(part in text for text in gave_up)
+    ]
+    if not expect.may_end or not gave_up:
+        lines += run.record.unmet()
+        lines += _unmet_state(run)
+    return lines
+
+
+def _first_text(run: ScenarioWorld, promise: str) -> str:
+    return next(finding.text for finding in run.sim.findings if finding.promise == promise)
+
+
+def _unmet_state(run: ScenarioWorld) -> list[str]:
+    scenario = run.scenario
+    expect = scenario.expect
+    dead = expect.dead
+    if isinstance(dead, bool):
+        dead = [scenario.vms[0].name] if dead else []
+    lines = [f"VM {name} is dead" for name in run.dead if name not in dead]
+    lines += [f"VM {name} is not dead" for name in dead if name not in run.dead]
+    for name, right in expect.counts.items():
+        value = run.counts.get(name, 0)
+        if not count_fits(right, value):
+            lines.append(f"{name} is {value}, not {right}")
+    for (key, _, _, right), state in zip(scenario.pages, run.pages, strict=True):
+        if state not in right.split(" or "):
+            lines.append(f"{key}: {state}, not {right}")
+    return lines
+
+
+def outcome_of(run: ScenarioWorld, token: str, kind: str, seed: int) -> ScenarioOutcome:
+    """The outcome of a run that has ended."""
+    scenario = run.scenario
+    found = {finding.promise for finding in run.sim.findings}
+    return ScenarioOutcome(
+        scenario=scenario.name,
+        summary=scenario.summary,
+        design=run.design,
+        schedule=kind,
+        seed=seed,
+        check=run.checker.mode,
+        token=token,
+        results=[_op_result(result) for result in run.record.results],
+        unmet=unmet_expectations(run),
+        ended=run.gave_up(),
+        findings=[
+            FindingRecord(
+                promise=f.promise, text=f.text, where=f.where, task=f.task, time_ns=f.time_ns
+            )
+            for f in run.sim.findings
+        ],
+        broken_as_expected=[
+            name for name in (*scenario.expect.broken, *scenario.expect.may_break) if name in found
+        ],
+        promises=dict(run.checker.results),
+        counts=run.counts,
+        pages={key: state for (key, *_), state in zip(scenario.pages, run.pages, strict=True)},
+        failures=run.failures.nr_failures,
+        steps=run.sim.nr_points,
+        time_ns=run.sim.now_ns(),
+    )
+
+
+def _op_result(result: Result) -> OpResult:
+    return OpResult(result.actor, result.text, result.result, result.fits)
+
+
+# Text
+
+SHOWN_COUNTS = (
+    "pages_4k",
+    "pages_2m",
+    "splits",
+    "seamcall.TDH.MEM.PAGE.AUG",
+    "seamcall.TDH.MEM.PAGE.DEMOTE",
+    "seamcall.TDH.MEM.PAGE.REMOVE",
+)
+WIDTH = 80
+
+
+def outcome_lines(outcome: ScenarioOutcome) -> list[str]:
+    """The outcome as text of at most 80 columns, but for long words."""
+    verdict = "as expected" if outcome.ok else "NOT as expected"
+    schedule = outcome.schedule + (f" {outcome.seed}" if outcome.schedule == "random" else "")
+    lines = [f"{outcome.scenario}: {verdict}  ({outcome.design}, {schedule})"]
+    lines += _wrapped(outcome.summary, INDENT)
+    if outcome.results:
+        lines.append("")
+        actors = max(len(r.actor) for r in outcome.results)
+        ops = min(46, max(len(r.op) for r in outcome.results))
+        for r in outcome.results:
+            mark = " " if r.fits else "!"
+            lines.append(f"{mark} {r.actor:<{actors}}  {r.op:<{ops}}  {r.result}")
+    lines.append("")
+    shown = {name: outcome.counts[name] for name in SHOWN_COUNTS if name in outcome.counts}
+    if shown:
+        text = ", ".join(f"{name.removeprefix('seamcall.')} {nr}" for name, nr in shown.items())
+        lines += _wrapped(f"counts: {text}", INDENT)
+    broken = [name for name, result in outcome.promises.items() if result == "broken"]
+    held = len(outcome.promises) - len(broken)
+    lines.append(f"{INDENT}promises: {held} held, {len(broken)} broken")
+    for finding in outcome.findings:
+        expected = " (expected)" if finding.promise in outcome.broken_as_expected else ""
+        lines += _wrapped(f"broken{expected}: {finding.promise}: {finding.text}", INDENT)
+    for text in outcome.ended:
+        lines += _wrapped(f"ended: {text}", INDENT)
+    for text in outcome.unmet:
+        lines += _wrapped(f"not as expected: {text}", INDENT)
+    lines.append(f"{INDENT}replay: septum replay {outcome.token}")
+    return lines
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent + INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -1,0 +1,360 @@
+"""Reads scenario files. What is wrong with one is told with its file, line or key, and a remedy."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from septum.checks import PROMISES
+from septum.errors import InputError
+from septum.scenarios.area import HOW, Area, parse_area, parse_size
+from septum.scenarios.ops import Op, OpError, parse_guest_op, parse_host_op
+from septum.scenarios.scenario import (
+    Document,
+    Injection,
+    Program,
+    Scenario,
+    Step,
+    Vm,
+    VmShape,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T", Document, VmShape)
+
+VMS_MAX = 4
+VCPUS_MAX = 8
+MEMORY_MAX = 4 << 30
+ONLY_VM = "vm"
+OTHER_PROMISES = ("locking", "progress", "pamt", "cache", "private-unreachable", "all-or-nothing")
+PAGE_STATES = ("shared", "unmapped", "pending 4K", "pending 2M", "private 4K", "private 2M")
+_INJECTION = re.compile(r"([\w:.*-]+?)(?:=(busy|error|\d+))?(?: @(all|\d+)(?:-(\d+))?)?")
+_VALUES = {"busy": 1, "error": 2}
+EVER = 1 << 30
+
+
+class _Reader:
+    """One file on its way to a Scenario."""
+
+    def __init__(self, name: str, text: str, where: str) -> None:
+        self.name = name
+        self.text = text
+        self.where = where
+        self.document = self._decode()
+        self.shapes = self._shapes()
+        self.several = list(self.shapes) != [ONLY_VM]
+
+    def error(self, what: str, *, near: str = "") -> InputError:
+        """`what` went wrong, at the first line that holds `near`."""
+        for number, line in enumerate(self.text.splitlines(), 1):
+            if near and near in line:
+                return InputError(f"{self.where}, line {number}: {what}")
+        return InputError(f"{self.where}: {what}")
+
+    def _decode(self) -> Document:
+        try:
+            raw = tomllib.loads(self.text)
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(
+                f"{self.where}: this is not TOML ({error}); docs/scenarios.md shows the format"
+            ) from None
+        return self._convert(raw, Document, "")
+
+    def _convert(self, raw: object, kind: type[T], at: str) -> T:
+        try:
+            return msgspec.convert(raw, kind)
+        except msgspec.ValidationError as error:
+            text, _, path = str(error).partition(" - at `$")
+            key = (at + path.rstrip("`")).strip(".") or "the top level"
+            unknown = re.search(r"unknown field `([^`]*)`", text)
+            if unknown is not None:
+                # Keys that exist, of the table that has the wrong one.
+                raise self.error(
+                    f"{key} has no key {unknown[1]!r}; {_known_keys(key)}", near=unknown[1]
+                ) from None
+            what = text[0].lower() + text[1:]
+            last = key.rpartition(".")[2].split("[")[0]
+            raise self.error(
+                f"{key}: {what}; docs/scenarios.md says what stands there", near=last
+            ) from None
+
+    def _shapes(self) -> dict[str, VmShape]:
+        tables = self.document.vm
+        if tables and all(isinstance(value, dict) for value in tables.values()):
+            shapes = {
+                name: self._convert(value, VmShape, f"vm.{name}") for name, value in tables.items()
+            }
+        else:
+            shapes = {ONLY_VM: self._convert(tables, VmShape, "vm")}
+        if len(shapes) > VMS_MAX:
+            raise self.error(f"{len(shapes)} VMs are too many; have at most {VMS_MAX}", near="[vm")
+        return shapes
+
+    # Programs
+
+    def _op(self, line: str, parse: Callable[[str], Op], at: str) -> Op:
+        try:
+            return parse(line)
+        except OpError as error:
+            raise self.error(f"{at}: {error}", near=line) from None
+
+    def _vcpu(self, vm: str, actor: str, at: str) -> int:
+        match = re.fullmatch(r"vcpu(\d+)", actor)
+        if match is None or int(match[1]) >= VCPUS_MAX:
+            raise self.error(
+                f"{at}: {actor!r} is no vCPU; call it vcpu0 to vcpu{VCPUS_MAX - 1}", near=actor
+            )
+        return int(match[1])
+
+    def programs(self) -> tuple[Program, ...]:
+        """Those of vCPUs, by VM, then those of the VMMs' threads."""
+        found: list[Program] = []
+        for key, value in self.document.guest.items():
+            if isinstance(value, dict):
+                if key not in self.shapes or not self.several:
+                    raise self.error(
+                        f"guest.{key}: no VM is called {key!r}; add a table [vm.{key}]", near=key
+                    )
+                for actor, lines in value.items():
+                    found.append(self._guest_program(key, actor, lines, f"guest.{key}.{actor}"))
+            elif self.several:
+                raise self.error(
+                    f"guest.{key}: which VM's? Write [guest.{next(iter(self.shapes))}]",
+                    near="[guest]",
+                )
+            else:
+                found.append(self._guest_program(ONLY_VM, key, value, f"guest.{key}"))
+        for name, lines in self.document.host.items():
+            ops = [self._host_op(line, f"host.{name}") for line in lines]
+            found.append(Program(f"host.{name}", ops[0].vm if ops else "", -1, tuple(ops)))
+        return tuple(found)
+
+    def _guest_program(self, vm: str, actor: str, lines: list[str], at: str) -> Program:
+        vcpu = self._vcpu(vm, actor, at)
+        ops = tuple(self._op(line, parse_guest_op, at) for line in lines)
+        return Program(self._actor(vm, vcpu), vm, vcpu, ops)
+
+    def _actor(self, vm: str, vcpu: int) -> str:
+        return f"{vm}.vcpu{vcpu}" if self.several else f"vcpu{vcpu}"
+
+    def _host_op(self, line: str, at: str) -> Op:
+        op = self._op(line, parse_host_op, at)
+        for each in (op, *op.alternatives):
+            if each.vm and each.vm not in self.shapes:
+                names = ", ".join(self.shapes)
+                raise self.error(f"{at}: no VM is called {each.vm!r}; there is {names}", near=line)
+        return op
+
+    def steps(self, lines: list[str], at: str) -> tuple[Step, ...]:
+        """`vcpu0: accept page 0`, `host: punch page 0`."""
+        steps = []
+        for line in lines:
+            actor, colon, what = line.partition(": ")
+            if not colon:
+                raise self.error(
+                    f"{at}: {line!r} does not say who does it; write `vcpu0: ...` or `host: ...`",
+                    near=line,
+                )
+            if actor == "host":
+                op = self._host_op(what, at)
+                steps.append(Step("host", op.vm, -1, op))
+                continue
+            vm, dot, name = actor.rpartition(".")
+            vm = vm if dot else ONLY_VM
+            if vm not in self.shapes:
+                first = next(iter(self.shapes))
+                raise self.error(
+                    f"{at}: no vCPU is called {actor!r}; write `{first}.vcpu0: ...`", near=line
+                )
+            vcpu = self._vcpu(vm, name, at)
+            op = self._op(what, parse_guest_op, at)
+            steps.append(Step(self._actor(vm, vcpu), vm, vcpu, op))
+        return tuple(steps)
+
+    # VMs
+
+    def _size(self, text: str, at: str) -> int:
+        size = parse_size(text)
+        if size is None or not size or size % 4096 or size > MEMORY_MAX:
+            raise self.error(
+                f"{at}: {text!r} is no size of memory; write whole pages up to 4G, like 2M",
+                near=text,
+            )
+        return size
+
+    def vms(self, used: dict[str, int]) -> tuple[Vm, ...]:
+        """`used` is the number of vCPUs that programs name, by VM."""
+        vms: list[Vm] = []
+        for name, shape in self.shapes.items():
+            at = f"vm.{name}" if self.several else "vm"
+            memory = self._size(shape.memory, f"{at}.memory")
+            slots = tuple(self._size(text, f"{at}.slots") for text in shape.slots) or (memory,)
+            if sum(slots) != memory:
+                raise self.error(
+                    f"{at}.slots have {sum(slots) >> 10}K together and the memory"
+                    f" {memory >> 10}K; make them equal",
+                    near="slots",
+                )
+            nr_vcpus = max(shape.vcpus, used.get(name, 0), 1)
+            if nr_vcpus > VCPUS_MAX:
+                raise self.error(f"{at}.vcpus: at most {VCPUS_MAX}", near="vcpus")
+            if shape.shares_memory_with and shape.shares_memory_with not in [v.name for v in vms]:
+                raise self.error(
+                    f"{at}.shares-memory-with: {shape.shares_memory_with!r} is no VM above it;"
+                    " name one of those",
+                    near=shape.shares_memory_with,
+                )
+            vms.append(
+                Vm(
+                    name,
+                    shape,
+                    self._gpa(shape, at),
+                    memory,
+                    slots,
+                    self._image(shape, at),
+                    nr_vcpus,
+                )
+            )
+        return tuple(vms)
+
+    def _gpa(self, shape: VmShape, at: str) -> int:
+        try:
+            gpa = int(shape.at, 0)
+        except ValueError:
+            gpa = -1
+        if gpa < 0 or gpa % 4096 or gpa >= 1 << 46 or gpa <= 0xFFFFFFFF < gpa + MEMORY_MAX // 2**11:
+            raise self.error(
+                f"{at}.at: {shape.at!r} is no place for memory; write an address of whole pages"
+                " away from 4 GiB, such as 0x80000000",
+                near=shape.at,
+            )
+        return gpa
+
+    def _image(self, shape: VmShape, at: str) -> tuple[Area, ...]:
+        areas = []
+        for text in shape.image:
+            area = parse_area(text)
+            if area is None or area.absolute:
+                raise self.error(f"{at}.image: {text!r} names no pages; {HOW}", near=text)
+            areas.append(area)
+        return tuple(areas)
+
+    # Failures and expectations
+
+    def injections(self) -> tuple[Injection, ...]:
+        """`alloc:mem_attr_array @2`, `seamcall:TDH.MEM.RANGE.BLOCK=busy`."""
+        found = []
+        for text in self.document.failures.inject:
+            match = _INJECTION.fullmatch(text)
+            if match is None or "*" in match[1]:
+                raise self.error(
+                    f"failures.inject: {text!r} is not understood; write a choice point, and which"
+                    " time, like `alloc:tdx_split_cache @2` or"
+                    " `seamcall:TDH.MEM.PAGE.DEMOTE=busy @all`",
+                    near=text,
+                )
+            value = _VALUES.get(match[2] or "") or int(match[2] or 1)
+            first = 1 if match[3] in (None, "all") else int(match[3])
+            last = EVER if match[3] == "all" else int(match[4] or first)
+            found.append(Injection(match[1], value, first, last))
+        return tuple(found)
+
+    def check_expect(self) -> tuple[tuple[str, str, Area, str], ...]:
+        """Look at the names in [expect]; returns the pages."""
+        expect = self.document.expect
+        known = [*PROMISES, *(name for name in OTHER_PROMISES if name not in PROMISES)]
+        for name in (*expect.broken, *expect.may_break):
+            if name not in known:
+                raise self.error(
+                    f"expect: no promise is called {name!r}; there are {', '.join(known)}",
+                    near=name,
+                )
+        for name in expect.dead if isinstance(expect.dead, list) else ():
+            if name not in self.shapes:
+                raise self.error(
+                    f"expect.dead: no VM is called {name!r}; there is {', '.join(self.shapes)}",
+                    near=name,
+                )
+        for key, value in expect.counts.items():
+            if isinstance(value, str) and re.fullmatch(r"\d+\.\.\d+|>= ?\d+", value) is None:
+                raise self.error(
+                    f"expect.counts: {key!r} is {value!r}; write a number, `1..3` or `>= 1`",
+                    near=value,
+                )
+        return tuple(self._page(key, state) for key, state in expect.pages.items())
+
+    def _page(self, key: str, state: str) -> tuple[str, str, Area, str]:
+        vm, colon, text = key.partition(": ")
+        area = parse_area(text if colon else key)
+        vm = vm if colon else next(iter(self.shapes))
+        if area is None or vm not in self.shapes:
+            raise self.error(f"expect.pages: {key!r} names no pages; {HOW}", near=key)
+        if any(part not in PAGE_STATES for part in state.split(" or ")):
+            raise self.error(
+                f"expect.pages: a page cannot be {state!r}; it is {', '.join(PAGE_STATES)}",
+                near=state,
+            )
+        return key, vm, area, state
+
+    def _use(self, used: dict[str, int], vm: str, vcpu: int, ops: tuple[Op, ...]) -> None:
+        """Note the vCPUs that a program is of, or names."""
+        if vcpu >= 0:
+            used[vm] = max(used.get(vm, 0), vcpu + 1)
+            return
+        for op in ops:
+            for each in (op, *op.alternatives):
+                if each.verb in ("prefault", "wake", "interrupt"):
+                    name = each.vm or next(iter(self.shapes))
+                    used[name] = max(used.get(name, 0), each.number + 1)
+
+    def scenario(self) -> Scenario:
+        """All of it."""
+        programs = self.programs()
+        setup = self.steps(self.document.setup, "setup")
+        after = self.steps(self.document.after, "after")
+        used: dict[str, int] = {}
+        for program in programs:
+            self._use(used, program.vm, program.vcpu, program.ops)
+        for step in (*setup, *after):
+            self._use(used, step.vm, step.vcpu, (step.op,))
+        names = [program.name for program in programs]
+        if not programs and not setup and not after:
+            raise self.error("nothing happens in it; add a table [guest] or [host]")
+        assert len(set(names)) == len(names)
+        return Scenario(
+            name=self.name,
+            document=self.document,
+            vms=self.vms(used),
+            setup=setup,
+            programs=programs,
+            after=after,
+            injections=self.injections(),
+            pages=self.check_expect(),
+            text=self.text,
+        )
+
+
+def _known_keys(key: str) -> str:
+    from septum.scenarios import scenario as kinds
+
+    tables: dict[str, type[msgspec.Struct]] = {
+        "the top level": kinds.Document,
+        "machine": kinds.Machine,
+        "kernel": kinds.Kernel,
+        "failures": kinds.Failures,
+        "expect": kinds.Expect,
+    }
+    kind = tables.get(key, kinds.VmShape if key.startswith("vm") else None)
+    if kind is None:
+        return "docs/scenarios.md lists the keys"
+    return f"it has {', '.join(field.encode_name for field in msgspec.structs.fields(kind))}"
+
+
+def read_scenario(name: str, text: str, where: str) -> Scenario:
+    """The scenario in `text`, which is called `name` and came from `where`. Raises InputError."""
+    return _Reader(name, text, where).scenario()

@@ -1,0 +1,146 @@
+"""Scenarios by name, and runs of them: what the command line calls."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from septum import __version__
+from septum.errors import InputError
+from septum.scenarios.outcome import ScenarioOutcome, outcome_of
+from septum.scenarios.reader import read_scenario
+from septum.scenarios.world import ScenarioWorld
+from septum.sim import ListSchedule, RoundRobin, Schedule, encode_token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from septum.checks.checker import Mode
+    from septum.scenarios.scenario import Scenario
+    from septum.sim import Event
+
+LIBRARY = Path(__file__).parent / "library"
+SUFFIX = ".toml"
+
+
+class ScenarioRecipe(msgspec.Struct, frozen=True, tag="scenario", omit_defaults=True):
+    """What a replay token carries of a scenario. Of one in the library `digest` is that of its
+    text; of another, `text` is all of it, so that the file need not be there."""
+
+    name: str
+    design: str = "v3"
+    check: str = "quiet"
+    digest: bytes = b""
+    text: str = ""
+
+
+def recipe_for_token(scenario: Scenario, design: str, check: str) -> ScenarioRecipe:
+    """The recipe of a scenario's run."""
+    path = LIBRARY / f"{scenario.name}{SUFFIX}"
+    if path.is_file() and path.read_text(encoding="utf-8") == scenario.text:
+        return ScenarioRecipe(scenario.name, design, check, digest=_digest(scenario.text))
+    return ScenarioRecipe(scenario.name, design, check, text=scenario.text)
+
+
+def scenario_of_recipe(recipe: ScenarioRecipe) -> Scenario:
+    """The scenario that a token names. Raises InputError when it is not what it was."""
+    if recipe.text:
+        return read_scenario(recipe.name, recipe.text, recipe.name)
+    scenario = load_scenario(recipe.name)
+    if _digest(scenario.text) != recipe.digest:
+        raise InputError(
+            f"scenario {recipe.name} is not the one that the token was made with;"
+            " a run replays on the version that made it"
+        )
+    return scenario
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()[:12]
+
+
+class RandomRun(Schedule):
+    """Any ready task at every point, any alternative; each allowed failure one time in
+    `failure_odds` (0: none)."""
+
+    __slots__ = ("_dice", "failure_odds", "seed")
+
+    def __init__(self, seed: int, failure_odds: int = 0) -> None:
+        self.seed = seed
+        self.failure_odds = failure_odds
+        self._dice = random.Random(seed)
+
+    def pick(self, n: int, forced: bool) -> int:
+        return self._dice.randrange(n)
+
+    def choose(self, name: str, n: int) -> int:
+        if name.startswith("choose:"):
+            return self._dice.randrange(n)
+        if not self.failure_odds or self._dice.randrange(self.failure_odds):
+            return 0
+        return self._dice.randrange(1, n)
+
+    def spec(self) -> tuple[str, int]:
+        return ("random", self.seed)
+
+
+def scenario_names() -> dict[str, str]:
+    """Name and line of every scenario in the library, by name."""
+    return {
+        path.stem: load_scenario(path.stem).summary for path in sorted(LIBRARY.glob(f"*{SUFFIX}"))
+    }
+
+
+def load_scenario(name: str) -> Scenario:
+    """The scenario called `name`, or the one in the file at that path.
+
+    Raises InputError when there is none, or when its file is wrong.
+    """
+    path = LIBRARY / f"{name}{SUFFIX}"
+    if not path.is_file():
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(
+                f"no scenario is called {name!r}, and there is no such file; `septum scenarios`"
+                " lists them"
+            )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: the file cannot be read ({error})") from None
+    where = path.name if path.parent == LIBRARY else str(path)
+    return read_scenario(path.stem, text, where)
+
+
+def replay_scenario(recipe: ScenarioRecipe, schedule: Schedule) -> ScenarioOutcome:
+    """Run again what a token stands for. Raises InputError."""
+    return run_scenario(scenario_of_recipe(recipe), recipe.design, schedule, recipe.check)  # type: ignore[arg-type]
+
+
+def run_scenario(
+    scenario: Scenario | str,
+    design: str = "v3",
+    schedule: Schedule | None = None,
+    check: Mode = "quiet",
+    sink: Callable[[Event], None] | None = None,
+) -> ScenarioOutcome:
+    """Run a scenario once and compare. `sink` is given the events from where the programs begin.
+
+    Raises InputError for an unknown name or design.
+    """
+    if isinstance(scenario, str):
+        scenario = load_scenario(scenario)
+    run = ScenarioWorld(scenario, design, check)
+    schedule = schedule if schedule is not None else RoundRobin()
+    run.sim.set_sink(sink)
+    run.run(schedule)
+    recipe = recipe_for_token(scenario, design, check)
+    token = encode_token(
+        __version__, msgspec.msgpack.encode(recipe), ListSchedule(list(run.sim.answers))
+    )
+    kind, seed = schedule.spec()
+    return outcome_of(run, token, kind, seed)

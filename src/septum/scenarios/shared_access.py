@@ -1,0 +1,76 @@
+"""A guest's access to shared memory: through the shared EPT that KVM maintains.
+
+Source: Intel SDM vol. 3 ch. 29 (EPT walk); TDX module td_ept_violation_exit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.abi.exitqual import EXIT_QUAL_GLA_VALID, EXIT_QUAL_GVA_TRANSLATED
+from septum.module.metadata import field_key
+from septum.module.state import Vcpu
+from septum.module.vp_enter import ept_violation_exit, note_vm_exit
+
+if TYPE_CHECKING:
+    from septum.guest.tdcpu import TdGuestCpu
+    from septum.machine import LogicalProcessor
+    from septum.module import Module
+
+TDVPS_SHARED_EPTP = 3 << 32 | 0x203C
+PFN_MASK = (1 << 52) - (1 << 12)
+PRESENT = 7
+HUGE = 1 << 7
+READ = 1
+WRITE = 2
+
+
+def shared_walk(module: Module, lp: LogicalProcessor, gpa: int) -> int | None:
+    """The PFN that the shared EPT has for `gpa` (with its shared bit); None when not present.
+
+    MODEL: a root of 4 levels; the TLB keeps no translations of shared memory.
+    """
+    vcpu = lp.guest
+    assert isinstance(vcpu, Vcpu)
+    table = module.machine.tables.get(
+        (vcpu.fields.get(field_key(TDVPS_SHARED_EPTP), 0) & PFN_MASK) >> 12
+    )
+    for level in (4, 3, 2, 1):
+        if table is None:
+            return None
+        entry = table.entry(gpa >> (3 + 9 * level) & 511)
+        if not entry & PRESENT:
+            return None
+        pfn = (entry & PFN_MASK) >> 12
+        if level == 1 or entry & HUGE:
+            return pfn + (gpa >> 12 & (1 << 9 * (level - 1)) - 1)
+        table = module.machine.tables.get(pfn)
+    return None
+
+
+def shared_access(cpu: TdGuestCpu, gpa: int, token: int | None) -> int:
+    """Write `token` to the shared page at `gpa`, or (None) read it; the token that is there then.
+
+    What is not mapped is an EPT violation, and the instruction restarts.
+    """
+    module = cpu.machine.seam
+    from septum.module import Module
+
+    assert isinstance(module, Module)
+    address = gpa | cpu.shared_bit
+    access = READ if token is None else WRITE
+    while True:
+        lp = cpu.context.lp
+        assert lp is not None
+        lp = cpu.machine.poll_interrupts(lp)
+        pfn = shared_walk(module, lp, address)
+        if pfn is not None:
+            if token is not None:
+                cpu.machine.mem.write(pfn, 0, token)
+                return token
+            return cpu.machine.mem.read(pfn, 0)
+        vcpu = lp.guest
+        assert isinstance(vcpu, Vcpu)
+        note_vm_exit(vcpu)
+        qualification = access | EXIT_QUAL_GLA_VALID | EXIT_QUAL_GVA_TRANSLATED
+        cpu.machine.exit_to_host(lp, ept_violation_exit(module, lp, qualification, 0, address))

@@ -1,0 +1,224 @@
+"""The world of a scenario: machine, host, VMs that are up, and programs that are about to begin.
+
+Everything up to the beginning of the programs is done when it is built, the same way each time:
+the VMs are built, the steps of `setup` are taken one by one, and every vCPU has entered its guest
+once and waits in user space.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.abi.types import PAGE_SHIFT
+from septum.checks import Checker, observed_units
+from septum.designs import find_design
+from septum.errors import InputError
+from septum.guest.tdcpu import make_guest_cpus
+from septum.scenarios.counts import count_all, difference, pages_state
+from septum.scenarios.failures import Failures
+from septum.scenarios.guest import ScenarioGuest
+from septum.scenarios.host import HostThread
+from septum.scenarios.record import Record, Result
+from septum.scenarios.vmm import ScenarioVmm
+from septum.sim import RoundRobin, Schedule, WaitQueue
+from septum.vmm.qemu import STOP_SHUTDOWN
+from septum.vmm.world import World, WorldRecipe
+
+if TYPE_CHECKING:
+    from septum.checks.checker import Mode
+    from septum.scenarios.scenario import Program, Scenario, Step
+
+MACHINE_BYTES = 4 << 30
+STOPPED = "never begun: the VM had ended"
+GIB = 1 << 30
+
+
+def recipe_of(scenario: Scenario) -> WorldRecipe:
+    """The machine and the host that the scenario asks for."""
+    kernel = scenario.document.kernel
+    machine = scenario.document.machine
+    pools = {"hugetlb-2m": 0, "hugetlb-1g": 0}
+    memory = MACHINE_BYTES
+    for vm in scenario.vms:
+        if vm.shape.backing in pools and not vm.shape.shares_memory_with:
+            unit = GIB if vm.shape.backing == "hugetlb-1g" else 2 << 20
+            pools[vm.shape.backing] += -(-vm.memory_bytes // unit)
+        memory += 2 * vm.memory_bytes
+    return WorldRecipe(
+        memory_bytes=memory + pools["hugetlb-1g"] * GIB,
+        nr_vcpus=sum(vm.nr_vcpus for vm in scenario.vms),
+        nr_host_threads=len(scenario.vms) + len(scenario.document.host),
+        module=machine.module,
+        dynamic_pamt=machine.dynamic_pamt,
+        pool_2m=pools["hugetlb-2m"],
+        pool_1g=pools["hugetlb-1g"],
+        tdx_huge_page=kernel.tdx_huge_page,
+        vm_memory_attributes=kernel.attributes == "vm",
+        x86_bug_tdx_pw_mce=machine.partial_write_erratum,
+        fixup_zap_before_split=kernel.fixup_zap_before_split,
+        fixup_merge_after_to_private=kernel.fixup_merge_after_to_private,
+        fixup_ignore_ugfn_alignment=kernel.fixup_ignore_ugfn_alignment,
+    )
+
+
+class ScenarioWorld:
+    """A scenario that is ready to run. `spawn`, run the scheduler, `finish`, `teardown`."""
+
+    __slots__ = (
+        "_counted",
+        "_host_cpus",
+        "checker",
+        "counts",
+        "dead",
+        "design",
+        "failures",
+        "guests",
+        "pages",
+        "record",
+        "scenario",
+        "sim",
+        "vmms",
+        "world",
+    )
+
+    def __init__(self, scenario: Scenario, design: str = "v3", check: Mode = "quiet") -> None:
+        """Raises InputError when the scenario's VMs cannot be built."""
+        self.scenario = scenario
+        self.design = design
+        self.world = World(recipe_of(scenario), units=observed_units(find_design(design).units()))
+        self.sim = self.world.sim
+        self.failures = Failures(tuple(scenario.document.failures.allow), scenario.injections)
+        self.sim.choice_rules = self.failures
+        self.record = Record(WaitQueue(self.sim, "a flag, or a change of the VM"))
+        # As `finish` finds them: counters since the VMs were finalized, VMs that are dead, pages.
+        self.counts: dict[str, int] = {}
+        self.dead: list[str] = []
+        self.pages: list[str] = []
+        self.guests: list[ScenarioGuest] = []
+        self.vmms: dict[str, ScenarioVmm] = {}
+        for vm in scenario.vms:
+            self._add_vm(vm.name)
+        self._host_cpus = {
+            program.name: self.world.take_lp() for program in scenario.programs if program.vcpu < 0
+        }
+        self.checker = Checker(self.world, mode=check, guests=self.guests)
+        self.checker.start()
+        for name, vmm in self.vmms.items():
+            if vmm.build():
+                raise InputError(f"scenario {scenario.name}: VM {name}: {vmm.fatal[0]}")
+        self._counted = count_all(self.world, self.vmms, self.record)
+        for name, vmm in self.vmms.items():
+            for index in range(len(vmm.vcpus)):
+                self._run_vcpu(name, index)
+        for step in scenario.setup:
+            self._take(step)
+        for vmm in self.vmms.values():
+            vmm.renew_guest()
+        self.world.host.x86_tdx.state.inject = self.failures.seamcall_leaves()
+        self.sim.answers = []
+
+    def _add_vm(self, name: str) -> None:
+        scenario = self.scenario
+        vm = scenario.vm(name)
+        prefix = f"{name}." if len(scenario.vms) > 1 else ""
+        actors = [f"{prefix}vcpu{index}" for index in range(vm.nr_vcpus)]
+        guest = ScenarioGuest(vm, actors, self.record)
+        cpus = make_guest_cpus(self.world.machine, guest)
+        self.record.cpus.append(cpus[0])
+        lps = [self.world.take_lp() for _ in cpus]
+        lender = self.vmms.get(vm.shape.shares_memory_with)
+        vmm = ScenarioVmm(self.world.host, vm, self.record, cpus, lps, self.world.take_lp(), lender)
+        self.world.vmms.append(vmm)
+        self.guests.append(guest)
+        self.vmms[name] = vmm
+
+    def _guest(self, vm: str) -> ScenarioGuest:
+        return self.guests[list(self.vmms).index(vm)]
+
+    # Steps
+
+    def _run_vcpu(self, vm: str, index: int) -> None:
+        vmm = self.vmms[vm]
+        thread = vmm.threads([index])[0]
+        self.sim.spawn(self._guest(vm).actors[index], thread.run, cpu=vmm.cpus[index])
+        self.sim.run()
+
+    def _take(self, step: Step) -> None:
+        """One operation, with the world for itself."""
+        if step.vcpu >= 0:
+            vmm = self.vmms[step.vm]
+            if vmm.stop_reason:
+                self.record.results.append(Result(step.actor, step.op.text, STOPPED, False))
+                return
+            self._guest(step.vm).queues[step.vcpu].append(step.op)
+            self._run_vcpu(step.vm, step.vcpu)
+            return
+        vmm = self.vmms[step.vm or self.scenario.vms[0].name]
+        thread = HostThread("host", self.world.host, self.vmms, [step.op], self.record)
+        self.sim.spawn("host", thread.run, cpu=vmm.main_cpu)
+        self.sim.run()
+
+    # The programs
+
+    def spawn(self) -> None:
+        """The tasks of the programs. The scheduler has not run yet."""
+        for program in self.scenario.programs:
+            if program.vcpu >= 0:
+                self._spawn_vcpu(program)
+            else:
+                thread = HostThread(
+                    program.name, self.world.host, self.vmms, program.ops, self.record
+                )
+                self.sim.spawn(program.name, thread.run, cpu=self._host_cpus[program.name])
+        self.failures.open = True
+
+    def _spawn_vcpu(self, program: Program) -> None:
+        vmm = self.vmms[program.vm]
+        self._guest(program.vm).queues[program.vcpu].extend(program.ops)
+        thread = vmm.threads([program.vcpu])[0]
+        self.sim.spawn(program.name, thread.run, cpu=vmm.cpus[program.vcpu])
+
+    def finish(self) -> None:
+        """The programs have ended: the steps of `after`. Schedules have no part in it."""
+        self.failures.open = False
+        schedule = self.sim.schedule
+        self.sim.schedule = RoundRobin()
+        for step in self.scenario.after:
+            self._take(step)
+        self.sim.schedule = schedule
+        self._look()
+
+    def _look(self) -> None:
+        self.counts = difference(count_all(self.world, self.vmms, self.record), self._counted)
+        self.dead = [
+            name
+            for name, vmm in self.vmms.items()
+            if vmm.kvm is not None and (vmm.kvm.vm_dead or vmm.kvm.vm_bugged)
+        ]
+        self.pages = []
+        for _, name, area, _ in self.scenario.pages:
+            vm = self.scenario.vm(name)
+            gfn = area.gpa(vm.gpa) >> PAGE_SHIFT
+            nr_pages = area.size(vm.memory_bytes) >> PAGE_SHIFT
+            self.pages.append(pages_state(self.world, self.vmms[name], gfn, gfn + nr_pages))
+
+    def gave_up(self) -> list[str]:
+        """Why VMMs ended other than by themselves: `VM a: vCPU 0: KVM_RUN failed: -EIO`."""
+        return [f"VM {name}: {text}" for name, vmm in self.vmms.items() for text in vmm.fatal]
+
+    def teardown(self) -> None:
+        """The VMMs exit, one after the other; the checks look at what is left."""
+        for vmm in self.vmms.values():
+            vmm.stop(STOP_SHUTDOWN)
+            vmm.exit()
+        self.checker.finish()
+
+    # One whole run
+
+    def run(self, schedule: Schedule) -> None:
+        """From the beginning of the programs to the last page."""
+        self.sim.schedule = schedule
+        self.spawn()
+        self.sim.run()
+        self.finish()
+        self.teardown()
