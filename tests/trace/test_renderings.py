@@ -14,7 +14,7 @@ from septum.errors import InputError
 from septum.linux.kvm.events import KvmEntry, KvmExit, KvmMmuSplitHugePage
 from septum.module.events import SeamcallEvent
 from septum.sim.events import Event, FindingEvent, LockEvent, SwitchEvent
-from septum.trace import TraceHeader, TraceWriter, event_types, read_trace
+from septum.trace import TraceHeader, TraceReader, TraceWriter, event_types, read_trace
 from septum.trace.command import FORMATS, render, trace
 from septum.trace.describe import describe
 from septum.trace.filters import categories, make_filter, parse_only, tag_of
@@ -279,6 +279,9 @@ def test_command(
         KvmMmuSplitHugePage,
         KvmMmuSplitHugePage,
     ]
+    with TraceReader(path) as reader:
+        kept_lines = [reader.line for event in reader if make_filter(["split"])(event)]
+    assert out.read_bytes().splitlines(keepends=True)[1:-1] == kept_lines
     with pytest.raises(InputError, match="--output"):
         trace(path, "jsonl", "", "", False, None)
 

@@ -98,8 +98,8 @@ def trace(
             if output is None:
                 raise InputError("--as jsonl writes a file; name it with --output")
             with TraceWriter(output, reader.header) as writer:
-                for event in events:
-                    writer.write(event)
+                for _ in events:
+                    writer.write_line(reader.line)
         elif output is None:
             _copy(render(events, reader.header, fmt, every_step=every_step), sys.stdout.buffer)
         else:

@@ -40,14 +40,18 @@ def _decoder() -> msgspec.json.Decoder[Event | TraceEnd]:
 
 
 class TraceReader:
-    """An open trace: `header`, then events by iteration. `complete` once the end line was read."""
+    """An open trace: `header`, then events by iteration. `complete` once the end line was read.
 
-    __slots__ = ("_file", "complete", "header", "path")
+    `line` is the text of the latest event, with what only the file tells (`name`, `via`).
+    """
+
+    __slots__ = ("_file", "complete", "header", "line", "path")
 
     def __init__(self, path: Path) -> None:
         """Raises TraceError (an InputError) when this is no trace that Septum can read."""
         self.path = path
         self.complete = False
+        self.line = b""
         self._file = self._open()
         self.header = self._read_header()
 
@@ -100,6 +104,7 @@ class TraceReader:
                     self._check_end(number, event, nr_events)
                     return
                 nr_events += 1
+                self.line = line
                 yield event
         except (EOFError, zlib.error, OSError) as error:
             raise TraceError(
