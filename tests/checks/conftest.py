@@ -80,6 +80,7 @@ class TinyWorld:
             gmem=None,
             x86=None,
             mmu=None,
+            tdp_mmu=None,
             x86_tdx=SimpleNamespace(state=SimpleNamespace(keyid_ida=set(), pamt_refcounts={})),
         )
         self.host.mm = Mm(self.host)  # type: ignore[arg-type]

@@ -73,7 +73,10 @@ class TestMappingInFolio:
 
     def test_another_frame(self, world):
         world.inode.folios[0x200] = Folio(0x80000, 9)
-        assert "PFN 0x80000 is what guest_memfd has at index 0x200" in found(world, "mapping-in-folio")[0]
+        assert (
+            "PFN 0x80000 is what guest_memfd has at index 0x200"
+            in found(world, "mapping-in-folio")[0]
+        )
 
     def test_shared_memory_under_a_leaf(self, world):
         range_store(world.inode.attributes, 0x210, 0x211, 0)

@@ -92,13 +92,18 @@ def test_a_frozen_entry_is_in_transition(world):
     assert "nobody holds mmu_lock" in world.texts()[0]
 
 
-def test_a_writer_is_at_one_entry(world):
+def test_the_entry_that_a_writer_changes_may_differ_and_no_other(world):
     world.set_mirror(0x402, 1, SHADOW_NONPRESENT_VALUE)
     checker = world.checker(["mirror"])
     world.kvm.mmu_lock.write_lock()
+    checker.entry_changes(world.kvm, 0x402, 1)
     checker.quiet_point("test")
     assert world.texts() == []
     world.set_mirror(0x401, 1, SHADOW_NONPRESENT_VALUE)
+    checker.quiet_point("test")
+    (text,) = world.texts()
+    assert "GFN 0x401" in text
+    checker.entry_changed(world.kvm, 0x402, 1)
     checker.quiet_point("test")
     assert len(world.texts()) == 2
 

@@ -30,7 +30,9 @@ Result = Literal["held", "broken"]
 CREDIT_PER_QUIET_POINT = 16
 STEPS_PER_ACTIVE_LOOK = 64
 MAX_FINDINGS_PER_PROMISE = 8
+VIOLATIONS_PER_WIDE_LOOK = 16
 _ROUND = 512
+_NEAR = 8
 
 
 class Checker:
@@ -45,12 +47,14 @@ class Checker:
     """
 
     __slots__ = (
+        "_changing",
         "_credit",
         "_histories",
         "_looking",
         "_next_operation",
         "_nr_found",
         "_nr_steps",
+        "_nr_violations",
         "_vms",
         "guests",
         "mapping_may_exceed_folio",
@@ -92,11 +96,13 @@ class Checker:
         self.told = False  # whether the host tells what user space asks
         self._vms: dict[int, VmView] = {}
         self._histories: dict[int, VmHistory] = {}
+        self._changing: dict[int, list[tuple[int, int]]] = {}
         self._credit = 0
         self._looking = False
         self._next_operation = 1
         self._nr_found: dict[str, int] = {}
         self._nr_steps = 0
+        self._nr_violations = 0
 
     # Life
 
@@ -131,6 +137,8 @@ class Checker:
         op = Operation(self._next_operation, name, spans, takes)
         self._next_operation += 1
         self._meet_vms()
+        if takes and self.mode != "end":
+            self._look(name, spans)  # so that what it loses is known
         for number in spans:
             self._histories[number].begin(op, number)
         for promise in self.promises:
@@ -146,13 +154,13 @@ class Checker:
             promise.operation_end(op)
         self.quiet_point(op.name, op.spans)
 
-    def quiet_point(self, where: str, spans: Spans | None = None) -> None:
+    def quiet_point(self, where: str, spans: Spans | None = None, round_to: int = _ROUND) -> None:
         """A task is between two things: the GFNs in `spans`, and what surrounds them, are looked
         at, and everything when it is time to."""
         if self.mode == "end":
             return
         self._credit += CREDIT_PER_QUIET_POINT
-        self._look(where, spans if spans is not None else {})
+        self._look(where, spans if spans is not None else {}, round_to)
 
     def ept_violation_handled(self, vcpu: KvmVcpu) -> None:
         """KVM has handled an EPT violation of the vCPU."""
@@ -161,7 +169,20 @@ class Checker:
         kvm = vcpu.kvm
         gfn = vcpu.tdx.exit_gpa >> 12
         if not gfn & kvm.arch.gfn_direct_bits:
-            self.quiet_point("EPT violation", vm_spans(kvm, [(gfn, gfn + 1)]))
+            # Most of them map one page; the 2 MB frame around it is looked at every so often.
+            self._nr_violations += 1
+            round_to = _ROUND if self._nr_violations % VIOLATIONS_PER_WIDE_LOOK == 0 else _NEAR
+            self.quiet_point("EPT violation", vm_spans(kvm, [(gfn, gfn + 1)]), round_to)
+
+    def entry_changes(self, kvm: Kvm, gfn: int, level: int) -> None:
+        """The holder of mmu_lock is about to write a mirror entry, and then to change the S-EPT."""
+        self._changing.setdefault(kvm.id, []).append((gfn, level))
+
+    def entry_changed(self, kvm: Kvm, gfn: int, level: int) -> None:
+        """It has: from here on both sides must agree. A huge one is looked at."""
+        self._changing[kvm.id].remove((gfn, level))
+        if level > 1:
+            self.quiet_point("tdp_mmu_set_spte", vm_spans(kvm, [(gfn, gfn + 1)]))
 
     def fault_tried(self, vcpu: KvmVcpu, gpa: int, ret: int) -> None:
         """A fault at `gpa` came to `ret`: RET_PF_* or -errno."""
@@ -205,7 +226,7 @@ class Checker:
 
     # Looking
 
-    def _look(self, where: str, spans: Spans) -> None:
+    def _look(self, where: str, spans: Spans, round_to: int = _ROUND) -> None:
         if self._looking:
             return
         self._looking = True
@@ -221,8 +242,8 @@ class Checker:
                 vm = self._vms.get(number)
                 done = 0
                 for start, end in ranges if vm is not None else ():
-                    first = max(done, start & -_ROUND)
-                    done = max(done, -(-end // _ROUND) * _ROUND)
+                    first = max(done, start & -round_to)
+                    done = max(done, -(-end // round_to) * round_to)
                     if vm is not None and first < done:
                         self._look_at(vm, first, done)
         finally:
@@ -230,8 +251,11 @@ class Checker:
 
     def _cost(self) -> int:
         """The credit that a full look takes: large guests are looked at as a whole more rarely."""
-        nr_pages = sum(vm.kvm.arch.tdp_mmu_pages for vm in self._vms.values())
-        return nr_pages * nr_pages // 32
+        nr_tables = nr_small = 0
+        for vm in self._vms.values():
+            nr_tables += vm.kvm.arch.tdp_mmu_pages
+            nr_small += vm.kvm.stat.get("pages_4k")
+        return nr_tables * nr_tables // 32 + nr_small // 4
 
     def _full_look(self) -> None:
         self.nr_full_looks += 1
@@ -289,6 +313,10 @@ class Checker:
         history = self._histories[vm.kvm.id]
         assert history.losses is not None and history.window == (first_gfn, end_gfn)
         return history.losses
+
+    def changing(self, vm: VmView) -> list[tuple[int, int]]:
+        """(GFN, KVM level) of the mirror entries that are being written under mmu_lock."""
+        return self._changing.get(vm.kvm.id, [])
 
     def vms(self) -> Iterable[VmView]:
         """The VMs that exist."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from septum.abi.kvm import KVM_LPAGE_GUEST_INHIBIT_FLAG, PG_LEVEL_2M
+from septum.abi.kvm import KVM_LPAGE_GUEST_INHIBIT_FLAG, PAGES_PER_HPAGE, PG_LEVEL_2M
 from septum.abi.sept import BLOCKED, PS, STATE_MASK
 from septum.abi.spte import (
     FROZEN_SPTE,
@@ -62,8 +62,9 @@ class Mirror(Promise):
     # An entry is in transition
     #  - while it is frozen: the reader of mmu_lock who froze it is between its compare-exchange
     #    and the write that ends the freeze. The entry and all below it are not compared;
-    #  - while a task holds mmu_lock for writing: that task changes one entry at a time, the mirror
-    #    first, the S-EPT by several SEAMCALLs after. One entry, with all below it, may differ.
+    #  - from the moment when the holder of mmu_lock for writing writes it in the mirror to the
+    #    moment when the S-EPT has followed, which takes several SEAMCALLs (tdp_mmu_set_spte()).
+    #    The entry and all below it may differ; everything else agrees, lock or no lock.
     # A VM that is bugged has broken `no-bug` already, and its two sides may differ for ever. Once
     # the key is blocked the S-EPT is dead: then the mirror may have no leaf.
 
@@ -100,9 +101,10 @@ class Mirror(Promise):
             differences.append(Difference(0, root.level, 0, 0, why))
         else:
             walker.compare(td.root, root.spt, td.root_level, 0)
-        if writing and len(differences) <= 1:
-            return
+        changing = self.checker.changing(vm)
         for found in differences:
+            if any(_covers(entry, found) for entry in changing):
+                continue
             self.broken((vm.name, found.gfn, found.level), self._text(vm, found))
         if first_gfn == 0 and end_gfn >= END_GFN and not writing and not kvm.mmu_lock.readers:
             self._check_stats(vm, root)
@@ -189,6 +191,12 @@ class Mirror(Promise):
                         f"{vm.name}: GFN {gfn:#x} is mapped at 2M although lpage_info has the "
                         f"guest-inhibit flag there ({value:#x})",
                     )
+
+
+def _covers(entry: tuple[int, int], found: Difference) -> bool:
+    """Whether a difference is at the entry (GFN, level) or below it."""
+    gfn, level = entry
+    return found.level <= level and gfn <= found.gfn < gfn + PAGES_PER_HPAGE[level]
 
 
 def _counts_text(counts: dict[str, int]) -> str:

@@ -17,6 +17,7 @@ from septum.linux.kvm.gmem_range import FALLOC_FL_PUNCH_HOLE, MAX_INDEX
 from septum.linux.kvm.guest_memfd import GuestMemfd
 from septum.linux.kvm.main import KvmMain
 from septum.linux.kvm.mmu import KvmMmu
+from septum.linux.kvm.tdp_mmu import TdpMmu
 from septum.linux.kvm.x86 import KvmX86
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from septum.linux.kvm.tdx_defs import KvmTdxCmd
     from septum.linux.kvm.types import GmemFile, GmemInode, Kvm, KvmVcpu
     from septum.linux.unit import Unit
+    from septum.machine import TablePage
 
 U = TypeVar("U", bound="Unit")
 
@@ -138,6 +140,30 @@ class _X86Hooks(KvmX86):
         return ret
 
 
+class _TdpMmuHooks(TdpMmu):
+    """Entries that are written under mmu_lock for writing: the mirror first, then the S-EPT."""
+
+    __slots__ = ()
+
+    def tdp_mmu_set_spte(
+        self,
+        kvm: Kvm,
+        table: TablePage,
+        index: int,
+        old_spte: int,
+        new_spte: int,
+        gfn: int,
+        level: int,
+    ) -> int:
+        observer = _observer_of(self)
+        if observer is None or not self.is_mirror_sptep(table):
+            return super().tdp_mmu_set_spte(kvm, table, index, old_spte, new_spte, gfn, level)
+        observer.entry_changes(kvm, gfn, level)
+        ret = super().tdp_mmu_set_spte(kvm, table, index, old_spte, new_spte, gfn, level)
+        observer.entry_changed(kvm, gfn, level)
+        return ret
+
+
 class _MmuHooks(KvmMmu):
     """Faults, also those that are tried again without leaving KVM."""
 
@@ -190,6 +216,7 @@ def observed_units(units: HostUnits) -> HostUnits:
         gmem=_with_hooks(_GmemHooks, units.gmem),
         x86=_with_hooks(_X86Hooks, units.x86),
         mmu=_with_hooks(_MmuHooks, units.mmu),
+        tdp_mmu=_with_hooks(_TdpMmuHooks, units.tdp_mmu),
     )
 
 
@@ -200,6 +227,7 @@ def attach(host: Host, observer: Checker | None) -> bool:
         (host.gmem, _GmemHooks),
         (host.x86, _X86Hooks),
         (host.mmu, _MmuHooks),
+        (host.tdp_mmu, _TdpMmuHooks),
     )
     if not all(isinstance(unit, hooks) for unit, hooks in layers):
         return False

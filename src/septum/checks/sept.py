@@ -37,6 +37,7 @@ RAMP = int.from_bytes(b"".join(i.to_bytes(8, "little") for i in range(NR)), "lit
 _FRAMES = RAMP << 12
 """What 512 neighbouring frames add to the HPA of their first one."""
 END_GFN = 1 << 40
+_FEW = 64
 
 PENDING_STATE = PENDING
 """The state bit of a leaf that the guest has not accepted."""
@@ -118,26 +119,23 @@ class SeptReader:
         window: tuple[int, int],
         found: list[LeafRun],
     ) -> None:
-        record = self._record(page, level, base_gfn)
         first_gfn, end_gfn = window
-        parts = record.parts
-        if first_gfn <= base_gfn and base_gfn + (NR << 9 * level) <= end_gfn:
-            if not record.children:
-                found += parts  # type: ignore[arg-type]
-                return
+        shift = 9 * level
+        lo = max(0, (first_gfn - base_gfn) >> shift)
+        hi = min(NR, -((base_gfn - end_gfn) >> shift))
+        if page.entries is not None and hi - lo <= _FEW:
+            # A look at a few entries: read them, and leave the record of the table alone.
+            record = _Record(base_gfn, None)
+            self._read_mixed(page, level, record, lo, hi)
         else:
-            starts = record.first_gfns
-            lo = max(0, bisect_right(starts, first_gfn) - 1)
-            hi = bisect_left(starts, end_gfn)
-            parts = [
-                part if isinstance(part, int) else clip(part, first_gfn, end_gfn)
-                for part in parts[lo:hi]
-            ]
-            record_starts = starts[lo:hi]
-            for gfn, part in zip(record_starts, parts, strict=True):
-                self._add(gfn, part, level, window, found)
+            record = self._record(page, level, base_gfn)
+        if hi - lo == NR and not record.children:
+            found += record.parts  # type: ignore[arg-type]
             return
-        for gfn, part in zip(record.first_gfns, parts, strict=True):
+        starts = record.first_gfns
+        first = max(0, bisect_right(starts, first_gfn) - 1)
+        last = bisect_left(starts, end_gfn)
+        for gfn, part in zip(starts[first:last], record.parts[first:last], strict=True):
             self._add(gfn, part, level, window, found)
 
     def _add(
@@ -149,6 +147,7 @@ class SeptReader:
         found: list[LeafRun],
     ) -> None:
         if not isinstance(part, int):
+            part = clip(part, *window)
             if part[1] > 0:
                 found.append(part)
             return
@@ -183,14 +182,18 @@ class SeptReader:
                 pfn = (first & self.hpa_mask) >> 12
                 record.add(record.gfn, (record.gfn, NR, 1, first & STATE_MASK, pfn))
                 return
-        self._read_mixed(page, level, leaf_mask, record)
+        self._read_mixed(page, level, record, 0, NR)
 
-    def _read_mixed(self, page: TablePage, level: int, leaf_mask: int, record: _Record) -> None:
-        """A table whose entries differ."""
+    def _read_mixed(
+        self, page: TablePage, level: int, record: _Record, first: int, end: int
+    ) -> None:
+        """Entries `first` to `end` of a table whose entries differ."""
         step = 1 << 9 * level
-        gfn = record.gfn
+        leaf_mask = self.hpa_mask & -(step << 12)
+        gfn = record.gfn + first * step
         start = nr = state = pfn = 0
-        for entry in page.values():
+        entries = page.entries
+        for entry in page.values() if entries is None else entries[first:end]:
             if entry & PS:
                 this_state = entry & STATE_MASK
                 this_pfn = (entry & leaf_mask) >> 12
