@@ -148,6 +148,30 @@ def designs() -> None:
 
 
 @app.command()
+def trace(
+    file: Annotated[Path, typer.Argument(help="A trace: JSON Lines, plain or gzip.")],
+    fmt: Annotated[
+        str,
+        typer.Option("--as", metavar="FORMAT", help="ladder, ftrace, perfetto, mermaid or jsonl."),
+    ] = "ladder",
+    only: Annotated[
+        str, typer.Option(help="Kinds of events, with commas: seamcall,split,conversion...")
+    ] = "",
+    task: Annotated[str, typer.Option(help="Only tasks whose name contains this.")] = "",
+    every_step: Annotated[
+        bool, typer.Option("--every-step", help="Fold nothing in a ladder.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write here, not to stdout.")
+    ] = None,
+) -> None:
+    """Show a recorded trace: a ladder, ftrace text, Perfetto JSON, or a Mermaid diagram."""
+    from septum.trace import command
+
+    command.trace(file, fmt, only, task, every_step, output)
+
+
+@app.command()
 def conform(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="Transcripts, plain or gzip JSON Lines.")

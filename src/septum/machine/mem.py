@@ -80,7 +80,10 @@ class PhysMem:
         return GARBAGE
 
     def write(self, pfn: int, hkid: int, token: int) -> None:
-        """Write `token` to frame `pfn` with key `hkid`; the lines are dirty in the cache."""
+        """Write `token` to frame `pfn` with key `hkid`; the lines are dirty in the cache.
+
+        MODEL: also for the TDX module's direct stores, which bypass the cache on hardware.
+        """
         block = self._blocks.get(pfn >> 9)
         if block is None:
             block = self._blocks[pfn >> 9] = FrameBlock()

@@ -1,0 +1,44 @@
+"""The generated documents say what the source says, and the README names what exists."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("tool", ["fidelity", "promises"])
+def test_generated_documents_are_current(tool: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / f"{tool}.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_document_that_is_linked_exists() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if "://" not in link:
+                assert (page.parent / link).exists(), f"{page.name} links {link}"
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    from septum.cli.main import app, module_app
+
+    names = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    names |= {f"module {c.name}" for c in module_app.registered_commands}
+    told = re.findall(r"^\| `septum ((?:module )?[a-z-]+)", (ROOT / "README.md").read_text(), re.M)
+    assert set(told) <= names
+    assert len(told) > 5
+
+
+def test_every_file_named_in_the_reading_guide_exists() -> None:
+    guide = (ROOT / "docs" / "reading-guide.md").read_text()
+    for name in set(re.findall(r"`((?:linux|module)/[a-z_/0-9]+\.py)`", guide)):
+        assert (ROOT / "src" / "septum" / name).exists(), name

@@ -1,0 +1,45 @@
+"""Writes docs/promises.md from the promises' own docstrings.
+
+python tools/promises.py            write the file
+python tools/promises.py --check    exit 1 when the file is not what the source says
+"""
+
+import sys
+from pathlib import Path
+
+from septum.checks import PROMISES, consequence, sentence
+
+TARGET = Path(__file__).resolve().parent.parent / "docs" / "promises.md"
+
+HEAD = """# What a run is held to
+
+Generated from the code by `python tools/promises.py`; a test keeps it true. A promise looks at the
+whole world and never changes it: frames, Secure EPT, PAMT, TLBs and contents are compared with what
+each layer believes. With `--check end` they look when the VM is gone, with `quiet` also between
+operations, with `every-step` at every scheduling point.
+
+"""
+
+
+def page() -> str:
+    """The whole document."""
+    parts = [HEAD]
+    for name, promise in PROMISES.items():
+        parts.append(f"## `{name}`\n\n{sentence(promise)}\n\n{consequence(promise)}\n\n")
+    return "".join(parts).rstrip() + "\n"
+
+
+def main() -> int:
+    """Write or check; returns the exit code."""
+    text = page()
+    if "--check" in sys.argv[1:]:
+        if TARGET.exists() and TARGET.read_text() == text:
+            return 0
+        print("docs/promises.md is out of date; run: python tools/promises.py", file=sys.stderr)
+        return 1
+    TARGET.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
