@@ -22,11 +22,12 @@ class NoBug(Promise):
     name = "no-bug"
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
-        """A VM that is bugged or dead, or a TD that the module gave up, is found even when the
-        place where it happened did not report it; those that do have reported already."""
+        """A VM that is bugged, or a TD that the module gave up, is found even when the place
+        where it happened did not report it; those that do have reported already. A VM that is
+        dead for what its guest did is not bugged."""
         kvm = vm.kvm
-        if kvm.vm_bugged or kvm.vm_dead:
-            self._state(vm, "bugged" if kvm.vm_bugged else "dead")
+        if kvm.vm_bugged:
+            self._state(vm, "bugged")
         td = vm.td
         if td is not None and td.fatal:
             self._state(vm, "in the module's FATAL state")
