@@ -119,7 +119,10 @@ class GuestCpu(ABC):
         The private content is given up either way. RETRY continues where the host stopped, and
         three retries without progress give up. Source: tdx_map_gpa.
         """
-        self.memory.forget(gpa, size_bytes >> PAGE_SHIFT)
+        nr_pages = size_bytes >> PAGE_SHIFT
+        if self.memory.is_read(gpa, nr_pages):
+            self.spin_until(lambda: not self.memory.is_read(gpa, nr_pages))
+        self.memory.forget(gpa, nr_pages)
         start = gpa | (self.shared_bit if shared else 0)
         end = start + size_bytes
         retries = 0
@@ -142,8 +145,11 @@ class GuestCpu(ABC):
         """Write a new token (or `token`) to pages that the guest owns."""
         if token is None:
             token = self.memory.new_token()
+        window = (gpa >> PAGE_SHIFT, (gpa >> PAGE_SHIFT) + nr_pages)
+        self.memory.writing.append(window)
         self.store(gpa, nr_pages, token)
         self.memory.write(gpa, nr_pages, token)
+        self.memory.writing.remove(window)
 
     def write(self, gpa: int, token: int | None = None) -> None:
         """Write one page that the guest owns."""
@@ -164,15 +170,34 @@ class GuestCpu(ABC):
             gpa += run * PAGE_SIZE
 
     def verify(self, gpa: int, nr_pages: int) -> bool:
-        """Read back all owned pages in the range; a finding for the first page that differs."""
-        for gfn, run, expected in self.memory.ranges_in(gpa, nr_pages):
+        """Read back all owned pages in the range; a finding for the first page that differs.
+
+        Other vCPUs do not give the pages up meanwhile; what one is writing is not compared.
+        """
+        memory = self.memory
+        window = (gpa >> PAGE_SHIFT, (gpa >> PAGE_SHIFT) + nr_pages)
+        memory.reading.append(window)
+        lost = self._first_lost(gpa, nr_pages)
+        memory.reading.remove(window)
+        self.wake_spinners()
+        if lost is not None:
+            self._lost(*lost)
+        return lost is None
+
+    def _first_lost(self, gpa: int, nr_pages: int) -> tuple[int, int, int] | None:
+        """(gpa, token expected, token read) of the first owned page that differs."""
+        memory = self.memory
+        for gfn, run, expected in memory.ranges_in(gpa, nr_pages):
             at = gfn << PAGE_SHIFT
             for nr, token in self.load(at, run):
-                if token != expected:
-                    self._lost(at, expected, token)
-                    return False
+                if (
+                    token != expected
+                    and memory.token_at(at) == expected
+                    and not memory.is_written(at, nr)
+                ):
+                    return at, expected, token
                 at += nr * PAGE_SIZE
-        return True
+        return None
 
     def verify_frame_rest(self, gpa: int, size_bytes: int) -> bool:
         """Read back what the guest owns in the 2 MB frames that [gpa, gpa + size_bytes) only

@@ -19,9 +19,13 @@ ZERO = 0
 class GuestMemory:
     """Token by GFN, as sorted, disjoint ranges [_starts[i], _ends[i]) that hold _tokens[i]."""
 
-    __slots__ = ("_ends", "_starts", "_tokens", "last_token")
+    __slots__ = ("_ends", "_starts", "_tokens", "last_token", "reading", "writing")
 
     def __init__(self) -> None:
+        # GFN ranges that a vCPU is reading back, which nobody gives up meanwhile, and ranges that
+        # one is writing, whose record follows the write.
+        self.reading: list[tuple[int, int]] = []
+        self.writing: list[tuple[int, int]] = []
         self._starts: list[int] = []
         self._ends: list[int] = []
         self._tokens: list[int] = []
@@ -78,6 +82,14 @@ class GuestMemory:
             i += 1
         return found
 
+    def is_read(self, gpa: int, nr_pages: int) -> bool:
+        """A vCPU is reading one of the pages back."""
+        return _overlaps(self.reading, gpa >> PAGE_SHIFT, nr_pages)
+
+    def is_written(self, gpa: int, nr_pages: int = 1) -> bool:
+        """A vCPU is in the middle of writing one of the pages."""
+        return _overlaps(self.writing, gpa >> PAGE_SHIFT, nr_pages)
+
     @property
     def nr_pages(self) -> int:
         """Number of pages that the guest owns."""
@@ -111,3 +123,7 @@ class GuestMemory:
         del self._starts[i:j]
         del self._ends[i:j]
         del self._tokens[i:j]
+
+
+def _overlaps(ranges: list[tuple[int, int]], start: int, nr: int) -> bool:
+    return any(low < start + nr and start < high for low, high in ranges)
