@@ -28,6 +28,7 @@ class CacheLines(Promise):
 
     __slots__ = ()
     name = "cache"
+    thorough = True
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
         """The frames of the TD have no dirty lines of another key: they were flushed before."""

@@ -18,6 +18,7 @@ from septum.checks.view import VmView
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from septum.checks.intervals import Intervals
     from septum.checks.promise import Promise
     from septum.checks.view import GuestView, WorldView
     from septum.guest.memory import GuestMemory
@@ -31,6 +32,7 @@ CREDIT_PER_QUIET_POINT = 16
 STEPS_PER_ACTIVE_LOOK = 64
 MAX_FINDINGS_PER_PROMISE = 8
 VIOLATIONS_PER_WIDE_LOOK = 16
+OPERATIONS_PER_THOROUGH_LOOK = 16
 _ROUND = 512
 _NEAR = 8
 
@@ -48,13 +50,18 @@ class Checker:
 
     __slots__ = (
         "_changing",
+        "_cost",
         "_credit",
         "_histories",
         "_looking",
         "_next_operation",
         "_nr_found",
+        "_nr_operations",
+        "_nr_runs",
         "_nr_steps",
         "_nr_violations",
+        "_quick",
+        "_thorough",
         "_vms",
         "guests",
         "mapping_may_exceed_folio",
@@ -89,6 +96,8 @@ class Checker:
         )
         self.mapping_may_exceed_folio = False
         self.promises: list[Promise] = [cls(self) for cls in find_promises(promises)]
+        self._quick = [p for p in self.promises if not p.thorough]
+        self._thorough = [p for p in self.promises if p.thorough]
         self.results: dict[str, Result] = {p.name: "held" for p in self.promises}
         self.where = ""
         self.nr_looks = 0
@@ -98,6 +107,9 @@ class Checker:
         self._histories: dict[int, VmHistory] = {}
         self._changing: dict[int, list[tuple[int, int]]] = {}
         self._credit = 0
+        self._cost = 0  # the credit that a full look takes
+        self._nr_runs = 0  # of the last look
+        self._nr_operations = 0
         self._looking = False
         self._next_operation = 1
         self._nr_found: dict[str, int] = {}
@@ -138,7 +150,7 @@ class Checker:
         self._next_operation += 1
         self._meet_vms()
         if takes and self.mode != "end":
-            self._look(name, spans)  # so that what it loses is known
+            self._look(name, spans, light=True)  # so that what it loses is known
         for number in spans:
             self._histories[number].begin(op, number)
         for promise in self.promises:
@@ -152,15 +164,21 @@ class Checker:
             self._histories[number].end(op, number)
         for promise in self.promises:
             promise.operation_end(op)
-        self.quiet_point(op.name, op.spans)
+        self._nr_operations += 1
+        if self._nr_operations % OPERATIONS_PER_THOROUGH_LOOK == 0:
+            self.quiet_point(op.name, op.spans)
+        else:
+            self.quiet_point(op.name, op.spans, _NEAR, _ROUND)
 
-    def quiet_point(self, where: str, spans: Spans | None = None, round_to: int = _ROUND) -> None:
+    def quiet_point(
+        self, where: str, spans: Spans | None = None, near: int = _ROUND, wide: int = 0
+    ) -> None:
         """A task is between two things: the GFNs in `spans`, and what surrounds them, are looked
         at, and everything when it is time to."""
         if self.mode == "end":
             return
         self._credit += CREDIT_PER_QUIET_POINT
-        self._look(where, spans if spans is not None else {}, round_to)
+        self._look(where, spans if spans is not None else {}, near, wide)
 
     def ept_violation_handled(self, vcpu: KvmVcpu) -> None:
         """KVM has handled an EPT violation of the vCPU."""
@@ -181,8 +199,8 @@ class Checker:
     def entry_changed(self, kvm: Kvm, gfn: int, level: int) -> None:
         """It has: from here on both sides must agree. A huge one is looked at."""
         self._changing[kvm.id].remove((gfn, level))
-        if level > 1:
-            self.quiet_point("tdp_mmu_set_spte", vm_spans(kvm, [(gfn, gfn + 1)]))
+        if level > 1 and self.mode != "end":
+            self._look("tdp_mmu_set_spte", vm_spans(kvm, [(gfn, gfn + 1)]), light=True)
 
     def fault_tried(self, vcpu: KvmVcpu, gpa: int, ret: int) -> None:
         """A fault at `gpa` came to `ret`: RET_PF_* or -errno."""
@@ -226,52 +244,65 @@ class Checker:
 
     # Looking
 
-    def _look(self, where: str, spans: Spans, round_to: int = _ROUND) -> None:
+    def _look(
+        self, where: str, spans: Spans, near: int = _ROUND, wide: int = 0, *, light: bool = False
+    ) -> None:
+        """Look at `spans` rounded to `near` pages, and (if given) to `wide` with the promises that
+        are quick about it; at everything instead when it is time to."""
         if self._looking:
             return
         self._looking = True
         try:
             self.where = where
             self._meet_vms()
-            if self._credit >= self._cost():
+            if self._credit >= self._cost and not light:
                 self._credit = 0
                 self._full_look()
                 return
             self.nr_looks += 1
             for number, ranges in spans.items():
                 vm = self._vms.get(number)
-                done = 0
-                for start, end in ranges if vm is not None else ():
-                    first = max(done, start & -round_to)
-                    done = max(done, -(-end // round_to) * round_to)
-                    if vm is not None and first < done:
-                        self._look_at(vm, first, done)
+                if vm is None:
+                    continue
+                if wide:
+                    self._look_around(vm, ranges, wide, self._quick)
+                    self._look_around(vm, ranges, near, self._thorough)
+                else:
+                    self._look_around(vm, ranges, near, self._quick if light else self.promises)
         finally:
             self._looking = False
 
-    def _cost(self) -> int:
-        """The credit that a full look takes: large guests are looked at as a whole more rarely."""
-        nr_tables = nr_small = 0
-        for vm in self._vms.values():
-            nr_tables += vm.kvm.arch.tdp_mmu_pages
-            nr_small += vm.kvm.stat.get("pages_4k")
-        return nr_tables * nr_tables // 32 + nr_small // 4
+    def _look_around(
+        self, vm: VmView, ranges: Intervals, round_to: int, promises: list[Promise]
+    ) -> None:
+        done = 0
+        for start, end in ranges:
+            first = max(done, start & -round_to)
+            done = max(done, -(-end // round_to) * round_to)
+            if first < done:
+                self._look_at(vm, first, done, promises)
 
     def _full_look(self) -> None:
         self.nr_full_looks += 1
+        nr_runs = 0
         for vm in list(self._vms.values()):
-            self._look_at(vm, 0, END_GFN)
+            self._look_at(vm, 0, END_GFN, self.promises)
+            nr_runs += self._nr_runs
         for promise in self.promises:
             promise.look_machine()
+        # Large or mixed guests are looked at as a whole more rarely.
+        self._cost = nr_runs * nr_runs // 16
 
-    def _look_at(self, vm: VmView, first_gfn: int, end_gfn: int) -> None:
+    def _look_at(self, vm: VmView, first_gfn: int, end_gfn: int, promises: list[Promise]) -> None:
         history = self._histories[vm.kvm.id]
         vm.begin_look()
-        history.losses = history.look(vm, first_gfn, end_gfn)
-        history.window = (first_gfn, end_gfn)
-        for promise in self.promises:
+        if promises is not self._thorough:
+            history.losses = history.look(vm, first_gfn, end_gfn)
+            history.window = (first_gfn, end_gfn)
+        for promise in promises:
             promise.look(vm, first_gfn, end_gfn)
         history.losses = None
+        self._nr_runs = len(vm.runs(first_gfn, end_gfn))
         vm.end_look()
 
     def _meet_vms(self) -> None:

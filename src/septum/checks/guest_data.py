@@ -24,6 +24,7 @@ class GuestData(Promise):
 
     __slots__ = ()
     name = "guest-data"
+    thorough = True
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
         """The guest's record of what it owns is compared with the frames that the S-EPT maps.

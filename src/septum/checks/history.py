@@ -76,8 +76,8 @@ class VmHistory:
             self.mapped = self.accepted = self.ended = Intervals()
             return Losses(Intervals(), Intervals(), Intervals())
         under_way = self.under_way(vm.kvm.id)
-        asked = self.ended.union(under_way)
-        allowed = asked.union(self.taken)
+        asked = self.ended.union(under_way).within(first_gfn, end_gfn)
+        allowed = asked.union(self.taken.within(first_gfn, end_gfn))
         losses = Losses(
             self.mapped.within(first_gfn, end_gfn).minus(mapped).minus(asked),
             self.accepted.within(first_gfn, end_gfn).minus(accepted).minus(asked),
@@ -85,8 +85,11 @@ class VmHistory:
         )
         self.mapped = self.mapped.replace(first_gfn, end_gfn, mapped)
         self.accepted = self.accepted.replace(first_gfn, end_gfn, accepted)
-        self.ended = self.ended.minus(Intervals([(first_gfn, end_gfn)]))
-        self.taken = self.taken.minus(accepted.minus(under_way))
+        if self.ended:
+            self.ended = self.ended.replace(first_gfn, end_gfn, Intervals())
+        if self.taken:
+            kept = self.taken.within(first_gfn, end_gfn).minus(accepted.minus(under_way))
+            self.taken = self.taken.replace(first_gfn, end_gfn, kept)
         return losses
 
 

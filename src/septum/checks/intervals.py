@@ -6,7 +6,7 @@ it are compared in milliseconds.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -110,5 +110,19 @@ class Intervals:
         return result
 
     def replace(self, start: int, end: int, part: Intervals) -> Intervals:
-        """This set, but in [start, end) it is `part`."""
-        return self.minus(Intervals([(start, end)])).union(part)
+        """This set, but in [start, end) it is `part`, which has nothing outside."""
+        starts, ends = self.starts, self.ends
+        first = bisect_left(ends, start)  # the first range that reaches `start`
+        last = bisect_right(starts, end)  # after the last range that begins by `end`
+        result = Intervals()
+        result.starts = starts[:first]
+        result.ends = ends[:first]
+        if first < last:
+            result.append(starts[first], min(ends[first], start))
+        for piece in part:
+            result.append(*piece)
+        if first < last:
+            result.append(max(starts[last - 1], end), ends[last - 1])
+        result.starts += starts[last:]
+        result.ends += ends[last:]
+        return result

@@ -27,6 +27,7 @@ class MappingInFolio(Promise):
 
     __slots__ = ()
     name = "mapping-in-folio"
+    thorough = True
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
         """Each S-EPT leaf lies in one slot, in memory that is private, in the frames that its

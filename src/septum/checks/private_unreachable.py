@@ -24,6 +24,7 @@ class PrivateUnreachable(Promise):
 
     __slots__ = ()
     name = "private-unreachable"
+    thorough = True
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
         """Of each S-EPT leaf, no index of its guest_memfd is in host page tables, pinned by a

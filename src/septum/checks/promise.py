@@ -28,6 +28,8 @@ class Promise:
     __slots__ = ("checker", "told")
 
     name: ClassVar[str] = ""
+    thorough: ClassVar[bool] = False
+    """It takes its time, and what it sees stays: not every look at a window has to include it."""
 
     def __init__(self, checker: Checker) -> None:
         self.checker = checker
