@@ -21,6 +21,7 @@ from septum.abi.kvm import (
     gfn_round_for_level,
 )
 from septum.linux.kvm.invalidate import MmuInvalidate
+from septum.linux.ranges import range_extent
 
 if TYPE_CHECKING:
     from septum.linux.kvm.types import Kvm, KvmMemorySlot
@@ -140,15 +141,23 @@ class MmuLpage(MmuInvalidate):
         Source: mmu.c hugepage_has_attrs.
         """
         end = gfn + PAGES_PER_HPAGE[level]
-        main = self.host.main
         if level == PG_LEVEL_2M:
-            return main.kvm_range_has_vm_memory_attributes(kvm, gfn, end, U64_MAX, attrs)
-        for child in range(gfn, end, PAGES_PER_HPAGE[level - 1]):
-            if (
-                self.hugepage_test_mixed(slot, child, level - 1)
-                or main.kvm_get_vm_memory_attributes(kvm, child) != attrs
-            ):
+            return self.host.main.kvm_range_has_vm_memory_attributes(kvm, gfn, end, U64_MAX, attrs)
+        # No 2M page in it is MIXED, and the first GFN of each has the attributes.
+        step = PAGES_PER_HPAGE[level - 1]
+        first = (gfn >> 9) - (slot.base_gfn >> 9)
+        info = slot.lpage_info[level - 3]
+        nr_children = (end - gfn) // step
+        if info and any(
+            info.get(index, 0) & KVM_LPAGE_MIXED_FLAG for index in range(first, first + nr_children)
+        ):
+            return False
+        child = gfn
+        while child < end:
+            _, run_end, value = range_extent(kvm.mem_attr_array, child)
+            if value != attrs:
                 return False
+            child = -(-run_end // step) * step
         return True
 
     def settle_mixed(self, kvm: Kvm, slot: KvmMemorySlot, gfn: int, level: int, attrs: int) -> None:
