@@ -87,7 +87,7 @@ class CacheLines(Promise):
             child = leaf.children.get(index)
             if (leaf.child_pt if child is None else child.pt) in _HOST:
                 self.broken(
-                    ("free", first, what),
+                    ("free", key, what),
                     f"PFN {first + index:#x} belongs to no TD, and {what} HKID {key}",
                 )
                 return
