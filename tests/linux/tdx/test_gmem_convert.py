@@ -172,6 +172,24 @@ def test_failed_leaf_split_comes_back_as_one(bench: Benches) -> None:
     b.assert_nothing_left()
 
 
+@pytest.mark.parametrize("backing", ["thp", "hugetlb-2m"])
+def test_to_private_zaps_what_is_private_already(bench: Benches, backing: str) -> None:
+    """As posted: the range [-1, +1) around a frame's start is half shared, half private. Making it
+    private zaps the whole private leaf, of which one page was in the range."""
+    b = make(bench, backing)
+    b.ok(b.set_attributes(FREE_GPA - PAGE, PAGE, private=False))
+    b.prefault(FREE_GPA)
+    b.ok(b.set_attributes(FREE_GPA - PAGE, 2 * PAGE, private=True))
+    assert b.walk(FREE_GPA + PAGE) == (1, False)
+    assert b.kvm.stat.get("split.conversion") == 0
+    # Memory attributes of the VM know better: only shared mappings go.
+    b = bench(backing)
+    b.ok(b.set_attributes(FREE_GPA - PAGE, PAGE, private=False))
+    b.prefault(FREE_GPA)
+    b.ok(b.set_attributes(FREE_GPA - PAGE, 2 * PAGE, private=True))
+    assert b.walk(FREE_GPA + PAGE)[1]
+
+
 def test_attributes_change_after_the_invalidation(bench: Benches) -> None:
     """As posted with the FIXUPs: between the two, a fault still sees the old attributes and no
     invalidation in progress."""

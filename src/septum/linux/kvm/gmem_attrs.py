@@ -104,6 +104,10 @@ class GmemAttrs(GmemRange):
         the other kind. And the folio is split after the zap: when that fails, what the guest had
         is gone and the ioctl reports an error.
 
+        Suspect, kept: what goes to private is zapped in both halves, and without a split. When the
+        range asked for is partly private already, that part is lost, and so is the rest of a huge
+        leaf that the range covers partly, which nobody asked to convert.
+
         Source: kvm_gmem_convert() with patch 16 and the FIXUPs.
         """
         to_private = attrs & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0

@@ -1,0 +1,167 @@
+"""MapGPA and conversions: pieces, errors, what QEMU does with each, implicit conversion."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from septum.abi import tdvmcall
+from septum.guest.cpu import GuestCpu
+from septum.guest.program import Guest
+from septum.guest.script import Accept, AcceptRange, Convert, Verify, Write
+from septum.linux.host import HostUnits, v3_units
+from septum.linux.kvm.tdx import KvmTdxUnit
+from septum.vmm.qemu import VmmConfig
+
+Runs = Callable[..., Any]
+PAGE = 4096
+MB = 1 << 20
+MB2 = 2 << 20
+GPA = 32 << 20
+SHARED = 1 << 47
+INVALID = tdvmcall.TDVMCALL_STATUS_INVALID_OPERAND
+ALIGN = tdvmcall.TDVMCALL_STATUS_ALIGN_ERROR
+UNSUPPORTED = 0x80000000_00000003
+MAP_GPA = tdvmcall.TDVMCALL_MAP_GPA
+
+
+class Calls(Guest):
+    """Makes TDVMCALLs and keeps what they return."""
+
+    __slots__ = ("calls", "results")
+
+    def __init__(self, *calls: tuple[int, ...]) -> None:
+        super().__init__(1)
+        self.calls = calls
+        self.results: list[tuple[int, int]] = []
+
+    def run(self, cpu: GuestCpu) -> None:
+        for call in self.calls:
+            self.results.append(cpu.tdvmcall(*call))
+        cpu.report(tdvmcall.REPORT_SCRIPT_DONE)
+        cpu.idle()
+
+
+@pytest.mark.parametrize(
+    ("gpa", "size", "status"),
+    [
+        (GPA | SHARED, PAGE, 0),
+        (GPA | SHARED, 0, INVALID),
+        (GPA | SHARED | 8, PAGE, ALIGN),
+        (GPA | SHARED, PAGE + 8, ALIGN),
+        (SHARED - PAGE, 2 * PAGE, INVALID),  # private first, shared last
+        (SHARED * 2, PAGE, INVALID),
+        (SHARED * 2 - PAGE, 2 * PAGE, INVALID),
+        ((1 << 64) - PAGE, PAGE, INVALID),
+        (0xFE000000 | SHARED, PAGE, 0),  # no RAM: shared already
+        (0xFE000000, PAGE, INVALID),  # and never private
+    ],
+)
+def test_status(run: Runs, gpa: int, size: int, status: int) -> None:
+    """On an error R11 says where."""
+    guest = Calls((MAP_GPA, gpa, size))
+    r = run(guest).go()
+    assert guest.results[0][0] == status
+    if status:
+        assert guest.results[0][1] == gpa
+    r.assert_clean()
+
+
+@pytest.mark.parametrize(
+    ("call", "status"),
+    [
+        ((0x12345,), UNSUPPORTED),
+        ((0x10000,), 0),  # GetTdVmCallInfo
+        ((0x10000, 1), INVALID),
+        ((tdvmcall.TDVMCALL_GET_QUOTE, GPA, PAGE), INVALID),  # a private buffer
+        ((tdvmcall.TDVMCALL_GET_QUOTE, GPA | SHARED, PAGE), 0),
+        ((0x10004, 31), INVALID),  # SetupEventNotifyInterrupt
+        ((0x10004, 32), 0),
+        ((tdvmcall.TDVMCALL_IO, 3, 1, 0x80, 0), INVALID),
+        ((tdvmcall.TDVMCALL_IO, 1, 0, 0x80, 0), 0),
+        ((10, 0, 0), 0),  # CPUID
+    ],
+)
+def test_other_calls(run: Runs, call: tuple[int, ...], status: int) -> None:
+    guest = Calls(call)
+    r = run(guest).go()
+    assert guest.results[0][0] == status
+    r.assert_clean()
+
+
+def test_pieces_are_counted_from_the_start(run: Runs) -> None:
+    """5 MiB from an odd MiB: three exits, each but the last of 2 MiB, none aligned."""
+    r = run([[Convert(GPA + MB, 5 * MB)]]).go()
+    assert r.vm.results == [[0]] and r.vm.vmm.exits["hypercall"] == 3
+    r.assert_clean()
+
+
+def test_pending_interrupt_ends_the_call_between_pieces(run: Runs) -> None:
+    """RETRY, and the guest goes on where the host stopped."""
+
+    class Interrupt(KvmTdxUnit):
+        __slots__ = ()
+
+        def tdx_complete_vmcall_map_gpa(self, vcpu: Any) -> int:
+            vcpu.irq_pending = True
+            return super().tdx_complete_vmcall_map_gpa(vcpu)
+
+    v3 = v3_units()
+    fields = {f: getattr(v3, f) for f in v3.__slots__} | {"tdx": Interrupt}
+    guest = Calls((MAP_GPA, GPA | SHARED, 3 * MB2))
+    r = run(guest, units=HostUnits(**fields)).go()
+    assert guest.results[0] == (tdvmcall.TDVMCALL_STATUS_RETRY, (GPA | SHARED) + MB2)
+    r.assert_clean()
+
+
+def test_conversion_splits_and_keeps_the_neighbours(run: Runs) -> None:
+    script = [
+        AcceptRange(GPA),
+        Write(GPA, 512),
+        Convert(GPA + 7 * PAGE, 3 * PAGE),
+        Verify(GPA, 512),
+        Convert(GPA + 7 * PAGE, 3 * PAGE, shared=False),
+        AcceptRange(GPA + 7 * PAGE, 3 * PAGE),
+        Verify(GPA, 512),
+    ]
+    r = run([script]).go()
+    results = r.vm.results[0]
+    assert [results[i] for i in (0, 2, 3, 4, 5, 6)] == [0] * 6
+    assert r.vm.stat("split.conversion") == 1
+    r.assert_clean()
+
+
+def test_private_access_to_a_shared_page_is_an_implicit_conversion(run: Runs) -> None:
+    r = run([[Convert(GPA), Accept(GPA)]]).go()
+    assert r.vm.results == [[0, 0]]
+    assert r.vm.vmm.exits["memory_fault"] == 1
+    r.assert_clean()
+
+
+def test_conversion_that_the_host_cannot_do_is_told_to_the_guest(run: Runs) -> None:
+    """QEMU passes every error but -EAGAIN as "invalid operand"."""
+    guest = Calls((MAP_GPA, GPA | SHARED, PAGE), (MAP_GPA, 0xFE000000, PAGE))
+    r = run(guest).go()
+    assert [status for status, _ in guest.results] == [0, INVALID]
+    assert r.vm.vmm.exits["failed conversion"] == 1
+    r.assert_clean()
+
+
+@pytest.mark.parametrize("backing", ["4k", "thp", "hugetlb-2m"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_conversion_on_guest_memfd(run: Runs, backing: str, in_place: bool) -> None:
+    """vm_memory_attributes=N, with the shared half in the same memory or beside it."""
+    script = [
+        AcceptRange(GPA),
+        Write(GPA, 512),
+        Convert(GPA + PAGE, PAGE),
+        Verify(GPA, 512),
+        Convert(GPA + PAGE, PAGE, shared=False),
+        Accept(GPA + PAGE),
+        Verify(GPA, 512),
+    ]
+    config = VmmConfig(backing=backing, in_place=in_place)
+    r = run([script], backing=backing, config=config, vm_memory_attributes=False).go()
+    results = r.vm.results[0]
+    assert [results[i] for i in (0, 2, 3, 4, 5, 6)] == [0] * 6
+    r.assert_clean()
