@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import struct
-
 import msgspec
+
+from septum.abi.td_params import pack_td_params
 
 # enum kvm_tdx_state, vcpu_tdx_state
 TD_STATE_UNINITIALIZED = 0
@@ -144,13 +144,4 @@ class TdParams(msgspec.Struct):
 
     def pack(self) -> bytes:
         """The 1024 bytes, CPUID values all zero."""
-        head = struct.pack(
-            "<QQH6xQQH38x",
-            self.attributes,
-            self.xfam,
-            self.max_vcpus,
-            self.eptp_controls,
-            self.config_flags,
-            self.tsc_frequency,
-        )
-        return (head + self.mrconfigid + self.mrowner + self.mrownerconfig).ljust(1024, b"\0")
+        return pack_td_params(**msgspec.structs.asdict(self))
