@@ -24,7 +24,7 @@ def test_the_facts_tables_hold(table: object, dynamic_pamt: bool) -> None:
 
 def test_what_must_be_refused_is_refused() -> None:
     assert wrong_refusals() == []
-    assert len(CASES) > 50
+    assert len(CASES) > 100
 
 
 def test_every_check_has_a_mutant() -> None:

@@ -7,6 +7,7 @@ counts are checked; every `sweep_every` calls everything is (`invariants`).
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter, deque
 from pathlib import Path
 from random import Random
@@ -18,9 +19,9 @@ from septum.abi.leaves import SEAMCALL_LEAVES, SEAMCALL_NAMES, TDCALL_LEAVES
 from septum.abi.regs import Regs
 from septum.abi.status import status_name
 from septum.conform.allowed import ALLOWED, status_allowed
-from septum.conform.fuzz_calls import ANY_LP, GIGABYTE, GPAS, OPERANDS, TDRS, Call, CallSource
+from septum.conform.fuzz_calls import ANY_LP, GPAS, OPERANDS, TDRS, Call, CallSource
 from septum.conform.invariants import broken_invariants, expected_readers
-from septum.conform.scene import TD_PARAMS, Scene, scene_config
+from septum.conform.scene import GIGABYTE, TD_PARAMS, Scene, scene_config
 from septum.conform.testbed import td_params_bytes
 from septum.conform.transcript import TdParams
 from septum.machine import Tdmr
@@ -388,9 +389,13 @@ def render_fuzz(report: FuzzReport) -> str:
         f"{report.episodes} machines, {report.sweeps} full sweeps of the invariants",
         f"{reached} of {allowed} (leaf, status) pairs that the facts allow were seen",
     ]
-    for text in report.broken[:10]:
-        lines.append(f"  {text}")
+    shown = [("", text) for text in report.broken[:10]]
     if report.history:
-        lines.append("last calls:")
-        lines += [f"  {text}" for text in report.history]
+        shown += [("last calls:", ""), *(("", text) for text in report.history)]
+    for heading, text in shown:
+        lines += (
+            [heading]
+            if heading
+            else textwrap.wrap(text, 80, initial_indent="  ", subsequent_indent="      ")
+        )
     return "\n".join(lines) + "\n"

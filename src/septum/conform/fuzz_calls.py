@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from septum.abi.leaves import SEAMCALL_LEAVES
 from septum.abi.sept import PS
-from septum.conform.scene import MIN_TDCS_PAGES, MIN_TDVPS_PAGES, TD_PARAMS
+from septum.conform.scene import GIGABYTE, MIN_TDCS_PAGES, MIN_TDVPS_PAGES, TD_PARAMS
 from septum.module.pamt import PT_NDA
 from septum.module.state import TD_KEYS_CONFIGURED
 
@@ -31,8 +31,6 @@ PAMT_PAGES = tuple(range(0x4040_0000, 0x4044_0000, 0x1000))
 SMALL_PAGES = (*range(0x4100_0000, 0x4102_0000, 0x1000), 0x4110_0000, 0x411F_F000)
 LARGE_PAGES = tuple(range(0x4200_0000, 0x4300_0000, 0x20_0000))
 OTHER_PAGES = (0xFFE0_0000, 0xFFC0_0000, 0xC000_0000, 0x3000_0000, 0x1_C000_0000, 0)
-GIGABYTE = 0x1_0000_0000
-"""A TDMR with nothing else in it, for 1 GB pages."""
 GPAS = (
     0x4000_0000,
     0x4000_1000,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from septum.abi.leaves import SEAMCALL_LEAVES
 from septum.abi.regs import Regs
 from septum.conform.refusals import case
 from septum.conform.scene import (
+    GIGABYTE,
     GPA,
     LARGE,
     SECOND_TDMR,
@@ -17,8 +16,8 @@ from septum.conform.scene import (
     TDR,
     TDVPR,
     Scene,
+    gigabyte_of_large_pages,
     runnable_scene,
-    scene_config,
     second_vcpu,
 )
 from septum.conform.tables import put_entry
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NULL_PA = (1 << 64) - 1
-GIGABYTE = 0x1_0000_0000
 
 
 class MeetingSim(Sim):
@@ -115,15 +113,8 @@ def demote_while_a_block_waits_for_the_tree() -> int:
 
 
 def _gigabyte_scene() -> Scene:
-    """A 1 GB page at GPA, made by PROMOTE; the TD is not finalized, so nothing is tracked."""
-    config = scene_config(False)
-    tdmr = msgspec.structs.replace(config.tdmrs[0], base=GIGABYTE)
-    scene = Scene(msgspec.structs.replace(config, tdmrs=(*config.tdmrs, tdmr)))
-    scene.create_td()
-    scene.add_sept(GPA, 3)
-    scene.add_sept(GPA, 2)
-    for index in range(512):
-        scene.aug(GPA + (index << 21), 1, GIGABYTE + (index << 21))
+    """A 1 GB page at GPA, made by PROMOTE."""
+    scene = gigabyte_of_large_pages()
     scene.must("TDH.MEM.PAGE.PROMOTE", GPA | 2, TDR)
     return scene
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from septum.abi.leaves import SEAMCALL_LEAVES, TDCALL_LEAVES, VERSION_SHIFT
 from septum.abi.regs import Regs
 from septum.abi.status import status_name
@@ -25,6 +27,8 @@ SMALL = 0x4100_0000
 LARGE = 0x4200_0000
 PAMT_PAGES = 0x4040_0000
 SECOND_TDMR = 0xC000_0000
+GIGABYTE = 0x1_0000_0000
+"""Where a TDMR lies, if there is one, with nothing else in it, for 1 GB pages."""
 TD_PARAMS = 0x1000
 GPA = 0x4000_0000
 """Where the tables put the entry they look at."""
@@ -202,3 +206,16 @@ def second_vcpu(
     if not init:
         return 0
     return scene.call("TDH.VP.INIT", SECOND_TDVPR, version=version, r8=x2apic_id).rax
+
+
+def gigabyte_of_large_pages() -> Scene:
+    """512 large pages of one TDMR at GPA. The TD is not finalized, so nothing is tracked."""
+    config = scene_config(False)
+    tdmr = msgspec.structs.replace(config.tdmrs[0], base=GIGABYTE)
+    scene = Scene(msgspec.structs.replace(config, tdmrs=(*config.tdmrs, tdmr)))
+    scene.create_td()
+    scene.add_sept(GPA, 3)
+    scene.add_sept(GPA, 2)
+    for index in range(512):
+        scene.aug(GPA + (index << 21), 1, GIGABYTE + (index << 21))
+    return scene
