@@ -96,7 +96,7 @@ class Sim:
         self.nr_switches = 0
         # Called at every scheduling point while tasks run, for checks of every step.
         self.point_observer: Callable[[str], None] | None = None
-        # Called as (task, lock, mode, op) with op "lock" or "unlock", for lock-order checks.
+        # Called as (task, lock, mode, op), for lock-order checks; op: lock, trylock or unlock.
         self.lock_observer: Callable[[Task, object, str, str], None] | None = None
 
     # Tasks
@@ -163,6 +163,8 @@ class Sim:
         ready = self._ready
         n = len(ready)
         if n == 1:
+            if forced:
+                self.schedule.only_one()
             return ready[0]
         woken = self._woken
         if woken is None:

@@ -59,11 +59,13 @@ def slots_of(kind: type) -> tuple[tuple[str, types.MemberDescriptorType], ...]:
 class Part:
     """One mutable object: how it was when captured. Subclasses know one kind of object."""
 
-    __slots__ = ("obj", "path", "saved")
+    __slots__ = ("label", "obj", "owner", "path", "saved")
 
     def __init__(self, obj: object, path: str) -> None:
         self.obj = obj
         self.path = path  # how it is reached from the roots, for messages
+        self.owner: Part | None = None  # the mutable object that led to it first
+        self.label = ""  # the last part of the path, such as ".field" or "[3]"
         self.saved: object = None
 
     def children(self) -> Iterator[tuple[str, object]]:
@@ -382,6 +384,10 @@ def _cell(cell: types.CellType) -> object:
         return None
 
 
+def _join(path: str, label: str) -> str:
+    return path + label if len(path) < 160 else path
+
+
 class Snapshot:
     """Everything mutable that `roots` lead to, as it is now.
 
@@ -402,11 +408,11 @@ class Snapshot:
     def _walk(self, roots: list[object], skip: set[int]) -> None:
         seen: set[int] = set(skip)
         keep: list[object] = []  # bound methods are made on access: their ids must not be reused
-        queue: list[tuple[str, object]] = [
-            (type(root).__name__, root) for root in reversed(roots)
+        queue: list[tuple[str, object, Part | None, str]] = [
+            (type(root).__name__, root, None, "") for root in reversed(roots)
         ]
         while queue:
-            path, obj = queue.pop()
+            path, obj, owner, label = queue.pop()
             if isinstance(obj, _ATOMS) or id(obj) in seen:
                 continue
             seen.add(id(obj))
@@ -416,11 +422,14 @@ class Snapshot:
                 part = part_of(obj, path)
                 if part is None:
                     continue
+                part.owner = owner
+                part.label = label
+                owner = part
                 self._index[id(obj)] = len(self.parts)
                 self.parts.append(part)
                 children = part.children()
             queue.extend(
-                reversed([(path + label if len(path) < 160 else path, v) for label, v in children])
+                reversed([(_join(path, name), value, owner, name) for name, value in children])
             )
 
     def index_of(self, obj: object) -> int | None:

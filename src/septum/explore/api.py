@@ -1,0 +1,282 @@
+"""`explore`: the search as a whole, from a subject and options to a verdict."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from septum import __version__
+from septum.explore.parallel import Workers
+from septum.explore.search import Found, Job, JobResult, Searcher
+from septum.explore.shrink import kind_of, shrink
+from septum.explore.split import split
+from septum.explore.subject import UNBOUNDED, Strategy
+from septum.explore.verdict import Counterexample, Outcome, Verdict
+from septum.sim import ListSchedule, encode_token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from septum.explore.subject import Options, Subject
+
+BATCH_RUNS = 25
+AUTO_RUNS = 200
+NR_JOBS = 8
+EXAMPLES_MAX = 12
+Progress = "Callable[[str], None]"
+
+
+class Totals:
+    """What all jobs saw together."""
+
+    __slots__ = ("coverage", "found", "notes", "schedules", "started", "states", "steps")
+
+    def __init__(self) -> None:
+        self.schedules = 0
+        self.steps = 0
+        self.states = 0
+        self.found: list[Found] = []
+        self.coverage: dict[str, int] = {}
+        self.notes: list[str] = []
+        self.started = time.monotonic()
+
+    def add(self, result: JobResult) -> None:
+        """Add a job's result."""
+        self.schedules += result.schedules
+        self.steps += result.steps
+        self.states += result.states
+        self.found += result.found
+        for item, count in result.coverage.items():
+            self.coverage[item] = self.coverage.get(item, 0) + count
+        if result.note and result.note not in self.notes:
+            self.notes.append(result.note)
+
+
+class Search:
+    """One search under way."""
+
+    __slots__ = ("_done", "_local", "_numbers", "_options", "_progress", "_subject", "_until",
+                 "_workers", "totals")
+
+    def __init__(
+        self, subject: Subject, options: Options, progress: Callable[[str], None] | None
+    ) -> None:
+        self._subject = subject
+        self._options = options
+        self._progress = progress
+        self.totals = Totals()
+        self._local = Searcher(subject, options)
+        self._workers = Workers(subject, options, self._local)
+        self._until = time.monotonic() + options.time_s if options.time_s is not None else 0.0
+        self._numbers = 0
+        self._done = 0
+
+    def run(self) -> Verdict:
+        """The whole search."""
+        options = self._options
+        self._workers.start()
+        try:
+            complete, why = self._by_strategy(options.strategy)
+        finally:
+            self._workers.stop()
+            self._local.close()
+        examples = self._examples()
+        if examples:
+            outcome = Outcome.BROKEN
+        else:
+            outcome = Outcome.HELD if complete else Outcome.UNDETERMINED
+        missing = [
+            witness.name
+            for witness in self._subject.witnesses
+            if not any(item.startswith(witness.prefix) for item in self.totals.coverage)
+        ]
+        if missing and outcome is Outcome.HELD:
+            outcome = Outcome.UNDETERMINED
+            why += f"; never reached: {', '.join(missing)}"
+        return Verdict(
+            outcome=outcome,
+            subject=self._subject.name,
+            design=self._subject.design,
+            strategy=options.strategy.value,
+            seed=options.seed,
+            preemptions=options.preemptions,
+            failures=options.failures,
+            complete=complete,
+            why="; ".join([why, *self.totals.notes]),
+            schedules=self.totals.schedules,
+            states=self.totals.states,
+            steps=self.totals.steps,
+            seconds=time.monotonic() - self.totals.started,
+            counterexamples=examples,
+            coverage=dict(sorted(self.totals.coverage.items())),
+            missing_witnesses=missing,
+            interrupted=self._workers.interrupted,
+        )
+
+    def _by_strategy(self, strategy: Strategy) -> tuple[bool, str]:
+        if strategy in (Strategy.PCT, Strategy.RANDOM):
+            limit = self._options.schedules
+            if limit is None and not self._until:
+                limit = 1000
+            return self._sample([strategy], limit)
+        if strategy is Strategy.AUTO:
+            limit = min(AUTO_RUNS, self._options.schedules or AUTO_RUNS)
+            stopped, why = self._sample([Strategy.PCT, Strategy.RANDOM], limit)
+            if self._stop_now():
+                return stopped, why
+        return self._exhaust()
+
+    def _stop_now(self) -> bool:
+        return (
+            self._workers.interrupted
+            or self._out_of_time()
+            or (bool(self.totals.found) and not self._options.keep_going)
+        )
+
+    def _out_of_time(self) -> bool:
+        return bool(self._until) and time.monotonic() > self._until
+
+    def _do(self, jobs: Iterator[Job]) -> list[JobResult]:
+        results = self._workers.do(jobs, self._told, not self._options.keep_going)
+        for result in results:
+            self.totals.add(result)
+        return results
+
+    def _told(self, result: JobResult) -> None:
+        self._done += result.schedules
+        if self._progress is not None:
+            seconds = time.monotonic() - self.totals.started
+            self._progress(
+                f"{self._done} schedules, {self._done / max(seconds, 0.001):.0f} per second"
+            )
+
+    # Random
+
+    def _sample(self, strategies: list[Strategy], limit: int | None) -> tuple[bool, str]:
+        self._do(self._batches(strategies, limit))
+        how = " and ".join(strategy.value for strategy in strategies)
+        if self._workers.interrupted:
+            return False, "interrupted"
+        if self.totals.found:
+            return False, f"found by {how}"
+        return False, f"{self.totals.schedules} random schedules ({how}) broke nothing"
+
+    def _batches(self, strategies: list[Strategy], limit: int | None) -> Iterator[Job]:
+        done = 0
+        turn = 0
+        while (limit is None or done < limit) and not self._out_of_time():
+            count = BATCH_RUNS if limit is None else min(BATCH_RUNS, limit - done)
+            self._numbers += 1
+            yield Job(
+                self._numbers,
+                strategies[turn % len(strategies)],
+                first=turn * BATCH_RUNS,
+                count=count,
+                until=self._until,
+            )
+            done += count
+            turn += 1
+
+    # Exhaustive
+
+    def _exhaust(self) -> tuple[bool, str]:
+        options = self._options
+        bound = options.max_preemptions()
+        levels = [0, 1, 2, bound] if bound == UNBOUNDED else list(range(bound + 1))
+        if options.strategy is Strategy.PLAIN or not options.reduce:
+            levels = [bound]
+        done = "nothing"
+        for level in levels:
+            words = "all schedules" if level == UNBOUNDED else f"all with {level} preemptions"
+            if not self._level(level):
+                if self._workers.interrupted:
+                    return False, f"interrupted; complete: {done}"
+                if self.totals.found and not options.keep_going:
+                    return False, f"found in the search of {words}; complete: {done}"
+                return False, f"a budget ran out in the search of {words}; complete: {done}"
+            done = words
+            if self._stop_now():
+                break
+        complete = done == words and level == bound
+        return complete, f"complete: {done}, {options.failures} failures"
+
+    def _level(self, preemptions: int) -> bool:
+        options = self._options
+        self._local.close()
+        single = options.strategy is Strategy.PLAIN or not options.reduce or preemptions == 0
+        prefixes = (
+            [[]] if single else split(self._local.runner, options, preemptions, NR_JOBS)
+        )
+        budget = 0
+        if options.schedules is not None:
+            left = options.schedules - self.totals.schedules
+            if left <= 0:
+                return False
+            budget = max(1, left // len(prefixes))
+        jobs = []
+        for prefix in prefixes:
+            self._numbers += 1
+            jobs.append(
+                Job(
+                    self._numbers,
+                    Strategy.PLAIN if options.strategy is Strategy.PLAIN else Strategy.EXHAUSTIVE,
+                    preemptions=preemptions,
+                    prefix=prefix,
+                    schedules_max=budget,
+                    until=self._until,
+                )
+            )
+        results = self._do(iter(jobs))
+        return len(results) == len(jobs) and all(result.complete for result in results)
+
+    # Counterexamples
+
+    def _examples(self) -> list[Counterexample]:
+        examples: list[Counterexample] = []
+        seen: set[tuple[str, str]] = set()
+        for found in self.totals.found:
+            kind = kind_of(found.finding)
+            if kind in seen or len(examples) >= EXAMPLES_MAX:
+                continue
+            seen.add(kind)
+            examples.append(self._example(found))
+        return examples
+
+    def _example(self, found: Found) -> Counterexample:
+        answers, finding = found.answers, found.finding
+        steps, preemptions, failures = found.steps, found.preemptions, found.failures
+        passing = None
+        if self._options.shrink:
+            shrunk = shrink(self._local.runner, answers)
+            if shrunk is None or shrunk.run.finding is None:
+                raise RuntimeError(f"a finding did not repeat: {finding.promise}: {finding.text}")
+            run = shrunk.run
+            answers, passing = list(run.answers), shrunk.passing
+            steps, preemptions, failures = run.steps, run.preemptions, run.failures
+            finding = shrunk.run.finding
+        while answers and not answers[-1]:
+            answers.pop()
+        return Counterexample(
+            finding=finding,
+            answers=answers,
+            steps=steps,
+            preemptions=preemptions,
+            failures=failures,
+            first_steps=found.steps,
+            first_preemptions=found.preemptions,
+            first_failures=found.failures,
+            token=encode_token(__version__, self._subject.recipe, ListSchedule(answers)),
+            passing=passing,
+        )
+
+    @property
+    def runner_searcher(self) -> Searcher:
+        """The world of this process, for stories."""
+        return self._local
+
+
+def explore(
+    subject: Subject, options: Options, progress: Callable[[str], None] | None = None
+) -> Verdict:
+    """Search the schedules of `subject` within the bounds of `options`."""
+    return Search(subject, options, progress).run()

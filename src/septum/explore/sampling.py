@@ -1,0 +1,144 @@
+"""Random schedules: PCT with its guarantee, and a uniform walk.
+
+PCT: every task has a random priority and the highest that is ready runs; at d - 1 random points
+the running task's priority drops below all others. A bug that needs d ordering constraints in a
+run of k points with n tasks is hit with probability at least 1 / (n k^(d-1)) by each schedule.
+
+Source: Burckhardt, Kothari, Musuvathi, Nagarakatte, "A randomized scheduler with probabilistic
+guarantees of finding bugs", ASPLOS 2010. Failures are placed by the same dice.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from septum.explore.run import Steering
+
+if TYPE_CHECKING:
+    from septum.explore.subject import Options
+    from septum.sim import Task
+
+
+class Length:
+    """How long runs are, as seen in an undisturbed one: what points are drawn from."""
+
+    __slots__ = ("failure_points", "picks")
+
+    def __init__(self, picks: int = 1, failure_points: int = 0) -> None:
+        self.picks = max(1, picks)
+        self.failure_points = failure_points
+
+
+class Measuring(Steering):
+    """An undisturbed run that counts what could be decided otherwise."""
+
+    __slots__ = ("failure_points", "picks")
+
+    def reset(self) -> None:
+        super().reset()
+        self.picks = 0
+        self.failure_points = 0
+
+    def pick_task(self, n: int, forced: bool, spins: bool) -> int:
+        self.picks += 1
+        return 1 if spins else 0
+
+    def choose_value(self, name: str, n: int) -> int:
+        self.failure_points += self.is_failure(name)
+        return 0
+
+    def length(self) -> Length:
+        """What was measured."""
+        return Length(self.picks, self.failure_points)
+
+
+class Sampled(Steering):
+    """Dice for run `number` of `seed`; subclasses pick tasks."""
+
+    __slots__ = ("_dice", "_fail_at", "_nr_failure_points", "length", "options")
+
+    def __init__(self, options: Options, number: int, length: Length) -> None:
+        self.options = options
+        self.length = length
+        self._dice = random.Random(options.seed << 40 | number)
+        super().__init__()
+        self._nr_failure_points = 0
+        count = self._dice.randint(0, options.failures)
+        space = max(1, length.failure_points + length.failure_points // 4)
+        self._fail_at = {self._dice.randrange(space) for _ in range(count)}
+
+    def choose_value(self, name: str, n: int) -> int:
+        if not self.is_failure(name):
+            return self._dice.randrange(n)
+        at = self._nr_failure_points
+        self._nr_failure_points = at + 1
+        if at not in self._fail_at or self.failures >= self.options.failures:
+            return 0
+        return self._dice.randrange(1, n)
+
+
+class RandomWalk(Sampled):
+    """Any ready task at every point, or (every other run) mostly the current one."""
+
+    __slots__ = ("_stay",)
+
+    def __init__(self, options: Options, number: int, length: Length) -> None:
+        super().__init__(options, number, length)
+        self._stay = 0.0 if number % 2 else 1.0 - 4.0 / (length.picks + 4)
+
+    def pick_task(self, n: int, forced: bool, spins: bool) -> int:
+        dice = self._dice
+        if spins:
+            return 1 + dice.randrange(n - 1)
+        if forced:
+            return dice.randrange(n)
+        limit = self.options.preemptions
+        if limit is not None and self.preemptions >= limit:
+            return 0
+        if self._stay and dice.random() < self._stay:
+            return 0
+        return dice.randrange(n)
+
+
+class Pct(Sampled):
+    """Priorities with d - 1 change points, d = 1 + at most `options.depth`."""
+
+    __slots__ = ("_change_at", "_lowest", "_nr_picks", "_priorities")
+
+    def __init__(self, options: Options, number: int, length: Length) -> None:
+        super().__init__(options, number, length)
+        depth = options.depth
+        if options.preemptions is not None:
+            depth = min(depth, options.preemptions)
+        count = self._dice.randint(0, depth)
+        space = length.picks + length.picks // 4 + 1
+        self._change_at = {self._dice.randrange(space) for _ in range(count)}
+        self._priorities: dict[int, float] = {}
+        self._lowest = 0.0
+        self._nr_picks = 0
+
+    def _priority(self, task: Task) -> float:
+        value = self._priorities.get(task.index)
+        if value is None:
+            value = self._priorities[task.index] = self._dice.random()
+        return value
+
+    def pick_task(self, n: int, forced: bool, spins: bool) -> int:
+        sim = self.sim
+        current = sim.current
+        at = self._nr_picks
+        self._nr_picks = at + 1
+        if spins or (at in self._change_at and not forced):
+            self._lowest -= 1.0
+            self._priorities[current.index] = self._lowest
+        limit = self.options.preemptions
+        may_preempt = limit is None or self.preemptions < limit
+        if not forced and not spins and not may_preempt:
+            return 0
+        ring = sim.ready_ring(forced)
+        best = 0 if not spins else 1
+        for index in range(best + 1, n):
+            if self._priority(ring[index]) > self._priority(ring[best]):
+                best = index
+        return best

@@ -1,0 +1,122 @@
+"""A scenario of the tree as something to explore."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from septum.explore.subject import Built, Witness
+from septum.scenarios.failures import Failures
+from septum.scenarios.run import load_scenario, recipe_for_token
+from septum.scenarios.world import ScenarioWorld
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from septum.checks.checker import Mode
+    from septum.scenarios.scenario import Scenario
+    from septum.sim import Finding
+
+EXPECTATION = "expectation"
+"""The promise of findings about what a scenario says must come of it."""
+
+
+class ScenarioSubject:
+    """`scenario` on a host of `design`, with its promises checked as `check` says."""
+
+    __slots__ = ("check", "scenario", "witnesses", "_design", "_torn_down")
+
+    def __init__(self, scenario: Scenario | str, design: str = "v3", check: Mode = "quiet") -> None:
+        """Raises InputError for an unknown scenario."""
+        self.scenario = load_scenario(scenario) if isinstance(scenario, str) else scenario
+        self._design = design
+        self.check: Mode = check
+        self._torn_down: set[tuple[object, ...]] = set()
+        self.witnesses: Sequence[Witness] = tuple(
+            Witness(text, text) for text in self.scenario.expect.witnesses
+        )
+
+    @property
+    def name(self) -> str:
+        """The scenario's."""
+        return self.scenario.name
+
+    @property
+    def design(self) -> str:
+        """The host's design."""
+        return self._design
+
+    @property
+    def recipe(self) -> bytes:
+        """What `septum replay` builds the world from."""
+        return msgspec.msgpack.encode(recipe_for_token(self.scenario, self._design, self.check))
+
+    @property
+    def may_break(self) -> bool:
+        """The scenario says that promises break."""
+        expect = self.scenario.expect
+        return bool(expect.broken or expect.may_break)
+
+    def expects(self, finding: Finding) -> bool:
+        """The scenario says that this promise breaks."""
+        expect = self.scenario.expect
+        return finding.promise in expect.broken or finding.promise in expect.may_break
+
+    def build(self) -> Built:
+        """The world with its VMs up, before the programs begin."""
+        world = ScenarioWorld(self.scenario, self._design, self.check)
+        return Built(world.sim, [world], world)
+
+    def start(self, built: Built) -> None:
+        """The programs."""
+        _world(built).spawn()
+
+    def finish(self, built: Built) -> None:
+        """The steps after, the expectations, and the end of the VMs."""
+        from septum.scenarios.outcome import unmet_expectations
+
+        world = _world(built)
+        world.finish()
+        for text in unmet_expectations(world):
+            if not text.startswith("promise "):
+                world.sim.find(EXPECTATION, text, where="end")
+        end = _end(world)
+        if end not in self._torn_down:
+            self._torn_down.add(end)
+            world.teardown()
+
+    def is_failure(self, choice: str) -> bool:
+        """All but the alternatives of the scenario's programs."""
+        return Failures.is_failure(choice)
+
+    def final(self, built: Built) -> object:
+        """The results of all operations, by actor, and the pages' states."""
+        world = _world(built)
+        results = sorted((r.actor, r.text, r.result) for r in world.record.results)
+        return (tuple(results), tuple(world.pages), tuple(world.dead))
+
+
+def _world(built: Built) -> ScenarioWorld:
+    assert isinstance(built.world, ScenarioWorld)
+    return built.world
+
+
+def _end(world: ScenarioWorld) -> tuple[object, ...]:
+    """What tells apart the ends of runs as far as teardown goes: who has which memory, and what is
+    mapped how. Taking a VM down costs more than most runs, so that ends which are alike are taken
+    down once in a process."""
+    host = world.world.host
+    mm = host.mm.state
+    return (
+        tuple(world.pages),
+        tuple(world.dead),
+        tuple(world.gave_up()),
+        mm.nr_free_pages,
+        tuple(sorted(mm.site_of.values())),
+        tuple(sorted((pfn, f.refcount, f.order) for pfn, f in mm.folios.items())),
+        tuple(
+            (kvm.stat.get("pages_2m"), kvm.stat.get("pages_4k"), tuple(kvm.mem_attr_array))
+            for kvm in host.kvms.values()
+        ),
+    )

@@ -1,0 +1,174 @@
+"""From a run that breaks a promise to the least such run, and to the nearest one that does not.
+
+All of it works on the answers of a run: 0 is undisturbed, the end of the list is all zeros. A
+candidate counts when it breaks the same promise in the same words (numbers aside) and is smaller:
+fewer failures, then fewer preemptions, then fewer steps, then fewer disturbed answers.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from septum.explore.run import Replaying, Run, Runner, StateMissed
+
+if TYPE_CHECKING:
+    from septum.sim import Finding
+
+Size = tuple[int, int, int, int]
+TRIES_MAX = 600
+
+
+class Shrunk:
+    """The least run found, and the nearest passing one."""
+
+    __slots__ = ("passing", "run", "tries")
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.passing: list[int] | None = None
+        self.tries = 0
+
+
+def kind_of(finding: Finding) -> tuple[str, str]:
+    """What makes two findings the same: promise and words, without numbers."""
+    return finding.promise, re.sub(r"0x[0-9a-f]+|\d+", "#", finding.text)
+
+
+def size_of(run: Run) -> Size:
+    """What is made least, in this order."""
+    return (run.failures, run.preemptions, run.steps, sum(1 for a in run.answers if a))
+
+
+class Shrinker:
+    """Tries smaller answers on one world."""
+
+    __slots__ = ("_best", "_kind", "_runner", "_seen", "tries")
+
+    def __init__(self, runner: Runner, first: Run) -> None:
+        assert first.finding is not None
+        self._runner = runner
+        self._best = first
+        self._kind = kind_of(first.finding)
+        self._seen: set[tuple[int, ...]] = set()
+        self.tries = 0
+
+    def _replay(self, answers: list[int]) -> Run | None:
+        key = tuple(_trim(answers))
+        if key in self._seen or self.tries >= TRIES_MAX:
+            return None
+        self._seen.add(key)
+        self.tries += 1
+        for _ in range(3):
+            try:
+                return self._runner.run(Replaying(list(key)))
+            except StateMissed:
+                continue
+        return None
+
+    def _try(self, answers: list[int]) -> bool:
+        run = self._replay(answers)
+        if run is None or run.finding is None or kind_of(run.finding) != self._kind:
+            return False
+        if size_of(run) >= size_of(self._best):
+            return False
+        self._best = run
+        return True
+
+    def shrink(self) -> Run:
+        """The least run that a fixed point of all passes finds."""
+        self._try(_trim(self._best.answers))
+        better = True
+        while better and self.tries < TRIES_MAX:
+            better = self._quieten() | self._delete() | self._move()
+        return self._best
+
+    def _disturbed(self) -> list[int]:
+        return [at for at, answer in enumerate(self._best.answers) if answer]
+
+    def _quieten(self) -> bool:
+        """Let one disturbed answer, or half of them, be undisturbed."""
+        any_better = False
+        chunk = max(1, len(self._disturbed()) // 2)
+        while chunk:
+            at = 0
+            while at < len(spots := self._disturbed()):
+                answers = list(self._best.answers)
+                for spot in spots[at : at + chunk]:
+                    answers[spot] = 0
+                if self._try(answers):
+                    any_better = True
+                else:
+                    at += chunk
+            chunk //= 2
+        return any_better
+
+    def _delete(self) -> bool:
+        """Leave answers out, so that what follows comes earlier."""
+        any_better = False
+        for spot in reversed(self._disturbed()):
+            for length in (1, 2, 4):
+                answers = list(self._best.answers)
+                if spot < len(answers):
+                    del answers[max(0, spot - length + 1) : spot + 1]
+                    any_better |= self._try(answers)
+        return any_better
+
+    def _move(self) -> bool:
+        """Take a lower alternative; preempt a little later or earlier."""
+        any_better = False
+        for spot in self._disturbed():
+            if spot >= len(self._best.answers) or not self._best.answers[spot]:
+                continue
+            lower = list(self._best.answers)
+            lower[spot] -= 1
+            any_better |= self._try(lower)
+            for shift in (1, -1):
+                answers = list(self._best.answers)
+                other = spot + shift
+                if 0 <= other < len(answers) and not answers[other]:
+                    answers[other], answers[spot] = answers[spot], 0
+                    any_better |= self._try(answers)
+        return any_better
+
+    def nearest_passing(self) -> list[int] | None:
+        """The answers of a run that breaks nothing and differs as late and as little as can be."""
+        self._seen.clear()
+        self.tries = 0
+        for spot in reversed(self._disturbed()):
+            answers = list(self._best.answers)
+            answers[spot] = 0
+            run = self._replay(answers)
+            if run is not None and run.finding is None:
+                return _trim(run.answers)
+        for spot in reversed(range(len(self._best.answers))):
+            if self._best.answers[spot] == 0:
+                answers = list(self._best.answers)
+                answers[spot] = 1
+                run = self._replay(answers)
+                if run is not None and run.finding is None:
+                    return _trim(run.answers)
+            if self.tries > TRIES_MAX // 4:
+                break
+        return None
+
+
+def _trim(answers: list[int]) -> list[int]:
+    """Without the zeros at the end, which say nothing."""
+    end = len(answers)
+    while end and not answers[end - 1]:
+        end -= 1
+    return answers[:end]
+
+
+def shrink(runner: Runner, answers: list[int]) -> Shrunk | None:
+    """Shrink the run of `answers`; None when it does not break anything again."""
+    runner.clean()
+    first = runner.run(Replaying(answers))
+    if first.finding is None:
+        return None
+    shrinker = Shrinker(runner, first)
+    shrunk = Shrunk(shrinker.shrink())
+    shrunk.tries = shrinker.tries
+    shrunk.passing = shrinker.nearest_passing()
+    return shrunk

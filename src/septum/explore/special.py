@@ -1,0 +1,350 @@
+"""Where what a step touches is told better than by slots: locks, page tables, physical memory.
+
+Also the few facts about the model that the tracker takes from here: which classes are values of
+one task, which words are counts of shared holders, and which numbers nobody acts upon.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from septum.explore.footprint import IS, IX, S, X
+from septum.sim.locks import RwLock, WaitQueue, _Exclusive, _ReaderWriter
+from septum.sim.sim import Sim
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from septum.explore.track import Tracker
+
+    Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+# Registers, iterators and arguments: made by a task, used by it, and forgotten.
+PRIVATE = frozenset(("Regs", "TdpIter", "KvmPageFault", "ToyTask"))
+
+# Host-priority lock words: adding or taking away a reader (4) while nobody has or wants it
+# exclusively (bits 1:0) commutes with the same by another. Who looks at the count writes then.
+COUNTING_WORDS = frozenset(
+    (
+        ("PamtEntry", "lock"),
+        ("PamtEntry1G", "lock"),
+        ("PamtEntry2M", "lock"),
+        ("HpLock", "lock"),
+    )
+)
+
+# Who looks on and never changes the world. What a promise reads makes no step depend on another:
+# promises are judged on every schedule that is run, not on all that are equivalent to it.
+OBSERVERS = ("septum.checks", "septum.trace")
+
+# Slots whose contents make no step depend on another, by class: statistics that no code of the
+# model acts upon, caches of pure functions, and the pool of unused register sets.
+#
+# MODEL: which frame the allocator hands out next is among them: schedules that differ only in
+# which task got which of two free frames are taken as one. The frames are alike.
+STATISTICS = frozenset(
+    (
+        ("Machine", "nr_ipis"),
+        ("LogicalProcessor", "nr_ipis"),
+        ("GuestCpu", "counts"),
+        ("KvmStats", "values"),
+        ("Module", "counts"),
+        ("Failures", "_allowed"),
+        ("Failures", "met"),
+        ("Mm", "_choice_names"),
+        ("MmUser", "_choice_names"),
+        ("TdxArchState", "regs_pool"),
+        ("X86TdxState", "regs_pool"),
+        ("Vmm", "exits"),
+        ("MmState", "partial_1g"),
+        ("MmState", "partial_2m"),
+        ("MmState", "nr_free_pages"),
+        ("MmState", "site_of"),
+        ("ScenarioGuest", "done"),
+        ("PhysMem", "_bytes"),  # told by frame
+        ("PhysMem", "_blocks"),
+        ("Record", "results"),
+        ("Record", "under_way"),
+        ("Record", "faults"),
+    )
+)
+
+
+def is_statistic(kind: type, slot: str) -> bool:
+    """Whether a slot of `kind`, or of a base of it, is in STATISTICS."""
+    return any((base.__name__, slot) in STATISTICS for base in kind.__mro__)
+
+
+def specials(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
+    """(class, method, wrapper) of everything that is told by hand."""
+    return [
+        *_locks(tracker),
+        *_scheduler(tracker),
+        *_srcu(tracker),
+        *_machine(tracker),
+        *_plain_locks(tracker),
+        *_observers(tracker),
+    ]
+
+
+def _locks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
+    """A lock's location is its list of waiters, which the scheduler knows, too."""
+    append = tracker.log.append
+    touched = tracker.touched
+
+    def told(before: int | None, after: int | None) -> Wrap:
+        def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+            def call(lock: Any) -> Any:
+                location = id(lock.waiters) << 10
+                touched[id(lock)] = lock
+                if before is not None:
+                    append(location | before)
+                result = method(lock)
+                if after is not None:
+                    append(location | after)
+                return result
+
+            return call
+
+        return wrap
+
+    def told_try(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(lock: Any) -> Any:
+            touched[id(lock)] = lock
+            result = method(lock)
+            append(id(lock.waiters) << 10 | (X if result else S))
+            return result
+
+        return call
+
+    return [
+        (_Exclusive, "_take", told(X, X)),
+        (_Exclusive, "_try", told_try),
+        (_Exclusive, "_drop", told(X, None)),
+        (_Exclusive, "locked", told(S, None)),
+        (_ReaderWriter, "_read", told(IX, IX)),
+        (_ReaderWriter, "_unread", told(IX, None)),
+        (_ReaderWriter, "_write", told(X, X)),
+        (_ReaderWriter, "_unwrite", told(X, None)),
+        (RwLock, "is_contended", told(S, None)),
+    ]
+
+
+def _scheduler(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
+    append = tracker.log.append
+    touched = tracker.touched
+
+    def wrap_spin(method: Callable[..., Any]) -> Callable[..., Any]:
+        def spin_until(wq: WaitQueue, pred: Callable[[], bool]) -> None:
+            touched[id(wq)] = wq
+            method(wq, pred)
+
+        return spin_until
+
+    def wrap_block(method: Callable[..., Any]) -> Callable[..., Any]:
+        def block(sim: Sim, waiters: list[Any], reason: str) -> None:
+            append(id(waiters) << 10 | S)
+            method(sim, waiters, reason)
+
+        return block
+
+    def wrap_wake(method: Callable[..., Any]) -> Callable[..., Any]:
+        def wake_up_all(wq: WaitQueue) -> None:
+            append(id(wq.waiters) << 10 | IX)
+            method(wq)
+
+        return wake_up_all
+
+    return [
+        (Sim, "block", wrap_block),
+        (WaitQueue, "wake_up_all", wrap_wake),
+        (WaitQueue, "spin_until", wrap_spin),
+    ]
+
+
+def _srcu(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
+    """Readers of SRCU come and go without meeting; who waits for them meets them all."""
+    from septum.linux.srcu import Srcu
+
+    log = tracker.log
+    append = log.append
+
+    def reader(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(srcu: Any, *args: int) -> Any:
+            mark = len(log)
+            result = method(srcu, *args)
+            counts = srcu.nr_readers
+            del log[mark:]
+            append(id(srcu) << 10 | IX)
+            append(id(counts) << 10 | IX)
+            return result
+
+        return call
+
+    def synchronize(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(srcu: Any) -> None:
+            append(id(srcu) << 10 | X)
+            method(srcu)
+
+        return call
+
+    return [
+        (Srcu, "read_lock", reader),
+        (Srcu, "read_unlock", reader),
+        (Srcu, "synchronize", synchronize),
+    ]
+
+
+def _plain_locks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
+    """The module's plain locks: shared holders do not meet, unless an attempt fails."""
+    from septum.module.locks import PlainLock
+
+    log = tracker.log
+
+    def told(kind: int, failed: int) -> Wrap:
+        def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+            def call(lock: object) -> Any:
+                mark = len(log)
+                result = method(lock)
+                del log[mark:]
+                log.append(id(lock) << 10 | (failed if result is False else kind))
+                return result
+
+            return call
+
+        return wrap
+
+    return [
+        (PlainLock, "try_sh", told(IX, X)),
+        (PlainLock, "try_ex", told(X, S)),
+        (PlainLock, "unlock_sh", told(IX, IX)),
+        (PlainLock, "unlock_ex", told(X, X)),
+    ]
+
+
+def _observers(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
+    """What the checker reads and notes is no access of the step in which it looks."""
+    from septum.checks.checker import Checker
+    from septum.scenarios.record import Record
+
+    log = tracker.log
+
+    def unseen(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            mark = len(log)
+            try:
+                return method(*args, **named)
+            finally:
+                del log[mark:]
+
+        return call
+
+    checker = (
+        *("operation_begin", "operation_end", "quiet_point", "ept_violation_handled"),
+        *("fault_tried", "_step"),
+    )
+    record = ("begin", "end", "memory_fault")
+    return [(Checker, name, unseen) for name in checker] + [
+        (Record, name, unseen) for name in record
+    ]
+
+
+def _machine(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
+    """Page tables by entry, physical memory by frame."""
+    from septum.machine.mem import PhysMem
+    from septum.machine.tables import TablePage
+
+    log = tracker.log
+    append = log.append
+    location_of = tracker.part_location
+
+    def element(part: int, whole: int) -> Wrap:
+        """A method whose first argument says which element it touches."""
+
+        def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+            def call(table: object, index: int, *args: object) -> Any:
+                mark = len(log)
+                result = method(table, index, *args)
+                del log[mark:]
+                append(id(table) << 10 | whole)
+                append(location_of(table, index) << 2 | part)
+                return result
+
+            return call
+
+        return wrap
+
+    def all_of(kind: int) -> Wrap:
+        def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+            def call(table: object, *args: object) -> Any:
+                mark = len(log)
+                result = method(table, *args)
+                del log[mark:]
+                append(id(table) << 10 | kind)
+                return result
+
+            return call
+
+        return wrap
+
+    def frames(kind: int, count_at: int | None) -> Wrap:
+        """A method on frames from its first argument on; argument `count_at` says how many."""
+        part = X if kind == X else S
+        whole = IX if kind == X else IS
+
+        def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+            def call(mem: object, pfn: int, *args: Any) -> Any:
+                mark = len(log)
+                result = method(mem, pfn, *args)
+                del log[mark:]
+                count = args[count_at] if count_at is not None and len(args) > count_at else 1
+                append(id(mem) << 10 | whole)
+                end = pfn + count
+                while pfn < end:
+                    block = location_of(mem, ~(pfn >> 9)) << 2
+                    if not pfn & 511 and end - pfn >= 512:
+                        append(block | part)
+                        pfn += 512
+                    else:
+                        append(block | whole)
+                        append(location_of(mem, pfn) << 2 | part)
+                        pfn += 1
+                return result
+
+            return call
+
+        return wrap
+
+    def copy(method: Callable[..., Any]) -> Callable[..., Any]:
+        def copy_page(mem: object, to: int, to_hkid: int, source: int, source_hkid: int) -> None:
+            mark = len(log)
+            method(mem, to, to_hkid, source, source_hkid)
+            del log[mark:]
+            for pfn, whole, part in ((to, IX, X), (source, IS, S)):
+                append(id(mem) << 10 | whole)
+                append(location_of(mem, ~(pfn >> 9)) << 2 | whole)
+                append(location_of(mem, pfn) << 2 | part)
+
+        return copy_page
+
+    return [
+        (TablePage, "entry", element(S, IS)),
+        (TablePage, "set_entry", element(X, IX)),
+        (TablePage, "try_cmpxchg", element(X, IX)),
+        (TablePage, "fill", all_of(X)),
+        (TablePage, "uniform", all_of(S)),
+        (TablePage, "values", all_of(S)),
+        (PhysMem, "read", frames(S, None)),
+        (PhysMem, "write", frames(X, None)),
+        (PhysMem, "fill", frames(X, 0)),
+        (PhysMem, "load_bytes", frames(X, None)),
+        (PhysMem, "page_bytes", frames(S, None)),
+        (PhysMem, "copy_page", copy),
+        (PhysMem, "clflush", frames(X, 0)),
+        (PhysMem, "wbinvd_page", frames(X, None)),
+        (PhysMem, "movdir64b", frames(X, 0)),
+        (PhysMem, "wbinvd", all_of(X)),
+        (PhysMem, "token_of", frames(S, None)),
+        (PhysMem, "key_of", frames(S, None)),
+        (PhysMem, "dirty_of", frames(S, None)),
+    ]

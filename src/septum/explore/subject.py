@@ -1,0 +1,130 @@
+"""What is explored, and within which bounds."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from septum.sim import Finding, Sim
+
+UNBOUNDED = 1 << 20
+"""A bound that no run reaches."""
+
+
+class Witness(msgspec.Struct, frozen=True):
+    """Something that a scenario says must be reached, or its silence means nothing.
+
+    It counts as reached when a coverage item begins with `prefix`, such as
+    "call:TDH.MEM.PAGE.DEMOTE:" or "choice:seamcall:TDH.MEM.RANGE.BLOCK=1".
+    """
+
+    name: str
+    prefix: str
+
+
+class Built:
+    """A world that is ready to run, before any task exists.
+
+    `roots` lead to all of its mutable state (the simulator's is found by itself).
+    """
+
+    __slots__ = ("roots", "sim", "world")
+
+    def __init__(self, sim: Sim, roots: Sequence[object], world: object = None) -> None:
+        self.sim = sim
+        self.roots = [sim, *roots]
+        self.world = world
+
+
+class Subject(Protocol):
+    """A scenario, as the explorer sees it. All of it is deterministic."""
+
+    @property
+    def name(self) -> str:
+        """What the command line calls it."""
+
+    @property
+    def design(self) -> str:
+        """The design of the host that runs it; "" for toys."""
+
+    @property
+    def recipe(self) -> bytes:
+        """What a replay token carries to build it again."""
+
+    @property
+    def witnesses(self) -> Sequence[Witness]:
+        """What must be reached."""
+
+    @property
+    def may_break(self) -> bool:
+        """Whether some findings are as the scenario says, so that a run goes on after one."""
+
+    def expects(self, finding: Finding) -> bool:
+        """Whether a finding is as the scenario says, and no news."""
+
+    def build(self) -> Built:
+        """A new world. Called once for a process; its state is put back before every run."""
+
+    def start(self, built: Built) -> None:
+        """Spawn the tasks."""
+
+    def finish(self, built: Built) -> None:
+        """Judge the end of a run that broke nothing: report with `Sim.find`."""
+
+    def is_failure(self, choice: str) -> bool:
+        """Whether a choice point injects a failure (counts against the bound on failures);
+        others are the scenario's own alternatives, all of which are tried."""
+
+    def final(self, built: Built) -> object:
+        """What two searches must agree on about the end of a run: a hashable value."""
+
+
+class Strategy(StrEnum):
+    """How schedules are chosen."""
+
+    AUTO = "auto"
+    EXHAUSTIVE = "exhaustive"
+    PCT = "pct"
+    RANDOM = "random"
+    PLAIN = "plain"
+
+
+class Options(msgspec.Struct, frozen=True):
+    """Bounds and means of a search.
+
+    `preemptions`, `failures`: at most so many in one run; None is no bound (failures: none).
+    `schedules`, `time_s`: budgets; None is none. `max_points`: a run with more scheduling points
+    is a finding of `progress`. `spin_points`: a task that ran so many scheduling points in a row
+    lets others go first, which costs no preemption. `keep_going`: collect findings of different
+    kinds instead of stopping at the first. `ignore`: texts; a finding whose "promise: text" has
+    one of them does not count.
+    """
+
+    strategy: Strategy = Strategy.AUTO
+    preemptions: int | None = 2
+    failures: int = 0
+    schedules: int | None = None
+    time_s: float | None = None
+    workers: int = 1
+    seed: int = 0
+    depth: int = 3
+    max_points: int = 20_000
+    spin_points: int = 400
+    keep_going: bool = False
+    shrink: bool = True
+    reduce: bool = True
+    ignore: tuple[str, ...] = ()
+
+    def max_preemptions(self) -> int:
+        """The bound as a number."""
+        return UNBOUNDED if self.preemptions is None else self.preemptions
+
+    def ignores(self, finding: Finding) -> bool:
+        """Whether the user knows of it already."""
+        text = f"{finding.promise}: {finding.text}"
+        return any(known in text for known in self.ignore)

@@ -1,0 +1,374 @@
+"""Small systems with known answers, on which the explorer itself is judged and measured.
+
+A toy is a list of programs over shared cells and locks, one for each task, in a language of a
+dozen operations. They are made by hand (a lost update, a deadlock, a broken protocol with a rare
+bug, retry loops) or from dice.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from septum.explore.subject import Built, Witness
+from septum.sim import Mutex, RwLock, Sim, WaitQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from septum.sim import Finding
+
+Op = tuple[str | int, ...]
+Program = tuple[Op, ...]
+
+
+class Cell:
+    """A shared word."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0
+
+
+class Node:
+    """What a task makes and links into the shared list."""
+
+    __slots__ = ("next", "value")
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+        self.next: Node | None = None
+
+
+class ToyState:
+    """All that the programs share, and what each of them has seen."""
+
+    __slots__ = ("cells", "head", "log", "mutexes", "rwlocks", "seen", "table", "wq")
+
+    def __init__(self, sim: Sim, nr_tasks: int) -> None:
+        self.cells = [Cell() for _ in range(4)]
+        self.mutexes = [Mutex(sim, f"m{i}") for i in range(2)]
+        self.rwlocks = [RwLock(sim, f"rw{i}") for i in range(2)]
+        self.wq = WaitQueue(sim, "wq")
+        self.seen: list[list[int]] = [[] for _ in range(nr_tasks)]
+        self.table: dict[int, int] = {}
+        self.log: list[int] = []
+        self.head: Node | None = None
+
+
+class ToyTask:
+    """Executes one program."""
+
+    __slots__ = ("_acc", "_index", "_program", "_sim", "_state")
+
+    def __init__(self, sim: Sim, state: ToyState, index: int, program: Program) -> None:
+        self._sim = sim
+        self._state = state
+        self._index = index
+        self._program = program
+        self._acc = 0
+
+    def run(self) -> None:
+        """All operations in order."""
+        at = 0
+        program = self._program
+        while at < len(program):
+            at = self._step(program[at], at)
+
+    def _step(self, op: Op, at: int) -> int:
+        sim, state, seen = self._sim, self._state, self._state.seen[self._index]
+        name, arg = str(op[0]), int(op[1]) if len(op) > 1 else 0
+        if name == "point":
+            sim.point("point")
+        elif name == "read":
+            sim.point("read")
+            self._acc = state.cells[arg].value
+            seen.append(self._acc)
+        elif name == "write":
+            sim.point("write")
+            state.cells[arg].value = int(op[2])
+        elif name == "inc":
+            sim.point("read")
+            value = state.cells[arg].value
+            sim.point("write")
+            state.cells[arg].value = value + 1
+        elif name == "atomic_inc":
+            sim.point("atomic")
+            state.cells[arg].value += 1
+        elif name == "cmpxchg":
+            sim.point("cmpxchg")
+            found = state.cells[arg].value
+            if found == int(op[2]):
+                state.cells[arg].value = int(op[3])
+            seen.append(found)
+        elif name == "unless":  # skip ahead unless the cell holds a value
+            sim.point("read")
+            if state.cells[arg].value != int(op[2]):
+                return at + int(op[3])
+        elif name == "retry":  # go back until the cell holds a value
+            sim.point("cpu_relax")
+            if state.cells[arg].value != int(op[2]):
+                return at
+        elif name == "choose":
+            seen.append(sim.choose(f"op:{arg}", int(op[2])))
+        elif name == "fail":
+            if sim.choose(f"fail:{arg}", 2):
+                return at + int(op[2])
+        elif name == "check":  # a broken promise when the cell holds this value
+            sim.point("check")
+            if state.cells[arg].value == int(op[2]):
+                sim.find("toy", f"cell {arg} is {op[2]}", where="check")
+        else:
+            self._rest(name, arg, op)
+        return at + 1
+
+    def _rest(self, name: str, arg: int, op: Op) -> None:
+        sim, state, seen = self._sim, self._state, self._state.seen[self._index]
+        if name == "lock":
+            state.mutexes[arg].lock()
+        elif name == "unlock":
+            state.mutexes[arg].unlock()
+        elif name == "trylock":
+            if state.mutexes[arg].trylock():
+                seen.append(1)
+                sim.point("held")
+                state.mutexes[arg].unlock()
+            else:
+                seen.append(0)
+        elif name == "rlock":
+            state.rwlocks[arg].read_lock()
+        elif name == "runlock":
+            state.rwlocks[arg].read_unlock()
+        elif name == "wlock":
+            state.rwlocks[arg].write_lock()
+        elif name == "wunlock":
+            state.rwlocks[arg].write_unlock()
+        elif name == "wait":
+            cell = state.cells[arg]
+            state.wq.wait_event(lambda: cell.value >= int(op[2]))
+        elif name == "wake":
+            sim.point("wake")
+            state.cells[arg].value += 1
+            state.wq.wake_up_all()
+        elif name == "put":
+            sim.point("put")
+            state.table[arg] = int(op[2])
+        elif name == "get":
+            sim.point("get")
+            seen.append(state.table.get(arg, -1))
+        elif name == "size":
+            sim.point("size")
+            seen.append(len(state.table))
+        elif name == "append":
+            sim.point("append")
+            state.log.append(arg)
+        elif name == "push":
+            node = Node(arg)
+            sim.point("push")
+            node.next = state.head
+            state.head = node
+        elif name == "poke":  # write into the newest node
+            sim.point("poke")
+            if state.head is not None:
+                state.head.value = arg
+        elif name == "peek":
+            sim.point("peek")
+            seen.append(state.head.value if state.head is not None else -1)
+        else:
+            raise ValueError(f"no toy operation {name!r}")
+
+
+class Toy:
+    """A toy as a subject. `bad` final values of cell 0 are findings."""
+
+    __slots__ = ("_name", "bad", "programs", "witnesses")
+
+    def __init__(
+        self,
+        name: str,
+        programs: Sequence[Program],
+        bad: Sequence[int] = (),
+        witnesses: Sequence[Witness] = (),
+    ) -> None:
+        self._name = name
+        self.programs = tuple(programs)
+        self.bad = tuple(bad)
+        self.witnesses = tuple(witnesses)
+
+    @property
+    def name(self) -> str:
+        """As the command line would call it."""
+        return self._name
+
+    @property
+    def design(self) -> str:
+        """Toys have none."""
+        return ""
+
+    @property
+    def recipe(self) -> bytes:
+        """The name is all."""
+        return f"toy:{self._name}".encode()
+
+    @property
+    def may_break(self) -> bool:
+        """Toys break by surprise."""
+        return False
+
+    def expects(self, finding: Finding) -> bool:
+        """Toys break by surprise."""
+        return False
+
+    def build(self) -> Built:
+        """The shared state."""
+        sim = Sim()
+        state = ToyState(sim, len(self.programs))
+        return Built(sim, [state], state)
+
+    def start(self, built: Built) -> None:
+        """One task for each program."""
+        state = built.world
+        assert isinstance(state, ToyState)
+        for index, program in enumerate(self.programs):
+            task = ToyTask(built.sim, state, index, program)
+            built.sim.spawn(f"t{index}", task.run, cpu=index)
+
+    def finish(self, built: Built) -> None:
+        """Cell 0 must not hold a bad value."""
+        state = built.world
+        assert isinstance(state, ToyState)
+        if state.cells[0].value in self.bad:
+            built.sim.find("toy", f"cell 0 ends as {state.cells[0].value}", where="end")
+
+    def is_failure(self, choice: str) -> bool:
+        """Failures are those that say so."""
+        return choice.startswith("fail:")
+
+    def final(self, built: Built) -> object:
+        """Everything."""
+        state = built.world
+        assert isinstance(state, ToyState)
+        nodes = []
+        node = state.head
+        while node is not None:
+            nodes.append(node.value)
+            node = node.next
+        return (
+            tuple(cell.value for cell in state.cells),
+            tuple(tuple(seen) for seen in state.seen),
+            tuple(sorted(state.table.items())),
+            tuple(state.log),
+            tuple(nodes),
+        )
+
+
+LOST_UPDATE = Toy("lost-update", [(("inc", 0),), (("inc", 0),)], bad=[1])
+LOCKED_UPDATE = Toy(
+    "locked-update",
+    [(("lock", 0), ("inc", 0), ("unlock", 0))] * 2,
+    bad=[0, 1],
+)
+DEADLOCK = Toy(
+    "deadlock",
+    [
+        (("lock", 0), ("lock", 1), ("unlock", 1), ("unlock", 0)),
+        (("lock", 1), ("lock", 0), ("unlock", 0), ("unlock", 1)),
+    ],
+)
+PRODUCER_CONSUMER = Toy(
+    "producer-consumer",
+    [
+        (("append", 1), ("wake", 1), ("append", 2), ("wake", 1)),
+        (("wait", 1, 1), ("append", 11), ("wait", 1, 2), ("append", 12)),
+    ],
+)
+LIVELOCK = Toy(
+    "livelock",
+    [(("write", 1, 1), ("retry", 2, 1)), (("write", 1, 2), ("retry", 2, 1))],
+)
+RETRY = Toy(
+    "retry",
+    [(("retry", 1, 1), ("write", 0, 7)), (("point",), ("write", 1, 1), ("write", 0, 3))],
+)
+# A lock that is taken by test and then set, with unrelated work around it: the bug needs two
+# switches at the right places out of many.
+_BROKEN_LOCK: Program = (
+    *((("append", 1),) * 3),
+    ("unless", 1, 0, 5),
+    ("write", 1, 1),
+    ("inc", 0),
+    ("write", 1, 0),
+    ("append", 2),
+    *((("read", 3),) * 4),
+)
+RARE = Toy("rare", [_BROKEN_LOCK, _BROKEN_LOCK], bad=[1])
+FAILING = Toy(
+    "failing",
+    [
+        (("lock", 0), ("fail", 0, 2), ("unlock", 0), ("point",)),
+        (("lock", 0), ("unlock", 0)),
+    ],
+)
+TOYS = (
+    LOST_UPDATE,
+    LOCKED_UPDATE,
+    DEADLOCK,
+    PRODUCER_CONSUMER,
+    LIVELOCK,
+    RETRY,
+    RARE,
+    FAILING,
+)
+
+
+def find_toy(name: str) -> Toy:
+    """The toy called `name`; `dice-SEED-TASKS-LENGTH` makes one. Raises KeyError."""
+    if name.startswith("dice-"):
+        seed, tasks, length = (int(part) for part in name.split("-")[1:])
+        return dice_toy(seed, tasks, length)
+    return {toy.name: toy for toy in TOYS}[name]
+
+
+def dice_toy(seed: int, nr_tasks: int, length: int) -> Toy:
+    """A toy from dice: programs that hold locks properly and may do anything else."""
+    dice = random.Random(seed)
+    programs = [tuple(_dice_program(dice, length)) for _ in range(nr_tasks)]
+    bad = [dice.randrange(4)] if dice.random() < 0.5 else []
+    return Toy(f"dice-{seed}-{nr_tasks}-{length}", programs, bad)
+
+
+def _dice_program(dice: random.Random, length: int) -> list[Op]:
+    ops: list[Op] = []
+    plain = ("read", "write", "inc", "atomic_inc", "cmpxchg", "put", "get", "append", "push")
+    rare = ("size", "poke", "peek", "trylock", "fail", "choose", "check", "unless", "wake")
+    while len(ops) < length:
+        what = dice.random()
+        if what < 0.3:
+            kind = dice.choice(["", "r", "w"])
+            which = dice.randrange(2)
+            inner = [_dice_op(dice, dice.choice(plain)) for _ in range(dice.randrange(3))]
+            ops += [(f"{kind}lock", which), *inner, (f"{kind}unlock", which)]
+        elif what < 0.75:
+            ops.append(_dice_op(dice, dice.choice(plain)))
+        else:
+            name = dice.choice(rare)
+            ops.append(_dice_op(dice, name))
+            if name in ("unless", "fail"):  # these skip what follows
+                ops.append(_dice_op(dice, dice.choice(plain)))
+    return ops
+
+
+def _dice_op(dice: random.Random, name: str) -> Op:
+    cell = dice.randrange(3)
+    if name in ("write", "put", "check"):
+        return (name, cell, dice.randrange(1, 4))
+    if name == "cmpxchg":
+        return (name, cell, dice.randrange(2), dice.randrange(1, 4))
+    if name == "unless":
+        return (name, cell, dice.randrange(2), 2)
+    if name in ("choose", "fail"):
+        return (name, cell, 2)  # two alternatives; go on at the operation after the next
+    if name == "trylock":
+        return (name, dice.randrange(2))
+    return (name, cell)

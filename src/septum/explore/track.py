@@ -1,0 +1,448 @@
+"""Tells what each step of a run touches, and undoes the run, without the model's help.
+
+While a tracker is installed, the slots of the model's classes are properties that log, the
+world's containers are tracked twins, and locks say how they are used. Whatever cannot be tracked
+is refused (`NotTrackable`), and the search then takes every step to depend on every other.
+
+Three things make it affordable. Slots that no run ever writes after construction are only
+watched, not logged. Objects that are being constructed belong to nobody else yet. And classes
+that are values of one task by their nature (`PRIVATE`) are left alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from array import array
+from typing import TYPE_CHECKING, Any
+
+from septum.explore.footprint import IS, IX, S, X, Footprints
+from septum.explore.special import COUNTING_WORDS, OBSERVERS, PRIVATE, is_statistic, specials
+from septum.explore.tracked import PLAIN, container_types, put_back
+from septum.sim import Sim
+from septum.sim.state import Snapshot, immutable_children, slots_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from septum.sim.state import Part
+
+Patch = tuple[type, str, object]
+_MISSING = object()
+PART_LOCATION = 1 << 62
+NEW_LOCATION = 1 << 63
+
+
+class NotTrackable(Exception):
+    """The world has state whose use cannot be seen."""
+
+
+class Tracker:
+    """Installed for one world at a time; `uninstall` puts the classes back."""
+
+    __slots__ = (
+        "_base",
+        "_building",
+        "_counts",
+        "_installed",
+        "_keep",
+        "_logged",
+        "_members",
+        "_names",
+        "_parts",
+        "_patches",
+        "_sim_parts",
+        "footprints",
+        "log",
+        "running",
+        "sim",
+        "touched",
+        "undo",
+    )
+
+    def __init__(self, sim: Sim) -> None:
+        self.sim = sim
+        self.log: list[int] = []
+        self.undo: dict[object, tuple[object, Callable[..., None] | None, object]] = {}
+        self.footprints = Footprints()
+        self.running = False
+        self._base: set[int] = set()  # ids of the objects of the built world
+        self._names: dict[int, int] = {}  # id of an object made in this run -> its stable number
+        self._keep: list[object] = []  # objects made in this run: their ids are not used again
+        self._counts: dict[int, int] = {}  # task -> objects made
+        self._building = [0]  # id of the object whose __init__ runs
+        self._parts: dict[tuple[int, object], int] = {}
+        self._patches: list[Patch] = []
+        self._members: dict[tuple[type, str], types.MemberDescriptorType] = {}
+        self._logged: set[tuple[type, str]] = set()
+        self._installed = False
+        # Locks and wait queues that the run used, and all of the scheduler's state by owner.
+        self.touched: dict[int, object] = {}
+        self._sim_parts: dict[int, list[Part]] = {}
+
+    # Installation
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        """Replace the world's containers by tracked twins. The snapshot must be taken again."""
+        twins: dict[int, object] = {}
+        kinds = container_types(self)
+        for part in snapshot.parts:
+            kind = kinds.get(type(part.obj))
+            if kind is None:
+                if not _trackable(part) and not _apart(part):
+                    raise NotTrackable(f"{part.path} is a {type(part.obj).__name__}")
+                continue
+            if not _of_sim(part) and not _apart(part):
+                twins[id(part.obj)] = _twin_of(kind, part.obj)
+        for part in snapshot.parts:
+            if type(part.obj).__module__.startswith("septum.sim."):
+                continue
+            _rewire(part, twins)
+        for obj in twins.values():
+            _rewire_elements(obj, twins)
+
+    def install(self, snapshot: Snapshot) -> None:
+        """Begin to watch. `snapshot` is of the adopted world."""
+        self._base = {id(part.obj) for part in snapshot.parts}
+        for part in snapshot.parts:
+            if _of_sim(part):
+                owner = part
+                while isinstance(owner.obj, list | dict | set) and owner.owner is not None:
+                    owner = owner.owner
+                self._sim_parts.setdefault(id(owner.obj), []).append(part)
+        modules = {type(part.obj).__module__ for part in snapshot.parts} | {
+            name for name in sys.modules if name.startswith("septum.")
+        }
+        kinds = [kind for name in sorted(modules) if _ours(name) for kind in _classes_of(name)]
+        for kind in kinds:
+            slots_of(kind)  # remembered: a patched class does not show its slots any more
+        for kind in kinds:
+            self._watch_class(kind)
+        for kind, method, make in specials(self):
+            self._patch(kind, method, make(vars(kind)[method]))
+        self._installed = True
+
+    def uninstall(self) -> None:
+        """Put every class back as it was."""
+        for kind, name, original in reversed(self._patches):
+            setattr(kind, name, original)
+        self._patches.clear()
+        self._installed = False
+
+    def _patch(self, kind: type, name: str, value: object) -> None:
+        self._patches.append((kind, name, vars(kind)[name]))
+        setattr(kind, name, value)
+
+    def _watch_class(self, kind: type) -> None:
+        if kind.__name__ in PRIVATE:
+            return
+        own = [
+            (k, name, member)
+            for k, (name, member) in enumerate(slots_of(kind))
+            if member.__objclass__ is kind
+        ]
+        for _, name, member in own:
+            if is_statistic(kind, name):
+                continue
+            self._members[kind, name] = member
+            self._patch(kind, name, property(member.__get__, self._first_write(kind, name)))
+        if own and isinstance(vars(kind).get("__init__"), types.FunctionType):
+            self._patch(kind, "__init__", self._construct(vars(kind)["__init__"]))
+
+    def _construct(self, init: Callable[..., None]) -> Callable[..., None]:
+        building = self._building
+        names = self._names
+        counts = self._counts
+        keep = self._keep
+        sim = self.sim
+
+        def construct(obj: object, *args: object, **named: object) -> None:
+            outer = building[0]
+            oid = id(obj)
+            if outer != oid:
+                task = sim.current.index
+                number = counts[task] = counts.get(task, 0) + 1
+                names[oid] = NEW_LOCATION | task << 32 | number
+                keep.append(obj)
+            building[0] = oid
+            try:
+                init(obj, *args, **named)
+            finally:
+                building[0] = outer
+
+        return construct
+
+    # Slots
+
+    def _first_write(self, kind: type, name: str) -> Callable[[object, object], None]:
+        """The setter of a slot that nobody has written after construction so far."""
+        member = self._members[kind, name]
+        put = member.__set__
+        get = member.__get__
+        building = self._building
+
+        def first_write(obj: object, value: object) -> None:
+            if id(obj) == building[0]:
+                put(obj, value)
+                return
+            try:
+                get(obj)
+            except AttributeError:
+                if not self.running:
+                    put(obj, value)
+                    return
+            self._log_slot(kind, name)
+            setattr(obj, name, value)
+
+        return first_write
+
+    def _log_slot(self, kind: type, name: str) -> None:
+        """From now on the slot's reads and writes are logged. What ran before lacks them."""
+        member = self._members[kind, name]
+        k = [m for _, m in slots_of(kind)].index(member)
+        special = kind.__name__ in ("TablePage", "FrameBlock")
+        if special:
+            k = 0
+        counting = (kind.__name__, name) in COUNTING_WORDS
+        prop = property(
+            self._getter(member, k, IS if counting else S, special),
+            self._setter(member, k, counting),
+        )
+        setattr(kind, name, prop)
+        self._logged.add((kind, name))
+        self.footprints.grown = True
+
+    def _getter(
+        self, member: types.MemberDescriptorType, k: int, kind: int, special: bool
+    ) -> Callable[[object], object]:
+        append = self.log.append
+        get = member.__get__
+        read = k << 2 | kind
+        leak = k << 2 | (kind if special else X)
+
+        def logged_get(obj: object) -> object:
+            value = get(obj)
+            append(id(obj) << 10 | (leak if value.__class__ in PLAIN else read))
+            return value
+
+        return logged_get
+
+    def _setter(
+        self, member: types.MemberDescriptorType, k: int, counting: bool
+    ) -> Callable[[object, object], None]:
+        append = self.log.append
+        undo = self.undo
+        get: Callable[[object], Any] = member.__get__
+        put = member.__set__
+        building = self._building
+        base = self._base
+        slot = k << 2
+
+        def logged_set(obj: object, value: Any) -> None:
+            oid = id(obj)
+            if oid == building[0]:
+                put(obj, value)
+                return
+            key = oid << 10 | slot
+            try:
+                old = get(obj)
+            except AttributeError:
+                old = _MISSING
+            if oid in base and (key, put) not in undo:
+                undo[key, put] = (obj, put, old)
+            if counting and old is not _MISSING and not (old | value) & 3 and abs(value - old) == 4:
+                append(key | IX)
+            elif value is old and isinstance(value, list | dict | set | array):
+                append(key | S)
+            else:
+                append(key | X)
+            put(obj, value)
+
+        return logged_set
+
+    def part_location(self, whole: object, key: object) -> int:
+        """The location of one element of a container or table."""
+        oid = id(whole)
+        name = (self._names.get(oid, oid), key)
+        found = self._parts.get(name)
+        if found is None:
+            found = self._parts[name] = PART_LOCATION | len(self._parts)
+        return found
+
+    # Runs
+
+    def begin(self) -> None:
+        """A run begins, in the world as it was built."""
+        self.log.clear()
+        self._names.clear()
+        self._keep.clear()
+        self._counts.clear()
+        self.running = True
+
+    def restore(self) -> None:
+        """Put back all that the run wrote into the built world."""
+        self.running = False
+        for obj, put, old in self.undo.values():
+            if put is None:
+                put_back(obj, old)
+            elif old is not _MISSING:
+                put(obj, old)
+            else:
+                put.__self__.__delete__(obj)  # type: ignore[attr-defined]
+        self.undo.clear()
+        self.log.clear()
+        for oid in self.touched:
+            for part in self._sim_parts.get(oid, ()):
+                part.restore()
+        self.touched.clear()
+
+    def check_missed(self, parts: Iterable[Part]) -> None:
+        """What was not undone must be the scheduler's, a value of one task, or a statistic.
+
+        Raises NotTrackable otherwise.
+        """
+        for part in parts:
+            if not _apart(part):
+                raise NotTrackable(f"{part.path} was changed unseen")
+
+    def take_step(self, task: int) -> set[int]:
+        """The accesses since the last call that count, as those of a step of `task`."""
+        log = self.log
+        if not log:
+            return set()
+        accesses = set(log)
+        log.clear()
+        footprints = self.footprints
+        fresh = accesses - footprints.known(task)
+        if fresh:
+            known: set[int] = set()
+            for access in fresh:
+                oid = access >> 10
+                if access >= PART_LOCATION << 2 or oid in self._base:
+                    known.add(access)
+                    continue
+                name = self._names.get(oid)
+                if name is not None:
+                    renamed = (name << 8 | access >> 2 & 255) << 2 | access & 3
+                else:
+                    renamed = (NEW_LOCATION << 40 | access >> 2 & 255) << 2 | access & 3
+                accesses.discard(access)
+                accesses.add(renamed)
+                if renamed not in footprints.known(task):
+                    known.add(renamed)
+            if known:
+                footprints.register(task, known)
+        return accesses & footprints.shared
+
+
+def _ours(module: str) -> bool:
+    return not module.startswith(
+        ("septum.sim", "septum.explore", "septum.checks", "septum.trace", "septum.cli", "builtins")
+    ) or module in ("septum.explore.toys",)
+
+
+def _classes_of(module: str) -> list[type]:
+    found = sys.modules.get(module)
+    if found is None:
+        return []
+    return [
+        value
+        for value in vars(found).values()
+        if isinstance(value, type) and value.__module__ == module and _is_state(value)
+    ]
+
+
+def _is_state(kind: type) -> bool:
+    params = getattr(kind, "__dataclass_params__", None)
+    if params is not None and params.frozen:
+        return False
+    return not issubclass(kind, BaseException | tuple | int | str) and not hasattr(
+        kind, "__struct_fields__"
+    )
+
+
+def _trackable(part: Part) -> bool:
+    name = type(part).__name__
+    return name in ("_SlotsPart", "_CoroutinePart") or _of_sim(part)
+
+
+def _of_sim(part: Part) -> bool:
+    """It belongs to the scheduler or a lock, whose use is told by other means."""
+    if isinstance(part.obj, list | dict | set) and part.owner is not None:
+        return _of_sim(part.owner)
+    return type(part.obj).__module__.startswith("septum.sim.")
+
+
+def _apart(part: Part) -> bool:
+    """It is restored by its snapshot, and using it makes no step depend on another."""
+    at = part
+    while isinstance(at.obj, list | dict | set | array | bytearray):
+        owner = at.owner
+        if owner is None:
+            return False
+        if is_statistic(type(owner.obj), at.label[1:]):
+            return True
+        at = owner
+    kind = type(at.obj)
+    return (
+        _of_sim(at)
+        or kind.__name__ in PRIVATE
+        or kind.__module__.startswith(OBSERVERS)
+        or any(is_statistic(kind, name) for name, _ in slots_of(kind))
+    )
+
+
+def parts_apart(snapshot: Snapshot) -> list[Part]:
+    """What tracking does not undo and is not a lock's: to be restored after every run."""
+    return [part for part in snapshot.parts if not _of_sim(part) and _apart(part)]
+
+
+def _twin_of(kind: type, obj: Any) -> object:
+    if isinstance(obj, array):
+        return kind(obj.typecode, obj)
+    return kind(obj)
+
+
+def _rewire(part: Part, twins: dict[int, object]) -> None:
+    """Make a slotted object refer to the twins."""
+    for name, member in slots_of(type(part.obj)):
+        try:
+            value = member.__get__(part.obj)
+        except AttributeError:
+            continue
+        twin = twins.get(id(value))
+        if twin is not None:
+            member.__set__(part.obj, twin)
+        elif isinstance(value, tuple | frozenset):
+            _refuse_inside(value, twins, f"{part.path}.{name}")
+        elif isinstance(value, types.FunctionType):
+            for cell in value.__closure__ or ():
+                if id(cell.cell_contents) in twins:
+                    cell.cell_contents = twins[id(cell.cell_contents)]
+
+
+def _rewire_elements(obj: object, twins: dict[int, object]) -> None:
+    if isinstance(obj, list):
+        for index, value in enumerate(list.__iter__(obj)):
+            if id(value) in twins:
+                list.__setitem__(obj, index, twins[id(value)])
+            elif isinstance(value, tuple):
+                _refuse_inside(value, twins, "a list")
+    elif isinstance(obj, dict):
+        for key, value in list(dict.items(obj)):
+            if id(value) in twins:
+                dict.__setitem__(obj, key, twins[id(value)])
+            elif isinstance(value, tuple):
+                _refuse_inside(value, twins, "a dict")
+
+
+def _refuse_inside(value: Iterable[object], twins: dict[int, object], where: str) -> None:
+    for element in value:
+        if id(element) in twins:
+            raise NotTrackable(f"{where} holds a container inside an immutable value")
+        inner = immutable_children(element)
+        if isinstance(element, tuple) and inner is not None:
+            _refuse_inside([child for _, child in inner], twins, where)
+
+
+__all__ = ["IS", "IX", "NotTrackable", "S", "Tracker", "X"]

@@ -1,0 +1,68 @@
+"""What a search answers."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from septum.sim import Finding
+
+
+class Outcome(StrEnum):
+    """The verdict's first word."""
+
+    HELD = "held"
+    BROKEN = "broken"
+    UNDETERMINED = "undetermined"
+
+    def exit_code(self) -> int:
+        """As style.md says."""
+        return {"held": 0, "broken": 1, "undetermined": 3}[self.value]
+
+
+class Counterexample(msgspec.Struct, frozen=True):
+    """A run that broke a promise, as the answers of its schedule.
+
+    `first_*` is the run as found, the rest as shrunk. `passing` are the answers of the nearest
+    run that breaks nothing, if one was found.
+    """
+
+    finding: Finding
+    answers: list[int]
+    steps: int
+    preemptions: int
+    failures: int
+    first_steps: int
+    first_preemptions: int
+    first_failures: int
+    token: str
+    passing: list[int] | None = None
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """The answer of a search, and what stands behind it."""
+
+    outcome: Outcome
+    subject: str
+    design: str
+    strategy: str
+    seed: int
+    preemptions: int | None
+    failures: int
+    complete: bool
+    why: str  # what the outcome rests on, or what stopped the search
+    schedules: int
+    states: int
+    steps: int
+    seconds: float
+    counterexamples: list[Counterexample] = []
+    coverage: dict[str, int] = {}
+    missing_witnesses: list[str] = []
+    interrupted: bool = False
+
+    def exit_code(self) -> int:
+        """0 held, 1 broken, 3 undetermined, 130 interrupted with nothing found."""
+        if self.interrupted and self.outcome is not Outcome.BROKEN:
+            return 130
+        return self.outcome.exit_code()
