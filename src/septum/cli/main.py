@@ -51,6 +51,20 @@ def run(
     memory: Annotated[str, typer.Option(help="Guest memory, such as 4G.")] = "4G",
     vcpus: Annotated[int, typer.Option(help="Number of vCPUs.")] = 8,
     design: Annotated[str, typer.Option(help="The host's design.")] = "v3",
+    backing: Annotated[
+        str, typer.Option(help="Of guest memory: 4k, thp, hugetlb-2m or hugetlb-1g.")
+    ] = "thp",
+    module: Annotated[str, typer.Option(help="Version of the TDX module.")] = "1.5.28",
+    dynamic_pamt: Annotated[
+        bool, typer.Option("--dynamic-pamt", help="PAMT for 4 KB pages only where needed.")
+    ] = False,
+    gmem_attributes: Annotated[
+        bool,
+        typer.Option(
+            "--gmem-attributes",
+            help="guest_memfd holds the memory attributes (kvm.vm_memory_attributes=N).",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of a random schedule.")] = 0,
     schedule: Annotated[
         str, typer.Option(help="round-robin, or random (then --seed counts).")
@@ -83,6 +97,10 @@ def run(
                 json=json,
                 trace=trace,
                 report=report,
+                backing=backing,
+                module=module,
+                dynamic_pamt=dynamic_pamt,
+                gmem_attributes=gmem_attributes,
             )
         )
     )
@@ -135,6 +153,28 @@ def firmware(
     from septum.cli.firmware import print_firmware
 
     raise SystemExit(print_firmware(image, as_json=json))
+
+
+@app.command("compare-backing")
+def compare_backing(
+    memory: Annotated[str, typer.Option(help="Guest memory, such as 4G.")] = "1G",
+    vcpus: Annotated[int, typer.Option(help="Number of vCPUs.")] = 2,
+    backing: Annotated[
+        str, typer.Option(help="Backings to compare, with commas.")
+    ] = "4k,hugetlb-2m,hugetlb-1g",
+    dynamic_pamt: Annotated[
+        bool, typer.Option("--dynamic-pamt", help="PAMT for 4 KB pages only where needed.")
+    ] = False,
+    firmware: Annotated[
+        Path | None, typer.Option(help="TDVF image; without it, the one that `run` would use.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Boot the same guest on 4 KB and on huge backing, and count what each costs."""
+    from septum.cli.backing import print_comparison
+
+    names = [name.strip() for name in backing.split(",") if name.strip()]
+    raise SystemExit(print_comparison(memory, vcpus, names, dynamic_pamt, firmware, as_json=json))
 
 
 @app.command()

@@ -47,6 +47,10 @@ class RunOptions:
     json: bool = False
     trace: Path | None = None
     report: Path = Path("septum-report")
+    backing: str = "thp"
+    module: str = "1.5.28"
+    dynamic_pamt: bool = False
+    gmem_attributes: bool = False
 
     def command(self) -> str:
         """The command line that runs the same again."""
@@ -56,6 +60,14 @@ class RunOptions:
         words += ["--memory", self.memory, "--vcpus", str(self.vcpus), "--design", self.design]
         if self.schedule == "random":
             words += ["--schedule", "random", "--seed", str(self.seed)]
+        if self.backing != "thp":
+            words += ["--backing", self.backing]
+        if self.module != "1.5.28":
+            words += ["--module", self.module]
+        if self.dynamic_pamt:
+            words.append("--dynamic-pamt")
+        if self.gmem_attributes:
+            words.append("--gmem-attributes")
         if self.check != "quiet":
             words += ["--check", self.check]
         return shlex.join(words)
@@ -72,6 +84,10 @@ def run_boot(options: RunOptions) -> int:
         nr_vcpus=options.vcpus,
         firmware_sha256=firmware.image.sha256,
         design=options.design,
+        backing=options.backing,
+        module=options.module,
+        dynamic_pamt=options.dynamic_pamt,
+        vm_memory_attributes=not options.gmem_attributes,
     )
     return _boot(recipe, firmware, schedule, options, options.command())
 

@@ -17,9 +17,10 @@ from septum.errors import InputError
 from septum.guest.linux import LinuxGuest
 from septum.guest.params import LinuxParams
 from septum.guest.tdcpu import make_guest_cpus
+from septum.module import PROFILES
 from septum.scenarios.memory_map import Snapshots
 from septum.vmm.layout import q35_layout
-from septum.vmm.qemu import STOP_SHUTDOWN, VmmConfig
+from septum.vmm.qemu import BACKINGS, STOP_SHUTDOWN, VmmConfig
 from septum.vmm.world import World, recipe_for
 
 if TYPE_CHECKING:
@@ -36,7 +37,11 @@ MEASURED_MEMORY = 1 << 30
 
 
 class BootRecipe(msgspec.Struct, frozen=True):
-    """What is booted. `firmware_sha256` names the image; `backing` is that of guest memory."""
+    """What is booted. `firmware_sha256` names the image; `backing` is that of guest memory.
+
+    `vm_memory_attributes`: the VM holds the memory attributes (kvm.vm_memory_attributes=Y), else
+    guest_memfd does.
+    """
 
     memory_bytes: int
     nr_vcpus: int
@@ -45,6 +50,7 @@ class BootRecipe(msgspec.Struct, frozen=True):
     backing: str = "thp"
     module: str = "1.5.28"
     dynamic_pamt: bool = False
+    vm_memory_attributes: bool = True
 
 
 def measurement(world: World, kvm: Kvm) -> bytes:
@@ -82,6 +88,7 @@ class Boot:
 
     __slots__ = (
         "checker",
+        "extra",
         "guest",
         "image",
         "kvm",
@@ -108,6 +115,10 @@ class Boot:
             raise InputError(
                 f"--vcpus {recipe.nr_vcpus} is out of range; choose from 1 to {VCPUS_MAX}"
             )
+        if recipe.backing not in BACKINGS:
+            raise InputError(f"--backing {recipe.backing!r}: choose from {', '.join(BACKINGS)}")
+        if recipe.module not in PROFILES:
+            raise InputError(f"--module {recipe.module!r}: choose from {', '.join(PROFILES)}")
         design = find_design(recipe.design)
         layout = q35_layout(recipe.memory_bytes, image)
         self.recipe = recipe
@@ -119,6 +130,7 @@ class Boot:
                 recipe.backing,
                 module=recipe.module,
                 dynamic_pamt=recipe.dynamic_pamt,
+                vm_memory_attributes=recipe.vm_memory_attributes,
             ),
             units=observed_units(design.units()),
             schedule=schedule,
@@ -132,6 +144,7 @@ class Boot:
         self.snapshots = Snapshots(self.world, layout)
         self.kvm: Kvm | None = None
         self.mrtd = b""
+        self.extra: dict[str, int] = {}  # whatever `login` counted
         self.phases: list[PhaseRecord] = []  # known when events are recorded
         self.login: Callable[[Boot], None] | None = None
 

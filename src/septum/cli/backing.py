@@ -1,0 +1,44 @@
+"""`septum compare-backing`: the same boot on 4 KB and on huge pages, side by side."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from septum.cli.exits import BROKEN, OK
+from septum.errors import InputError
+from septum.firmware.acquire import acquire_firmware
+from septum.scenarios.backing import compare_backing, render_comparison
+from septum.vmm.layout import check_memory_size, parse_memory_size
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def print_comparison(
+    memory: str,
+    nr_vcpus: int,
+    backings: list[str],
+    dynamic_pamt: bool,
+    firmware: Path | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Run and print; returns the exit code. Raises InputError for what cannot be done."""
+    memory_bytes = parse_memory_size(memory)
+    check_memory_size(memory_bytes)
+    if not backings:
+        raise InputError("--backing names nothing; write for example 4k,hugetlb-1g")
+    image = acquire_firmware(firmware).image
+
+    def progress(backing: str) -> None:
+        print(f"booting on {backing} ...", file=sys.stderr)
+
+    comparison = compare_backing(image, memory_bytes, nr_vcpus, backings, dynamic_pamt, progress)
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(comparison), indent=2).decode())
+    else:
+        print(render_comparison(comparison), end="")
+    return OK if all(run.held for run in comparison.runs) else BROKEN
