@@ -44,6 +44,10 @@ def septum(
 
 @app.command()
 def run(
+    scenario: Annotated[
+        str | None,
+        typer.Argument(help="A scenario by name or file; without it, the standard boot."),
+    ] = None,
     firmware: Annotated[
         Path | None,
         typer.Option(help="TDVF image; by default an OVMF is looked for, then fetched, then made."),
@@ -81,7 +85,21 @@ def run(
         "septum-report"
     ),
 ) -> None:
-    """Boot a TD from firmware to an idle Linux, convert, tear down, and report."""
+    """Boot a TD from firmware to an idle Linux, convert, tear down, and report; or a SCENARIO."""
+    if scenario is not None:
+        from septum.cli.scenario import run_one
+
+        raise SystemExit(
+            run_one(
+                scenario,
+                design=design,
+                schedule=schedule,
+                seed=seed,
+                check=check,
+                trace=trace,
+                as_json=json,
+            )
+        )
     from septum.cli.run import RunOptions, run_boot
 
     raise SystemExit(
@@ -153,6 +171,62 @@ def firmware(
     from septum.cli.firmware import print_firmware
 
     raise SystemExit(print_firmware(image, as_json=json))
+
+
+@app.command()
+def scenarios(
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """List the scenarios, one line each."""
+    from septum.cli.scenario import print_scenarios
+
+    raise SystemExit(print_scenarios(as_json=json))
+
+
+@app.command()
+def explore(
+    scenario: Annotated[list[str], typer.Argument(help="Scenarios by name or file.")],
+    design: Annotated[str, typer.Option(help="The host's design.")] = "v3",
+    strategy: Annotated[str, typer.Option(help="auto, exhaustive, pct or random.")] = "auto",
+    preemptions: Annotated[
+        int, typer.Option(help="At most so many preemptions; -1 for no bound.")
+    ] = 2,
+    failures: Annotated[int, typer.Option(help="At most so many injected failures.")] = 0,
+    time: Annotated[float, typer.Option(help="Seconds for each scenario.")] = 60.0,
+    schedules: Annotated[
+        int | None, typer.Option(help="At most so many schedules for each scenario.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    check: Annotated[
+        str, typer.Option(help="When promises are checked: end, quiet or every-step.")
+    ] = "end",
+    json: Annotated[bool, typer.Option("--json", help="Verdicts as JSON on stdout.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Folder for stories and verdicts.")] = None,
+    emit_test: Annotated[
+        Path | None, typer.Option("--emit-test", help="Write a pytest regression test here.")
+    ] = None,
+) -> None:
+    """Try every interleaving and failure of a scenario; tell the shortest story of what broke."""
+    from septum.explore.command import explore_command
+
+    raise SystemExit(
+        explore_command(
+            scenario,
+            design,
+            strategy,
+            preemptions,
+            failures,
+            time,
+            schedules,
+            workers,
+            seed,
+            check,
+            json,
+            report,
+            emit_test,
+        )
+    )
 
 
 @app.command("compare-backing")

@@ -12,6 +12,7 @@ import msgspec
 
 from septum import __version__
 from septum.cli.exits import BROKEN, OK, UNDETERMINED
+from septum.cli.scenario import CHECK_MODES, replay_one
 from septum.errors import InputError
 from septum.firmware.acquire import Firmware, acquire_firmware
 from septum.report.files import report_json, write_report
@@ -19,6 +20,7 @@ from septum.report.lines import print_lines
 from septum.report.text import report_lines
 from septum.scenarios.boot import Boot, BootRecipe
 from septum.scenarios.result import run_result
+from septum.scenarios.run import ScenarioRecipe
 from septum.sim import RandomSchedule, RoundRobin, Schedule, decode_token, encode_token
 from septum.trace.header import TraceHeader
 from septum.trace.writer import TraceWriter
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 # Long enough that a boot is not spent on switching tasks, short enough that vCPUs do meet.
 QUANTUM = 2000
-CHECK_MODES = ("end", "quiet", "every-step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def replay_token(
     """
     try:
         version, packed, schedule = decode_token(token)
-        recipe = msgspec.msgpack.decode(packed, type=BootRecipe)
+        recipe = msgspec.msgpack.decode(packed, type=BootRecipe | ScenarioRecipe)
     except ValueError as error:
         raise InputError(str(error)) from None
     if version != __version__:
@@ -109,6 +110,8 @@ def replay_token(
             f"the token is of Septum {version}, this is {__version__}; "
             "a run replays on the version that made it"
         )
+    if isinstance(recipe, ScenarioRecipe):
+        return replay_one(recipe, schedule, trace=trace, as_json=json)
     firmware = acquire_firmware(image)
     if firmware.image.sha256 != recipe.firmware_sha256:
         raise InputError(

@@ -36,7 +36,7 @@ VCPUS_MAX = 256
 MEASURED_MEMORY = 1 << 30
 
 
-class BootRecipe(msgspec.Struct, frozen=True):
+class BootRecipe(msgspec.Struct, frozen=True, tag="boot"):
     """What is booted. `firmware_sha256` names the image; `backing` is that of guest memory.
 
     `vm_memory_attributes`: the VM holds the memory attributes (kvm.vm_memory_attributes=Y), else

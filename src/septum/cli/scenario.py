@@ -1,0 +1,115 @@
+"""`septum scenarios`, and `septum run SCENARIO`: small worlds with expected results."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+
+from septum import __version__
+from septum.cli.exits import BROKEN, OK
+from septum.errors import InputError
+from septum.scenarios.outcome import outcome_lines
+from septum.scenarios.run import (
+    ScenarioRecipe,
+    load_scenario,
+    recipe_for_token,
+    run_scenario,
+    scenario_names,
+    scenario_of_recipe,
+)
+from septum.sim import RandomSchedule, RoundRobin, Schedule, encode_token
+from septum.trace.header import TraceHeader
+from septum.trace.writer import TraceWriter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from septum.checks.checker import Mode
+    from septum.scenarios.outcome import ScenarioOutcome
+    from septum.scenarios.scenario import Scenario
+
+CHECK_MODES = ("end", "quiet", "every-step")
+
+
+def print_scenarios(*, as_json: bool) -> int:
+    """List the library, one line each."""
+    names = scenario_names()
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(names), indent=2).decode())
+        return OK
+    width = max(len(name) for name in names)
+    for name, summary in names.items():
+        print(f"{name:<{width}}  {summary}")
+    return OK
+
+
+def run_one(
+    name: str,
+    *,
+    design: str,
+    schedule: str,
+    seed: int,
+    check: str,
+    trace: Path | None,
+    as_json: bool,
+) -> int:
+    """Run the scenario called `name` or in that file; 0 when all is as it says.
+
+    Raises InputError for an unknown name, or a wrong file or option.
+    """
+    if check not in CHECK_MODES:
+        raise InputError(f"--check {check!r}: choose from {', '.join(CHECK_MODES)}")
+    chosen: Schedule
+    if schedule == "round-robin":
+        chosen = RoundRobin()
+    elif schedule == "random":
+        chosen = RandomSchedule(seed)
+    else:
+        raise InputError(f"--schedule {schedule!r}: choose from round-robin, random")
+    return _run(load_scenario(name), design, chosen, cast("Mode", check), trace, as_json=as_json)
+
+
+def replay_one(
+    recipe: ScenarioRecipe, schedule: Schedule, *, trace: Path | None, as_json: bool
+) -> int:
+    """Run again what a token stands for. Raises InputError when the scenario has changed."""
+    scenario = scenario_of_recipe(recipe)
+    check = cast("Mode", recipe.check)
+    return _run(scenario, recipe.design, schedule, check, trace, as_json=as_json)
+
+
+def _run(
+    scenario: Scenario,
+    design: str,
+    schedule: Schedule,
+    check: Mode,
+    trace: Path | None,
+    *,
+    as_json: bool,
+) -> int:
+    if trace is None:
+        outcome = run_scenario(scenario, design, schedule, check)
+    else:
+        recipe = recipe_for_token(scenario, design, check)
+        kind, seed = schedule.spec()
+        header = TraceHeader(
+            septum_version=__version__,
+            scenario=scenario.name,
+            design=design,
+            schedule=kind,
+            seed=seed,
+            token=encode_token(__version__, msgspec.msgpack.encode(recipe), schedule),
+        )
+        with TraceWriter(trace, header) as writer:
+            outcome = run_scenario(scenario, design, schedule, check, writer.write)
+    return _show(outcome, as_json)
+
+
+def _show(outcome: ScenarioOutcome, as_json: bool) -> int:
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(outcome).decode() + "\n")
+    else:
+        print("\n".join(outcome_lines(outcome)))
+    return OK if outcome.ok else BROKEN
