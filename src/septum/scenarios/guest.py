@@ -31,6 +31,7 @@ VE = "#VE"
 LOST = "lost"
 REFUSED = "refused"
 BUSY_RETRIES_MAX = 100
+VE_RETRIES_MAX = 20
 
 
 def status_word(status: int) -> str:
@@ -136,14 +137,23 @@ class ScenarioGuest(Guest):
     def _use(self, cpu: TdGuestCpu, gpa: int, nr_pages: int, level: int) -> str:
         """Write page after page; a #VE handler accepts, at `level` if that fits, else at 4K."""
         for at in range(gpa, gpa + (nr_pages << PAGE_SHIFT), PAGE_SIZE):
+            result = self._use_page(cpu, at, level)
+            if result != OK:
+                return result
+        return OK
+
+    def _use_page(self, cpu: TdGuestCpu, gpa: int, level: int) -> str:
+        """User space may take the page again before it is written: then it is another #VE."""
+        for _ in range(VE_RETRIES_MAX):
             try:
-                cpu.write(at)
+                cpu.write(gpa)
             except VirtualizationException:
-                status = self._handle_ve(cpu, at, level)
+                status = self._handle_ve(cpu, gpa, level)
                 if status:
                     return status_word(status)
-                cpu.write(at)
-        return OK
+            else:
+                return OK
+        return VE
 
     def _handle_ve(self, cpu: TdGuestCpu, gpa: int, level: int) -> int:
         """0 when the page is accepted now, by whomever."""

@@ -8,6 +8,7 @@ import msgspec
 
 from septum.report.result import FindingRecord
 from septum.scenarios.counts import count_fits
+from septum.scenarios.scenario import covers
 
 if TYPE_CHECKING:
     from septum.scenarios.record import Result
@@ -29,7 +30,7 @@ class ScenarioOutcome(msgspec.Struct, kw_only=True):
     """One run. `unmet` are the expectations that were not met, one sentence each.
 
     `token` replays it. `failures` counts what the schedule injected; with any, results and counts
-    are not compared. `broken_as_expected`: the scenario says that these promises break.
+    are not compared.
     """
 
     scenario: str
@@ -44,7 +45,8 @@ class ScenarioOutcome(msgspec.Struct, kw_only=True):
     ended: list[str]
     """Why VMMs gave up."""
     findings: list[FindingRecord]
-    broken_as_expected: list[str]
+    foreseen: list[bool]
+    """Of each finding, whether the scenario says so."""
     promises: dict[str, str]
     counts: dict[str, int]
     pages: dict[str, str]
@@ -66,15 +68,19 @@ class ScenarioOutcome(msgspec.Struct, kw_only=True):
 def unmet_expectations(run: ScenarioWorld) -> list[str]:
     """What is not as the scenario says, one sentence each."""
     expect = run.scenario.expect
-    broken = list(dict.fromkeys(finding.promise for finding in run.sim.findings))
-    lines = [
-        f"promise {name} was broken: {_first_text(run, name)}"
-        for name in broken
-        if name not in expect.broken and name not in expect.may_break
-    ]
-    if run.failures.nr_failures:
+    findings = run.sim.findings
+    first: dict[str, str] = {}
+    for finding in findings:
+        if not expect.foresees(finding.promise, finding.text):
+            first.setdefault(finding.promise, finding.text)
+    lines = [f"promise {name} was broken: {text}" for name, text in first.items()]
+    if run.failures.nr_failures or run.stopped:
         return lines
-    lines += [f"promise {name} was not broken" for name in expect.broken if name not in broken]
+    lines += [
+        f"promise {entry} was not broken"
+        for entry in expect.broken
+        if not any(covers(entry, finding.promise, finding.text) for finding in findings)
+    ]
     gave_up = run.gave_up()
     known = (*expect.ends, *expect.may_end)
     lines += [text for text in gave_up if not any(part in text for part in known)]
@@ -87,10 +93,6 @@ def unmet_expectations(run: ScenarioWorld) -> list[str]:
         lines += run.record.unmet()
         lines += _unmet_state(run)
     return lines
-
-
-def _first_text(run: ScenarioWorld, promise: str) -> str:
-    return next(finding.text for finding in run.sim.findings if finding.promise == promise)
 
 
 def _unmet_state(run: ScenarioWorld) -> list[str]:
@@ -114,7 +116,6 @@ def _unmet_state(run: ScenarioWorld) -> list[str]:
 def outcome_of(run: ScenarioWorld, token: str, kind: str, seed: int) -> ScenarioOutcome:
     """The outcome of a run that has ended."""
     scenario = run.scenario
-    found = {finding.promise for finding in run.sim.findings}
     return ScenarioOutcome(
         scenario=scenario.name,
         summary=scenario.summary,
@@ -132,12 +133,10 @@ def outcome_of(run: ScenarioWorld, token: str, kind: str, seed: int) -> Scenario
             )
             for f in run.sim.findings
         ],
-        broken_as_expected=[
-            name for name in (*scenario.expect.broken, *scenario.expect.may_break) if name in found
-        ],
+        foreseen=[scenario.expect.foresees(f.promise, f.text) for f in run.sim.findings],
         promises=dict(run.checker.results),
         counts=run.counts,
-        pages={key: state for (key, *_), state in zip(scenario.pages, run.pages, strict=True)},
+        pages={key: state for (key, *_), state in zip(scenario.pages, run.pages, strict=False)},
         failures=run.failures.nr_failures,
         steps=run.sim.nr_points,
         time_ns=run.sim.now_ns(),
@@ -182,8 +181,8 @@ def outcome_lines(outcome: ScenarioOutcome) -> list[str]:
     broken = [name for name, result in outcome.promises.items() if result == "broken"]
     held = len(outcome.promises) - len(broken)
     lines.append(f"{INDENT}promises: {held} held, {len(broken)} broken")
-    for finding in outcome.findings:
-        expected = " (expected)" if finding.promise in outcome.broken_as_expected else ""
+    for finding, foreseen in zip(outcome.findings, outcome.foreseen, strict=True):
+        expected = " (expected)" if foreseen else ""
         lines += _wrapped(f"broken{expected}: {finding.promise}: {finding.text}", INDENT)
     for text in outcome.ended:
         lines += _wrapped(f"ended: {text}", INDENT)

@@ -121,18 +121,29 @@ class _Reader:
                         f"guest.{key}: no VM is called {key!r}; add a table [vm.{key}]", near=key
                     )
                 for actor, lines in value.items():
-                    found.append(self._guest_program(key, actor, lines, f"guest.{key}.{actor}"))
+                    at = f"guest.{key}.{actor}"
+                    found.append(self._guest_program(key, actor, self._lines(lines, at), at))
             elif self.several:
                 raise self.error(
                     f"guest.{key}: which VM's? Write [guest.{next(iter(self.shapes))}]",
                     near="[guest]",
                 )
             else:
-                found.append(self._guest_program(ONLY_VM, key, value, f"guest.{key}"))
+                at = f"guest.{key}"
+                found.append(self._guest_program(ONLY_VM, key, self._lines(value, at), at))
         for name, lines in self.document.host.items():
-            ops = [self._host_op(line, f"host.{name}") for line in lines]
+            at = f"host.{name}"
+            ops = [self._host_op(line, at) for line in self._lines(lines, at)]
             found.append(Program(f"host.{name}", ops[0].vm if ops else "", -1, tuple(ops)))
         return tuple(found)
+
+    def _lines(self, value: object, at: str) -> list[str]:
+        if isinstance(value, list) and all(isinstance(line, str) for line in value):
+            return value
+        raise self.error(
+            f'{at}: a program is a list of lines; write {at.rpartition(".")[2]} = ["..."]',
+            near=at.rpartition(".")[2],
+        )
 
     def _guest_program(self, vm: str, actor: str, lines: list[str], at: str) -> Program:
         vcpu = self._vcpu(vm, actor, at)
@@ -268,7 +279,8 @@ class _Reader:
         """Look at the names in [expect]; returns the pages."""
         expect = self.document.expect
         known = [*PROMISES, *(name for name in OTHER_PROMISES if name not in PROMISES)]
-        for name in (*expect.broken, *expect.may_break):
+        for entry in (*expect.broken, *expect.may_break):
+            name = entry.partition(": ")[0]
             if name not in known:
                 raise self.error(
                     f"expect: no promise is called {name!r}; there are {', '.join(known)}",

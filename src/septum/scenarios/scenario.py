@@ -73,7 +73,8 @@ class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
 
     `dead`: VMs that are dead or bugged then (names, or true for the only one). `ends`: why VMMs
     gave up, as parts of what they say; `may_end` in some runs. `broken`: promises that this
-    breaks in every run; `may_break` in some. `counts` by name, `pages` by area. `witnesses`: what
+    breaks in every run; `may_break` in some; each by name, or as `name: part of the finding` when
+    only that is meant. `counts` by name, `pages` by area. `witnesses`: what
     a search must have reached.
     """
 
@@ -85,6 +86,16 @@ class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     counts: dict[str, int | str] = {}
     pages: dict[str, str] = {}
     witnesses: list[str] = []
+
+    def foresees(self, promise: str, text: str) -> bool:
+        """Whether a finding is as the scenario says."""
+        return any(covers(entry, promise, text) for entry in (*self.broken, *self.may_break))
+
+
+def covers(entry: str, promise: str, text: str) -> bool:
+    """Whether an entry of `broken` or `may_break` means this finding."""
+    name, colon, part = entry.partition(": ")
+    return name == promise and (not colon or part in text)
 
 
 class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,8 +109,8 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vm: dict[str, object] = {}
     machine: Machine = Machine()
     kernel: Kernel = Kernel()
-    guest: dict[str, list[str] | dict[str, list[str]]] = {}
-    host: dict[str, list[str]] = {}
+    guest: dict[str, object] = {}
+    host: dict[str, object] = {}
     failures: Failures = Failures()
     expect: Expect = Expect()
 

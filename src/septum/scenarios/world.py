@@ -20,7 +20,7 @@ from septum.scenarios.guest import ScenarioGuest
 from septum.scenarios.host import HostThread
 from septum.scenarios.record import Record, Result
 from septum.scenarios.vmm import ScenarioVmm
-from septum.sim import RoundRobin, Schedule, WaitQueue
+from septum.sim import RoundRobin, RunStopped, Schedule, WaitQueue
 from septum.vmm.qemu import STOP_SHUTDOWN
 from septum.vmm.world import World, WorldRecipe
 
@@ -77,6 +77,7 @@ class ScenarioWorld:
         "record",
         "scenario",
         "sim",
+        "stopped",
         "vmms",
         "world",
     )
@@ -94,6 +95,7 @@ class ScenarioWorld:
         self.counts: dict[str, int] = {}
         self.dead: list[str] = []
         self.pages: list[str] = []
+        self.stopped = False
         self.guests: list[ScenarioGuest] = []
         self.vmms: dict[str, ScenarioVmm] = {}
         for vm in scenario.vms:
@@ -216,9 +218,17 @@ class ScenarioWorld:
     # One whole run
 
     def run(self, schedule: Schedule) -> None:
-        """From the beginning of the programs to the last page."""
+        """From the beginning of the programs to the last page; to where a promise was broken for
+        good (an endless retry), or to the first finding with `sim.stop_on_finding`."""
         self.sim.schedule = schedule
         self.spawn()
-        self.sim.run()
-        self.finish()
-        self.teardown()
+        try:
+            self.sim.run()
+            self.finish()
+            self.teardown()
+        except RunStopped:
+            # Tasks stand in the middle of things: what is there now says nothing.
+            self.stopped = True
+            for finding in self.sim.findings:
+                if finding.promise in self.checker.results:
+                    self.checker.results[finding.promise] = "broken"

@@ -1,0 +1,57 @@
+"""Every scenario of the library comes out as it says, whatever the schedule, and the same twice.
+
+`make scenarios` does this with 200 random schedules for each.
+"""
+
+import pytest
+
+from septum.scenarios.check import fresh, run_recorded, schedules
+from septum.scenarios.outcome import outcome_lines
+from septum.scenarios.run import LIBRARY, RandomRun, load_scenario, run_scenario, scenario_names
+
+NAMES = sorted(path.stem for path in LIBRARY.glob("*.toml"))
+CONCURRENT = [name for name in NAMES if len(load_scenario(name).programs) > 1]
+RANDOM_SCHEDULES = 16
+SELFTESTS = (
+    "tdx_vm_huge_page",
+    "tdx_upm_test",
+    "tdx_upm_parallel_test",
+    "tdx_shared_mem_test",
+    "tdx_gmem_private_and_shared_test",
+    "private_mem_kvm_exits_test",
+    "pre_fault_memory_test",
+    "private_mem_conversions_test",
+    "guest_memfd_conversions_test",
+    "guest_memfd_test",
+    "gmem_convert_fault_race",
+    "set_memory_region_test",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_as_expected_and_the_same_twice(name: str) -> None:
+    for schedule in schedules(1):
+        outcome, events = run_recorded(name, schedule)
+        assert outcome.ok, "\n".join(outcome_lines(outcome))
+        again, events_again = run_recorded(name, fresh(schedule))
+        assert events == events_again
+        assert outcome == again
+
+
+@pytest.mark.parametrize("name", CONCURRENT)
+def test_random_schedules(name: str) -> None:
+    scenario = load_scenario(name)
+    for seed in range(RANDOM_SCHEDULES):
+        outcome = run_scenario(scenario, schedule=RandomRun(seed + 100))
+        assert outcome.ok, "\n".join(outcome_lines(outcome))
+
+
+def test_every_selftest_that_concerns_private_memory_is_there() -> None:
+    sources = " ".join(load_scenario(name).document.source for name in NAMES)
+    assert [name for name in SELFTESTS if name not in sources] == []
+
+
+def test_every_scenario_has_one_line() -> None:
+    names = scenario_names()
+    assert sorted(names) == NAMES and len(names) >= 30
+    assert all(len(line) <= 110 and "\n" not in line for line in names.values())

@@ -1,0 +1,245 @@
+"""Runs of scenarios: expectations that are not met are said, broken hosts are caught, tokens
+replay, failures come where the scenario opens them and nowhere else."""
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from septum.designs.registry import Design
+from septum.errors import InputError
+from septum.linux.host import HostUnits, v3_units
+from septum.linux.kvm.gmem_types import GmemInode
+from septum.linux.kvm.guest_memfd import GuestMemfd
+from septum.linux.kvm.mmu import KvmMmu
+from septum.linux.kvm.tdx import KvmTdxUnit
+from septum.linux.kvm.types import KvmPageFault, KvmVcpu
+from septum.scenarios import world as world_module
+from septum.scenarios.check import problems, run_recorded
+from septum.scenarios.outcome import outcome_lines
+from septum.scenarios.reader import read_scenario
+from septum.scenarios.run import (
+    RandomRun,
+    ScenarioRecipe,
+    load_scenario,
+    replay_scenario,
+    run_scenario,
+)
+from septum.scenarios.scenario import Scenario
+from septum.sim import ListSchedule, decode_token
+
+TOUCH = """
+summary = "s"
+[vm]
+ve = true
+[guest]
+vcpu0 = ["touch page 0 => #VE"]
+"""
+
+
+def scenario(text: str) -> Scenario:
+    return read_scenario("test", text, "test.toml")
+
+
+# Expectations
+
+
+@pytest.mark.parametrize(
+    ("change", "unmet"),
+    [
+        ("", []),
+        ("[expect]\ncounts = { pages_2m = 2 }", ["pages_2m is 1, not 2"]),
+        ("[expect]\ncounts = { pages_2m = '0..1' }", []),
+        ("[expect]\ncounts = { pages_2m = '>= 2' }", ["pages_2m is 1, not >= 2"]),
+        (
+            "[expect]\npages = { 'page 0' = 'private 2M' }",
+            ["page 0: pending 2M, not private 2M"],
+        ),
+        ("[expect]\npages = { 'frame 0' = 'shared or pending 2M' }", []),
+        ("[expect]\nbroken = ['no-bug']", ["promise no-bug was not broken"]),
+        ("[expect]\nmay-break = ['no-bug']", []),
+        ("[expect]\ndead = true", ["VM vm is not dead"]),
+        ("[expect]\nends = ['-EIO']", ["no VMM gave up with '-EIO'"]),
+    ],
+)
+def test_expectations(change: str, unmet: list[str]) -> None:
+    outcome = run_scenario(scenario(TOUCH + change))
+    assert outcome.unmet == unmet
+    assert outcome.ok == (not unmet) and outcome.held
+
+
+def test_a_wrong_result_is_said() -> None:
+    outcome = run_scenario(scenario(TOUCH.replace(" => #VE", "")))
+    assert outcome.unmet == ["vcpu0: `touch page 0` came to #VE, not ok"]
+    assert any(line.startswith("! vcpu0") for line in outcome_lines(outcome))
+
+
+def test_what_never_ends_is_said() -> None:
+    """With SEPT_VE_DISABLE=1 the same touch is the end of the VM."""
+    outcome = run_scenario(scenario(TOUCH.replace("ve = true", "ve = false")))
+    assert "vcpu0: `touch page 0` never ended" in outcome.unmet
+    assert any("Guest access before accepting" in text for text in outcome.ended)
+    assert "accept-once" in {finding.promise for finding in outcome.findings}
+
+
+def test_a_step_after_the_end_of_its_vm() -> None:
+    text = TOUCH.replace("ve = true", "") + "[expect]\nmay-break = ['no-bug', 'accept-once']"
+    outcome = run_scenario(scenario(text.replace("[vm]", 'after = ["vcpu0: hlt"]\n[vm]', 1)))
+    assert any("never begun: the VM had ended" in text for text in outcome.unmet)
+
+
+def test_a_vm_that_cannot_be_built() -> None:
+    text = TOUCH.replace("ve = true", 'memory = "1G"\nbacking = "hugetlb-1g"\nimage = ["page 0"]')
+    assert run_scenario(scenario(text)).results[-1].actor == "vcpu0", "that one can"
+    with pytest.raises(InputError, match="no design is called 'v4'"):
+        run_scenario(scenario(TOUCH), design="v4")
+
+
+# Broken hosts
+
+
+class NoSplit(GuestMemfd):
+    """Patch 16 left out: what is zapped is not split before."""
+
+    __slots__ = ()
+
+    def kvm_gmem_split_private(
+        self, inode: GmemInode, start: int, end: int, cause: str = "conversion"
+    ) -> int:
+        return 0
+
+
+class NoAcceptLevel(KvmTdxUnit):
+    """Patch 13 left out: the guest's accept level is nobody's business."""
+
+    __slots__ = ()
+
+    def tdx_honor_guest_accept_level(self, vcpu: KvmVcpu, gfn: int) -> int:
+        return 0
+
+
+class Promoting(KvmMmu):
+    """Patch 06 left out: a fault may map 2 MB over a table."""
+
+    __slots__ = ()
+
+    def disallowed_hugepage_adjust(self, fault: KvmPageFault, spte: int, cur_level: int) -> None:
+        pass
+
+
+def broken_host(monkeypatch: pytest.MonkeyPatch, **units: type) -> None:
+    def broken_units() -> HostUnits:
+        return replace(v3_units(), **units)  # type: ignore[arg-type]
+
+    design = Design("broken", "", "", broken_units)
+    monkeypatch.setattr(world_module, "find_design", lambda name: design)
+
+
+@pytest.mark.parametrize(
+    ("units", "name", "promise"),
+    [
+        ({"gmem": NoSplit}, "convert-one-page", "precise-zap"),
+        ({"gmem": NoSplit}, "private-mem-punch-all", "precise-zap"),
+        ({"tdx": NoAcceptLevel}, "accept-level-a", "progress"),
+        ({"tdx": NoAcceptLevel}, "accept-level-prefault", "progress"),
+        ({"mmu": Promoting}, "promotion-after-return", "no-bug"),
+    ],
+)
+def test_broken_hosts_are_caught(
+    units: dict[str, type], name: str, promise: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_scenario(name).ok
+    broken_host(monkeypatch, **units)
+    outcome = run_scenario(name)
+    assert not outcome.ok
+    assert promise in {finding.promise for finding in outcome.findings}
+    assert any(text.startswith(f"promise {promise} was broken") for text in outcome.unmet)
+
+
+# Schedules and failures
+
+LOSING = """
+summary = "s"
+setup = ["vcpu0: accept 2M frame 0", "vcpu0: write frame 0"]
+[vm]
+backing = "thp"
+[kernel]
+attributes = "vm"
+[host]
+convert = ["set-attributes page 1 to shared"]
+[failures]
+allow = ["alloc:tdp_mmu_alloc_sp_for_split*"]
+"""
+
+
+def test_failures_come_only_where_they_are_allowed() -> None:
+    always = [
+        run_scenario(scenario(LOSING), schedule=RandomRun(seed, failure_odds=2))
+        for seed in range(12)
+    ]
+    injected = [outcome for outcome in always if outcome.failures]
+    assert 0 < len(injected) < len(always)
+    assert all(outcome.ok for outcome in always if not outcome.failures)
+    assert all(not outcome.held for outcome in injected)
+    closed = scenario(LOSING.replace("tdp_mmu_alloc_sp_for_split*", "nothing"))
+    for seed in range(12):
+        outcome = run_scenario(closed, schedule=RandomRun(seed, failure_odds=1))
+        assert outcome.ok and not outcome.failures
+
+
+def test_an_unknown_seamcall_is_an_input_error() -> None:
+    with pytest.raises(InputError, match=r"no SEAMCALL is called 'TDH.MEM.JUMP'"):
+        run_scenario(scenario(TOUCH + '[failures]\ninject = ["seamcall:TDH.MEM.JUMP=busy"]'))
+
+
+def test_random_runs_take_every_alternative() -> None:
+    seen = set()
+    for seed in range(40):
+        outcome = run_scenario("reference", schedule=RandomRun(seed), check="end")
+        seen.update(result.op for result in outcome.results if result.actor == "vcpu0")
+    assert len(seen) == 5
+
+
+def test_a_token_replays_byte_for_byte() -> None:
+    for name in ("reference", "accept-parallel-4k", "two-vms-same-page"):
+        outcome, events = run_recorded(name, RandomRun(11))
+        _, packed, schedule = decode_token(outcome.token)
+        recipe = msgspec.msgpack.decode(packed, type=ScenarioRecipe)
+        replayed: list[object] = []
+        again = run_scenario(name, recipe.design, schedule, "quiet", replayed.append)
+        assert replayed == events
+        assert again.results == outcome.results and again.token == outcome.token
+        assert replay_scenario(recipe, decode_token(outcome.token)[2]).counts == outcome.counts
+
+
+def test_a_token_carries_a_file_that_is_not_in_the_library() -> None:
+    outcome = run_scenario(scenario(TOUCH))
+    recipe = msgspec.msgpack.decode(decode_token(outcome.token)[1], type=ScenarioRecipe)
+    assert recipe.text and replay_scenario(recipe, ListSchedule([])).ok
+    library = msgspec.msgpack.decode(
+        decode_token(run_scenario("reference").token)[1], type=ScenarioRecipe
+    )
+    assert not library.text and library.digest
+    with pytest.raises(InputError, match="not the one that the token was made with"):
+        replay_scenario(msgspec.structs.replace(library, digest=b"0"), ListSchedule([]))
+
+
+def test_the_checker_of_the_library_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert problems("convert-one-page", 1) == []
+    broken_host(monkeypatch, gmem=NoSplit)
+    found = problems("convert-one-page", 1)
+    assert any("promise precise-zap was broken" in text for text in found)
+    assert all("septum replay septum1." in text for text in found)
+
+
+def test_text_fits_eighty_columns() -> None:
+    for name in ("finding-demote-busy-dpamt", "upm-explicit", "two-vms-same-page"):
+        for line in outcome_lines(run_scenario(name)):
+            assert len(line) <= 80 or "septum replay" in line, line
+
+
+def test_building_is_the_same_whatever_is_run_before() -> None:
+    """Two worlds of one scenario begin at the same state, also after other runs."""
+    first = run_recorded(load_scenario("convert-one-page"), RandomRun(3))
+    run_scenario("two-vms-enomem")
+    assert run_recorded(load_scenario("convert-one-page"), RandomRun(3)) == first
