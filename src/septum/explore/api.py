@@ -55,8 +55,17 @@ class Totals:
 class Search:
     """One search under way."""
 
-    __slots__ = ("_done", "_local", "_numbers", "_options", "_progress", "_subject", "_until",
-                 "_workers", "totals")
+    __slots__ = (
+        "_done",
+        "_local",
+        "_numbers",
+        "_options",
+        "_progress",
+        "_subject",
+        "_until",
+        "_workers",
+        "totals",
+    )
 
     def __init__(
         self, subject: Subject, options: Options, progress: Callable[[str], None] | None
@@ -204,9 +213,7 @@ class Search:
         options = self._options
         self._local.close()
         single = options.strategy is Strategy.PLAIN or not options.reduce or preemptions == 0
-        prefixes = (
-            [[]] if single else split(self._local.runner, options, preemptions, NR_JOBS)
-        )
+        prefixes = [[]] if single else split(self._local.runner, options, preemptions, NR_JOBS)
         budget = 0
         if options.schedules is not None:
             left = options.schedules - self.totals.schedules
@@ -254,6 +261,7 @@ class Search:
             answers, passing = list(run.answers), shrunk.passing
             steps, preemptions, failures = run.steps, run.preemptions, run.failures
             finding = shrunk.run.finding
+        token = encode_token(__version__, self._subject.recipe, ListSchedule(list(answers)))
         while answers and not answers[-1]:
             answers.pop()
         return Counterexample(
@@ -265,7 +273,7 @@ class Search:
             first_steps=found.steps,
             first_preemptions=found.preemptions,
             first_failures=found.failures,
-            token=encode_token(__version__, self._subject.recipe, ListSchedule(answers)),
+            token=token,
             passing=passing,
         )
 

@@ -53,11 +53,13 @@ class Steering(Schedule):
 
     __slots__ = (
         "_in_row",
+        "_nr_findings",
         "_row_task",
         "broken",
         "decisions",
         "failures",
         "is_failure",
+        "is_news",
         "max_points",
         "preempting",
         "preemptions",
@@ -81,6 +83,7 @@ class Steering(Schedule):
         self.max_points = 0
         self.spin_points = 0
         self._in_row = 0
+        self._nr_findings = 0
         self._row_task: Task | None = None
 
     def begin(self, sim: Sim, runner: Runner) -> None:
@@ -90,6 +93,7 @@ class Steering(Schedule):
         self.max_points = runner.options.max_points
         self.spin_points = runner.options.spin_points
         self.is_failure = runner.subject.is_failure
+        self.is_news = runner.is_news
 
     def ended(self) -> None:
         """The last step was made, or broken off by a finding. Not called when cut."""
@@ -106,6 +110,8 @@ class Steering(Schedule):
         sim = self.sim
         if self.decisions > self.max_points:
             self._no_end()
+        if len(sim.findings) != self._nr_findings:
+            self._look_at_findings()
         current = sim.current
         if current is self._row_task and not forced:
             self._in_row += 1
@@ -120,6 +126,12 @@ class Steering(Schedule):
         if answer:
             self._in_row = 0
         return answer
+
+    def _look_at_findings(self) -> None:
+        """The model goes on after findings that are expected; after news the run ends."""
+        self._nr_findings = len(self.sim.findings)
+        if any(self.is_news(finding) for finding in self.sim.findings):
+            self.stop()
 
     def _no_end(self) -> None:
         sim = self.sim
@@ -360,10 +372,11 @@ class Runner:
         self.clear(verify=True)
 
     def _first_finding(self) -> Finding | None:
-        for finding in self.built.sim.findings:
-            if not self.options.ignores(finding) and not self.subject.expects(finding):
-                return finding
-        return None
+        return next(filter(self.is_news, self.built.sim.findings), None)
+
+    def is_news(self, finding: Finding) -> bool:
+        """Whether a finding counts: neither the scenario nor the user knows of it."""
+        return not self.options.ignores(finding) and not self.subject.expects(finding)
 
     def _kill(self) -> None:
         """End what is left of the last run. Its unwinding may touch the world, so this is before
@@ -379,7 +392,7 @@ class Runner:
             if coroutine.started():
                 try:
                     coroutine.kill()
-                except Exception:  # noqa: BLE001
+                except Exception:
                     continue
 
 

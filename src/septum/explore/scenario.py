@@ -25,7 +25,7 @@ EXPECTATION = "expectation"
 class ScenarioSubject:
     """`scenario` on a host of `design`, with its promises checked as `check` says."""
 
-    __slots__ = ("check", "scenario", "witnesses", "_design", "_torn_down")
+    __slots__ = ("_design", "_torn_down", "check", "scenario", "witnesses")
 
     def __init__(self, scenario: Scenario | str, design: str = "v3", check: Mode = "quiet") -> None:
         """Raises InputError for an unknown scenario."""

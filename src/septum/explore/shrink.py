@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from septum.explore.run import Replaying, Run, Runner, StateMissed
+from septum.explore.plan import Following, Planning
+from septum.explore.run import Replaying, Run, Runner, StateMissed, Steering
 
 if TYPE_CHECKING:
     from septum.sim import Finding
@@ -59,16 +60,14 @@ class Shrinker:
             return None
         self._seen.add(key)
         self.tries += 1
-        for _ in range(3):
-            try:
-                return self._runner.run(Replaying(list(key)))
-            except StateMissed:
-                continue
-        return None
+        return self._run(Replaying(list(key)))
 
     def _try(self, answers: list[int]) -> bool:
         run = self._replay(answers)
-        if run is None or run.finding is None or kind_of(run.finding) != self._kind:
+        return run is not None and self._accept(run)
+
+    def _accept(self, run: Run) -> bool:
+        if run.finding is None or kind_of(run.finding) != self._kind:
             return False
         if size_of(run) >= size_of(self._best):
             return False
@@ -80,8 +79,34 @@ class Shrinker:
         self._try(_trim(self._best.answers))
         better = True
         while better and self.tries < TRIES_MAX:
-            better = self._quieten() | self._delete() | self._move()
+            better = self._replan() | self._quieten() | self._delete() | self._move()
         return self._best
+
+    def _replan(self) -> bool:
+        """Take the plan of the schedule apart, as long as that helps."""
+        any_better = False
+        better = True
+        while better:
+            better = False
+            planning = Planning(self._best.answers)
+            self._run(planning)
+            for plan in planning.plan().variants():
+                if self.tries >= TRIES_MAX:
+                    return any_better
+                self.tries += 1
+                run = self._run(Following(plan))
+                if run is not None and self._accept(run):
+                    any_better = better = True
+                    break
+        return any_better
+
+    def _run(self, steering: Steering) -> Run | None:
+        for _ in range(3):
+            try:
+                return self._runner.run(steering)
+            except StateMissed:
+                continue
+        return None
 
     def _disturbed(self) -> list[int]:
         return [at for at, answer in enumerate(self._best.answers) if answer]

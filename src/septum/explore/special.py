@@ -149,9 +149,9 @@ def _scheduler(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
         return block
 
     def wrap_wake(method: Callable[..., Any]) -> Callable[..., Any]:
-        def wake_up_all(wq: WaitQueue) -> None:
+        def wake_up_all(wq: WaitQueue, *args: Any, **named: Any) -> None:
             append(id(wq.waiters) << 10 | IX)
-            method(wq)
+            method(wq, *args, **named)
 
         return wake_up_all
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from septum.explore.run import Replaying, Runner
+from septum.sim import Finding
 from septum.sim.events import ChoiceEvent, Event, FindingEvent, LockEvent, SwitchEvent
 from septum.trace.describe import describe
 from septum.trace.ladder import is_quiet
@@ -52,7 +53,18 @@ class Recording:
             runner.run(self._steering)
         finally:
             runner.sink = None
+        self._cut_after_finding()
         self.tasks = list(dict.fromkeys(beat.event.task for beat in self.beats))
+
+    def _cut_after_finding(self) -> None:
+        """What happens after the promise is broken is no part of the story."""
+        for at, beat in enumerate(self.beats):
+            event = beat.event
+            if isinstance(event, FindingEvent) and self._runner.is_news(
+                Finding(event.promise, event.text, "", event.task, event.time_ns)
+            ):
+                del self.beats[at + 1 :]
+                return
 
     def _see(self, event: Event) -> None:
         if self._steering.sim is None:
@@ -245,7 +257,7 @@ def _wrap(text: str, indent: str, *, break_long: bool = False) -> list[str]:
         text,
         WIDTH,
         initial_indent=indent,
-        subsequent_indent=indent + ("" if break_long else ""),
+        subsequent_indent=indent,
         break_long_words=break_long,
         break_on_hyphens=False,
     )

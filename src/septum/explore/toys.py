@@ -199,7 +199,7 @@ class Toy:
     @property
     def name(self) -> str:
         """As the command line would call it."""
-        return self._name
+        return f"toy:{self._name}"
 
     @property
     def design(self) -> str:
@@ -327,7 +327,7 @@ def find_toy(name: str) -> Toy:
     if name.startswith("dice-"):
         seed, tasks, length = (int(part) for part in name.split("-")[1:])
         return dice_toy(seed, tasks, length)
-    return {toy.name: toy for toy in TOYS}[name]
+    return {toy.name.removeprefix("toy:"): toy for toy in TOYS}[name]
 
 
 def dice_toy(seed: int, nr_tasks: int, length: int) -> Toy:

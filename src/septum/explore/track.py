@@ -16,7 +16,7 @@ import types
 from array import array
 from typing import TYPE_CHECKING, Any
 
-from septum.explore.footprint import IS, IX, S, X, Footprints
+from septum.explore.footprint import IS, IX, Footprints, S, X
 from septum.explore.special import COUNTING_WORDS, OBSERVERS, PRIVATE, is_statistic, specials
 from septum.explore.tracked import PLAIN, container_types, put_back
 from septum.sim import Sim

@@ -135,7 +135,7 @@ def _dict_type(tracker: Tracker) -> type:
 
     class TrackedDict(dict[Any, Any]):
         __slots__ = ("in_order",)
-        __hash__: ClassVar[None] = None  # type: ignore[assignment]
+        __hash__: ClassVar[None] = None
 
         def _read(self, key: object, value: object) -> None:
             append(id(self) << 10 | IS)

@@ -247,7 +247,7 @@ class _ArrayPart(Part):
 
     def restore(self) -> None:
         assert isinstance(self.obj, array | bytearray)
-        self.obj[:] = self.saved  # type: ignore[index, assignment]
+        self.obj[:] = self.saved  # type: ignore[call-overload]
 
 
 class _InstancePart(Part):
@@ -373,7 +373,10 @@ def immutable_children(obj: object) -> Iterator[tuple[str, object]] | None:
         return ((f".{name}", getattr(obj, name)) for name in obj.__struct_fields__)
     params = getattr(type(obj), "__dataclass_params__", None)
     if params is not None and params.frozen:
-        return ((f".{name}", getattr(obj, name)) for name in type(obj).__dataclass_fields__)
+        return (
+            (f".{name}", getattr(obj, name))
+            for name in getattr(type(obj), "__dataclass_fields__", ())
+        )
     return None
 
 

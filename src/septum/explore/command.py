@@ -1,0 +1,223 @@
+"""`septum explore`: what the command line calls."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from septum.errors import InputError
+from septum.explore.api import Search
+from septum.explore.emit import regression_test
+from septum.explore.replay import find_subject
+from septum.explore.story import Recording, story_lines
+from septum.explore.subject import Options, Strategy
+from septum.explore.verdict import Counterexample, Outcome, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from septum.explore.run import Runner
+
+SCHEMA = "septum-explore-1"
+_SEVERITY = (1, 130, 3, 0)
+
+
+class ExploreReport(msgspec.Struct):
+    """What --json prints."""
+
+    schema: str
+    verdicts: list[Verdict]
+
+
+def explore_command(
+    names: Sequence[str],
+    design: str = "v3",
+    strategy: str = "auto",
+    preemptions: int | None = 2,
+    failures: int = 0,
+    time_s: float | None = 60.0,
+    schedules: int | None = None,
+    workers: int = 1,
+    seed: int = 0,
+    check: str = "end",
+    as_json: bool = False,
+    report: Path | None = None,
+    emit_test: Path | None = None,
+    ignore: Sequence[str] = (),
+    keep_going: bool = False,
+) -> int:
+    """Explore scenarios one after the other; returns the exit code of the worst verdict.
+
+    Raises InputError for unknown names and values.
+    """
+    options = make_options(
+        strategy, preemptions, failures, time_s, schedules, workers, seed, ignore, keep_going
+    )
+    verdicts: list[Verdict] = []
+    for name in names:
+        search = Search(find_subject(name, design, check), options, _progress(name))
+        verdict = search.run()
+        _clear_progress()
+        verdicts.append(verdict)
+        stories = _stories(verdict, search.runner_searcher.runner, check)
+        if not as_json:
+            print("\n".join(verdict_lines(verdict, options)))
+            for story in stories:
+                print()
+                print("\n".join(story))
+        _write_artefacts(verdict, stories, report, emit_test)
+        if verdict.interrupted:
+            break
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.encode(ExploreReport(SCHEMA, verdicts)) + b"\n")
+        sys.stdout.flush()
+    codes = {verdict.exit_code() for verdict in verdicts}
+    return next((code for code in _SEVERITY if code in codes), 0)
+
+
+def make_options(
+    strategy: str,
+    preemptions: int | None,
+    failures: int,
+    time_s: float | None,
+    schedules: int | None,
+    workers: int,
+    seed: int,
+    ignore: Sequence[str] = (),
+    keep_going: bool = False,
+) -> Options:
+    """Options from what a user wrote. Raises InputError; `preemptions` below 0 is no bound."""
+    try:
+        chosen = Strategy(strategy)
+    except ValueError:
+        known = ", ".join(s.value for s in Strategy)
+        raise InputError(f"--strategy {strategy!r}: choose from {known}") from None
+    if workers < 1:
+        raise InputError(f"--workers {workers}: there must be at least one")
+    if failures < 0:
+        raise InputError(f"--failures {failures}: there cannot be fewer than none")
+    if preemptions is not None and preemptions < 0:
+        preemptions = None
+    return Options(
+        strategy=chosen,
+        preemptions=preemptions,
+        failures=failures,
+        schedules=schedules,
+        time_s=time_s,
+        workers=workers,
+        seed=seed,
+        ignore=tuple(ignore),
+        keep_going=keep_going,
+    )
+
+
+def verdict_lines(verdict: Verdict, options: Options) -> list[str]:
+    """The verdict in a few lines."""
+    word = verdict.outcome.value.upper()
+    bound = "any number of" if verdict.preemptions is None else f"at most {verdict.preemptions}"
+    on = f" on {verdict.design}" if verdict.design else ""
+    counts = f"{verdict.schedules} schedules, {verdict.states} states, {verdict.steps} steps"
+    lines = [
+        f"{word}: {verdict.subject}{on} (seed {verdict.seed})",
+        f"  {verdict.why}",
+        f"  {bound} preemptions, at most {verdict.failures} failures, by {verdict.strategy}",
+        f"  {counts} in {verdict.seconds:.1f} s",
+    ]
+    if verdict.missing_witnesses:
+        lines.append(f"  never reached: {', '.join(verdict.missing_witnesses)}")
+    if verdict.outcome is not Outcome.BROKEN and verdict.coverage:
+        lines += _coverage_lines(verdict)
+    return lines
+
+
+def _coverage_lines(verdict: Verdict) -> list[str]:
+    kinds: dict[str, int] = {}
+    for item in verdict.coverage:
+        kind = item.partition(":")[0]
+        kinds[kind] = kinds.get(kind, 0) + 1
+    names = {
+        "call": "SEAMCALL outcomes",
+        "tdcall": "TDCALL outcomes",
+        "choice": "choices other than the ordinary",
+        "wait": "locks waited for",
+        "sept": "S-EPT state, call, status",
+    }
+    words = ", ".join(f"{count} {names.get(kind, kind)}" for kind, count in kinds.items())
+    return [f"  reached: {words}"]
+
+
+def _stories(verdict: Verdict, runner: Runner, check: str) -> list[list[str]]:
+    stories = []
+    for example in verdict.counterexamples:
+        recording = Recording(runner, example.answers)
+        consequence = _consequence(example, verdict)
+        story = story_lines(example, recording, _heading(verdict, example), consequence)
+        stories.append([*story, "", *_commands(verdict, example, check)])
+    return stories
+
+
+def _heading(verdict: Verdict, example: Counterexample) -> str:
+    on = f" on design {verdict.design}" if verdict.design else ""
+    return (
+        f"BROKEN: promise {example.finding.promise} in scenario {verdict.subject}{on}"
+        f" (seed {verdict.seed})"
+    )
+
+
+def _consequence(example: Counterexample, verdict: Verdict) -> str:
+    from septum.checks import PROMISES
+    from septum.checks.promise import consequence
+
+    if not verdict.design:
+        return ""
+    promise = PROMISES.get(example.finding.promise)
+    return consequence(promise) if promise is not None else ""
+
+
+def _commands(verdict: Verdict, example: Counterexample, check: str) -> list[str]:
+    base = f"septum explore {verdict.subject} --design {verdict.design or 'v3'}"
+    return [
+        "Again:     septum replay TOKEN   (the token above, as one word)",
+        "Picture:   septum replay TOKEN --trace run.jsonl && septum trace run.jsonl",
+        f"Test:      {base} --check {check} --seed {verdict.seed} \\",
+        "             --emit-test test_it.py",
+    ]
+
+
+def _write_artefacts(
+    verdict: Verdict, stories: list[list[str]], report: Path | None, emit_test: Path | None
+) -> None:
+    if report is not None:
+        report.mkdir(parents=True, exist_ok=True)
+        stem = verdict.subject.replace(":", "-").replace("/", "-")
+        (report / f"{stem}.json").write_bytes(msgspec.json.format(msgspec.json.encode(verdict)))
+        for number, (example, story) in enumerate(
+            zip(verdict.counterexamples, stories, strict=True), 1
+        ):
+            (report / f"{stem}-{number}.txt").write_text("\n".join(story) + "\n")
+            (report / f"test_{stem.replace('-', '_')}_{number}.py").write_text(
+                regression_test(verdict, example)
+            )
+        print(f"septum: the report is in {report}", file=sys.stderr)
+    if emit_test is not None and verdict.counterexamples:
+        emit_test.write_text(regression_test(verdict, verdict.counterexamples[0]))
+        print(f"septum: the test is in {emit_test}", file=sys.stderr)
+
+
+def _progress(name: str) -> Callable[[str], None] | None:
+    if not sys.stderr.isatty():
+        return None
+
+    def show(text: str) -> None:
+        print(f"\r{name}: {text}; Ctrl-C keeps what is found", end="", file=sys.stderr)
+        sys.stderr.flush()
+
+    return show
+
+
+def _clear_progress() -> None:
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr)

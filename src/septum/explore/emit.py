@@ -1,0 +1,49 @@
+"""A counterexample as a pytest test that fails until the host is mended."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from septum.explore.verdict import Counterexample, Verdict
+
+TEMPLATE = '''\
+"""{summary}
+
+Found by `septum explore {subject}{design_option}`, seed {seed}. The schedule is replayed as it was
+shrunk; when the promise holds on it, this test passes.
+"""
+
+from septum.explore.replay import replay_answers
+
+ANSWERS = {answers}
+
+
+def test_{name}() -> None:
+    """{promise}: {text}"""
+    finding = replay_answers({subject!r}, {design!r}, ANSWERS)
+    assert finding is None, f"{{finding.promise}}: {{finding.text}}"
+'''
+
+
+def regression_test(verdict: Verdict, example: Counterexample) -> str:
+    """The source of the test."""
+    finding = example.finding
+    words = re.sub(r"[^a-z0-9]+", "_", f"{verdict.subject} {finding.promise}".lower()).strip("_")
+    answers = textwrap.fill(
+        repr(example.answers), 96, initial_indent="    ", subsequent_indent="    "
+    ).strip()
+    text = finding.text if len(finding.text) < 80 else finding.text[:77] + "..."
+    return TEMPLATE.format(
+        summary=f"Promise {finding.promise} in scenario {verdict.subject}.",
+        subject=verdict.subject,
+        design=verdict.design,
+        design_option=f" --design {verdict.design}" if verdict.design else "",
+        seed=verdict.seed,
+        answers=answers,
+        name=words,
+        promise=finding.promise,
+        text=text.replace('"', "'").replace("\\", "/"),
+    )

@@ -1,0 +1,36 @@
+"""One schedule again: for regression tests, and for tokens that a search made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.explore.run import Replaying, Runner
+from septum.explore.subject import Options
+from septum.explore.toys import find_toy
+
+if TYPE_CHECKING:
+    from septum.explore.subject import Subject
+    from septum.sim import Finding
+
+
+def find_subject(name: str, design: str = "v3", check: str = "end") -> Subject:
+    """The scenario called `name`, or the toy `toy:NAME`. Raises InputError."""
+    from septum.errors import InputError
+    from septum.explore.scenario import ScenarioSubject
+
+    if name.startswith("toy:"):
+        try:
+            return find_toy(name.removeprefix("toy:"))
+        except (KeyError, ValueError):
+            raise InputError(f"no toy is called {name.removeprefix('toy:')!r}") from None
+    if check not in ("end", "quiet", "every-step"):
+        raise InputError(f"--check {check!r}: choose from end, quiet, every-step")
+    return ScenarioSubject(name, design, check)  # type: ignore[arg-type]
+
+
+def replay_answers(
+    name: str, design: str, answers: list[int], check: str = "end"
+) -> Finding | None:
+    """The first finding of the run of `answers` that the scenario does not expect, or None."""
+    runner = Runner(find_subject(name, design, check), Options())
+    return runner.run(Replaying(list(answers))).finding

@@ -1,0 +1,90 @@
+"""Two judges: the fast search and the plain one say the same of every small system.
+
+The plain search tries every schedule; the fast one leaves out what it takes to be equivalent. They
+must agree on all findings and on all final states, for every bound on preemptions.
+"""
+
+import pytest
+
+from septum.explore.fast import FastSteering
+from septum.explore.plain import plain_search
+from septum.explore.search import Job, Searcher
+from septum.explore.subject import Options, Strategy
+from septum.explore.toys import LIVELOCK, RETRY, TOYS, Toy, dice_toy
+
+BOUNDS = (0, 1, 2, None)
+LIMIT = 3000
+
+
+class FinalsOf(Toy):
+    """A toy that notes the ends of its runs."""
+
+    __slots__ = ("finals",)
+
+    def __init__(self, toy: Toy) -> None:
+        super().__init__(toy.name, toy.programs, toy.bad)
+        self.finals: set[object] = set()
+
+    def finish(self, built) -> None:  # type: ignore[no-untyped-def]
+        super().finish(built)
+        if not built.sim.findings:
+            self.finals.add(self.final(built))
+
+
+def options_for(toy: Toy, preemptions: int | None) -> Options:
+    spins = 5 if toy in (LIVELOCK, RETRY) else 1000
+    return Options(
+        strategy=Strategy.EXHAUSTIVE,
+        preemptions=preemptions,
+        failures=1,
+        spin_points=spins,
+        max_points=60 if spins == 5 else 2000,
+        keep_going=True,
+    )
+
+
+def compare(toy: Toy, preemptions: int | None) -> tuple[int, int] | None:
+    """Numbers of schedules of the two; None when the plain judge needs too many."""
+    options = options_for(toy, preemptions)
+    plain = plain_search(toy, options, LIMIT)
+    if not plain.complete:
+        return None
+    noted = FinalsOf(toy)
+    searcher = Searcher(noted, options)
+    noted.finals.clear()
+    try:
+        result = searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=options.max_preemptions()))
+    finally:
+        searcher.close()
+    assert result.complete and not result.note
+    found = {(f.finding.promise, f.finding.text) for f in result.found}
+    assert found == set(plain.findings)
+    assert noted.finals == plain.finals
+    return plain.schedules, result.schedules
+
+
+@pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.name)
+@pytest.mark.parametrize("preemptions", BOUNDS)
+def test_toys(toy: Toy, preemptions: int | None) -> None:
+    """The judges agree on the toys made by hand."""
+    compare(toy, preemptions)
+
+
+@pytest.mark.parametrize("tasks,length,seeds", [(2, 4, 20), (3, 2, 8)])
+def test_dice(tasks: int, length: int, seeds: int) -> None:
+    """The judges agree on toys made by dice, and the fast one needs far fewer schedules."""
+    plain = fast = 0
+    for seed in range(seeds):
+        for preemptions in BOUNDS:
+            numbers = compare(dice_toy(seed, tasks, length), preemptions)
+            if numbers is not None:
+                plain += numbers[0]
+                fast += numbers[1]
+    assert plain > 4 * fast
+
+
+def test_judge_notices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fast search that never takes a task to be worth preempting is caught."""
+    monkeypatch.setattr(FastSteering, "_wanted", lambda self, node, task: False)
+    with pytest.raises(AssertionError):
+        compare(TOYS[0], 1)

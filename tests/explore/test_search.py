@@ -1,0 +1,148 @@
+"""The search as a whole: verdicts, determinism over workers, shrinking, tokens, the command."""
+
+import json
+
+import pytest
+
+from septum.errors import InputError
+from septum.explore import Options, Outcome, Strategy, explore
+from septum.explore.command import explore_command, make_options
+from septum.explore.replay import find_subject, replay_answers
+from septum.explore.run import Replaying, Runner
+from septum.explore.subject import Witness
+from septum.explore.toys import (
+    DEADLOCK,
+    FAILING,
+    LIVELOCK,
+    LOCKED_UPDATE,
+    LOST_UPDATE,
+    RARE,
+    TOYS,
+    Toy,
+)
+from septum.sim import decode_token
+
+
+@pytest.mark.parametrize("strategy", [Strategy.EXHAUSTIVE, Strategy.PCT, Strategy.RANDOM])
+@pytest.mark.parametrize("toy", [LOST_UPDATE, DEADLOCK, RARE], ids=lambda toy: toy.name)
+def test_finds(toy: Toy, strategy: Strategy) -> None:
+    """Each strategy finds the known bugs, and shrinks them to at most two preemptions."""
+    verdict = explore(toy, Options(strategy=strategy, schedules=2000))
+    assert verdict.outcome is Outcome.BROKEN
+    assert verdict.counterexamples[0].preemptions <= 2
+
+
+def test_holds_is_complete() -> None:
+    """What is right is held to be so, and completely, also without a bound."""
+    for preemptions in (2, None):
+        options = Options(strategy=Strategy.EXHAUSTIVE, preemptions=preemptions)
+        verdict = explore(LOCKED_UPDATE, options)
+        assert verdict.outcome is Outcome.HELD and verdict.complete
+        assert verdict.exit_code() == 0
+
+
+def test_budget_is_undetermined() -> None:
+    """A budget that runs out is no verdict."""
+    options = Options(strategy=Strategy.EXHAUSTIVE, preemptions=None, schedules=3)
+    verdict = explore(LOCKED_UPDATE, options)
+    assert verdict.outcome is Outcome.UNDETERMINED and verdict.exit_code() == 3
+    assert "budget" in verdict.why
+
+
+def test_missing_witness_is_undetermined() -> None:
+    """Silence about a scenario that never got where it should is no verdict."""
+    toy = Toy("w", LOCKED_UPDATE.programs, witnesses=[Witness("a call", "call:TDH.")])
+    verdict = explore(toy, Options(strategy=Strategy.EXHAUSTIVE))
+    assert verdict.outcome is Outcome.UNDETERMINED
+    assert verdict.missing_witnesses == ["a call"]
+
+
+def test_failures_are_bounded() -> None:
+    """The lock that an error path forgets is found with one failure, and not with none."""
+    assert explore(FAILING, Options(failures=0)).outcome is Outcome.HELD
+    verdict = explore(FAILING, Options(failures=1, strategy=Strategy.EXHAUSTIVE))
+    assert verdict.outcome is Outcome.BROKEN
+    assert verdict.counterexamples[0].failures == 1
+
+
+def test_no_progress_is_a_finding() -> None:
+    """Tasks that retry for ever are a finding, not a hang."""
+    verdict = explore(LIVELOCK, Options(spin_points=10, max_points=300))
+    assert verdict.counterexamples[0].finding.promise == "progress"
+
+
+@pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.name)
+@pytest.mark.parametrize("strategy", [Strategy.AUTO, Strategy.EXHAUSTIVE])
+def test_workers_agree(toy: Toy, strategy: Strategy) -> None:
+    """The verdict and the counterexample do not depend on the number of workers."""
+    verdicts = [
+        explore(
+            toy,
+            Options(strategy=strategy, failures=1, workers=workers, spin_points=20, max_points=300),
+        )
+        for workers in (1, 2, 3)
+    ]
+    assert len({verdict.outcome for verdict in verdicts}) == 1
+    examples = [verdict.counterexamples for verdict in verdicts]
+    assert examples[0] == examples[1] == examples[2]
+
+
+def test_replays() -> None:
+    """The token's answers break the same promise again; the passing neighbour breaks none."""
+    example = explore(RARE, Options()).counterexamples[0]
+    _, recipe, schedule = decode_token(example.token)
+    assert recipe == RARE.recipe
+    runner = Runner(RARE, Options())
+    for answers in (example.answers, schedule.answers):  # type: ignore[attr-defined]
+        assert runner.run(Replaying(list(answers))).finding == example.finding
+    assert example.passing is not None
+    assert runner.run(Replaying(example.passing)).finding is None
+    assert replay_answers("toy:rare", "", example.answers) == example.finding
+
+
+def test_shrinks() -> None:
+    """A long random counterexample becomes the shortest: one preemption."""
+    long = Toy("long", [(*((("read", 3),) * 12), *LOST_UPDATE.programs[0])] * 2, bad=[1])
+    options = Options(strategy=Strategy.RANDOM, preemptions=None, schedules=500)
+    example = explore(long, options).counterexamples[0]
+    assert example.preemptions == 1
+
+
+def test_unshrunk_is_as_found() -> None:
+    """Without shrinking the counterexample is the run that was found."""
+    example = explore(RARE, Options(shrink=False)).counterexamples[0]
+    assert example.steps == example.first_steps and example.passing is None
+
+
+def test_command_text(capsys: pytest.CaptureFixture[str], tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """The report keeps 80 columns and says the ten points; artefacts are written."""
+    test = tmp_path / "test_it.py"
+    code = explore_command(["toy:rare"], report=tmp_path / "r", emit_test=test)
+    out = capsys.readouterr().out
+    assert code == 1
+    assert all(len(line) <= 80 for line in out.splitlines())
+    for word in ("BROKEN", "token: septum1.", "Cause:", "shortest", "nearest", "septum replay"):
+        assert word in out
+    assert (tmp_path / "r" / "toy-rare.json").exists()
+    namespace: dict[str, object] = {}
+    exec(test.read_text(), namespace)
+    with pytest.raises(AssertionError):
+        namespace["test_toy_rare_toy"]()  # type: ignore[operator]
+
+
+def test_command_json(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    """--json prints verdicts."""
+    assert explore_command(["toy:locked-update"], as_json=True) == 0
+    report = json.loads(capsysbinary.readouterr().out)
+    assert report["schema"] == "septum-explore-1"
+    assert report["verdicts"][0]["outcome"] == "held"
+
+
+def test_bad_usage() -> None:
+    """A user's mistake is one sentence."""
+    with pytest.raises(InputError):
+        find_subject("toy:no-such")
+    with pytest.raises(InputError):
+        make_options("best", 2, 0, None, None, 1, 0)
+    with pytest.raises(InputError):
+        make_options("auto", 2, 0, None, None, 0, 0)
