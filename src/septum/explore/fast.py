@@ -21,6 +21,7 @@ McKinley, OOPSLA 2013 (bounded).
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from septum.explore.footprint import (
@@ -38,6 +39,8 @@ from septum.explore.subject import UNBOUNDED
 from septum.sim import SimDefect
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from septum.explore.subject import Options
     from septum.explore.track import Tracker
     from septum.sim import Sim
@@ -51,6 +54,23 @@ ANYTHING: Masks = (-1, -1, -1, -1)
 
 
 NO_HASH = TraceHash()
+
+
+PERIOD_MAX = 60
+"""Steps of the longest loop that is recognised as a retry loop."""
+STANDING_DEPTH = 24
+
+
+def _standing() -> tuple[int, ...]:
+    """Where the running task is: the places in the code on its stack."""
+    places: list[int] = []
+    frame = sys._getframe(3)
+    at: FrameType | None = frame
+    while at is not None and len(places) < 2 * STANDING_DEPTH:
+        places.append(id(at.f_code))
+        places.append(at.f_lasti)
+        at = at.f_back
+    return tuple(places)
 
 
 class Node:
@@ -72,6 +92,7 @@ class Node:
         "hash",
         "key",
         "preemptions_left",
+        "row",
         "sleep",
         "step",
         "steps",
@@ -95,6 +116,7 @@ class Node:
         self.current = 0
         self.key = 0
         self.hash = NO_HASH
+        self.row: tuple[int, ...] = ()
         self.preemptions_left = 0
         self.failures_left = 0
 
@@ -131,6 +153,7 @@ class FastSteering(Steering):
     """Walks the reduced tree. `next_schedule` moves on after each run."""
 
     __slots__ = (
+        "_accesses",
         "_at",
         "_choices",
         "_hash",
@@ -138,6 +161,7 @@ class FastSteering(Steering):
         "_prefix_at",
         "_resume",
         "_reuse",
+        "_row",
         "bounded",
         "failures_max",
         "nr_visited_hits",
@@ -167,6 +191,8 @@ class FastSteering(Steering):
         self._prefix_at = 0
         self._hash = TraceHash()
         self._choices: list[int] = []
+        self._accesses = 0
+        self._row: list[int] = []
         self._last_pick: Node | None = None
         self._reuse: Summary | None = None
         # The last pick of the path: what was before it repeats, its step comes out otherwise.
@@ -191,6 +217,8 @@ class FastSteering(Steering):
             self._repeat_step(at)
         else:
             self._close_step(sim.current.index)
+            if not forced and self._repeats():
+                self.yields = spins = True
         ring = sim.ready_ring(forced)
         tasks = [task.index for task in ring]
         if at < len(self.path):
@@ -200,8 +228,25 @@ class FastSteering(Steering):
             self._prefix_at += 1
         else:
             node = self._new_pick(tasks, forced, spins, sim)
+        self.yields = node.free and not forced
+        if node.answer or forced:
+            self._row.clear()
         self._last_pick = node
         return node.answer
+
+    def _repeats(self) -> bool:
+        """Whether the running task has done the same three times in a row: the same accesses,
+        standing at the same places in the code. A loop that gets on touches something else."""
+        row = self._row
+        row.append(hash((self._accesses, _standing())))
+        last = row[-1]
+        length = len(row)
+        for period in range(1, min(PERIOD_MAX, length // 3) + 1):
+            if last == row[-1 - period] == row[-1 - 2 * period]:
+                a, b, c = length - period, length - 2 * period, length - 3 * period
+                if row[a:] == row[b:a] == row[c:b]:
+                    return True
+        return False
 
     def _new_pick(self, tasks: list[int], forced: bool, spins: bool, sim: Sim) -> Node:
         node = Node(False, 0, [])
@@ -213,6 +258,7 @@ class FastSteering(Steering):
         node.failures_left = self.failures_max - self.failures
         node.sleep = self._inherited_sleep()
         node.hash = self._hash.copy()
+        node.row = tuple(self._row)
         node.key = hash((self._hash.value, tuple(sorted(tasks))))
         given = self._given(len(tasks))
         if given is not None:
@@ -269,6 +315,7 @@ class FastSteering(Steering):
         self._choices.clear()
         if at == self._resume:
             self._hash = self.path[at].hash.copy()
+            self._row = list(self.path[at].row)
 
     def _close_step(self, task: int) -> None:
         """The step since the last pick is complete: it was one of `task`."""
@@ -282,6 +329,7 @@ class FastSteering(Steering):
             self._hash.step(task, (1,), tuple(self._choices))
         else:
             accesses = tracker.take_step(task)
+            self._accesses = hash(frozenset(accesses))
             if tracker.footprints.grown:
                 raise Restart
             node.step = tracker.footprints.masks(accesses)

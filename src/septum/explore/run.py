@@ -66,6 +66,7 @@ class Steering(Schedule):
         "sim",
         "spin_points",
         "stopped",
+        "yields",
     )
 
     def __init__(self) -> None:
@@ -75,6 +76,7 @@ class Steering(Schedule):
         """Forget the last run."""
         self.sim: Sim = cast("Sim", None)
         self.preemptions = 0
+        self.yields = False  # the current task spins: that another one runs costs nothing
         self.preempting = False  # the last answer took the processor from who could go on
         self.failures = 0
         self.decisions = 0
@@ -119,8 +121,9 @@ class Steering(Schedule):
             self._in_row = 0
             self._row_task = current
         spins = not forced and self._in_row >= self.spin_points
+        self.yields = spins
         answer = self.pick_task(n, forced, spins)
-        self.preempting = bool(answer) and not forced and not spins
+        self.preempting = bool(answer) and not forced and not self.yields
         if self.preempting:
             self.preemptions += 1
         if answer:
@@ -284,9 +287,11 @@ class Runner:
     def untrack(self) -> None:
         """Stop seeing."""
         if self.tracker is not None:
-            self.clear()
+            self.clean()
             self.tracker.uninstall()
+            self.tracker.release(self.snapshot)
             self.tracker = None
+            self._capture()
 
     def run(self, steering: Steering) -> Run:
         """One run from the beginning. Raises whatever the model raises: a defect of Septum.

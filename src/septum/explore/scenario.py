@@ -60,8 +60,7 @@ class ScenarioSubject:
 
     def expects(self, finding: Finding) -> bool:
         """The scenario says that this promise breaks."""
-        expect = self.scenario.expect
-        return finding.promise in expect.broken or finding.promise in expect.may_break
+        return self.scenario.expect.foresees(finding.promise, finding.text)
 
     def build(self) -> Built:
         """The world with its VMs up, before the programs begin."""

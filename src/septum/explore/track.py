@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Patch = tuple[type, str, object]
 _MISSING = object()
+_CONTAINERS = (list, dict, set, array)
 PART_LOCATION = 1 << 62
 NEW_LOCATION = 1 << 63
 
@@ -84,22 +85,14 @@ class Tracker:
 
     def adopt(self, snapshot: Snapshot) -> None:
         """Replace the world's containers by tracked twins. The snapshot must be taken again."""
-        twins: dict[int, object] = {}
-        kinds = container_types(self)
         for part in snapshot.parts:
-            kind = kinds.get(type(part.obj))
-            if kind is None:
-                if not _trackable(part) and not _apart(part):
-                    raise NotTrackable(f"{part.path} is a {type(part.obj).__name__}")
-                continue
-            if not _of_sim(part) and not _apart(part):
-                twins[id(part.obj)] = _twin_of(kind, part.obj)
-        for part in snapshot.parts:
-            if type(part.obj).__module__.startswith("septum.sim."):
-                continue
-            _rewire(part, twins)
-        for obj in twins.values():
-            _rewire_elements(obj, twins)
+            if not isinstance(part.obj, _CONTAINERS) and not _trackable(part) and not _apart(part):
+                raise NotTrackable(f"{part.path} is a {type(part.obj).__name__}")
+        _exchange(snapshot, container_types(self))
+
+    def release(self, snapshot: Snapshot) -> None:
+        """Give the world plain containers again. The snapshot must be taken again."""
+        _exchange(snapshot, {kind: kind for kind in _CONTAINERS})
 
     def install(self, snapshot: Snapshot) -> None:
         """Begin to watch. `snapshot` is of the adopted world."""
@@ -397,10 +390,31 @@ def parts_apart(snapshot: Snapshot) -> list[Part]:
     return [part for part in snapshot.parts if not _of_sim(part) and _apart(part)]
 
 
-def _twin_of(kind: type, obj: Any) -> object:
+def _exchange(snapshot: Snapshot, kinds: dict[type, type]) -> None:
+    """Give the world containers of the given kinds for those that it has."""
+    twins: dict[int, object] = {}
+    for part in snapshot.parts:
+        if not isinstance(part.obj, _CONTAINERS) or _of_sim(part) or _apart(part):
+            continue
+        kind = next(kinds[base] for base in _CONTAINERS if isinstance(part.obj, base))
+        twins[id(part.obj)] = _twin_of(kind, part.obj)
+    for part in snapshot.parts:
+        if not type(part.obj).__module__.startswith("septum.sim."):
+            _rewire(part, twins)
+    for obj in twins.values():
+        _rewire_elements(obj, twins)
+
+
+def _twin_of(kind: type, obj: object) -> object:
+    # By the plain types' own methods: the twin of an earlier search would log its being read.
     if isinstance(obj, array):
-        return kind(obj.typecode, obj)
-    return kind(obj)
+        return kind(obj.typecode, array.tolist(obj))
+    if isinstance(obj, dict):
+        return kind(dict.items(obj))
+    if isinstance(obj, set):
+        return kind(set.__iter__(obj))
+    assert isinstance(obj, list)
+    return kind(list.__iter__(obj))
 
 
 def _rewire(part: Part, twins: dict[int, object]) -> None:
