@@ -133,7 +133,9 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize("room,name,value", BROKEN, ids=lambda v: str(v)[:30])
+@pytest.mark.parametrize(
+    "room,name,value", BROKEN, ids=[f"{room.__name__}.{name}" for room, name, _ in BROKEN]
+)
 def test_the_table_catches_a_broken_check(make_bench, monkeypatch, room, name, value):
     """A module that checks less, or more, answers some call of the table differently."""
     monkeypatch.setattr(room, name, value)

@@ -45,6 +45,7 @@ from septum.linux.kvm.tdx_defs import (
     KvmTdxInitVm,
 )
 from septum.sim import SimDefect, WaitQueue
+from septum.vmm.events import ConversionEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -338,8 +339,22 @@ class Vmm:
                 return ram
         return None
 
-    def convert_memory(self, gpa: int, size_bytes: int, to_private: bool) -> int:
-        """kvm_convert_memory(): 0 or an error.
+    def convert_memory(
+        self, gpa: int, size_bytes: int, to_private: bool, cause: str = "program"
+    ) -> int:
+        """kvm_convert_memory() because of `cause`: 0 or an error. The trace shows it."""
+        ret = self.kvm_convert_memory(gpa, size_bytes, to_private)
+        if self.sim.tracing:
+            task = self.sim.current
+            self.sim.emit(
+                ConversionEvent(
+                    task.time_ns, task.name, task.cpu, gpa, size_bytes, to_private, cause, ret
+                )
+            )
+        return ret
+
+    def kvm_convert_memory(self, gpa: int, size_bytes: int, to_private: bool) -> int:
+        """0 or an error.
 
         What has no RAM is shared already, as the firmware says of MMIO; it cannot be private.
         """
@@ -433,7 +448,7 @@ class VcpuThread:
         """KVM_EXIT_HYPERCALL(KVM_HC_MAP_GPA_RANGE)."""
         _, gpa, npages, flags = self.vcpu.run.hypercall
         to_private = flags & KVM_MAP_GPA_RANGE_ENCRYPTED != 0
-        ret = self.vmm.convert_memory(gpa, npages * PAGE_SIZE, to_private)
+        ret = self.vmm.convert_memory(gpa, npages * PAGE_SIZE, to_private, "map_gpa")
         if ret == -EAGAIN:
             self.vcpu.run.ret = EAGAIN
         elif ret < 0:
@@ -444,7 +459,7 @@ class VcpuThread:
         """KVM_EXIT_MEMORY_FAULT: an access of the other kind is an implicit conversion."""
         run = self.vcpu.run
         to_private = run.flags & KVM_MEMORY_EXIT_FLAG_PRIVATE != 0
-        ret = self.vmm.convert_memory(run.gpa, run.size_bytes, to_private)
+        ret = self.vmm.convert_memory(run.gpa, run.size_bytes, to_private, "memory_fault")
         if ret < 0 and ret != -EAGAIN:
             self.vmm.stop(
                 f"vCPU {self.vcpu.vcpu_id}: conversion after a memory fault at {run.gpa:#x}"

@@ -139,6 +139,7 @@ class GmemAttrs(GmemRange):
         ret = self.kvm_gmem_restructure(inode, start, nr_pages, to_private)
         if ret:
             return ret, start
+        self.sim.point("mas_store")
         range_store(inode.attributes, start, end, attrs)
         return 0, 0
 

@@ -165,7 +165,8 @@ class GmemRange(GmemFolios):
     # Truncation
 
     def kvm_gmem_truncate_range(self, inode: GmemInode, start: int, nr_pages: int) -> None:
-        """Remove every folio that overlaps the range, whole."""
+        """Remove every folio that overlaps the range, whole; user space loses its mapping first."""
+        self.unmap_mapping_pages(inode, start, nr_pages)
         end = start + nr_pages
         for split in self._splits_in_range(inode, start, end):
             self.truncate_split_folio(inode, split, start, end)

@@ -87,8 +87,11 @@ class MainSlots(MainRequests):
             return self._delete_slot(kvm, old)
         base_gfn = mem.guest_phys_addr >> PAGE_SHIFT
         if old is not None:
-            same = (old.base_gfn, old.npages) == (base_gfn, npages)
-            return 0 if same and not old.flags & KVM_MEM_GUEST_MEMFD else -EINVAL
+            # Private slots are immutable, and a slot cannot become one.
+            if (mem.flags | old.flags) & KVM_MEM_GUEST_MEMFD:
+                return -EINVAL
+            same = (base_gfn, npages, mem.userspace_addr)
+            return 0 if (old.base_gfn, old.npages, old.userspace_addr) == same else -EINVAL
         for slot in kvm.memslots.values():
             if slot.base_gfn < base_gfn + npages and base_gfn < slot.end_gfn:
                 return -EEXIST
