@@ -21,7 +21,6 @@ McKinley, OOPSLA 2013 (bounded).
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from septum.explore.footprint import (
@@ -34,13 +33,11 @@ from septum.explore.footprint import (
     join,
     join_into,
 )
-from septum.explore.run import Abandoned, Steering
+from septum.explore.run import Abandoned, Steering, standing
 from septum.explore.subject import UNBOUNDED
 from septum.sim import SimDefect
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from septum.explore.subject import Options
     from septum.explore.track import Tracker
     from septum.sim import Sim
@@ -58,19 +55,6 @@ NO_HASH = TraceHash()
 
 PERIOD_MAX = 60
 """Steps of the longest loop that is recognised as a retry loop."""
-STANDING_DEPTH = 24
-
-
-def _standing() -> tuple[int, ...]:
-    """Where the running task is: the places in the code on its stack."""
-    places: list[int] = []
-    frame = sys._getframe(3)
-    at: FrameType | None = frame
-    while at is not None and len(places) < 2 * STANDING_DEPTH:
-        places.append(id(at.f_code))
-        places.append(at.f_lasti)
-        at = at.f_back
-    return tuple(places)
 
 
 class Node:
@@ -238,7 +222,7 @@ class FastSteering(Steering):
         """Whether the running task has done the same three times in a row: the same accesses,
         standing at the same places in the code. A loop that gets on touches something else."""
         row = self._row
-        row.append(hash((self._accesses, _standing())))
+        row.append(hash((self._accesses, standing(3))))
         last = row[-1]
         length = len(row)
         for period in range(1, min(PERIOD_MAX, length // 3) + 1):

@@ -6,6 +6,7 @@ and verified every so often, so that a run never depends on the runs before it.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, cast
 
 import greenlet
@@ -16,6 +17,7 @@ from septum.sim.state import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from septum.explore.subject import Built, Options, Subject
     from septum.sim import Event, Sim, Task
@@ -167,6 +169,21 @@ class Steering(Schedule):
 
     def spec(self) -> tuple[str, int]:
         return ("list", 0)
+
+
+STANDING_DEPTH = 24
+
+
+def standing(skip: int) -> tuple[int, ...]:
+    """Where the running task is: the places in the code on its stack, without the innermost
+    `skip` frames."""
+    places: list[int] = []
+    at: FrameType | None = sys._getframe(skip)
+    while at is not None and len(places) < 2 * STANDING_DEPTH:
+        places.append(id(at.f_code))
+        places.append(at.f_lasti)
+        at = at.f_back
+    return tuple(places)
 
 
 class Replaying(Steering):

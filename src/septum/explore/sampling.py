@@ -13,11 +13,15 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from septum.explore.run import Steering
+from septum.explore.run import Steering, standing
 
 if TYPE_CHECKING:
     from septum.explore.subject import Options
     from septum.sim import Task
+
+
+ROUNDS_MAX = 6
+"""So often a task may stand at the same place in the code before others get their turn."""
 
 
 class Length:
@@ -56,7 +60,7 @@ class Measuring(Steering):
 class Sampled(Steering):
     """Dice for run `number` of `seed`; subclasses pick tasks."""
 
-    __slots__ = ("_dice", "_fail_at", "_nr_failure_points", "length", "options")
+    __slots__ = ("_dice", "_fail_at", "_nr_failure_points", "_places", "length", "options")
 
     def __init__(self, options: Options, number: int, length: Length) -> None:
         self.options = options
@@ -64,9 +68,27 @@ class Sampled(Steering):
         self._dice = random.Random(options.seed << 40 | number)
         super().__init__()
         self._nr_failure_points = 0
+        self._places: dict[tuple[int, ...], int] = {}
         count = self._dice.randint(0, options.failures)
         space = max(1, length.failure_points + length.failure_points // 4)
         self._fail_at = {self._dice.randrange(space) for _ in range(count)}
+
+    def fair(self, forced: bool, answer: int) -> None:
+        """The current task goes on, or another one runs: a task that goes round and round while
+        others wait is made to yield."""
+        if forced or answer:
+            self._places.clear()
+
+    def goes_round(self) -> bool:
+        """Whether the current task has been here ROUNDS_MAX times since it was switched to."""
+        place = standing(3)
+        rounds = self._places[place] = self._places.get(place, 0) + 1
+        return rounds >= ROUNDS_MAX
+
+    def pick(self, n: int, forced: bool) -> int:
+        answer = super().pick(n, forced)
+        self.fair(forced, answer)
+        return answer
 
     def choose_value(self, name: str, n: int) -> int:
         if not self.is_failure(name):
@@ -89,6 +111,8 @@ class RandomWalk(Sampled):
 
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
         dice = self._dice
+        if not forced and not spins and self.goes_round():
+            self.yields = spins = True
         if spins:
             return 1 + dice.randrange(n - 1)
         if forced:
@@ -129,6 +153,8 @@ class Pct(Sampled):
         current = sim.current
         at = self._nr_picks
         self._nr_picks = at + 1
+        if not forced and not spins and self.goes_round():
+            self.yields = spins = True
         if spins or (at in self._change_at and not forced):
             self._lowest -= 1.0
             self._priorities[current.index] = self._lowest
