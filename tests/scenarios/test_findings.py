@@ -6,6 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from septum.errors import InputError
+from septum.scenarios.findings import FINDINGS, Finding, token_of
 from septum.scenarios.run import ScenarioRecipe, load_scenario, replay_scenario
 from septum.sim import decode_token
 
@@ -27,3 +29,16 @@ def test_every_scenario_named_there_exists() -> None:
     assert len(names) >= 8
     for name in sorted(names):
         assert load_scenario(name).summary
+
+
+def test_every_finding_has_a_token() -> None:
+    sections = set(re.findall(r"^## (F\d+):", TEXT, flags=re.MULTILINE))
+    assert sections == {finding.id for finding in FINDINGS}
+    assert len(TOKENS) == len(FINDINGS)
+
+
+def test_a_finding_that_is_gone_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("septum.scenarios.findings.PREEMPT_WITHIN", 1)
+    with pytest.raises(InputError, match="F0: no simple schedule of convert-one-page shows it"):
+        token_of(Finding("F0", "convert-one-page", "fire"))
+    assert token_of(FINDINGS[1]).startswith("septum1.")

@@ -1,0 +1,86 @@
+"""Where docs/findings.md has its tokens from: `python -m septum.scenarios.findings [FILE]`.
+
+A token stands for a schedule of this version of the model. When a scenario or a scheduling point
+changes, this looks the schedules up again and writes them into the file.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from septum.errors import InputError
+from septum.scenarios.run import run_scenario
+from septum.sim import ListSchedule, RoundRobin, Schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+PREEMPT_WITHIN = 120
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """A section of the file: its id, the scenario that shows it, and a part of what it shows."""
+
+    id: str
+    scenario: str
+    shows: str
+
+
+FINDINGS = (
+    Finding("F1", "hugetlb-fault-race", "KVM_RUN failed: -ENOMEM"),
+    Finding("F2", "finding-attributes-enomem", "mapping-in-folio"),
+    Finding("F3", "finding-folio-split-enomem", "all-or-nothing"),
+    Finding("F4", "finding-demote-busy-dpamt", "TDH_MEM_PAGE_DEMOTE failed"),
+    Finding("F5", "folio-1g-convert-4k", "TDH_PHYMEM_PAGE_WBINVD failed"),
+    Finding("F6", "finding-attributes-late", "private-unreachable"),
+    Finding("F7", "finding-spinning-on-folio", "Spinning on folio"),
+    Finding("F8", "odd-slot-offset", "VM_BUG_ON"),
+    Finding("F9", "finding-fresh-folio-enomem", "private-unreachable"),
+    Finding("F10", "finding-private-again", "precise-zap"),
+)
+
+
+def _schedules() -> Iterator[Schedule]:
+    """Round-robin, then one task after the other with a single preemption, earliest first."""
+    yield RoundRobin()
+    for after in range(PREEMPT_WITHIN):
+        for first in (0, 1):
+            yield ListSchedule([first] + [0] * after + [1])
+
+
+def token_of(finding: Finding) -> str:
+    """The token of the first simple schedule that shows the finding, and nothing that its scenario
+    does not say. Raises InputError when none does."""
+    for schedule in _schedules():
+        outcome = run_scenario(finding.scenario, schedule=schedule)
+        texts = [f"{found.promise}: {found.text}" for found in outcome.findings] + outcome.ended
+        if outcome.ok and any(finding.shows in text for text in texts):
+            return outcome.token
+    raise InputError(f"{finding.id}: no simple schedule of {finding.scenario} shows it any more")
+
+
+def with_tokens(text: str) -> str:
+    """`text` with the token of each section renewed."""
+    parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)
+    for finding in FINDINGS:
+        head = f"## {finding.id}:"
+        for number, part in enumerate(parts):
+            if part.startswith(head):
+                parts[number] = re.sub(r"septum1\.[\w-]+", token_of(finding), part)
+    return "".join(parts)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Rewrite the file."""
+    path = Path(arguments[0] if arguments else "docs/findings.md")
+    path.write_text(with_tokens(path.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
