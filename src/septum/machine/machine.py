@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from septum.abi.leaves import TDH_PHYMEM_PAGE_WBINVD
+from septum.abi.types import PTRS_PER_TABLE
 from septum.machine.costs import IPI_NS, SEAMCALL_COST_NS, SEAMCALL_NS, TDCALL_NS
 from septum.machine.lp import LogicalProcessor
 from septum.machine.mem import PhysMem
@@ -26,6 +28,9 @@ class SeamModule(Protocol):
 
     def seamcall(self, lp: LogicalProcessor, regs: Regs) -> None:
         """Execute SEAMCALL with RAX = leaf; results are left in `regs`."""
+
+    def wbinvd_2m(self, rcx: int) -> bool:
+        """TDH.PHYMEM.PAGE.WBINVD of 512 pages, if all would succeed; False: nothing was done."""
 
     def tdcall(self, lp: LogicalProcessor, regs: Regs) -> None:
         """Execute TDCALL by the guest on `lp`; results are left in `regs`."""
@@ -85,6 +90,15 @@ class Machine:
         sim.point("seamcall")
         sim.current.time_ns += SEAMCALL_COST_NS.get(regs.rax & 0xFFFF, SEAMCALL_NS)
         self.seam.seamcall(self.lps[cpu], regs)
+
+    def wbinvd_2m(self, rcx: int) -> bool:
+        """512 SEAMCALLs of TDH.PHYMEM.PAGE.WBINVD, for the 2 MB at `rcx`, made at once; False, and
+        nothing done, when they must be made one by one because one might fail or is watched."""
+        sim = self.sim
+        if sim.tracing or self.seam is None or not self.seam.wbinvd_2m(rcx):
+            return False
+        sim.current.time_ns += PTRS_PER_TABLE * SEAMCALL_COST_NS[TDH_PHYMEM_PAGE_WBINVD]
+        return True
 
     def tdcall(self, lp: LogicalProcessor, regs: Regs) -> None:
         """TDCALL by the guest that runs on `lp`."""

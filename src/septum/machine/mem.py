@@ -145,7 +145,7 @@ class PhysMem:
         for frame in range(pfn, pfn + nr_pages) if nr_pages < PTRS_PER_TABLE else ():
             self.wbinvd_page(frame)
         if nr_pages >= PTRS_PER_TABLE:
-            self._clean_range(pfn, nr_pages)
+            self.wbinvd_pages(pfn, nr_pages)
 
     def wbinvd_page(self, pfn: int) -> None:
         """Write back and invalidate frame `pfn`, whatever key its lines have."""
@@ -158,7 +158,8 @@ class PhysMem:
         for block in self._blocks.values():
             block.dirty = CLEAN
 
-    def _clean_range(self, pfn: int, nr_pages: int) -> None:
+    def wbinvd_pages(self, pfn: int, nr_pages: int) -> None:
+        """`wbinvd_page` of `nr_pages` frames from `pfn`."""
         end = pfn + nr_pages
         while pfn < end:
             if not pfn & 511 and end - pfn >= PTRS_PER_TABLE:
@@ -173,7 +174,7 @@ class PhysMem:
     def movdir64b(self, pfn: int, nr_pages: int = 1) -> None:
         """Zero `nr_pages` frames by direct stores with the host's key (TD bit cleared)."""
         self.fill(pfn, nr_pages, 0, 0)
-        self._clean_range(pfn, nr_pages)
+        self.wbinvd_pages(pfn, nr_pages)
 
     # Ground truth, for checks
 

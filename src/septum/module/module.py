@@ -9,6 +9,7 @@ from septum.abi.features import TDX_TD_ATTR_DEBUG, TDX_XFAM_FIXED0
 from septum.abi.leaves import (
     LEAF_MASK,
     RAX_RESERVED,
+    TDH_PHYMEM_PAGE_WBINVD,
     VERSION_SHIFT,
     VERSIONED_SEAMCALLS,
     VERSIONED_TDCALLS,
@@ -22,6 +23,7 @@ from septum.abi.status import (
     TDX_OPERAND_BUSY_HOST_PRIORITY,
     TDX_OPERAND_INVALID,
 )
+from septum.abi.types import PMD_SIZE, PTRS_PER_TABLE
 from septum.module import views
 from septum.module.common import CONTROL_TOKEN
 from septum.module.dispatch import SEAMCALLS, TDCALLS
@@ -158,6 +160,17 @@ class Module:
         counts[key] = counts.get(key, 0) + 1
         if inputs is not None:
             self._trace_seamcall(lp, rax, inputs, regs)
+
+    def wbinvd_2m(self, rcx: int) -> bool:
+        """The effect of TDH.PHYMEM.PAGE.WBINVD of all 512 pages of the 2 MB at `rcx`, when each of
+        the calls would succeed; False, and nothing done, when one might not."""
+        hpa = rcx & ~self.pamt.hkid_mask
+        if hpa & (PMD_SIZE - 1) or not self.pamt.is_free_2m(hpa):
+            return False
+        self.mem.wbinvd_pages(hpa >> 12, PTRS_PER_TABLE)
+        key = (TDH_PHYMEM_PAGE_WBINVD, 0)
+        self.counts[key] = self.counts.get(key, 0) + PTRS_PER_TABLE
+        return True
 
     def _trace_seamcall(
         self, lp: LogicalProcessor, rax: int, inputs: tuple[int, int, int], regs: Regs

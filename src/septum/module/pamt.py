@@ -207,6 +207,20 @@ class Pamt:
                     entry.used += 1
         return entry
 
+    def is_free_2m(self, hpa: int) -> bool:
+        """No page of the 2 MB at `hpa` is in use, reserved, or locked by anybody else: every shared
+        walk to one of them succeeds and finds type NDA."""
+        entry = self._by_2m.get(hpa >> 21)
+        return (
+            entry is not None
+            and entry.pt == PT_NDA
+            and entry.parent.pt == PT_NDA
+            and not entry.used
+            and not entry.bitmap
+            and not (entry.lock | entry.parent.lock) & BUSY_FOR_SHARED
+            and not any(child.lock for child in entry.children.values())
+        )
+
     def implicit(self, hpa: int, level: int) -> AnyEntry:
         """The entry of a page that is known to be in use, without locks or checks."""
         entry = self._by_2m[hpa >> 21]

@@ -23,13 +23,16 @@ class Schedule(ABC):
 
     __slots__ = ()
 
+    coarse: bool = False
+    """Whether a run of alike steps that touch nothing shared may go without being interrupted."""
+
     @abstractmethod
     def pick(self, n: int, forced: bool) -> int:
         """Which of `n` > 1 tasks in the run queue runs next. `forced`: the current task cannot go
         on, so that index 0 is who has been ready longest."""
 
     def pick_woken(self, n: int, forced: bool, woken: int) -> int:
-        """`pick` when the task at `woken` in the run queue was made ready since the last question."""
+        """`pick` when the task at `woken` in the run queue was made ready since the last one."""
         return self.pick(n, forced)
 
     def only_one(self) -> None:  # noqa: B027
@@ -51,10 +54,11 @@ class RoundRobin(Schedule):
     wake-up preemption: who waited for an acknowledgement goes on before those who gave it.
     """
 
-    __slots__ = ("_left", "quantum")
+    __slots__ = ("_left", "coarse", "quantum")
 
     def __init__(self, quantum: int = 1) -> None:
         self.quantum = quantum
+        self.coarse = quantum > 1
         self._left = quantum
 
     def pick(self, n: int, forced: bool) -> int:

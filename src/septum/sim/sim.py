@@ -52,6 +52,7 @@ class Sim:
     """A deterministic kernel. Outside `run()` the task `main` is current and never switches."""
 
     __slots__ = (
+        "_held",
         "_hub",
         "_main",
         "_next_index",
@@ -82,6 +83,7 @@ class Sim:
         self.tasks: list[Task] = []
         self._ready: list[Task] = []
         self._solo = True
+        self._held = False
         self._woken: Task | None = None  # made ready since the schedule was last asked
         self._hub: greenlet.greenlet | None = None
         self.tracing = False
@@ -150,7 +152,11 @@ class Sim:
             self._update_solo()
 
     def _update_solo(self) -> None:
-        self._solo = self._hub is None or (len(self._ready) <= 1 and self.point_observer is None)
+        self._solo = (
+            self._held
+            or self._hub is None
+            or (len(self._ready) <= 1 and self.point_observer is None)
+        )
 
     def _deadlock(self) -> None:
         stuck = [t for t in self.tasks if not t.done]
@@ -239,6 +245,22 @@ class Sim:
     def _tell_choice(self, name: str, value: int) -> None:
         current = self.current
         self.emit(ChoiceEvent(current.time_ns, current.name, current.cpu, name, value))
+
+    def hold(self) -> bool:
+        """No task switch until `unhold`, if the schedule is coarse; returns whether that is so.
+
+        For a run of alike steps on memory that nobody else can reach. The caller must not block.
+        """
+        if self.schedule.coarse:
+            self._held = True
+            self._solo = True
+            return True
+        return False
+
+    def unhold(self) -> None:
+        """Ends what `hold` began."""
+        self._held = False
+        self._update_solo()
 
     # Blocking, for locks and wait queues
 

@@ -38,6 +38,7 @@ from septum.abi.leaves import (
 )
 from septum.abi.regs import Regs
 from septum.abi.status import TDX_OPERAND_INVALID
+from septum.abi.types import PTRS_PER_TABLE
 from septum.linux.x86.pamt import TdxPamt
 from septum.linux.x86.state import PTE_SHIFT, TDX_SW_ERROR
 
@@ -253,10 +254,23 @@ class TdxArch(TdxPamt):
         """
         if start_idx + npages > 1 << folio.order:
             return TDX_OPERAND_INVALID
+        keyed = self.mk_keyed_paddr(hkid, folio.pfn + start_idx)
+        # The pages belong to nobody any more: where the schedule is coarse, 2 MB of them are
+        # flushed without an interruption, and at once when no call can fail.
+        held = npages == PTRS_PER_TABLE and self.sim.hold()
+        if held and not self.state.inject and self.machine.wbinvd_2m(keyed):
+            err = 0
+        else:
+            err = self._wbinvd_each(keyed, npages)
+        if held:
+            self.sim.unhold()
+        return err
+
+    def _wbinvd_each(self, keyed: int, npages: int) -> int:
+        """One SEAMCALL for each page, until one fails."""
         pool = self.state.regs_pool
         regs = pool.pop() if pool else Regs()
         seamcall = self.seamcall
-        keyed = self.mk_keyed_paddr(hkid, folio.pfn + start_idx)
         err = 0
         for offset in range(0, npages << 12, 4096):
             regs.rcx = keyed + offset
