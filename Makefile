@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.septum-installed
 ARGS ?=
 
-.PHONY: setup run test lint types bench kill-table clean
+.PHONY: setup run test lint types bench scenarios kill-table clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,10 @@ types: $(STAMP)
 bench: $(STAMP)
 	@$(BIN)/python bench/module.py
 	@$(BIN)/python bench/boot.py
+	@$(BIN)/python bench/explore.py
+
+scenarios: $(STAMP)
+	@$(BIN)/python -m septum.scenarios.check $(ARGS)
 
 kill-table: $(STAMP)
 	@$(BIN)/python -m septum.conform.mutate $(ARGS)

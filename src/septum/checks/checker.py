@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Mode = Literal["end", "quiet", "every-step"]
 Result = Literal["held", "broken"]
 
-CREDIT_PER_QUIET_POINT = 2
+CREDIT_PER_QUIET_POINT = 1
 STEPS_PER_ACTIVE_LOOK = 64
 MAX_FINDINGS_PER_PROMISE = 8
 VIOLATIONS_PER_WIDE_LOOK = 64
