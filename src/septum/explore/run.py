@@ -55,13 +55,11 @@ class Steering(Schedule):
 
     __slots__ = (
         "_in_row",
-        "_nr_findings",
         "_row_task",
         "broken",
         "decisions",
         "failures",
         "is_failure",
-        "is_news",
         "max_points",
         "preempting",
         "preemptions",
@@ -87,7 +85,6 @@ class Steering(Schedule):
         self.max_points = 0
         self.spin_points = 0
         self._in_row = 0
-        self._nr_findings = 0
         self._row_task: Task | None = None
 
     def begin(self, sim: Sim, runner: Runner) -> None:
@@ -97,7 +94,6 @@ class Steering(Schedule):
         self.max_points = runner.options.max_points
         self.spin_points = runner.options.spin_points
         self.is_failure = runner.subject.is_failure
-        self.is_news = runner.is_news
 
     def ended(self) -> None:
         """The last step was made, or broken off by a finding. Not called when cut."""
@@ -114,8 +110,6 @@ class Steering(Schedule):
         sim = self.sim
         if self.decisions > self.max_points:
             self._no_end()
-        if len(sim.findings) != self._nr_findings:
-            self._look_at_findings()
         current = sim.current
         if current is self._row_task and not forced:
             self._in_row += 1
@@ -131,12 +125,6 @@ class Steering(Schedule):
         if answer:
             self._in_row = 0
         return answer
-
-    def _look_at_findings(self) -> None:
-        """The model goes on after findings that are expected; after news the run ends."""
-        self._nr_findings = len(self.sim.findings)
-        if any(self.is_news(finding) for finding in self.sim.findings):
-            self.stop()
 
     def _no_end(self) -> None:
         sim = self.sim
@@ -184,6 +172,23 @@ def standing(skip: int) -> tuple[int, ...]:
         places.append(at.f_lasti)
         at = at.f_back
     return tuple(places)
+
+
+class Findings(list[Finding]):
+    """The findings of a run, which ends with the first that is news, also where no other task is
+    ready and no schedule is asked."""
+
+    __slots__ = ("_is_news",)
+
+    def __init__(self, is_news: Callable[[Finding], bool]) -> None:
+        super().__init__()
+        self._is_news = is_news
+
+    def append(self, finding: Finding) -> None:
+        """Raises RunStopped after news."""
+        super().append(finding)
+        if self._is_news(finding):
+            raise RunStopped(finding)
 
 
 class Replaying(Steering):
@@ -357,9 +362,9 @@ class Runner:
         if self.tracker is not None:
             self.tracker.begin()
         sim.answers = []
-        sim.findings = []
+        sim.findings = Findings(self.is_news)
         sim.schedule = steering
-        sim.stop_on_finding = not self.options.ignore and not self.subject.may_break
+        sim.stop_on_finding = False  # Findings stops at the first that is news
         sim.set_sink(self.sink)
         steering.begin(sim, self)
         self.nr_runs += 1

@@ -1,0 +1,93 @@
+"""What the explorer costs on its reference scenario, and where the time goes.
+
+All numbers are of one run on one core; the ratios compare like with like within it.
+
+    python bench/explore.py [--seconds N] [--profile]
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import pstats
+import time
+from typing import TYPE_CHECKING
+
+from septum.explore import Options, Strategy
+from septum.explore.run import StateMissed
+from septum.explore.sampling import Pct, RandomWalk
+from septum.explore.scenario import ScenarioSubject
+from septum.explore.search import Job, Searcher
+from septum.explore.toys import RARE
+
+if TYPE_CHECKING:
+    from septum.explore.subject import Subject
+
+SCENARIO = "reference"
+
+
+class WithoutEnd(ScenarioSubject):
+    """The scenario without its end, which is judged once for all runs that end alike."""
+
+    __slots__ = ()
+
+    def finish(self, built) -> None:  # type: ignore[no-untyped-def]
+        """Nothing."""
+
+
+def random_rate(subject: Subject, seconds: float) -> tuple[float, float]:
+    """(schedules, scheduling points) in a second."""
+    options = Options(preemptions=None)
+    searcher = Searcher(subject, options)
+    began = time.process_time()
+    runs = steps = 0
+    while time.process_time() - began < seconds:
+        make = Pct if runs % 2 else RandomWalk
+        try:
+            steps += searcher.runner.run(make(options, runs, searcher.length)).steps
+        except StateMissed:
+            continue
+        runs += 1
+    taken = time.process_time() - began
+    return runs / taken, steps / taken
+
+
+def exhaustive(subject: Subject, preemptions: int, seconds: float) -> str:
+    """One line about a search."""
+    searcher = Searcher(subject, Options(strategy=Strategy.EXHAUSTIVE, keep_going=True))
+    began = time.monotonic()
+    try:
+        job = Job(1, Strategy.EXHAUSTIVE, preemptions=preemptions, until=began + seconds)
+        result = searcher.do(job)
+    finally:
+        searcher.close()
+    taken = time.monotonic() - began
+    word = "complete" if result.complete else "not complete"
+    return (
+        f"{preemptions} preemptions: {word}, {result.schedules} schedules, {result.states} states "
+        f"in {taken:.1f} s ({result.schedules / taken:.0f} schedules/s) {result.note}"
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--profile", action="store_true")
+    given = parser.parse_args()
+    toy_rate, _ = random_rate(RARE, 1.0)
+    print(f"toy {RARE.name}: {toy_rate:.0f} random schedules/s (what the engine costs)")
+    for check in ("end", "quiet", "every-step"):
+        subject = WithoutEnd(SCENARIO, "v3", check)  # type: ignore[arg-type]
+        rate, steps = random_rate(subject, given.seconds)
+        print(f"{SCENARIO}, checks {check}: {rate:.0f} schedules/s, {steps:.0f} points/s")
+    for preemptions in (0, 1, 2):
+        print(exhaustive(ScenarioSubject(SCENARIO, "v3", "end"), preemptions, given.seconds))
+    if given.profile:
+        profile = cProfile.Profile()
+        profile.runcall(random_rate, WithoutEnd(SCENARIO, "v3", "end"), given.seconds)
+        pstats.Stats(profile).sort_stats("tottime").print_stats(20)
+
+
+if __name__ == "__main__":
+    main()
