@@ -3,6 +3,9 @@
 `make scenarios` does this with 200 random schedules for each.
 """
 
+import re
+from pathlib import Path
+
 import pytest
 
 from septum.scenarios.check import fresh, run_recorded, schedules
@@ -63,3 +66,16 @@ def test_every_scenario_has_one_line() -> None:
     names = scenario_names()
     assert sorted(names) == NAMES and len(names) >= 30
     assert all(len(line) <= 110 and "\n" not in line for line in names.values())
+
+
+def test_what_the_documentation_says_is_covered_exists() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "scenarios.md").read_text(encoding="utf-8")
+    _, _, tables = text.partition("## What the library covers")
+    named = {
+        word
+        for line in tables.splitlines()
+        if line.startswith("|")
+        for word in re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)+", line.split("|")[2])
+    }
+    assert len(named) >= 60
+    assert named <= set(NAMES)
