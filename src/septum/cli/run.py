@@ -13,6 +13,7 @@ import msgspec
 from septum import __version__
 from septum.cli.exits import BROKEN, OK, UNDETERMINED
 from septum.cli.scenario import CHECK_MODES, replay_one
+from septum.cli.watch import watched
 from septum.errors import InputError
 from septum.firmware.acquire import Firmware, acquire_firmware
 from septum.report.files import report_json, write_report
@@ -143,11 +144,12 @@ def _boot(
             print(line, file=sys.stderr)
     boot = Boot(recipe, firmware.image, schedule=schedule, check=cast("Mode", options.check))
     token = encode_token(__version__, msgspec.msgpack.encode(recipe), schedule)
-    if options.trace is None:
-        boot.run()
-        nr_events = 0
-    else:
-        nr_events = _traced(boot, recipe, token, options.trace)
+    nr_events = 0
+    with watched(boot):
+        if options.trace is None:
+            boot.run()
+        else:
+            nr_events = _traced(boot, recipe, token, options.trace)
     result = run_result(boot, command=command, token=token, firmware=firmware.sentence)
     if options.trace is not None:
         result.nr_events = nr_events
