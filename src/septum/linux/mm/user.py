@@ -64,4 +64,7 @@ class MmUser(MmHugetlb):
             return
         self.host.main.mmu_notifier_invalidate_range(addr, addr + size_bytes)
         for vpn in vpns:
-            self.free_page(state.user_pages.pop(vpn))
+            # Another thread may have discarded the page while this one waited for KVM.
+            page = state.user_pages.pop(vpn, None)
+            if page is not None:
+                self.free_page(page)
