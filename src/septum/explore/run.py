@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, cast
 
 import greenlet
 
+from septum import __version__
 from septum.explore.track import Tracker, parts_apart
-from septum.sim import Coroutine, Finding, RunStopped, Schedule
+from septum.sim import (
+    Coroutine,
+    Finding,
+    ListSchedule,
+    RunStopped,
+    Schedule,
+    encode_token,
+)
 from septum.sim.state import Snapshot
 
 if TYPE_CHECKING:
@@ -352,7 +360,12 @@ class Runner:
         answers = list(self.built.sim.answers)
         since = self._verified_at
         self.clean()
-        self.run(Replaying(answers))
+        try:
+            self.run(Replaying(answers))
+        except Exception as error:
+            token = encode_token(__version__, self.subject.recipe, ListSchedule(answers))
+            error.add_note(f"scenario {self.subject.name}; replay with: septum replay {token}")
+            raise
         raise StateMissed(since, ["something that made the model raise"])
 
     def begin(self, steering: Steering) -> None:
