@@ -69,6 +69,7 @@ class Checker:
         "nr_full_looks",
         "nr_looks",
         "promises",
+        "rarely",
         "results",
         "told",
         "where",
@@ -81,12 +82,16 @@ class Checker:
         promises: Iterable[str] | None = None,
         mode: Mode = "quiet",
         guests: Sequence[GuestView] | None = None,
+        rarely: int = 1,
     ) -> None:
         """`promises` are names of septum.checks.PROMISES; None: all of them.
 
         `guests` are the guest programs, in the order of their VMs; None: `world.guests`, if the
-        world knows them.
+        world knows them. `rarely`: at quiet points, look at everything, and at what a fault mapped,
+        so many times less often, as for a guest that boots at full size. What user space asks for
+        is looked at always.
         """
+        self.rarely = rarely
         from septum.checks import find_promises
 
         self.world = world
@@ -189,6 +194,8 @@ class Checker:
         if not gfn & kvm.arch.gfn_direct_bits:
             # Most of them map one page; the 2 MB frame around it is looked at every so often.
             self._nr_violations += 1
+            if self._nr_violations % self.rarely:
+                return
             round_to = _ROUND if self._nr_violations % VIOLATIONS_PER_WIDE_LOOK == 0 else _NEAR
             self.quiet_point("EPT violation", vm_spans(kvm, [(gfn, gfn + 1)]), round_to)
 
@@ -291,7 +298,7 @@ class Checker:
         for promise in self.promises:
             promise.look_machine()
         # Large or mixed guests are looked at as a whole more rarely.
-        self._cost = nr_runs * nr_runs // 16
+        self._cost = self.rarely * nr_runs * nr_runs // 16
 
     def _look_at(self, vm: VmView, first_gfn: int, end_gfn: int, promises: list[Promise]) -> None:
         history = self._histories[vm.kvm.id]

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 VCPUS_MAX = 256
 MEASURED_MEMORY = 1 << 30
+CHECK_RARELY = 8
 
 
 class BootRecipe(msgspec.Struct, frozen=True, tag="boot"):
@@ -140,7 +141,7 @@ class Boot:
         self.vmm = self.world.add_vm(
             layout, [cpu.context for cpu in cpus], VmmConfig(backing=recipe.backing)
         )
-        self.checker = Checker(self.world, mode=check, guests=[self.guest])
+        self.checker = Checker(self.world, mode=check, guests=[self.guest], rarely=CHECK_RARELY)
         self.snapshots = Snapshots(self.world, layout)
         self.kvm: Kvm | None = None
         self.mrtd = b""

@@ -147,10 +147,8 @@ class MmuLpage(MmuInvalidate):
         step = PAGES_PER_HPAGE[level - 1]
         first = (gfn >> 9) - (slot.base_gfn >> 9)
         info = slot.lpage_info[level - 3]
-        nr_children = (end - gfn) // step
-        if info and any(
-            info.get(index, 0) & KVM_LPAGE_MIXED_FLAG for index in range(first, first + nr_children)
-        ):
+        last = first + (end - gfn) // step
+        if any(first <= i < last and flags & KVM_LPAGE_MIXED_FLAG for i, flags in info.items()):
             return False
         child = gfn
         while child < end:
