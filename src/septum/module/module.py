@@ -165,12 +165,12 @@ class Module:
         """The effect of TDH.PHYMEM.PAGE.WBINVD of all 512 pages of the 2 MB at `rcx`, when each of
         the calls would succeed; False, and nothing done, when one might not."""
         hpa = rcx & ~self.pamt.hkid_mask
-        if hpa & (PMD_SIZE - 1) or not self.pamt.is_free_2m(hpa):
-            return False
-        self.mem.wbinvd_pages(hpa >> 12, PTRS_PER_TABLE)
-        key = (TDH_PHYMEM_PAGE_WBINVD, 0)
-        self.counts[key] = self.counts.get(key, 0) + PTRS_PER_TABLE
-        return True
+        all_succeed = not hpa & (PMD_SIZE - 1) and self.pamt.is_free_2m(hpa)
+        if all_succeed:
+            self.mem.wbinvd_pages(hpa >> 12, PTRS_PER_TABLE)
+            key = (TDH_PHYMEM_PAGE_WBINVD, 0)
+            self.counts[key] = self.counts.get(key, 0) + PTRS_PER_TABLE
+        return all_succeed
 
     def _trace_seamcall(
         self, lp: LogicalProcessor, rax: int, inputs: tuple[int, int, int], regs: Regs
