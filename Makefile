@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.septum-installed
 ARGS ?=
 
-.PHONY: setup run test lint types bench scenarios kill-table clean
+.PHONY: setup run test lint types bench bench-explore scenarios kill-table clean
 
 setup: $(STAMP)
 
@@ -33,7 +33,9 @@ types: $(STAMP)
 bench: $(STAMP)
 	@$(BIN)/python bench/module.py
 	@$(BIN)/python bench/boot.py
-	@$(BIN)/python bench/explore.py
+
+bench-explore: $(STAMP)
+	@$(BIN)/python bench/explore.py $(ARGS)
 
 scenarios: $(STAMP)
 	@$(BIN)/python -m septum.scenarios.check $(ARGS)
