@@ -31,6 +31,7 @@ class WithoutEnd(ScenarioSubject):
 
     __slots__ = ()
 
+    # The base says the type.
     def finish(self, built) -> None:  # type: ignore[no-untyped-def]
         """Nothing."""
 
@@ -78,6 +79,7 @@ def main() -> None:
     toy_rate, _ = random_rate(RARE, 1.0)
     print(f"toy {RARE.name}: {toy_rate:.0f} random schedules/s (what the engine costs)")
     for check in ("end", "quiet", "every-step"):
+        # `check` is one of the literals.
         subject = WithoutEnd(SCENARIO, "v3", check)  # type: ignore[arg-type]
         rate, steps = random_rate(subject, given.seconds)
         print(f"{SCENARIO}, checks {check}: {rate:.0f} schedules/s, {steps:.0f} points/s")

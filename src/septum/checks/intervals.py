@@ -47,6 +47,7 @@ class Intervals:
             return NotImplemented
         return self.starts == other.starts and self.ends == other.ends
 
+    # Mutable, so not hashable; object's __hash__ is typed as a method.
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:

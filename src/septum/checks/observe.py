@@ -232,5 +232,6 @@ def attach(host: Host, observer: Checker | None) -> bool:
     if not all(isinstance(unit, hooks) for unit, hooks in layers):
         return False
     for unit, _ in layers:
+        # attach() has just made sure that each unit has the layer, and so the slot.
         unit.observer = observer  # type: ignore[union-attr]
     return True

@@ -130,6 +130,7 @@ class SeptReader:
         else:
             record = self._record(page, level, base_gfn)
         if hi - lo == NR and not record.children:
+            # A record that is being read has its parts.
             found += record.parts  # type: ignore[arg-type]
             return
         starts = record.first_gfns

@@ -168,6 +168,6 @@ TDH.VP.FLUSH 0           tdr    ok     ok    ok    ok      ok      ok       ok  
 TDH.MNG.VPFLUSHDONE 0    rcx    rcx    fnd   fnd   fnd     fnd     fnd      fnd      -     -       -       -      -      rcx      kot    kot
 TDH.PHYMEM.PAGE.RDMD 0   ok     ok     ok    ok    ok      ok      ok       ok       ok    rcx     ok      -      -      ok       ok     ok
 TDG.MEM.PAGE.ACCEPT 1    -      ok     ok    ok    ok      ok      ok       ok       rcx   ok      ok      -      -      -        ok     ok
-"""  # noqa: E501
+"""  # noqa: E501 -- rows of the tables stay whole
 LOCK_TABLE: dict[str, dict[str, str]] = _grid(_LOCKS)
 """`leaf level` -> what is held -> code of LOCK_CODES, or `-` where it does not apply."""

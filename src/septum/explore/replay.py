@@ -25,6 +25,7 @@ def find_subject(name: str, design: str = "v3", check: str = "end") -> Subject:
             raise InputError(f"no toy is called {name.removeprefix('toy:')!r}") from None
     if check not in ("end", "quiet", "every-step"):
         raise InputError(f"--check {check!r}: choose from end, quiet, every-step")
+    # `check` was just found to be one of the literals.
     return ScenarioSubject(name, design, check)  # type: ignore[arg-type]
 
 

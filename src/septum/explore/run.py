@@ -356,6 +356,7 @@ class Runner:
         """The model raised. Unless it does so again from a world that is surely as it was built,
         the world was not, and runs must be made again; else it is a defect of Septum."""
         if isinstance(steering, Replaying) and self._verified_at == self.nr_runs - 1:
+            # Called from an except block, which the linter does not see.
             raise  # noqa: PLE0704
         answers = list(self.built.sim.answers)
         since = self._verified_at

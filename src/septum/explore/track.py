@@ -281,6 +281,7 @@ class Tracker:
             elif old is not _MISSING:
                 put(obj, old)
             else:
+                # A slot's setter is a bound method of its descriptor; its type says less.
                 put.__self__.__delete__(obj)  # type: ignore[attr-defined]
         self.undo.clear()
         self.log.clear()

@@ -61,6 +61,7 @@ def _twin(base: type, tracker: Tracker, reads: tuple[str, ...], writes: tuple[st
     for name in writes:
         if hasattr(base, name):
             body[name] = _writer(getattr(base, name), tracker)
+    # A lambda has no place for the types that `base` has at run time.
     body["__reduce_ex__"] = lambda self, protocol: (base, (base.__iter__(self),))  # type: ignore[attr-defined]
     return type(f"Tracked{base.__name__.capitalize()}", (base,), body)
 
@@ -94,6 +95,7 @@ def _writer(method: Callable[..., Any], tracker: Tracker) -> Callable[..., Any]:
             undo[key] = (self, None, self.__class__.__base__(_raw(self)))
         return method(self, *args, **named)
 
+    # Method descriptors have __objclass__; typeshed's type of them does not.
     return write if method.__objclass__ is array else write_plain  # type: ignore[attr-defined]
 
 

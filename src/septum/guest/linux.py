@@ -245,6 +245,7 @@ class LinuxGuest(Guest):
         cpu.phase("linux-secondary")
         done = STAGE_BOOT
         while done != STAGE_IDLE:
+            # A default binds the value now; mypy cannot type such a lambda.
             cpu.spin_until(lambda done=done: self.stage > done)  # type: ignore[misc]
             done = self.stage
             self._stage(cpu, done)

@@ -117,6 +117,7 @@ class TdGuestCpu(GuestCpu):
             if pred():
                 return
             self.spinning_on = lp
+            # A default binds the value now; mypy cannot type such a lambda.
             lp.wake_wq.spin_until(lambda lp=lp: lp.ipi_pending or pred())  # type: ignore[misc]
             self.spinning_on = None
 

@@ -69,6 +69,7 @@ class Tdvf:
         mailbox = self.mailbox
         seen = 0
         while True:
+            # A default binds the value now; mypy cannot type such a lambda.
             cpu.spin_until(lambda seen=seen: mailbox.generation != seen)  # type: ignore[misc]
             seen = mailbox.generation
             if mailbox.command == COMMAND_WAKEUP:

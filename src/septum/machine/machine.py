@@ -176,6 +176,7 @@ class Machine:
             targets.append(lp)
         self.sim.point("ipi")
         for lp in targets:
+            # A default binds the value now; mypy cannot type such a lambda.
             lp.ipi_wq.spin_until(lambda lp=lp: not lp.ipi_pending)  # type: ignore[misc]
 
     # Page-table pages

@@ -164,6 +164,7 @@ def parse_guest_op(line: str) -> Op:
         )
     if verb == "read" and "=>" not in line:
         results = ()
+    # The fields were checked one by one while they were read.
     return Op(text=what, verb=verb, results=results, **fields)  # type: ignore[arg-type]
 
 
@@ -209,6 +210,7 @@ def parse_host_op(line: str) -> Op:
     fields = _host_fields(bare, verb)
     if verb == "read" and "=>" not in line:
         results = ()
+    # The fields were checked one by one while they were read.
     return Op(text=what, verb=verb, results=results, vm=vm, **fields)  # type: ignore[arg-type]
 
 

@@ -7,7 +7,7 @@ that waiting costs virtual time even when the schedule made nobody wait.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from septum.sim.events import LockEvent
 from septum.sim.sim import Sim, SimDefect
@@ -100,6 +100,26 @@ class _Exclusive(_Lock):
         self.free_at_ns = self.sim.current.time_ns
         self._released("ex")
 
+    def lock(self) -> None:
+        """Take it, in the way of the kind."""
+        self._take()
+
+    def unlock(self) -> None:
+        """Give it back."""
+        self._drop()
+
+    def __enter__(self) -> Self:
+        self.lock()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.unlock()
+
     def locked(self) -> bool:
         """Whether anybody holds it."""
         return self.owner is not None
@@ -128,18 +148,6 @@ class Mutex(_Exclusive):
         """mutex_unlock()."""
         self._drop()
 
-    def __enter__(self) -> Mutex:
-        self.lock()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.unlock()
-
 
 class SpinLock(_Exclusive):
     """spinlock_t: spinning, exclusive; the holder is atomic."""
@@ -163,18 +171,6 @@ class SpinLock(_Exclusive):
         """spin_unlock()."""
         self.sim.current.atomic -= 1
         self._drop()
-
-    def __enter__(self) -> SpinLock:
-        self.lock()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.unlock()
 
 
 class _ReaderWriter(_Lock):

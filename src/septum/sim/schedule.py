@@ -35,6 +35,7 @@ class Schedule(ABC):
         """`pick` when the task at `woken` in the run queue was made ready since the last one."""
         return self.pick(n, forced)
 
+    # Empty on purpose: most schedules do not care.
     def only_one(self) -> None:  # noqa: B027
         """The current task cannot go on and a single one is ready: nothing to answer."""
 

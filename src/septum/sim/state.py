@@ -247,6 +247,7 @@ class _ArrayPart(Part):
 
     def restore(self) -> None:
         assert isinstance(self.obj, array | bytearray)
+        # list and array alike; their setters are typed apart.
         self.obj[:] = self.saved  # type: ignore[call-overload]
 
 

@@ -82,6 +82,7 @@ class FtraceWriter:
             )
         if type(event).__module__ != kvm.__name__:
             return None
+        # Only tracepoints come here, and each of them has text().
         text: str = event.text()  # type: ignore[attr-defined]
         return f"{tag_of(type(event))}: {text}"
 

@@ -64,6 +64,7 @@ class TraceReader:
             ) from None
         zipped = file.read(2) == GZIP_MAGIC
         file.seek(0)
+        # A GzipFile reads bytes as any file does; its type is not IO[bytes].
         return gzip.GzipFile(fileobj=file) if zipped else file  # type: ignore[return-value]
 
     def _read_header(self) -> TraceHeader:

@@ -29,6 +29,7 @@ def kernel_path(depth: int = DEPTH) -> str:
             name = at.f_code.co_name
             if name not in _PLUMBING and (not names or names[-1] != name):
                 names.append(name)
+        # The loop ends at None, which the first frame is not.
         at = at.f_back  # type: ignore[assignment]
     return " < ".join(names)
 

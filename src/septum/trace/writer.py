@@ -56,6 +56,7 @@ class TraceWriter:
         if path.suffix == ".gz":
             # No name and no time of day in the gzip header: the same run is the same file.
             zipped = gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0)
+            # A GzipFile writes bytes as any file does; its type is not IO[bytes].
             self._out = zipped  # type: ignore[assignment]
             self._files.insert(0, self._out)
         self._out.write(self._encoder.encode(header) + b"\n")

@@ -49,6 +49,7 @@ class TdxMem(TdxSplit):
         kvm_tdx = kvm.tdx
         if main.kvm_bug_on(kvm, kvm_tdx.page_add_src is not None, "two PAGE.ADD at once"):
             return -EIO
+        # A frame number from user memory is an int, not yet a Pfn.
         kvm_tdx.page_add_src = src_page  # type: ignore[assignment]
         ret = self.host.mmu.kvm_tdp_mmu_map_private_pfn(vcpu, gfn, pfn)
         kvm_tdx.page_add_src = None

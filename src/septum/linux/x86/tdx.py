@@ -175,6 +175,7 @@ class TdxArch(TdxPamt):
         pool = self.state.regs_pool
         regs = pool.pop() if pool else Regs()
         regs.rcx = gpa | level
+        # A TD that SEAMCALLs are made for has its TDR page.
         regs.rdx = td.tdr_page << 12  # type: ignore[operator]
         err = self.seamcall(TDH_MEM_RANGE_BLOCK, regs)
         pool.append(regs)
@@ -184,6 +185,7 @@ class TdxArch(TdxPamt):
         """TDH.MEM.TRACK; the extended errors are always 0."""
         pool = self.state.regs_pool
         regs = pool.pop() if pool else Regs()
+        # A TD that SEAMCALLs are made for has its TDR page.
         regs.rcx = td.tdr_page << 12  # type: ignore[operator]
         err = self.seamcall(TDH_MEM_TRACK, regs)
         pool.append(regs)
@@ -194,6 +196,7 @@ class TdxArch(TdxPamt):
         pool = self.state.regs_pool
         regs = pool.pop() if pool else Regs()
         regs.rcx = gpa | level
+        # A TD that SEAMCALLs are made for has its TDR page.
         regs.rdx = td.tdr_page << 12  # type: ignore[operator]
         err = self.seamcall(TDH_MEM_PAGE_REMOVE, regs)
         pool.append(regs)
