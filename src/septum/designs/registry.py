@@ -1,9 +1,10 @@
-"""The designs by name."""
+"""The designs by name: the base, and what each subject of `septum.designs` says is a design."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal
 
 from septum.errors import InputError
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from septum.linux.host import HostUnits
+    from septum.module import Module
+
+Kind = Literal["base", "ablation", "proposal", "seeded-bug", "user"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +22,29 @@ class Design:
     """A host to run against.
 
     `origin` says where it was proposed (series or message), `summary` what it is in one line;
-    `units` returns the classes to build the host from.
+    `units` returns the classes to build the host from, `module` the class of the TDX module when
+    the design has one of its own. `breaks` are promises that it is known to break, `scenarios`
+    those of the library that show it best; `patch` is the number of the patch that an ablation
+    leaves out.
     """
 
     name: str
     origin: str
     summary: str
     units: Callable[[], HostUnits]
+    kind: Kind = "proposal"
+    module: Callable[[], type[Module]] | None = None
+    breaks: tuple[str, ...] = ()
+    scenarios: tuple[str, ...] = ()
+    patch: int = 0
+
+    def module_class(self) -> type[Module]:
+        """The class of the TDX module."""
+        if self.module is not None:
+            return self.module()
+        from septum.module import Module
+
+        return Module
 
 
 def _v3_units() -> HostUnits:
@@ -33,28 +53,40 @@ def _v3_units() -> HostUnits:
     return v3_units()
 
 
-_DESIGNS = {
-    design.name: design
-    for design in (
-        Design(
-            "v3",
-            "PATCH v3 00/24, 2026-01-06, 20260106101646",
-            "KVM: TDX huge page support for private memory, as posted",
-            _v3_units,
-        ),
-    )
-}
+V3 = Design(
+    "v3",
+    "PATCH v3 00/24, 2026-01-06, 20260106101646",
+    "KVM: TDX huge page support for private memory, as posted",
+    _v3_units,
+    kind="base",
+)
+
+# Each of these modules has a tuple DESIGNS. They are read when a design other than v3 is asked for.
+_SUBJECTS = ("septum.designs.ablations", "septum.designs.proposals", "septum.designs.bugs")
+_designs: dict[str, Design] = {}
+
+
+def designs() -> dict[str, Design]:
+    """All designs by name, the base first."""
+    if not _designs:
+        _designs[V3.name] = V3
+        for subject in _SUBJECTS:
+            found: tuple[Design, ...] = import_module(subject).DESIGNS
+            _designs.update((design.name, design) for design in found)
+    return _designs
 
 
 def design_names() -> list[str]:
     """The names of all designs, the base first."""
-    return list(_DESIGNS)
+    return list(designs())
 
 
 def find_design(name: str) -> Design:
     """The design called `name`. Raises InputError for an unknown one."""
+    if name == V3.name:
+        return V3
     try:
-        return _DESIGNS[name]
+        return designs()[name]
     except KeyError:
-        known = ", ".join(_DESIGNS)
+        known = ", ".join(design_names())
         raise InputError(f"no design is called {name!r}; there is {known}") from None

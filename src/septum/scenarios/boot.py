@@ -134,6 +134,7 @@ class Boot:
                 vm_memory_attributes=recipe.vm_memory_attributes,
             ),
             units=observed_units(design.units()),
+            module=design.module_class(),
             schedule=schedule,
         )
         self.guest = LinuxGuest(layout, recipe.nr_vcpus, linux)

@@ -86,7 +86,12 @@ class ScenarioWorld:
         """Raises InputError when the scenario's VMs cannot be built."""
         self.scenario = scenario
         self.design = design
-        self.world = World(recipe_of(scenario), units=observed_units(find_design(design).units()))
+        found = find_design(design)
+        self.world = World(
+            recipe_of(scenario),
+            units=observed_units(found.units()),
+            module=found.module_class(),
+        )
         self.sim = self.world.sim
         self.failures = Failures(tuple(scenario.document.failures.allow), scenario.injections)
         self.sim.choice_rules = self.failures

@@ -111,12 +111,13 @@ class World:
         recipe: WorldRecipe,
         *,
         units: HostUnits | None = None,
+        module: type[Module] = Module,
         schedule: Schedule | None = None,
     ) -> None:
         self.recipe = recipe
         self.sim = Sim(schedule)
         self.machine = Machine(self.sim, recipe.machine())
-        self.module = Module(
+        self.module = module(
             self.machine, PROFILES[recipe.module], has_5_level_ept=recipe.five_level_ept
         )
         self.machine.seam = self.module
