@@ -146,6 +146,44 @@ def replay(
 
 
 @app.command()
+def report(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|TOKEN", help="A trace file, a replay token, a scenario.")
+    ],
+    text: Annotated[
+        bool, typer.Option("--text", help="As text on stdout (by default, if nothing else).")
+    ] = False,
+    mermaid: Annotated[Path | None, typer.Option(help="A Mermaid sequence diagram.")] = None,
+    ftrace: Annotated[Path | None, typer.Option(help="As the kernel's trace shows it.")] = None,
+    perfetto: Annotated[Path | None, typer.Option(help="JSON for ui.perfetto.dev.")] = None,
+    only: Annotated[
+        str, typer.Option(help="Kinds of events, with commas: seamcall,split,conversion...")
+    ] = "",
+    design: Annotated[str, typer.Option(help="The host's design, of a scenario.")] = "v3",
+    firmware: Annotated[
+        Path | None, typer.Option(help="The image of a boot, when `run` does not find it.")
+    ] = None,
+) -> None:
+    """Show one run in the forms that people and tools read."""
+    from septum.cli.report import ReportOptions, report_run
+
+    raise SystemExit(
+        report_run(
+            run,
+            ReportOptions(
+                mermaid=mermaid,
+                ftrace=ftrace,
+                perfetto=perfetto,
+                text=text,
+                only=only,
+                design=design,
+                firmware=firmware,
+            ),
+        )
+    )
+
+
+@app.command()
 def mrtd(
     image: Annotated[Path, typer.Argument(help="TDVF image.")],
     two_pass: Annotated[

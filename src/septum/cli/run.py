@@ -101,6 +101,19 @@ def replay_token(
 
     Raises InputError for a damaged token, one of another version, or a firmware that is not here.
     """
+    recipe, schedule = decode_run(token)
+    if isinstance(recipe, ScenarioRecipe):
+        return replay_one(recipe, schedule, trace=trace, as_json=json)
+    firmware = firmware_of(recipe, image)
+    options = RunOptions(trace=trace, json=json, report=report)
+    command = ["septum", "replay", token]
+    if image is not None:
+        command += ["--firmware", str(image)]
+    return _boot(recipe, firmware, schedule, options, shlex.join(command))
+
+
+def decode_run(token: str) -> tuple[BootRecipe | ScenarioRecipe, Schedule]:
+    """What a replay token stands for. Raises InputError for one that is damaged or too old."""
     try:
         version, packed, schedule = decode_token(token)
         recipe = msgspec.msgpack.decode(packed, type=BootRecipe | ScenarioRecipe)
@@ -111,19 +124,18 @@ def replay_token(
             f"the token is of Septum {version}, this is {__version__}; "
             "a run replays on the version that made it"
         )
-    if isinstance(recipe, ScenarioRecipe):
-        return replay_one(recipe, schedule, trace=trace, as_json=json)
+    return recipe, schedule
+
+
+def firmware_of(recipe: BootRecipe, image: Path | None) -> Firmware:
+    """The firmware that a boot was made with. Raises InputError when another one is here."""
     firmware = acquire_firmware(image)
     if firmware.image.sha256 != recipe.firmware_sha256:
         raise InputError(
             f"the token's firmware has sha256 {recipe.firmware_sha256[:16]}..., the one found here "
             f"{firmware.image.sha256[:16]}...; name the same image with --firmware"
         )
-    options = RunOptions(trace=trace, json=json, report=report)
-    command = ["septum", "replay", token]
-    if image is not None:
-        command += ["--firmware", str(image)]
-    return _boot(recipe, firmware, schedule, options, shlex.join(command))
+    return firmware
 
 
 def _schedule(options: RunOptions) -> Schedule:
@@ -149,7 +161,7 @@ def _boot(
         if options.trace is None:
             boot.run()
         else:
-            nr_events = _traced(boot, recipe, token, options.trace)
+            nr_events = record_boot(boot, token, options.trace)
     result = run_result(boot, command=command, token=token, firmware=firmware.sentence)
     if options.trace is not None:
         result.nr_events = nr_events
@@ -157,8 +169,9 @@ def _boot(
     return _show(result, options)
 
 
-def _traced(boot: Boot, recipe: BootRecipe, token: str, path: Path) -> int:
+def record_boot(boot: Boot, token: str, path: Path) -> int:
     """Run with the event stream written to `path`; returns the number of events."""
+    recipe = boot.recipe
     sim = boot.world.sim
     kind, seed = sim.schedule.spec()
     header = TraceHeader(

@@ -92,19 +92,26 @@ def _run(
     if trace is None:
         outcome = run_scenario(scenario, design, schedule, check)
     else:
-        recipe = recipe_for_token(scenario, design, check)
-        kind, seed = schedule.spec()
-        header = TraceHeader(
-            septum_version=__version__,
-            scenario=scenario.name,
-            design=design,
-            schedule=kind,
-            seed=seed,
-            token=encode_token(__version__, msgspec.msgpack.encode(recipe), schedule),
-        )
-        with TraceWriter(trace, header) as writer:
-            outcome = run_scenario(scenario, design, schedule, check, writer.write)
+        outcome = record_scenario(scenario, design, schedule, check, trace)
     return _show(outcome, as_json)
+
+
+def record_scenario(
+    scenario: Scenario, design: str, schedule: Schedule, check: Mode, path: Path
+) -> ScenarioOutcome:
+    """Run a scenario with its event stream written to `path`."""
+    recipe = recipe_for_token(scenario, design, check)
+    kind, seed = schedule.spec()
+    header = TraceHeader(
+        septum_version=__version__,
+        scenario=scenario.name,
+        design=design,
+        schedule=kind,
+        seed=seed,
+        token=encode_token(__version__, msgspec.msgpack.encode(recipe), schedule),
+    )
+    with TraceWriter(path, header) as writer:
+        return run_scenario(scenario, design, schedule, check, writer.write)
 
 
 def _show(outcome: ScenarioOutcome, as_json: bool) -> int:

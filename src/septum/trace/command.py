@@ -100,10 +100,8 @@ def trace(
             with TraceWriter(output, reader.header) as writer:
                 for _ in events:
                     writer.write_line(reader.line)
-        elif output is None:
-            _copy(render(events, reader.header, fmt, every_step=every_step), sys.stdout.buffer)
         else:
-            _to_file(render(events, reader.header, fmt, every_step=every_step), output)
+            write_pieces(render(events, reader.header, fmt, every_step=every_step), output)
         if not reader.complete:
             print(f"septum: {file} has no end line: the run was stopped", file=sys.stderr)
 
@@ -114,11 +112,15 @@ def _copy(pieces: Iterable[bytes], out: IO[bytes]) -> None:
     out.flush()
 
 
-def _to_file(pieces: Iterable[bytes], output: Path) -> None:
+def write_pieces(pieces: Iterable[bytes], output: Path | None) -> None:
+    """Write a rendering to a file, or to stdout (None). Raises InputError when that fails."""
+    if output is None:
+        _copy(pieces, sys.stdout.buffer)
+        return
     try:
         with output.open("wb") as out:
             _copy(pieces, out)
     except OSError as error:
         raise InputError(
-            f"{output} cannot be written ({error.strerror}); name another file with --output"
+            f"{output} cannot be written ({error.strerror}); name another file"
         ) from None

@@ -1,0 +1,110 @@
+"""`septum report`: one run, recorded or made again, in the forms that people and tools read.
+
+A run is a trace file, a replay token, or a scenario. The last two are run here and recorded in a
+file that goes away with the command, so that every form is made from the same event stream.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from septum.cli.exits import BROKEN, OK
+from septum.cli.run import decode_run, firmware_of, record_boot
+from septum.cli.scenario import record_scenario
+from septum.errors import InputError
+from septum.scenarios.boot import Boot
+from septum.scenarios.run import ScenarioRecipe, load_scenario, scenario_of_recipe
+from septum.sim import RoundRobin
+from septum.sim.events import FindingEvent
+from septum.sim.schedule import TOKEN_PREFIX
+from septum.trace.command import render, write_pieces
+from septum.trace.filters import make_filter, parse_only
+from septum.trace.reader import TraceReader
+
+if TYPE_CHECKING:
+    from septum.checks.checker import Mode
+
+SCENARIO_SUFFIX = ".toml"
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """What `septum report` was asked for: a file for each form, None for those not wanted.
+
+    `only` are categories of events, as `septum trace --only` takes them. `firmware` is the image
+    of a boot that runs again.
+    """
+
+    mermaid: Path | None = None
+    ftrace: Path | None = None
+    perfetto: Path | None = None
+    text: bool = False
+    only: str = ""
+    design: str = "v3"
+    firmware: Path | None = None
+
+    def files(self) -> list[tuple[str, Path]]:
+        """(format of `septum trace`, file) of what was asked for."""
+        asked = (("mermaid", self.mermaid), ("ftrace", self.ftrace), ("perfetto", self.perfetto))
+        return [(fmt, path) for fmt, path in asked if path is not None]
+
+
+def report_run(run: str, options: ReportOptions) -> int:
+    """Make the forms that were asked for; 1 when a promise was broken in the run, else 0.
+
+    Raises InputError for a run that is none, and for files that cannot be written.
+    """
+    wanted = make_filter(parse_only(options.only))
+    with tempfile.TemporaryDirectory(prefix="septum-") as folder:
+        path = trace_of(run, Path(folder) / "run.jsonl", options.design, options.firmware)
+        for fmt, target in options.files():
+            with TraceReader(path) as reader:
+                events = (event for event in reader if wanted(event))
+                write_pieces(render(events, reader.header, fmt), target)
+            print(f"septum: {fmt} is in {target}", file=sys.stderr)
+        if options.text or not options.files():
+            with TraceReader(path) as reader:
+                events = (event for event in reader if wanted(event))
+                write_pieces(render(events, reader.header, "ladder"), None)
+        return BROKEN if has_finding(path) else OK
+
+
+def trace_of(run: str, into: Path, design: str = "v3", firmware: Path | None = None) -> Path:
+    """The trace of `run`: its own file, or `into`, where it is recorded.
+
+    Raises InputError when `run` is no trace file, no token and no scenario.
+    """
+    if run.startswith(TOKEN_PREFIX):
+        record_token(run, into, firmware)
+        return into
+    if Path(run).is_file() and not run.endswith(SCENARIO_SUFFIX):
+        return Path(run)
+    try:
+        scenario = load_scenario(run)
+    except InputError as error:
+        if run.endswith(SCENARIO_SUFFIX):
+            raise
+        raise InputError(f"{run!r} is no trace file, no replay token, and {error}") from None
+    record_scenario(scenario, design, RoundRobin(), "quiet", into)
+    return into
+
+
+def record_token(token: str, into: Path, firmware: Path | None = None) -> None:
+    """Run again what a token stands for, with its events written to `into`. Raises InputError."""
+    recipe, schedule = decode_run(token)
+    if isinstance(recipe, ScenarioRecipe):
+        check = cast("Mode", recipe.check)
+        record_scenario(scenario_of_recipe(recipe), recipe.design, schedule, check, into)
+        return
+    image = firmware_of(recipe, firmware).image
+    record_boot(Boot(recipe, image, schedule=schedule), token, into)
+
+
+def has_finding(path: Path) -> bool:
+    """Whether the trace tells of a broken promise."""
+    with TraceReader(path) as reader:
+        return any(isinstance(event, FindingEvent) for event in reader)

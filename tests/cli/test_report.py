@@ -1,0 +1,46 @@
+"""`septum report`: every kind of run, every form, through the command line's own functions."""
+
+from pathlib import Path
+
+import pytest
+
+from septum.cli.report import ReportOptions, report_run, trace_of
+from septum.errors import InputError
+from septum.scenarios.run import run_scenario
+from septum.trace import TraceReader
+
+SCENARIO = "accept-level-b"
+
+
+def test_a_trace_a_token_and_a_scenario_are_the_same_run(tmp_path: Path) -> None:
+    recorded = trace_of(SCENARIO, tmp_path / "a.jsonl")
+    with TraceReader(recorded) as reader:
+        token = reader.header.token
+    again = trace_of(token, tmp_path / "b.jsonl")
+    assert recorded.read_bytes() == again.read_bytes()
+    assert trace_of(str(recorded), tmp_path / "c.jsonl") == recorded
+
+
+def test_the_token_of_an_outcome_tells_of_the_same_events(tmp_path: Path) -> None:
+    token = run_scenario(SCENARIO).token
+    first = trace_of(SCENARIO, tmp_path / "a.jsonl").read_bytes().splitlines()[1:]
+    assert trace_of(token, tmp_path / "b.jsonl").read_bytes().splitlines()[1:] == first
+
+
+def test_every_form_is_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    files = {name: tmp_path / name for name in ("mermaid", "ftrace", "perfetto")}
+    assert report_run(SCENARIO, ReportOptions(**files, text=True, only="seamcall")) == 0
+    assert all(path.stat().st_size > 100 for path in files.values())
+    shown = capfd.readouterr()
+    assert "TDH.MEM.PAGE.AUG" in shown.out
+    assert all(f"{name} is in" in shown.err for name in files)
+
+
+def test_what_is_no_run_is_told() -> None:
+    with pytest.raises(InputError, match="no trace file, no replay token"):
+        report_run("nonsense", ReportOptions())
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written"):
+        report_run(SCENARIO, ReportOptions(ftrace=tmp_path / "no" / "such"))
