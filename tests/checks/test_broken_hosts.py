@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from septum.designs.registry import _DESIGNS, Design
+from septum.designs import Design, designs
 from septum.linux.host import v3_units
 from septum.linux.kvm.guest_memfd import GuestMemfd
 from septum.linux.kvm.tdp_mmu import TdpMmu
@@ -54,7 +54,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
 
     def add(name: str, units: dict[str, type]) -> None:
         design = Design(name, "a test", "broken", lambda: replace(v3_units(), **units))
-        monkeypatch.setitem(_DESIGNS, name, design)
+        monkeypatch.setitem(designs(), name, design)
 
     return add
 

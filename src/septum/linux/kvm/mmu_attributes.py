@@ -64,10 +64,15 @@ class MmuAttributes(MmuZap):
             rng.attr_filter = KVM_FILTER_PRIVATE
             # Suspected: a failed split arrives here as 1 (see kvm_split_cross_boundary_leafs), the
             # caller takes it for "flush", nothing was unmapped, and the attributes change anyway.
-            ret = self.kvm_split_cross_boundary_leafs(kvm, rng, False)
+            ret = self.split_before_unmap(kvm, rng)
             if ret:
                 return ret
         return self.kvm_unmap_gfn_range(kvm, rng)
+
+    def split_before_unmap(self, kvm: Kvm, rng: KvmGfnRange) -> int:
+        """What kvm_arch_pre_set_memory_attributes() does with huge leaves that cross a range which
+        becomes shared: 0, or an error of the split. Source: patch 15."""
+        return self.kvm_split_cross_boundary_leafs(kvm, rng, False)
 
     def kvm_arch_post_set_memory_attributes(self, kvm: Kvm, rng: KvmGfnRange) -> int:
         """After attributes changed: MIXED of the huge pages that the range touches. Returns 0.

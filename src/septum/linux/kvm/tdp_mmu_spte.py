@@ -25,6 +25,7 @@ from septum.abi.spte import (
 )
 from septum.linux.kvm.events import KvmMmuPrepareZapPage, KvmTdpMmuSpteChanged
 from septum.linux.kvm.tdp_mmu_roots import TdpMmuRoots
+from septum.sim import RunStopped
 
 if TYPE_CHECKING:
     from septum.linux.kvm.tdp_iter import TdpIter
@@ -192,8 +193,8 @@ class TdpMmuSpte(TdpMmuRoots):
         external_spt = self.get_external_spt(gfn, new_spte, level)
         if external_spt is None:
             self.host.main.kvm_bug_on(kvm, True, "a mirror table has no S-EPT page")
-            # MODEL: the kernel would go on with a NULL page.
-            raise AssertionError(f"gfn {gfn:#x} level {level}: no S-EPT page")
+            # MODEL: the kernel goes on with virt_to_page(NULL) and oopses: the run ends here.
+            raise RunStopped(self.sim.findings[-1])
         return external_spt
 
     def remove_external_spte(self, kvm: Kvm, gfn: int, old_spte: int, level: int) -> None:
@@ -318,15 +319,22 @@ class TdpMmuSpte(TdpMmuRoots):
         mirror = self.host.page_private[table.pfn].is_mirror
         self.handle_changed_spte(kvm, gfn, old_spte, new_spte, level, False, mirror)
         if mirror:
-            if not new_spte & SPTE_MMU_PRESENT_MASK:
-                self.remove_external_spte(kvm, gfn, old_spte, level)
-            elif is_last_spte(old_spte, level) and not is_last_spte(new_spte, level):
-                self.split_external_spte(kvm, gfn, old_spte, new_spte, level, False)
-            else:
-                self.host.main.kvm_bug_on(
-                    kvm, True, f"gfn {gfn:#x}: mirror SPTE {old_spte:#x} -> {new_spte:#x}"
-                )
+            self.propagate_to_external(kvm, gfn, old_spte, new_spte, level)
         return old_spte
+
+    def propagate_to_external(
+        self, kvm: Kvm, gfn: int, old_spte: int, new_spte: int, level: int
+    ) -> None:
+        """The last part of tdp_mmu_set_spte(), for a mirror: leaf or table -> not present, and
+        leaf -> table (a split); anything else is KVM_BUG_ON. Source: patch 07."""
+        if not new_spte & SPTE_MMU_PRESENT_MASK:
+            self.remove_external_spte(kvm, gfn, old_spte, level)
+        elif is_last_spte(old_spte, level) and not is_last_spte(new_spte, level):
+            self.split_external_spte(kvm, gfn, old_spte, new_spte, level, False)
+        else:
+            self.host.main.kvm_bug_on(
+                kvm, True, f"gfn {gfn:#x}: mirror SPTE {old_spte:#x} -> {new_spte:#x}"
+            )
 
     def tdp_mmu_iter_set_spte(self, kvm: Kvm, it: TdpIter, new_spte: int) -> None:
         """tdp_mmu_set_spte() at the iterator's position. Source: tdp_mmu_iter_set_spte."""

@@ -147,7 +147,7 @@ class TdxSept(TdxInit):
             )
         pfn = spte_to_pfn(mirror_spte)
         x86 = self.host.x86_tdx
-        if level == PG_LEVEL_4K:
+        if self.needs_pamt_pair(level):
             ret = x86.tdx_pamt_get(pfn, vcpu.tdx.prealloc)
             if ret:
                 return ret
@@ -155,9 +155,13 @@ class TdxSept(TdxInit):
             ret = self.tdx_mem_page_aug(kvm, gfn, level, pfn)
         else:
             ret = self.tdx_mem_page_add(kvm, gfn, level, pfn)
-        if ret and level == PG_LEVEL_4K:
+        if ret and self.needs_pamt_pair(level):
             x86.tdx_pamt_put(pfn)
         return ret
+
+    def needs_pamt_pair(self, level: int) -> bool:
+        """Whether a leaf of this level needs the PAMT page pair of its 2 MB. Source: patch 17."""
+        return level == PG_LEVEL_4K
 
     def tdx_sept_link_private_spt(self, kvm: Kvm, gfn: int, level: int, private_spt: int) -> int:
         """Add an S-EPT page below the entry of `level` at `gfn`. 0, -EBUSY, -ENOMEM, -EIO."""
@@ -224,7 +228,7 @@ class TdxSept(TdxInit):
             self.tdx_bug_on(err, "TDH_PHYMEM_PAGE_WBINVD", kvm)
             return
         x86.tdx_quirk_reset_folio(folio, start_idx, npages)
-        if level == PG_LEVEL_4K:
+        if self.needs_pamt_pair(level):
             x86.tdx_pamt_put(pfn)
 
     def tdx_sept_free_private_spt(self, kvm: Kvm, gfn: int, level: int, private_spt: int) -> int:

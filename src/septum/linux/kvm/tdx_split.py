@@ -14,7 +14,7 @@ from septum.linux.kvm.tdx_defs import TD_STATE_RUNNABLE
 from septum.linux.kvm.tdx_sept import TdxSept
 
 if TYPE_CHECKING:
-    from septum.linux.kvm.types import Kvm
+    from septum.linux.kvm.types import Kvm, PreallocSplitCache
 
 
 class TdxSplit(TdxSept):
@@ -52,6 +52,10 @@ class TdxSplit(TdxSept):
         x86 = self.host.x86_tdx
         while (page := x86.get_tdx_prealloc_page(kvm.tdx.prealloc_split_cache)) is not None:
             self.host.mm.free_page(page)
+
+    def split_cache(self, kvm: Kvm) -> PreallocSplitCache | None:
+        """Where a split takes PAMT pages from: &kvm_tdx->prealloc_split_cache."""
+        return kvm.tdx.prealloc_split_cache
 
     # The split
 
@@ -100,16 +104,10 @@ class TdxSplit(TdxSept):
         guest_pfn = spte_to_pfn(old_mirror_spte)
         guest_folio = self.host.mm.page_folio(guest_pfn)
 
-        err, entry, level_state = self.tdh_do_no_vcpus(
-            x86.tdh_mem_range_block, kvm, kvm_tdx, gpa, level - 1
-        )
-        if self.tdx_bug_on(err, "TDH_MEM_RANGE_BLOCK", kvm, entry, level_state):
+        if self.block_and_track(kvm, gpa, level):
             return -EIO
 
-        self.tdx_track(kvm)
-
-        with kvm_tdx.prealloc_split_cache_lock:
-            ret = x86.tdx_pamt_get(new_private_spt, kvm_tdx.prealloc_split_cache)
+        ret = self.split_pamt_get(kvm, new_private_spt)
         if main.kvm_bug_on(kvm, ret != 0, f"tdx_pamt_get of the new S-EPT page: {ret}"):
             return -EIO
 
@@ -124,9 +122,30 @@ class TdxSplit(TdxSept):
                 guest_folio,
                 guest_pfn - guest_folio.pfn,
                 new_private_spt,
-                kvm_tdx.prealloc_split_cache,
+                self.split_cache(kvm),
             )
         if self.tdx_bug_on(err, "TDH_MEM_PAGE_DEMOTE", kvm, entry, level_state):
-            x86.tdx_pamt_put(new_private_spt)
+            self.split_pamt_put(new_private_spt)
             return -EIO
         return 0
+
+    def block_and_track(self, kvm: Kvm, gpa: int, level: int) -> int:
+        """What DEMOTE wants before it: BLOCK, TRACK and kick. 0 or -EIO. Source: patch 08."""
+        kvm_tdx = kvm.tdx
+        err, entry, level_state = self.tdh_do_no_vcpus(
+            self.host.x86_tdx.tdh_mem_range_block, kvm, kvm_tdx, gpa, level - 1
+        )
+        if self.tdx_bug_on(err, "TDH_MEM_RANGE_BLOCK", kvm, entry, level_state):
+            return -EIO
+        self.tdx_track(kvm)
+        return 0
+
+    def split_pamt_get(self, kvm: Kvm, new_private_spt: int) -> int:
+        """A PAMT page pair for the 2 MB of the new S-EPT page, out of the per-VM cache. 0 or
+        -ENOMEM. Source: patch 21."""
+        with kvm.tdx.prealloc_split_cache_lock:
+            return self.host.x86_tdx.tdx_pamt_get(new_private_spt, self.split_cache(kvm))
+
+    def split_pamt_put(self, new_private_spt: int) -> None:
+        """Undo `split_pamt_get` when DEMOTE failed. Source: patch 21."""
+        self.host.x86_tdx.tdx_pamt_put(new_private_spt)

@@ -162,10 +162,14 @@ class TdxPamt(TdxSeamcall):
             err = self.tdh_phymem_pamt_remove(page, pages)
             if err != TDX_SUCCESS:
                 refcounts[frame] = refcounts.get(frame, 0) + 1
-                self.warn_on_once(f"TDH_PHYMEM_PAMT_REMOVE failed: {err:#x}", "tdx_pamt_put")
+                self.pamt_remove_failed(err)
                 return
             del refcounts[frame]
         self.free_pamt_array(pages)
+
+    def pamt_remove_failed(self, err: int) -> None:
+        """What tdx_pamt_put() says when the pair stays: a loud WARN. Source: patch 18."""
+        self.warn_on_once(f"TDH_PHYMEM_PAMT_REMOVE failed: {err:#x}", "tdx_pamt_put")
 
     def tdx_alloc_page(self, site: str) -> Pfn | None:
         """tdx_alloc_page(): a page with its PAMT, for control structures; None when short."""
@@ -194,7 +198,7 @@ class TdxPamt(TdxSeamcall):
         guest_folio: Folio,
         guest_start_idx: int,
         new_sept_page: int,
-        prealloc: PreallocSplitCache,
+        prealloc: PreallocSplitCache | None,
     ) -> tuple[int, int, int]:
         """TDH.MEM.PAGE.DEMOTE: (status, ext_err1, ext_err2).
 
@@ -208,7 +212,7 @@ class TdxPamt(TdxSeamcall):
         it is taken out and lost.
         """
         info = self.state.sysinfo
-        dpamt = level == TDX_PS_2M and info.tdx_supports_dynamic_pamt()
+        dpamt = self.demote_takes_pair(level)
         assert td.tdr_page is not None
         regs = Regs(rcx=gpa | level, rdx=td.tdr_page << 12, r8=new_sept_page << 12)
         if not info.tdx_supports_demote_nointerrupt():
@@ -232,11 +236,16 @@ class TdxPamt(TdxSeamcall):
             if err:
                 self.free_pamt_array(guest_memory_pamt_page)
             else:
-                self._demoted(guest_base_pfn)
+                self.demoted(guest_base_pfn)
         return err, regs.rcx, regs.rdx
 
-    def _demoted(self, guest_base_pfn: int) -> None:
-        """atomic_cmpxchg_release(refcount, 0, 512) with the WARN of patch 23."""
+    def demote_takes_pair(self, level: int) -> bool:
+        """Whether DEMOTE takes a PAMT page pair for the guest's page. Source: patch 22."""
+        return level == TDX_PS_2M and self.state.sysinfo.tdx_supports_dynamic_pamt()
+
+    def demoted(self, guest_base_pfn: int) -> None:
+        """The guest's 2 MB are 512 TDX pages of 4 KB now:
+        atomic_cmpxchg_release(refcount, 0, 512) with the WARN of patch 23."""
         refcounts = self.state.pamt_refcounts
         frame = guest_base_pfn >> PTE_SHIFT
         if refcounts.get(frame, 0):

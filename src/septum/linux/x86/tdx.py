@@ -164,11 +164,15 @@ class TdxArch(TdxPamt):
         if start_idx + npages > 1 << folio.order:
             return TDX_OPERAND_INVALID, 0, 0
         pfn = folio.pfn + start_idx
-        self.machine.mem.clflush(pfn, npages)
+        self._clflush_each(pfn, npages)
         assert td.tdr_page is not None
         regs = Regs(rcx=gpa | level, rdx=td.tdr_page << 12, r8=pfn << 12)
         err = self.seamcall(TDH_MEM_PAGE_AUG, regs)
         return err, regs.rcx, regs.rdx
+
+    def _clflush_each(self, pfn: int, npages: int) -> None:
+        """tdx_clflush_page() of each page. Source: patch 01."""
+        self.machine.mem.clflush(pfn, npages)
 
     def tdh_mem_range_block(self, td: KvmTdx, gpa: int, level: int) -> SeamcallRet:
         """TDH.MEM.RANGE.BLOCK."""
