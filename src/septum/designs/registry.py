@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from septum.errors import InputError
 
@@ -51,6 +51,12 @@ def _v3_units() -> HostUnits:
     from septum.linux.host import v3_units
 
     return v3_units()
+
+
+def on_v3(**units: Any) -> Callable[[], HostUnits]:
+    """v3 with these classes in the place of its own, by the names of `HostUnits`:
+    `on_v3(mmu=MyMmu, tdx=MyTdx)`."""
+    return lambda: replace(_v3_units(), **units)
 
 
 V3 = Design(
