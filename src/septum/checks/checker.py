@@ -126,6 +126,8 @@ class Checker:
     def start(self) -> None:
         """Begin to observe. The world is as it should be now."""
         self.told = attach(self.world.host, self)
+        if self.told and self.world.host.gmem.mapping_may_exceed_folio:
+            self.mapping_may_exceed_folio = True
         for promise in self.promises:
             promise.start()
         if self.mode == "every-step":

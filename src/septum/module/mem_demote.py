@@ -93,7 +93,7 @@ def tdh_mem_page_demote(m: Module, lp: LogicalProcessor, regs: Regs, version: in
     if entry & STATE_MASK == STATE_PENDING and level == 1:
         entry &= ~ACCEPT_COUNTER
     pamt_entry = m.pamt.implicit(hpa, level)
-    status = check_tracking(m, regs, td, entry, level, pamt_entry)
+    status = check_tracking(m, regs, td, entry, level, pamt_entry) if m.demote_blocking else 0
     if status:
         return fail(found, False, status)
     m.sim.point("module.pamt")

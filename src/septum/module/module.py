@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from septum.abi import leaves
 from septum.abi.features import TDX_TD_ATTR_DEBUG, TDX_XFAM_FIXED0
@@ -92,6 +92,9 @@ class Module:
         "vcpus",
         "xfam_fixed0",
     )
+
+    demote_blocking: ClassVar[bool] = True
+    """TDH.MEM.PAGE.DEMOTE wants the page blocked, and tracked since."""
 
     def __init__(
         self,

@@ -93,6 +93,25 @@ class GmemAttrs(GmemRange):
         nr_pages = 1 << inode.page_order
         return start & -nr_pages, -(-end // nr_pages) * nr_pages
 
+    def kvm_gmem_zaps_before_restructure(self) -> bool:
+        """Whether mappings go before the folio is split: FIXUP 2."""
+        return self.host.params.fixup_zap_before_split
+
+    def kvm_gmem_convert_mappings(
+        self, inode: GmemInode, start: int, end: int, to_private: bool
+    ) -> int:
+        """What becomes of the guests' mappings while faults are kept out: to shared, what crosses
+        the range is split first, which is the last step that may fail; then the range is unmapped.
+
+        0, or what kvm_gmem_split_private() returned. Source: patch 16, in kvm_gmem_convert().
+        """
+        if not to_private:
+            ret = self.kvm_gmem_split_private(inode, start, end)
+            if ret:
+                return ret
+        self.kvm_gmem_zap(inode, start, end)
+        return 0
+
     def kvm_gmem_convert(
         self, inode: GmemInode, start: int, nr_pages: int, attrs: int
     ) -> tuple[int, int]:
@@ -120,7 +139,7 @@ class GmemAttrs(GmemRange):
             held = self.kvm_gmem_has_safe_refcount(inode, start, nr_pages)
             if held != -1:
                 return -EAGAIN, held
-        elif not self.host.params.fixup_zap_before_split:
+        elif not self.kvm_gmem_zaps_before_restructure():
             # Without FIXUP 2 the folio is split while the guest still has it mapped as one.
             ret = self.kvm_gmem_restructure(inode, start, nr_pages, to_private)
             if ret:
@@ -128,13 +147,10 @@ class GmemAttrs(GmemRange):
 
         inv_start, inv_end = self.kvm_gmem_compute_invalidate_range(inode, start, end)
         self.kvm_gmem_invalidate_begin(inode, inv_start, inv_end)
-        if not to_private:
-            ret = self.kvm_gmem_split_private(inode, start, end)
-            if ret:
-                self.kvm_gmem_invalidate_end(inode, inv_start, inv_end)
-                return ret, start
-        self.kvm_gmem_zap(inode, start, end)
+        ret = self.kvm_gmem_convert_mappings(inode, start, end, to_private)
         self.kvm_gmem_invalidate_end(inode, inv_start, inv_end)
+        if ret:
+            return ret, start
 
         ret = self.kvm_gmem_restructure(inode, start, nr_pages, to_private)
         if ret:

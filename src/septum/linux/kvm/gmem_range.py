@@ -5,7 +5,7 @@ Source: virt/kvm/guest_memfd.c of the tree that v3 is posted on, with patch 16.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from septum.abi.errno import EAGAIN, EINTR, EINVAL, EOPNOTSUPP
 from septum.linux.kvm.gmem_folio import (
@@ -27,9 +27,14 @@ MAX_INDEX = 1 << 52  # -1ul as an index
 
 
 class GmemRange(GmemFolios):
-    """Operations on index ranges of an inode, in every VM that has it bound."""
+    """Operations on index ranges of an inode, in every VM that has it bound.
+
+    `mapping_may_exceed_folio`: the design rests on contiguity of the memory that a guest_memfd
+    has, not on the size of its folios.
+    """
 
     __slots__ = ()
+    mapping_may_exceed_folio: ClassVar[bool] = False
 
     def kvm_gmem_get_invalidate_filter(self, inode: GmemInode) -> int:
         """Both halves: the tree does not yet tell which can be mapped."""

@@ -49,13 +49,16 @@ class TdpMmuSplit(TdpMmuSpte):
         if spt is None:
             return None
         sp = self.new_sp(spt)
-        if mirror:
-            sp.external_spt = mm.get_zeroed_page("tdp_mmu_alloc_sp_for_split.external_spt")
-            if sp.external_spt is None:
-                self.machine.free_table(spt)
-                mm.free_page(spt)
-                return None
+        if mirror and not self.alloc_external_for_split(sp):
+            self.machine.free_table(spt)
+            mm.free_page(spt)
+            return None
         return sp
+
+    def alloc_external_for_split(self, sp: KvmMmuPage) -> bool:
+        """What the S-EPT's side of a split needs: a page. Source: patch 10."""
+        sp.external_spt = self.host.mm.get_zeroed_page("tdp_mmu_alloc_sp_for_split.external_spt")
+        return sp.external_spt is not None
 
     def trace_split(self, it: TdpIter, spte: int, errno: int) -> None:
         """trace_kvm_mmu_split_huge_page()."""
@@ -184,19 +187,38 @@ class TdpMmuSplit(TdpMmuSpte):
             self.tdp_mmu_free_sp(sp)
         return r
 
+    def tdp_mmu_split_huge_pages(
+        self,
+        kvm: Kvm,
+        types: int,
+        start: int,
+        end: int,
+        target_level: int,
+        shared: bool,
+        only_cross_boundary: bool,
+    ) -> int:
+        """The same in every root of `types`; stops at the first failure.
+
+        Source: the loops of kvm_tdp_mmu_try_split_huge_pages() and, patch 11,
+        kvm_tdp_mmu_gfn_range_split_cross_boundary_leafs().
+        """
+        root = self.tdp_mmu_next_root(kvm, None, types)
+        while root is not None:
+            r = self.tdp_mmu_split_huge_pages_root(
+                kvm, root, start, end, target_level, shared, only_cross_boundary
+            )
+            if r:
+                self.kvm_tdp_mmu_put_root(kvm, root)
+                return r
+            root = self.tdp_mmu_next_root(kvm, root, types)
+        return 0
+
     def kvm_tdp_mmu_try_split_huge_pages(
         self, kvm: Kvm, start: int, end: int, target_level: int, shared: bool
     ) -> None:
         """Eager page splitting, best effort. Source: tdp_mmu.c kvm_tdp_mmu_try_split_huge_pages."""
         types = kvm_gfn_range_filter_to_root_types(kvm, 3)
-        root = self.tdp_mmu_next_root(kvm, None, types)
-        while root is not None:
-            if self.tdp_mmu_split_huge_pages_root(
-                kvm, root, start, end, target_level, shared, False
-            ):
-                self.kvm_tdp_mmu_put_root(kvm, root)
-                break
-            root = self.tdp_mmu_next_root(kvm, root, types)
+        self.tdp_mmu_split_huge_pages(kvm, types, start, end, target_level, shared, False)
 
     def kvm_tdp_mmu_gfn_range_split_cross_boundary_leafs(
         self, kvm: Kvm, rng: KvmGfnRange, shared: bool
@@ -213,14 +235,6 @@ class TdpMmuSplit(TdpMmuSpte):
             "kvm_tdp_mmu_gfn_range_split_cross_boundary_leafs",
         )
         types = kvm_gfn_range_filter_to_root_types(kvm, rng.attr_filter)
-        r = 0
-        root = self.tdp_mmu_next_root(kvm, None, types)
-        while root is not None:
-            r = self.tdp_mmu_split_huge_pages_root(
-                kvm, root, rng.start, rng.end, PG_LEVEL_4K, shared, True
-            )
-            if r:
-                self.kvm_tdp_mmu_put_root(kvm, root)
-                break
-            root = self.tdp_mmu_next_root(kvm, root, types)
-        return r
+        return self.tdp_mmu_split_huge_pages(
+            kvm, types, rng.start, rng.end, PG_LEVEL_4K, shared, True
+        )

@@ -46,10 +46,10 @@ class TdxBase(Unit):
     def tdx_bringup(self) -> int:
         """Load kvm_intel with tdx=1: read the module's information and settle the module
         parameters. Source: __tdx_bringup() with patch 24."""
-        self.host.x86_tdx.get_tdx_sys_info()
-        sysinfo = self.host.x86_tdx.state.sysinfo
+        x86 = self.host.x86_tdx
+        x86.get_tdx_sys_info()
         self.state.enable_tdx_huge_page = self.host.params.tdx_huge_page
-        if self.state.enable_tdx_huge_page and not sysinfo.tdx_supports_demote_nointerrupt():
+        if self.state.enable_tdx_huge_page and not x86.tdx_demote_usable():
             self.state.enable_tdx_huge_page = False
         return 0
 

@@ -46,7 +46,7 @@ from septum.linux.kvm.tdx_mem import TdxMem
 from septum.linux.kvm.types import KVM_FILTER_PRIVATE, KvmGfnRange
 
 if TYPE_CHECKING:
-    from septum.linux.kvm.types import KvmVcpu
+    from septum.linux.kvm.types import KvmMemorySlot, KvmVcpu
 
 
 class TdxFault(TdxMem):
@@ -62,6 +62,35 @@ class TdxFault(TdxMem):
         eq = tdx.exit_qual
         return not eq & EPT_VIOLATION_PROT_MASK and not eq & EPT_VIOLATION_EXEC_FOR_RING3_LIN
 
+    def tdx_guest_accept_level(self, vcpu: KvmVcpu) -> int:
+        """The PG_LEVEL_* at which the guest ACCEPTs, 4 KB or 2 MB; 0 when it does no such thing.
+
+        Source: patch 13.
+        """
+        eeq = vcpu.tdx.ext_exit_qual
+        if eeq & EEQ_TYPE_MASK != EEQ_ACCEPT:
+            return 0
+        level = eeq_requested_level(eeq) + 1
+        return level if level in (PG_LEVEL_4K, PG_LEVEL_2M) else 0
+
+    def tdx_split_for_accept(self, vcpu: KvmVcpu, slot: KvmMemorySlot, gfn: int, level: int) -> int:
+        """Split what maps `gfn` larger than `level`; mmu_lock is held for writing. 0 or an error.
+
+        Source: patch 13.
+        """
+        base_gfn = gfn_round_for_level(gfn, level)
+        gfn_range = KvmGfnRange(
+            slot, base_gfn, base_gfn + PAGES_PER_HPAGE[level], KVM_FILTER_PRIVATE, True
+        )
+        return self.host.mmu.kvm_split_cross_boundary_leafs(vcpu.kvm, gfn_range, False)
+
+    def tdx_inhibit_above(self, slot: KvmMemorySlot, gfn: int, level: int) -> None:
+        """No mapping larger than `level` at `gfn` any more. Source: patch 13."""
+        mmu = self.host.mmu
+        mmu.hugepage_set_guest_inhibit(slot, gfn, level + 1)
+        if level == PG_LEVEL_4K:
+            mmu.hugepage_set_guest_inhibit(slot, gfn, level + 2)
+
     def tdx_honor_guest_accept_level(self, vcpu: KvmVcpu, gfn: int) -> int:
         """When the guest ACCEPTs at a level, let no larger mapping be or come at `gfn`.
 
@@ -74,33 +103,21 @@ class TdxFault(TdxMem):
         """
         kvm = vcpu.kvm
         slot = self.host.main.gfn_to_memslot(kvm, gfn)
-        if slot is None:
+        level = self.tdx_guest_accept_level(vcpu)
+        if slot is None or not level:
             return 0
-        eeq = vcpu.tdx.ext_exit_qual
-        if eeq & EEQ_TYPE_MASK != EEQ_ACCEPT:
-            return 0
-        level = eeq_requested_level(eeq) + 1
-        if level not in (PG_LEVEL_4K, PG_LEVEL_2M):
-            return 0
-        mmu = self.host.mmu
         kvm.stat.add("accept_level.checked")
-        if mmu.hugepage_test_guest_inhibit(slot, gfn, level + 1):
+        if self.host.mmu.hugepage_test_guest_inhibit(slot, gfn, level + 1):
             return 0
-        base_gfn = gfn_round_for_level(gfn, level)
-        gfn_range = KvmGfnRange(
-            slot, base_gfn, base_gfn + PAGES_PER_HPAGE[level], KVM_FILTER_PRIVATE, True
-        )
         main = self.host.main
         kvm.mmu_lock.write_lock()
         kvm.stat.add("accept_level.write_lock")
         cause = main.set_cause("accept")
         # No TLB flush: BLOCK, TRACK and kick in the split have done it.
-        ret = mmu.kvm_split_cross_boundary_leafs(kvm, gfn_range, False)
+        ret = self.tdx_split_for_accept(vcpu, slot, gfn, level)
         main.set_cause(cause)
         if not ret:
-            mmu.hugepage_set_guest_inhibit(slot, gfn, level + 1)
-            if level == PG_LEVEL_4K:
-                mmu.hugepage_set_guest_inhibit(slot, gfn, level + 2)
+            self.tdx_inhibit_above(slot, gfn, level)
         kvm.mmu_lock.write_unlock()
         return ret
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from septum.abi.types import Pfn
-    from septum.linux.kvm.types import Kvm, KvmVcpu
+    from septum.linux.kvm.types import Kvm, KvmVcpu, PreallocSplitCache
 
 SeamcallRet = tuple[int, int, int]
 
@@ -68,6 +68,16 @@ class TdxSept(TdxInit):
         if err:
             self.tdx_bug_on(err, "TDH_MEM_TRACK", kvm)
         self.host.main.kvm_make_all_cpus_request(kvm, KVM_REQ_OUTSIDE_GUEST_MODE)
+
+    # S-EPT pages and Dynamic PAMT: counted while the module has them
+
+    def tdx_sept_page_get(self, private_spt: int, prealloc: PreallocSplitCache) -> int:
+        """An S-EPT page is about to be given to the module. 0 or -ENOMEM."""
+        return self.host.x86_tdx.tdx_pamt_get(private_spt, prealloc)
+
+    def tdx_sept_page_put(self, private_spt: int) -> None:
+        """An S-EPT page is back, or the module did not take it."""
+        self.host.x86_tdx.tdx_pamt_put(private_spt)
 
     # Preallocation for a fault
 
@@ -171,15 +181,15 @@ class TdxSept(TdxInit):
             main.kvm_bug_on(kvm, True, "link_external_spt without a running vCPU")
             return -EINVAL
         x86 = self.host.x86_tdx
-        ret = x86.tdx_pamt_get(private_spt, vcpu.tdx.prealloc)
+        ret = self.tdx_sept_page_get(private_spt, vcpu.tdx.prealloc)
         if ret:
             return ret
         err, entry, level_state = x86.tdh_mem_sept_add(kvm.tdx, gfn << 12, level - 1, private_spt)
         if err & STATUS_MASK == TDX_OPERAND_BUSY:
-            x86.tdx_pamt_put(private_spt)
+            self.tdx_sept_page_put(private_spt)
             return -EBUSY
         if self.tdx_bug_on(err, "TDH_MEM_SEPT_ADD", kvm, entry, level_state):
-            x86.tdx_pamt_put(private_spt)
+            self.tdx_sept_page_put(private_spt)
             return -EIO
         return 0
 
@@ -241,7 +251,7 @@ class TdxSept(TdxInit):
         ret = self.tdx_reclaim_page(private_spt)
         if ret:
             return ret
-        self.host.x86_tdx.tdx_pamt_put(private_spt)
+        self.tdx_sept_page_put(private_spt)
         return 0
 
     # The x86 ops by name

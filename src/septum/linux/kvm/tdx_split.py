@@ -11,7 +11,7 @@ from septum.abi.errno import EIO, ENOMEM, EOPNOTSUPP
 from septum.abi.kvm import PG_LEVEL_2M
 from septum.abi.spte import spte_to_pfn
 from septum.linux.kvm.tdx_defs import TD_STATE_RUNNABLE
-from septum.linux.kvm.tdx_sept import TdxSept
+from septum.linux.kvm.tdx_sept import SeamcallRet, TdxSept
 
 if TYPE_CHECKING:
     from septum.linux.kvm.types import Kvm, PreallocSplitCache
@@ -92,29 +92,45 @@ class TdxSplit(TdxSept):
         if kvm_tdx.state != TD_STATE_RUNNABLE or level != PG_LEVEL_2M:
             main.kvm_bug_on(kvm, True, f"split at level {level} in state {kvm_tdx.state}")
             return -EIO
-        x86 = self.host.x86_tdx
         if mmu_lock_shared:
-            self.warn_on_once(
-                f"Splitting of GFN {gfn:x} level {level} under shared lock occurs when KVM does"
-                " not support it yet",
-                "tdx_sept_split_private_spte",
-            )
-            return -EOPNOTSUPP
+            return self.tdx_sept_split_shared(kvm, gfn, level, old_mirror_spte, new_private_spt)
         gpa = gfn << 12
-        guest_pfn = spte_to_pfn(old_mirror_spte)
-        guest_folio = self.host.mm.page_folio(guest_pfn)
-
         if self.block_and_track(kvm, gpa, level):
             return -EIO
-
         ret = self.split_pamt_get(kvm, new_private_spt)
         if main.kvm_bug_on(kvm, ret != 0, f"tdx_pamt_get of the new S-EPT page: {ret}"):
             return -EIO
+        err, entry, level_state = self.tdx_sept_demote(
+            kvm, gpa, level, spte_to_pfn(old_mirror_spte), new_private_spt
+        )
+        if self.tdx_bug_on(err, "TDH_MEM_PAGE_DEMOTE", kvm, entry, level_state):
+            self.split_pamt_put(new_private_spt)
+            return -EIO
+        return 0
 
-        # The cache lock is held through the second attempt and its kick, too.
+    def tdx_sept_split_shared(
+        self, kvm: Kvm, gfn: int, level: int, old_mirror_spte: int, new_private_spt: int
+    ) -> int:
+        """The split under mmu_lock for reading, which v3 refuses. Source: patch 09."""
+        self.warn_on_once(
+            f"Splitting of GFN {gfn:x} level {level} under shared lock occurs when KVM does"
+            " not support it yet",
+            "tdx_sept_split_private_spte",
+        )
+        return -EOPNOTSUPP
+
+    def tdx_sept_demote(
+        self, kvm: Kvm, gpa: int, level: int, guest_pfn: int, new_private_spt: int
+    ) -> SeamcallRet:
+        """DEMOTE, twice if need be, with pages out of the per-VM cache.
+
+        Its lock is held through the second attempt and its kick, too. Source: patches 08, 22, 23.
+        """
+        kvm_tdx = kvm.tdx
+        guest_folio = self.host.mm.page_folio(guest_pfn)
         with kvm_tdx.prealloc_split_cache_lock:
-            err, entry, level_state = self.tdh_do_no_vcpus(
-                x86.tdh_mem_page_demote,
+            return self.tdh_do_no_vcpus(
+                self.host.x86_tdx.tdh_mem_page_demote,
                 kvm,
                 kvm_tdx,
                 gpa,
@@ -124,10 +140,6 @@ class TdxSplit(TdxSept):
                 new_private_spt,
                 self.split_cache(kvm),
             )
-        if self.tdx_bug_on(err, "TDH_MEM_PAGE_DEMOTE", kvm, entry, level_state):
-            self.split_pamt_put(new_private_spt)
-            return -EIO
-        return 0
 
     def block_and_track(self, kvm: Kvm, gpa: int, level: int) -> int:
         """What DEMOTE wants before it: BLOCK, TRACK and kick. 0 or -EIO. Source: patch 08."""

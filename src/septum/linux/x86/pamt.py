@@ -190,6 +190,21 @@ class TdxPamt(TdxSeamcall):
 
     # DEMOTE
 
+    def tdx_demote_usable(self) -> bool:
+        """Whether DEMOTE may be called at all: it must not be interruptible. Source: patch 02."""
+        return self.state.sysinfo.tdx_supports_demote_nointerrupt()
+
+    def seamcall_demote(self, regs: Regs) -> int:
+        """The SEAMCALL of `tdh_mem_page_demote`: its status."""
+        return self.seamcall(TDH_MEM_PAGE_DEMOTE, regs)
+
+    def pamt_array_unused(self, pages: list[Pfn], prealloc: PreallocSplitCache | None) -> None:
+        """DEMOTE has failed: the pair goes to the page allocator, not back into the cache.
+
+        Source: patch 22.
+        """
+        self.free_pamt_array(pages)
+
     def tdh_mem_page_demote(
         self,
         td: KvmTdx,
@@ -211,18 +226,18 @@ class TdxPamt(TdxSeamcall):
         topped up for one split may not have (then TDX_SW_ERROR). And when only one page is left,
         it is taken out and lost.
         """
-        info = self.state.sysinfo
         dpamt = self.demote_takes_pair(level)
         assert td.tdr_page is not None
         regs = Regs(rcx=gpa | level, rdx=td.tdr_page << 12, r8=new_sept_page << 12)
-        if not info.tdx_supports_demote_nointerrupt():
+        if not self.tdx_demote_usable():
             return TDX_SW_ERROR, 0, 0
 
         guest_memory_pamt_page: list[Pfn] = []
         guest_base_pfn = guest_folio.pfn + guest_start_idx
         if dpamt:
             npages = 1 << (level * PTE_SHIFT)
-            if guest_start_idx + npages > guest_folio.nr_pages or guest_base_pfn & (npages - 1):
+            held = self.folio_holds(guest_folio, guest_start_idx, npages)
+            if not held or guest_base_pfn & (npages - 1):
                 return TDX_OPERAND_INVALID, 0, 0
             if self.alloc_pamt_array(guest_memory_pamt_page, prealloc):
                 return TDX_SW_ERROR, 0, 0
@@ -230,11 +245,11 @@ class TdxPamt(TdxSeamcall):
             regs.r13 = guest_memory_pamt_page[1] << 12
 
         self.tdx_clflush_page(new_sept_page)
-        err = self.seamcall(TDH_MEM_PAGE_DEMOTE, regs)
+        err = self.seamcall_demote(regs)
 
         if dpamt:
             if err:
-                self.free_pamt_array(guest_memory_pamt_page)
+                self.pamt_array_unused(guest_memory_pamt_page, prealloc)
             else:
                 self.demoted(guest_base_pfn)
         return err, regs.rcx, regs.rdx

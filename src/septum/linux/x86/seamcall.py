@@ -32,6 +32,7 @@ from septum.sim import Mutex, SimDefect, SpinLock
 
 if TYPE_CHECKING:
     from septum.linux.host import Host
+    from septum.linux.kvm.types import Folio
 
 INJECTED_BUSY = 1
 INJECTED_ERROR = 2
@@ -108,6 +109,15 @@ class TdxSeamcall(Unit):
         """A register set for a wrapper that names every register its leaf reads."""
         pool = self.state.regs_pool
         return pool.pop() if pool else Regs()
+
+    # Guest memory
+
+    def folio_holds(self, folio: Folio, start_idx: int, npages: int) -> bool:
+        """The sanity check of the wrappers that take a folio: a mapping is no larger than it.
+
+        Source: patches 01, 03, 04, 05, 23.
+        """
+        return start_idx + npages <= 1 << folio.order
 
     # Cache lines and keys
 
