@@ -19,8 +19,9 @@ INTERRUPTED = 130
 def guarded(command: Callable[[], None]) -> int:
     """Run `command`; returns the exit code. SystemExit passes its own code through.
 
-    InputError is one sentence on stderr and 2; an interrupt is 130; anything else that escapes
-    is a defect of Septum: 70, with the traceback and a word about it.
+    InputError, or an error in a user's own design, is one sentence on stderr and 2; an interrupt is
+    130; anything else that escapes is a defect of Septum: 70, with the traceback and a word about
+    it.
     """
     try:
         command()
@@ -36,7 +37,11 @@ def guarded(command: Callable[[], None]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return OK
-    except Exception:
+    except Exception as error:
+        sentence = _blame(error)
+        if sentence:
+            print(f"septum: {sentence}", file=sys.stderr)
+            return USAGE
         traceback.print_exc()
         print(
             "septum: this is a defect of Septum, not of the model that it ran or of your input; "
@@ -45,3 +50,9 @@ def guarded(command: Callable[[], None]) -> int:
         )
         return DEFECT
     return OK
+
+
+def _blame(error: Exception) -> str:
+    """What a user's own design did wrong, when one is loaded and it did."""
+    own = sys.modules.get("septum.designs.own")
+    return str(own.blame(error)) if own is not None else ""

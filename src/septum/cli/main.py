@@ -54,7 +54,9 @@ def run(
     ] = None,
     memory: Annotated[str, typer.Option(help="Guest memory, such as 4G.")] = "4G",
     vcpus: Annotated[int, typer.Option(help="Number of vCPUs.")] = 8,
-    design: Annotated[str, typer.Option(help="The host's design.")] = "v3",
+    design: Annotated[
+        str, typer.Option(help="The host's design, or your own: PATH.py:Class.")
+    ] = "v3",
     backing: Annotated[
         str, typer.Option(help="Of guest memory: 4k, thp, hugetlb-2m or hugetlb-1g.")
     ] = "thp",
@@ -224,7 +226,9 @@ def scenarios(
 @app.command()
 def explore(
     scenario: Annotated[list[str], typer.Argument(help="Scenarios by name or file.")],
-    design: Annotated[str, typer.Option(help="The host's design.")] = "v3",
+    design: Annotated[
+        str, typer.Option(help="The host's design, or your own: PATH.py:Class.")
+    ] = "v3",
     strategy: Annotated[str, typer.Option(help="auto, exhaustive, pct or random.")] = "auto",
     preemptions: Annotated[
         int, typer.Option(help="At most so many preemptions; -1 for no bound.")
@@ -290,13 +294,17 @@ def compare_backing(
 
 
 @app.command()
-def designs() -> None:
-    """List the designs with their origin."""
-    from septum.designs import design_names, find_design
+def designs(
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="Only base, ablation, proposal or seeded-bug; may be repeated."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """List the designs by kind, with their origin and one line each."""
+    from septum.cli.designs import print_designs
 
-    for name in design_names():
-        design = find_design(name)
-        print(f"{design.name:12} {design.summary}\n{'':12} {design.origin}")
+    raise SystemExit(print_designs(kind or [], as_json=json))
 
 
 @app.command()

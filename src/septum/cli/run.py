@@ -14,6 +14,7 @@ from septum import __version__
 from septum.cli.exits import BROKEN, OK, UNDETERMINED
 from septum.cli.scenario import CHECK_MODES, replay_one
 from septum.cli.watch import watched
+from septum.designs import find_design
 from septum.errors import InputError
 from septum.firmware.acquire import Firmware, acquire_firmware
 from septum.report.files import report_json, write_report
@@ -85,7 +86,7 @@ def run_boot(options: RunOptions) -> int:
         memory_bytes=memory_bytes,
         nr_vcpus=options.vcpus,
         firmware_sha256=firmware.image.sha256,
-        design=options.design,
+        design=find_design(options.design).reference,
         backing=options.backing,
         module=options.module,
         dynamic_pamt=options.dynamic_pamt,
@@ -176,7 +177,7 @@ def record_boot(boot: Boot, token: str, path: Path) -> int:
     kind, seed = sim.schedule.spec()
     header = TraceHeader(
         septum_version=__version__,
-        design=recipe.design,
+        design=find_design(recipe.design).name,
         recipe=msgspec.structs.asdict(recipe),
         schedule=kind,
         seed=seed,

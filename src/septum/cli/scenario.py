@@ -9,6 +9,7 @@ import msgspec
 
 from septum import __version__
 from septum.cli.exits import BROKEN, OK
+from septum.designs import find_design
 from septum.errors import InputError
 from septum.scenarios.outcome import outcome_lines
 from septum.scenarios.run import (
@@ -105,7 +106,7 @@ def record_scenario(
     header = TraceHeader(
         septum_version=__version__,
         scenario=scenario.name,
-        design=design,
+        design=find_design(design).name,
         schedule=kind,
         seed=seed,
         token=encode_token(__version__, msgspec.msgpack.encode(recipe), schedule),

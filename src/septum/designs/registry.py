@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +26,7 @@ class Design:
     `units` returns the classes to build the host from, `module` the class of the TDX module when
     the design has one of its own. `breaks` are promises that it is known to break, `scenarios`
     those of the library that show it best; `patch` is the number of the patch that an ablation
-    leaves out.
+    leaves out. `digest` is that of the file of a user's own design.
     """
 
     name: str
@@ -37,6 +38,12 @@ class Design:
     breaks: tuple[str, ...] = ()
     scenarios: tuple[str, ...] = ()
     patch: int = 0
+    digest: str = ""
+
+    @property
+    def reference(self) -> str:
+        """The name that a replay token carries: with the digest of a user's file."""
+        return f"{self.name}@{self.digest}" if self.digest else self.name
 
     def module_class(self) -> type[Module]:
         """The class of the TDX module."""
@@ -88,11 +95,19 @@ def design_names() -> list[str]:
 
 
 def find_design(name: str) -> Design:
-    """The design called `name`. Raises InputError for an unknown one."""
+    """The design called `name`, or a user's own, `PATH.py:Class`. Raises InputError."""
     if name == V3.name:
         return V3
-    try:
-        return designs()[name]
-    except KeyError:
-        known = ", ".join(design_names())
-        raise InputError(f"no design is called {name!r}; there is {known}") from None
+    found = designs().get(name)
+    if found is not None:
+        return found
+    from septum.designs.own import is_own, own_design
+
+    if is_own(name):
+        return own_design(name)
+    near = get_close_matches(name, design_names(), 3, 0.5)
+    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    raise InputError(
+        f"no design is called {name!r}; {meant}`septum designs` lists them, and one of your own"
+        " is PATH.py:Class"
+    )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from septum.designs import find_design
 from septum.explore.subject import Built, Witness
 from septum.scenarios.failures import Failures
 from septum.scenarios.run import load_scenario, recipe_for_token
@@ -30,7 +31,7 @@ class ScenarioSubject:
     def __init__(self, scenario: Scenario | str, design: str = "v3", check: Mode = "quiet") -> None:
         """Raises InputError for an unknown scenario."""
         self.scenario = load_scenario(scenario) if isinstance(scenario, str) else scenario
-        self._design = design
+        self._design = find_design(design).name
         self.check: Mode = check
         self._torn_down: set[tuple[object, ...]] = set()
         self.witnesses: Sequence[Witness] = tuple(

@@ -65,6 +65,7 @@ def run_result(boot: Boot, *, command: str, token: str, firmware: str) -> RunRes
     sim = boot.world.sim
     kind, seed = sim.schedule.spec()
     recipe = boot.recipe
+    design = find_design(recipe.design)
     login = boot.snapshots.taken[0] if boot.snapshots.taken else None
     locks = []
     if boot.kvm is not None:
@@ -81,8 +82,8 @@ def run_result(boot: Boot, *, command: str, token: str, firmware: str) -> RunRes
         septum_version=__version__,
         command=command,
         token=token,
-        design=recipe.design,
-        design_origin=find_design(recipe.design).origin,
+        design=design.name,
+        design_origin=design.origin,
         memory_bytes=recipe.memory_bytes,
         nr_vcpus=recipe.nr_vcpus,
         schedule=f"{kind}, quantum {seed}" if kind == "round-robin" else kind,

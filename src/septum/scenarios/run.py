@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from septum import __version__
+from septum.designs import find_design
 from septum.errors import InputError
 from septum.scenarios.outcome import ScenarioOutcome, outcome_of
 from septum.scenarios.reader import read_scenario
@@ -40,6 +41,7 @@ class ScenarioRecipe(msgspec.Struct, frozen=True, tag="scenario", omit_defaults=
 
 def recipe_for_token(scenario: Scenario, design: str, check: str) -> ScenarioRecipe:
     """The recipe of a scenario's run."""
+    design = find_design(design).reference
     path = LIBRARY / f"{scenario.name}{SUFFIX}"
     if path.is_file() and path.read_text(encoding="utf-8") == scenario.text:
         return ScenarioRecipe(scenario.name, design, check, digest=_digest(scenario.text))

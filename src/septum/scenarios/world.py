@@ -85,8 +85,8 @@ class ScenarioWorld:
     def __init__(self, scenario: Scenario, design: str = "v3", check: Mode = "quiet") -> None:
         """Raises InputError when the scenario's VMs cannot be built."""
         self.scenario = scenario
-        self.design = design
         found = find_design(design)
+        self.design = found.name
         self.world = World(
             recipe_of(scenario),
             units=observed_units(found.units()),

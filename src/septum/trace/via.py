@@ -14,7 +14,7 @@ from septum.abi.leaves import seamcall_name, tdcall_name
 from septum.module.events import SeamcallEvent, TdcallEvent
 from septum.sim.events import Event
 
-KERNEL = "septum.linux."
+KERNEL = ("septum.linux.", "septum.designs.")
 _PLUMBING = frozenset(("seamcall", "seamcall_ret", "tdh_do_no_vcpus", "_seamcall"))
 DEPTH = 4
 

@@ -1,0 +1,216 @@
+"""A user's own design: `PATH.py:Class` runs like one of the tree, and mistakes are sentences."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from septum.abi.tdvf_build import synthetic_tdvf
+from septum.designs import find_design
+from septum.designs.own import blame
+from septum.errors import InputError
+
+HEAD = """\
+from septum.linux.kvm.tdp_mmu import TdpMmu
+from septum.linux.kvm.tdp_mmu_split import TdpMmuSplit
+from septum.linux.kvm.tdx import KvmTdxUnit
+from septum.module import Module
+"""
+
+NO_TRACK = (
+    HEAD
+    + '''
+class NoTrack(KvmTdxUnit):
+    """No TDH.MEM.TRACK, no kick."""
+
+    __slots__ = ()
+
+    def tdx_track(self, kvm):
+        return
+
+
+class Loud(Module):
+    """A module that is v3's."""
+
+    __slots__ = ()
+
+    def seamcall(self, *args):
+        return super().seamcall(*args)
+
+
+class Both:
+    """Two units and a module."""
+
+    module = Loud
+    tdx = NoTrack
+
+    class Split(TdpMmu):
+        __slots__ = ()
+
+        def trace_split(self, it, spte, errno):
+            super().trace_split(it, spte, errno)
+'''
+)
+
+
+def septum(*args: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """The command in a process of its own."""
+    env = {**os.environ, "PYTHONHASHSEED": "0", "NO_COLOR": "1", "COLUMNS": "80"}
+    command = [sys.executable, "-m", "septum", *args]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to be in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def error_of(source: str, name: str = "A") -> str:
+    """What is said of `mine.py:name` when mine.py is `source`."""
+    Path("mine.py").write_text(source)
+    with pytest.raises(InputError) as caught:
+        find_design(f"mine.py:{name}")
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_a_unit_goes_into_the_slot_of_its_base_and_all_else_is_v3(folder: Path) -> None:
+    (folder / "mine.py").write_text(NO_TRACK)
+    v3, mine = find_design("v3").units(), find_design("mine.py:NoTrack")
+    assert mine.units().tdx.__name__ == "NoTrack"
+    assert mine.units().tdp_mmu is v3.tdp_mmu
+    assert mine.summary == "No TDH.MEM.TRACK, no kick."
+    assert mine.kind == "user"
+
+
+def test_a_class_that_names_several_is_all_of_them(folder: Path) -> None:
+    (folder / "mine.py").write_text(NO_TRACK)
+    design = find_design("mine.py:Both")
+    units = design.units()
+    assert [units.tdx.__name__, units.tdp_mmu.__name__] == ["NoTrack", "Split"]
+    assert design.module_class().__name__ == "Loud"
+
+
+def unit(body: str, base: str = "KvmTdxUnit") -> str:
+    """A file with the class A of `body`."""
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    return f"{HEAD}\nclass A({base}):\n{lines}"
+
+
+TRACK = "def tdx_track(self, kvm):\n    return"
+MISTAKES = {
+    "syntax": ("import os\nfoo(\n", "mine.py does not import: line 2: SyntaxError"),
+    "name": ("\n\nfoo()\n", "mine.py does not import: line 3: NameError"),
+    "no-class": (f"{HEAD}\nclass B(TdpMmu): pass\n", "has no class 'A'; there is B"),
+    "imported-class": (f"{HEAD}\nA = TdpMmu\n", "has no class 'A'; there is no class in it"),
+    "not-a-unit": ("class A: pass\n", "is not a unit class; derive it from one of KvmMmu"),
+    "part": (unit("__slots__ = ()", "TdpMmuSplit"), "derive it from TdpMmu"),
+    "two": (unit("__slots__ = ()", "TdpMmu, KvmTdxUnit"), "units of 2 files"),
+    "no-slots": (unit(TRACK), "A needs the line `__slots__ = ()`"),
+    "nothing": (unit("__slots__ = ()"), "overrides no function of its base"),
+    "typo": (unit("__slots__ = ()\ndef tdx_trak(self, kvm): pass"), "did you mean tdx_track?"),
+    "signature": (unit("__slots__ = ()\ndef tdx_track(self): pass"), "line 8: A.tdx_track cannot"),
+    "twice": (
+        unit(f"__slots__ = ()\n{TRACK}").replace("class A", "class B")
+        + "class C(KvmTdxUnit):\n    __slots__ = ()\nclass A:\n    one = B\n    two = C\n",
+        "B and C both replace KvmTdxUnit",
+    ),
+    "base": ("class A:\n    base = 3\n", "A.base must be the name of a design"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_in_the_file_is_a_sentence_with_its_place(case: str, folder: Path) -> None:
+    source, words = MISTAKES[case]
+    assert words in error_of(source)
+
+
+def test_a_helper_that_resembles_a_kernel_function_is_no_typo_when_it_is_called(
+    folder: Path,
+) -> None:
+    Path("mine.py").write_text(
+        unit("__slots__ = ()\ndef tdx_track(self, kvm):\n    self.tdx_track1(kvm)\n")
+        + "    def tdx_track1(self, kvm):\n        super().tdx_track(kvm)\n"
+    )
+    assert find_design("mine.py:A").units().tdx.__name__ == "A"
+
+
+def test_a_missing_file_or_design_says_what_there_is(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.py: the file cannot be read"):
+        find_design("none.py:A")
+    with pytest.raises(InputError, match=r"did you mean v3\?.*PATH\.py:Class"):
+        find_design("v33")
+
+
+def test_no_file_is_blamed_for_an_error_that_is_not_its_own(folder: Path) -> None:
+    (folder / "mine.py").write_text(NO_TRACK)
+    find_design("mine.py:NoTrack")
+    try:
+        raise ValueError("another")
+    except ValueError as error:
+        assert blame(error) == ""
+
+
+def test_explore_breaks_it_and_the_token_knows_the_file(tmp_path: Path) -> None:
+    """The verdict, its token, and the token of a file that has changed or gone since."""
+    mine = tmp_path / "mine.py"
+    mine.write_text(NO_TRACK)
+    args = ("explore", "convert-against-fault", "--design", "mine.py:NoTrack", "--report", "out")
+    done = septum(*args, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("BROKEN: convert-against-fault on mine.py:NoTrack")
+    text = (tmp_path / "out" / "convert-against-fault.json").read_text()
+    token = next(word for word in text.split('"') if word.startswith("septum1."))
+    again = septum("replay", token, cwd=tmp_path)
+    assert again.returncode == 1, again.stderr
+    assert "(mine.py:NoTrack, list)" in again.stdout
+    mine.write_text(NO_TRACK + "\n")
+    changed = septum("replay", token, cwd=tmp_path)
+    assert changed.returncode == 2
+    assert "mine.py is not the file that the token was made with" in changed.stderr
+    mine.unlink()
+    gone = septum("replay", token, cwd=tmp_path)
+    assert gone.returncode == 2
+    assert "the token was made with a design in it" in gone.stderr
+
+
+def test_a_boot_and_a_scenario_run_on_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(NO_TRACK)
+    (tmp_path / "own.fd").write_bytes(synthetic_tdvf())
+    small = ("--firmware", "own.fd", "--memory", "512M", "--vcpus", "2", "--check", "end")
+    boot = septum("run", "--design", "mine.py:NoTrack", *small, cwd=tmp_path)
+    assert boot.returncode == 1, boot.stderr
+    assert "design mine.py:NoTrack" in boot.stdout.splitlines()[0]
+    one = septum("run", "convert-one-page", "--design", "mine.py:Both", cwd=tmp_path)
+    assert one.returncode == 1, one.stderr
+    assert "(mine.py:Both, round-robin)" in one.stdout
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_design_that_raises_is_told_by_its_line(workers: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        unit("__slots__ = ()\ndef tdx_track(self, kvm):\n    kvm.nothing()")
+    )
+    args = ("explore", "convert-one-page", "--design", "mine.py:A", "--workers", workers)
+    done = septum(*args, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("septum: mine.py, line 9, in tdx_track: AttributeError: ")
+
+
+def test_the_list_of_designs_is_grouped_and_fits(tmp_path: Path) -> None:
+    done = septum("designs", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "Base"
+    assert max(map(len, lines)) <= 80
+    base = septum("designs", "--kind", "base", "--json", cwd=tmp_path)
+    assert '"schema": "septum.designs/1"' in base.stdout
+    wrong = septum("designs", "--kind", "best", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "choose from base, ablation, proposal, seeded-bug" in wrong.stderr
