@@ -33,6 +33,7 @@ FILES = (
     "pamt",
     "phymem",
     "phymem_pamt",
+    "steps",
     "tdg",
     "vp",
     "vp_enter",

@@ -53,6 +53,7 @@ from septum.module.locks import (
 from septum.module.locks import HP as LOCK_HP
 from septum.module.pamt import PT_TDR
 from septum.module.state import MIN_TDCS_PAGES, OP_STATE_RUNNABLE, TD_KEYS_CONFIGURED
+from septum.module.steps import end
 
 if TYPE_CHECKING:
     from septum.abi.regs import Regs
@@ -264,26 +265,10 @@ def begin(
     sim.point("module.sept_entry")
     found = page.entry(index)
     if found & LOCK:
-        page.set_entry(index, found | HP)
-        end(td, exclusive)
+        m.entry_busy(td, page, index, found, exclusive)
         set_entry_details(m, regs, entry, level)
         return TDX_OPERAND_BUSY | OPERAND_ID_RCX
-    found &= ~HP
-    page.set_entry(index, found | LOCK)
-    return td, page, index, found
-
-
-def end(td: Td, exclusive: bool) -> None:
-    """Drop the tree lock, op_state and TDR that `begin` took (the entry lock is the leaf's)."""
-    tree = td.sept_lock
-    if exclusive:
-        tree.lock &= LOCK_HP
-    else:
-        tree.lock -= READER
-    td.op_state_lock.lock -= READER
-    td.p4k.lock -= READER
-    td.p2m.lock -= READER
-    td.p1g.lock -= READER
+    return td, page, index, m.lock_entry_host(page, index, found)
 
 
 def fail(found: SeptWalk, exclusive: bool, status: int) -> int:

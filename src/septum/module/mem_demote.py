@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING
 from septum.abi import leaves
 from septum.abi.sept import (
     ACCEPT_COUNTER,
-    BLOCKED,
     HP,
-    HPA_MASK,
     NL_MAPPED_ENTRY,
     PENDING,
-    RWX,
     STATE_BLOCKED,
     STATE_MAPPED,
     STATE_MASK,
@@ -53,7 +50,7 @@ from septum.module.common import (
 from septum.module.locks import HP as LOCK_HP
 from septum.module.locks import hp_lock_ex, hp_unlock_ex
 from septum.module.mem_sept import NULL_PA
-from septum.module.pamt import PT_EPT, PT_NDA, PT_PAMT, PT_REG, PamtEntry1G, PamtEntry2M
+from septum.module.pamt import PT_EPT, PT_NDA, PamtEntry1G, PamtEntry2M
 
 if TYPE_CHECKING:
     from septum.abi.regs import Regs
@@ -114,9 +111,7 @@ def tdh_mem_page_demote(m: Module, lp: LogicalProcessor, regs: Regs, version: in
     if status:
         m.pamt.unlock_new_page(sept_leaf, sept_hpa)
         return fail(found, False, status)
-    child = entry & ~(BLOCKED | HPA_MASK) | hpa | td.hkid_bits
-    if not child & PENDING:
-        child |= RWX
+    child = m.demoted_entry(td, entry, hpa)
     m.machine.alloc_table(sept_pfn).fill(child, 1 << 3 + 9 * level)
     m.pamt.take(sept_leaf, sept_hpa, PT_EPT, td.tdr_pfn)
     td.chldcnt += 1
@@ -177,10 +172,7 @@ def _split_pamt_dynamic(m: Module, page0: int, page1: int, entry: PamtEntry2M) -
             status = TDX_PAGE_NOT_FREE | OPERAND_ID_R13
         else:
             m.init_pamt_pages(page0, page1)
-            entry.fill_children(PT_REG, entry.owner, 0)
-            entry.used = 512
-            entry.pt = PT_PAMT
-            entry.set_pages(page0, page1)
+            pamt.demote_dynamic(entry, page0, page1)
     for walk in walks:
         pamt.unwalk(walk, False)
     return status

@@ -42,6 +42,7 @@ from septum.module.state import (
     Td,
     Vcpu,
 )
+from septum.module.steps import Steps
 from septum.module.vp_enter import async_exit, enter, external_interrupt_exit, note_vm_exit
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ GUEST_VE = -1
 """`guest_access`: the access raised #VE (see TDG.VP.VEINFO.GET)."""
 
 
-class Module:
+class Module(Steps):
     """The TDX module of one machine; whoever builds the machine sets `machine.seam` to it.
 
     MODEL: system initialisation is not modelled: the module is SYS_READY, all logical processors
@@ -95,6 +96,7 @@ class Module:
 
     demote_blocking: ClassVar[bool] = True
     """TDH.MEM.PAGE.DEMOTE wants the page blocked, and tracked since."""
+    pamt_class: ClassVar[type[Pamt]] = Pamt
 
     def __init__(
         self,
@@ -119,7 +121,7 @@ class Module:
         self.seamrr = (config.seamrr_base, config.seamrr_base + config.seamrr_size)
         self.native_tsc_hz = NATIVE_TSC_HZ
         self.xfam_fixed0 = TDX_XFAM_FIXED0 & PLATFORM_XFAM
-        self.pamt = Pamt(config, profile.has_dynamic_pamt and config.dynamic_pamt)
+        self.pamt = self.pamt_class(config, profile.has_dynamic_pamt and config.dynamic_pamt)
         # The HPA in an S-EPT entry without HKID; and what a host may see of a leaf entry.
         self.pfn_mask = HPA_MASK & ~self.pamt.hkid_mask
         self.leaf_view = (RWX | MT_WB | X << 1 | IPAT | PS | HPA_MASK | SVE) & ~self.pamt.hkid_mask

@@ -445,6 +445,13 @@ class Pamt:
         leaf.used = 512
         leaf.pt = PT_NDA
 
+    def demote_dynamic(self, leaf: PamtEntry2M, page0: int, page1: int) -> None:
+        """Split a 2 MB entry into the 4 KB entries of its new page pair."""
+        leaf.fill_children(PT_REG, leaf.owner, 0)
+        leaf.used = 512
+        leaf.pt = PT_PAMT
+        leaf.set_pages(page0, page1)
+
     def demote_1g(self, top: PamtEntry1G) -> None:
         """Split a 1 GB entry into its 512 2 MB entries."""
         first = top.hpa >> 21

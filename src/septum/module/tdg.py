@@ -36,8 +36,6 @@ from septum.abi.status import (
     OPERAND_ID_RCX,
     OPERAND_ID_RDX,
     TDX_NO_VALID_VE_INFO,
-    TDX_OPERAND_BUSY,
-    TDX_OPERAND_BUSY_HOST_PRIORITY,
     TDX_OPERAND_INVALID,
     TDX_PAGE_ALREADY_ACCEPTED,
     TDX_PAGE_SIZE_MISMATCH,
@@ -79,7 +77,7 @@ def tdg_mem_page_accept(
         return _ept_exit(m, lp, rcx, level, entry, reached, EEQ_ACCEPT)
     # locks: the entry's alone. Whether it is a leaf was seen before the lock.
     leaf_before_lock = bool(entry & PS)
-    status = lock_entry_guest(m, page, index)
+    status = m.lock_entry_guest(page, index)
     if status:
         return status | OPERAND_ID_RCX
     # checks
@@ -117,28 +115,13 @@ def _zero_2m(m: Module, lp: LogicalProcessor, td: Td, entry: int) -> int:
     an interrupt that comes later during the call is taken at its end.
     """
     pfn = leaf_hpa(m, entry, 1) >> 12
-    done = (entry & ACCEPT_COUNTER) >> ACCEPT_COUNTER_SHIFT
+    done = m.accept_resumes_at(entry)
     m.sim.point("module.accept_chunk")
     if done < NR_4K_IN_2M - 1 and (lp.interrupt_pending() or m.sim.choose("accept_interrupted")):
         m.mem.fill(pfn + done, 1, td.hkid, 0)
         return done + 1
     m.mem.fill(pfn + done, NR_4K_IN_2M - done, td.hkid, 0)
     return NR_4K_IN_2M
-
-
-def lock_entry_guest(m: Module, page: TablePage, index: int) -> int:
-    """Take an entry's lock for the guest; host priority makes it fail.
-
-    Source: sept_lock_acquire_guest.
-    """
-    m.sim.point("module.sept_entry")
-    entry = page.entry(index)
-    if entry & LOCK:
-        return TDX_OPERAND_BUSY
-    if entry & HP:
-        return TDX_OPERAND_BUSY_HOST_PRIORITY
-    page.set_entry(index, entry | LOCK)
-    return 0
 
 
 def unlock_entry(page: TablePage, index: int, entry: int | None = None) -> None:
@@ -231,7 +214,7 @@ def tdg_mem_page_attr_rd(
         regs.rcx = regs.rdx = 0
         return TDX_OPERAND_INVALID | OPERAND_ID_RCX
     page, index, _, level = walk_sept(m, td, gpa, 0)
-    status = lock_entry_guest(m, page, index)
+    status = m.lock_entry_guest(page, index)
     if status:
         regs.rcx = regs.rdx = 0
         return status | OPERAND_ID_RCX
@@ -271,7 +254,7 @@ def tdg_mem_page_attr_wr(
     if reached != level:
         regs.rcx, regs.rdx = rcx, rdx
         return _ept_exit(m, lp, rcx, level, entry, reached, EEQ_ATTR_WR)
-    status = lock_entry_guest(m, page, index)
+    status = m.lock_entry_guest(page, index)
     if status:
         return status | OPERAND_ID_RCX
     entry = page.entry(index)

@@ -146,13 +146,7 @@ def _check_and_track(
     if not td.epoch_lock.try_sh():
         return TDX_OPERAND_BUSY | OPERAND_ID_TD_EPOCH
     m.sim.point("module.commit")
-    epoch = td.td_epoch
-    td.refcount[epoch & 1] += 1
-    td.epoch_lock.unlock_sh()
-    if epoch != vcpu.vcpu_epoch:
-        if not new:
-            lp.tlb.flush(td.tdr_pfn)
-        vcpu.vcpu_epoch = epoch
+    epoch = m.enter_epoch(lp, td, vcpu, new)
     if not vcpu.epf_gpas:
         return 0
     status = _zero_step_filter(m, td, vcpu, regs)
@@ -210,7 +204,7 @@ def leave(m: Module, lp: LogicalProcessor, vcpu: Vcpu, last_exit: int) -> None:
     vcpu.last_exit = last_exit
     vcpu.lp = None
     lp.guest = None
-    td.refcount[vcpu.vcpu_epoch & 1] -= 1
+    m.leave_epoch(td, vcpu)
     td.p4k.lock -= READER
     m.pamt.unwalk(m.entered.pop(vcpu.tdvpr_pfn), False)
 

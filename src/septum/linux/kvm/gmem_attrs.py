@@ -18,7 +18,7 @@ from septum.linux.kvm.gmem_range import GmemRange
 from septum.linux.ranges import range_get, range_has, range_store
 
 if TYPE_CHECKING:
-    from septum.linux.kvm.types import GmemFile, GmemInode, Kvm
+    from septum.linux.kvm.types import Folio, GmemFile, GmemInode, Kvm
 
 
 class KvmMemoryAttributes2(msgspec.Struct):
@@ -199,16 +199,24 @@ class GmemAttrs(GmemRange):
 
     # Host mappings
 
-    def kvm_gmem_fault_user_mapping(self, inode: GmemInode, index: int) -> int:
-        """A host access through mmap(): the PFN, or -EACCES and the like, which are SIGBUS."""
-        if not inode.flags & GUEST_MEMFD_FLAG_MMAP or index << 12 >= inode.i_size:
-            return -EINVAL
+    def kvm_gmem_shared_folio(self, inode: GmemInode, index: int) -> tuple[int, Folio | None]:
+        """The folio of a shared index, with a reference: (errno, folio); -EACCES when private.
+
+        The invalidate_lock keeps conversions out from the test to the look-up.
+        """
         inode.invalidate_lock.down_read()
         if self.kvm_gmem_get_attributes(inode, index) & KVM_MEMORY_ATTRIBUTE_PRIVATE:
             ret, folio = -EACCES, None
         else:
             ret, folio = self.kvm_gmem_get_folio(inode, index)
         inode.invalidate_lock.up_read()
+        return ret, folio
+
+    def kvm_gmem_fault_user_mapping(self, inode: GmemInode, index: int) -> int:
+        """A host access through mmap(): the PFN, or -EACCES and the like, which are SIGBUS."""
+        if not inode.flags & GUEST_MEMFD_FLAG_MMAP or index << 12 >= inode.i_size:
+            return -EINVAL
+        ret, folio = self.kvm_gmem_shared_folio(inode, index)
         if folio is None:
             return ret
         if folio.order:

@@ -243,14 +243,18 @@ class GmemRange(GmemFolios):
         self.kvm_gmem_invalidate_begin(inode, start, end)
         ret = self.kvm_gmem_split_private(inode, start, end, "punch_hole")
         if ret:
-            self.kvm_gmem_invalidate_end(inode, start, end)
-            inode.invalidate_lock.up_write()
+            self.kvm_gmem_punch_failed(inode, start, end)
             return ret
         self.kvm_gmem_zap(inode, start, end)
         ret = self.merge_truncate_range(inode, start, length >> 12, True)
         self.kvm_gmem_invalidate_end(inode, start, end)
         inode.invalidate_lock.up_write()
         return ret
+
+    def kvm_gmem_punch_failed(self, inode: GmemInode, start: int, end: int) -> None:
+        """The way out of kvm_gmem_punch_hole() when the split failed: faults go on."""
+        self.kvm_gmem_invalidate_end(inode, start, end)
+        inode.invalidate_lock.up_write()
 
     def kvm_gmem_allocate(self, inode: GmemInode, offset: int, length: int) -> int:
         """fallocate(): have every folio of the range now. 0, -EINVAL, -EINTR or -ENOMEM."""

@@ -120,8 +120,15 @@ class MainSlots(MainRequests):
         if ret:
             self.host.gmem.kvm_gmem_unbind(slot)
             return ret
-        kvm.srcu.synchronize()
+        self.kvm_swap_active_memslots(kvm)
         return 0
+
+    def kvm_swap_active_memslots(self, kvm: Kvm) -> None:
+        """The slots have changed: whoever still goes by the old ones finishes first.
+
+        Source: kvm_main.c kvm_swap_active_memslots, synchronize_srcu_expedited().
+        """
+        kvm.srcu.synchronize()
 
     def _delete_slot(self, kvm: Kvm, slot: KvmMemorySlot | None) -> int:
         """kvm_invalidate_memslot(), then kvm_delete_memslot()."""
@@ -130,13 +137,12 @@ class MainSlots(MainRequests):
         kvm.slots_arch_lock.lock()
         slot.flags |= KVM_MEMSLOT_INVALID
         kvm.slots_arch_lock.unlock()
-        # Faults that have not seen the flag finish first.
-        kvm.srcu.synchronize()
+        self.kvm_swap_active_memslots(kvm)
         self.host.mmu.kvm_arch_flush_shadow_memslot(kvm, slot)
         kvm.slots_arch_lock.lock()
         del kvm.memslots[slot.id]
         kvm.slots_arch_lock.unlock()
-        kvm.srcu.synchronize()
+        self.kvm_swap_active_memslots(kvm)
         self.kvm_free_memslot(slot)
         return 0
 

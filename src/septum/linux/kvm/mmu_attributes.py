@@ -25,19 +25,10 @@ class MmuAttributes(MmuZap):
 
     __slots__ = ()
 
-    def kvm_arch_pre_set_memory_attributes(self, kvm: Kvm, rng: KvmGfnRange) -> int:
-        """Before attributes change: cover edge huge pages by the invalidation, split what crosses
-        the range (to shared only), and unmap the range.
-
-        1: flush wanted, 0: not, negative: error. Source: mmu.c with patches 14 and 15.
-        """
+    def invalidate_edge_hugepages(self, kvm: Kvm, rng: KvmGfnRange) -> None:
+        """No huge page that the range covers partly may be mapped before it is known as mixed: the
+        invalidation covers it, too. Source: commit 9129633d568e."""
         slot = rng.slot
-        if not kvm.arch.has_private_mem:
-            self.warn_on_once("no private memory", "kvm_arch_pre_set_memory_attributes")
-            return 0
-        if rng.end <= rng.start:
-            self.warn_on_once("empty range", "kvm_arch_pre_set_memory_attributes")
-            return 0
         slot_end = slot.base_gfn + slot.npages
         for level in LPAGE_LEVELS:
             start = gfn_round_for_level(rng.start, level)
@@ -58,6 +49,20 @@ class MmuAttributes(MmuZap):
                 and not self.hugepage_test_mixed(slot, end, level)
             ):
                 self.kvm_mmu_invalidate_range_add(kvm, end, end + nr_pages)
+
+    def kvm_arch_pre_set_memory_attributes(self, kvm: Kvm, rng: KvmGfnRange) -> int:
+        """Before attributes change: cover edge huge pages by the invalidation, split what crosses
+        the range (to shared only), and unmap the range.
+
+        1: flush wanted, 0: not, negative: error. Source: mmu.c with patches 14 and 15.
+        """
+        if not kvm.arch.has_private_mem:
+            self.warn_on_once("no private memory", "kvm_arch_pre_set_memory_attributes")
+            return 0
+        if rng.end <= rng.start:
+            self.warn_on_once("empty range", "kvm_arch_pre_set_memory_attributes")
+            return 0
+        self.invalidate_edge_hugepages(kvm, rng)
         if rng.attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE:
             rng.attr_filter = KVM_FILTER_SHARED
         else:

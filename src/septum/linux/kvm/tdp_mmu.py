@@ -16,7 +16,6 @@ from septum.abi.kvm import (
     RET_PF_SPURIOUS,
 )
 from septum.abi.spte import (
-    FROZEN_SPTE,
     PT_PAGE_SIZE_MASK,
     PT_WRITABLE_MASK,
     SPTE_MMU_PRESENT_MASK,
@@ -157,7 +156,7 @@ class TdpMmu(TdpMmuZap, TdpMmuSplit):
             if hugepage_adjust_disallowed:
                 mmu.disallowed_hugepage_adjust(fault, it.old_spte, it.level)
             # Another task is at this entry: give up before allocating anything.
-            if it.old_spte == FROZEN_SPTE:
+            if self.is_frozen_spte(it.old_spte):
                 break
             if it.level == fault.goal_level:
                 ret = self.tdp_mmu_map_handle_target_level(vcpu, fault, it)

@@ -120,6 +120,20 @@ class TdpMmuSplit(TdpMmuSpte):
             kvm.mmu_lock.write_lock()
             kvm.stat.add(f"mmu_lock_write.{caller}")
 
+    def alloc_sp_without_mmu_lock(
+        self, kvm: Kvm, root: KvmMmuPage, shared: bool
+    ) -> KvmMmuPage | None:
+        """tdp_mmu_alloc_sp_for_split() with mmu_lock dropped for it."""
+        self._mmu_unlock(kvm, shared)
+        sp = self.tdp_mmu_alloc_sp_for_split(root.is_mirror)
+        self._mmu_lock(kvm, shared, "tdp_mmu_split_huge_pages_root")
+        return sp
+
+    def look_again(self, it: TdpIter) -> None:
+        """mmu_lock was dropped: walk down to the same GFN again, whatever is there now."""
+        it.yielded = True
+        it.next()
+
     def tdp_mmu_split_huge_pages_root(
         self,
         kvm: Kvm,
@@ -157,23 +171,19 @@ class TdpMmuSplit(TdpMmuSpte):
                 continue
             if sp is None:
                 self.rcu_read_unlock()
-                self._mmu_unlock(kvm, shared)
-                sp = self.tdp_mmu_alloc_sp_for_split(root.is_mirror)
-                self._mmu_lock(kvm, shared, "tdp_mmu_split_huge_pages_root")
+                sp = self.alloc_sp_without_mmu_lock(kvm, root, shared)
                 if sp is None:
                     self.trace_split(it, old_spte, -ENOMEM)
                     return -ENOMEM
                 self.rcu_read_lock()
-                it.yielded = True
-                it.next()
+                self.look_again(it)
                 continue
             if root.is_mirror and self.need_topup_external_split_cache(kvm, it.level):
                 r = self.topup_external_split_cache(kvm, it.level, shared)
                 if r:
                     self.trace_split(it, old_spte, r)
                     break
-                it.yielded = True
-                it.next()
+                self.look_again(it)
                 continue
             self.tdp_mmu_init_child_sp(sp, it)
             if self.tdp_mmu_split_huge_page(kvm, it, sp, shared):

@@ -50,6 +50,10 @@ class TdpMmuSpte(TdpMmuRoots):
         """spte_to_child_sp(): the table that a present non-leaf entry points to."""
         return self.host.page_private[(spte & SPTE_BASE_ADDR_MASK) >> 12]
 
+    def is_frozen_spte(self, spte: int) -> bool:
+        """is_frozen_spte(): another task is changing the entry."""
+        return spte == FROZEN_SPTE
+
     def is_mirror_sptep(self, table: TablePage) -> bool:
         """is_mirror_sptep(): whether an entry of `table` belongs to a mirror root."""
         return self.host.page_private[table.pfn].is_mirror
@@ -245,8 +249,7 @@ class TdpMmuSpte(TdpMmuRoots):
         # `old_spte` is a copy here: when the exchange fails, iter->old_spte keeps the value read
         # before (the non-mirror path updates it). Suspected: a caller that tries again with the
         # same iterator never succeeds (fixed after v3 by 02eaaffdd865).
-        self.sim.point("cmpxchg")
-        if it.table.try_cmpxchg(it.index, old_spte, FROZEN_SPTE) != old_spte:
+        if not self.freeze_spte(it, old_spte, new_spte):
             return -EBUSY
         if not was_present:
             if is_leaf:
@@ -256,9 +259,22 @@ class TdpMmuSpte(TdpMmuRoots):
                 ret = self.host.tdx.link_external_spt(kvm, gfn, level, external_spt)
         elif was_leaf and not is_leaf:
             ret = self.split_external_spte(kvm, gfn, old_spte, new_spte, level, True)
+        self.thaw_spte(it, old_spte, new_spte, ret)
+        return ret
+
+    def freeze_spte(self, it: TdpIter, old_spte: int, new_spte: int) -> bool:
+        """Keep others away from a mirror entry while the S-EPT is changed for it; false when it
+        is not `old_spte` any more. Source: the try_cmpxchg64() of set_external_spte_present()."""
+        self.sim.point("cmpxchg")
+        return it.table.try_cmpxchg(it.index, old_spte, FROZEN_SPTE) == old_spte
+
+    def thaw_spte(self, it: TdpIter, old_spte: int, new_spte: int, ret: int) -> None:
+        """The mirror entry gets its new value, or its old one when the S-EPT change failed.
+
+        Source: the __kvm_tdp_mmu_write_spte() of set_external_spte_present().
+        """
         self.sim.point("write_spte")
         it.table.set_entry(it.index, old_spte if ret else new_spte)
-        return ret
 
     # Setting an entry
 

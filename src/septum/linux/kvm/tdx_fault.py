@@ -188,11 +188,16 @@ class TdxFault(TdxMem):
             if main.kvm_check_request(KVM_REQ_VM_DEAD, vcpu):
                 return -EIO
             # A slot that is being deleted never resolves, and its deletion waits for this task.
-            slot = main.gfn_to_memslot(vcpu.kvm, gpa >> PAGE_SHIFT & ~vcpu.kvm.arch.gfn_direct_bits)
-            if slot is not None and slot.flags & KVM_MEMSLOT_INVALID:
+            if self.slot_is_going(vcpu, gpa):
                 return ret
             vcpu.stat.add("fault_local_retry")
             self.sim.point("cond_resched")
+
+    def slot_is_going(self, vcpu: KvmVcpu, gpa: int) -> bool:
+        """The slot of `gpa` is being deleted. Source: commit 2bc2694fe20b."""
+        kvm = vcpu.kvm
+        slot = self.host.main.gfn_to_memslot(kvm, gpa >> PAGE_SHIFT & ~kvm.arch.gfn_direct_bits)
+        return slot is not None and slot.flags & KVM_MEMSLOT_INVALID != 0
 
     def _count_violation(self, vcpu: KvmVcpu) -> None:
         """`ept_violation.<cause>.<what>`: accept by level, access by private or shared."""

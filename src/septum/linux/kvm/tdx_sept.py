@@ -45,18 +45,25 @@ class TdxSept(TdxInit):
 
         Returns what the last call returned: (status, ext_err1, ext_err2).
         """
-        main = self.host.main
         if not kvm.mmu_lock.held_write():
             self.lockdep_assert(False, "mmu_lock not written", "tdh_do_no_vcpus")
         ret = tdh_func(*args)
         if ret[0] & STATUS_MASK == TDX_OPERAND_BUSY:
             kvm.stat.add("tdh_do_no_vcpus.busy")
-            kvm.tdx.wait_for_sept_zap = True
-            main.kvm_make_all_cpus_request(kvm, KVM_REQ_OUTSIDE_GUEST_MODE)
+            self.tdx_no_vcpus_enter_start(kvm)
             ret = tdh_func(*args)
-            kvm.tdx.wait_for_sept_zap = False
-            kvm.tdx.zap_wq.wake_up_all()
+            self.tdx_no_vcpus_enter_stop(kvm)
         return ret
+
+    def tdx_no_vcpus_enter_start(self, kvm: Kvm) -> None:
+        """From here on no vCPU enters the guest, then those that are in it leave."""
+        kvm.tdx.wait_for_sept_zap = True
+        self.host.main.kvm_make_all_cpus_request(kvm, KVM_REQ_OUTSIDE_GUEST_MODE)
+
+    def tdx_no_vcpus_enter_stop(self, kvm: Kvm) -> None:
+        """vCPUs may enter again."""
+        kvm.tdx.wait_for_sept_zap = False
+        kvm.tdx.zap_wq.wake_up_all()
 
     def tdx_track(self, kvm: Kvm) -> None:
         """Start a new TLB epoch and force every vCPU out of the guest, so that none uses a

@@ -122,8 +122,7 @@ class TdxPamt(TdxSeamcall):
             self.free_pamt_array(pages)
             return ret
         with state.pamt_lock:
-            if refcounts.get(frame, 0):
-                # Lost the race to another tdx_pamt_get(), which installed a pair.
+            if self.pamt_get_lost_race(frame):
                 refcounts[frame] += 1
             else:
                 err = self.tdh_phymem_pamt_add(page, pages)
@@ -136,6 +135,14 @@ class TdxPamt(TdxSeamcall):
                     refcounts[frame] = 1
         self.free_pamt_array(pages)
         return ret
+
+    def pamt_get_lost_race(self, frame: int) -> bool:
+        """Another tdx_pamt_get() has installed the pair meanwhile. pamt_lock is held."""
+        return self.state.pamt_refcounts.get(frame, 0) != 0
+
+    def pamt_put_lost_race(self, frame: int) -> bool:
+        """A tdx_pamt_get() wants the pair again. pamt_lock is held."""
+        return self.state.pamt_refcounts.get(frame, 0) != 0
 
     def tdx_pamt_put(self, page: int) -> None:
         """One 4 KB TDX page less; takes the pair away with the last.
@@ -157,8 +164,8 @@ class TdxPamt(TdxSeamcall):
             return
         pages: list[Pfn] = []
         with state.pamt_lock:
-            if refcounts.get(frame, 0):
-                return  # lost the race with tdx_pamt_get()
+            if self.pamt_put_lost_race(frame):
+                return
             err = self.tdh_phymem_pamt_remove(page, pages)
             if err != TDX_SUCCESS:
                 refcounts[frame] = refcounts.get(frame, 0) + 1
