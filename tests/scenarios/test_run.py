@@ -15,7 +15,7 @@ from septum.linux.kvm.mmu import KvmMmu
 from septum.linux.kvm.tdx import KvmTdxUnit
 from septum.linux.kvm.types import KvmPageFault, KvmVcpu
 from septum.scenarios import world as world_module
-from septum.scenarios.check import problems, run_recorded
+from septum.scenarios.check import Bounds, judge, run_recorded
 from septum.scenarios.outcome import outcome_lines
 from septum.scenarios.reader import read_scenario
 from septum.scenarios.run import (
@@ -225,9 +225,9 @@ def test_a_token_carries_a_file_that_is_not_in_the_library() -> None:
 
 
 def test_the_checker_of_the_library_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert problems("convert-one-page", 1) == []
+    assert judge("convert-one-page", Bounds(seeds=1)).problems == ()
     broken_host(monkeypatch, gmem=NoSplit)
-    found = problems("convert-one-page", 1)
+    found = judge("convert-one-page", Bounds(seeds=1)).problems
     assert any("promise precise-zap was broken" in text for text in found)
     assert all("septum replay septum1." in text for text in found)
 

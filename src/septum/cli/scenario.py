@@ -13,6 +13,7 @@ from septum.designs import find_design
 from septum.errors import InputError
 from septum.scenarios.outcome import outcome_lines
 from septum.scenarios.run import (
+    RandomRun,
     ScenarioRecipe,
     load_scenario,
     recipe_for_token,
@@ -20,7 +21,7 @@ from septum.scenarios.run import (
     scenario_names,
     scenario_of_recipe,
 )
-from septum.sim import RandomSchedule, RoundRobin, Schedule, encode_token
+from septum.sim import RoundRobin, Schedule, encode_token
 from septum.trace.header import TraceHeader
 from septum.trace.writer import TraceWriter
 
@@ -66,7 +67,7 @@ def run_one(
     if schedule == "round-robin":
         chosen = RoundRobin()
     elif schedule == "random":
-        chosen = RandomSchedule(seed)
+        chosen = RandomRun(seed)
     else:
         raise InputError(f"--schedule {schedule!r}: choose from round-robin, random")
     return _run(load_scenario(name), design, chosen, cast("Mode", check), trace, as_json=as_json)

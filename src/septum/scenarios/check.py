@@ -1,36 +1,77 @@
-"""Every scenario of the library under many schedules, each run twice: `make scenarios`."""
+"""Every scenario of the library under many schedules: `make scenarios`.
+
+Each scenario runs round-robin and under random schedules, in one world that is put back before
+each run. Some of the runs are made again in a new world, and must be the same to the last event.
+Where a scenario leaves nothing to a schedule, one run stands for all.
+"""
 
 from __future__ import annotations
 
+import argparse
+import multiprocessing
+import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
-from septum.scenarios.run import RandomRun, run_scenario, scenario_names
+import msgspec
+
+from septum.errors import InputError
+from septum.scenarios.bench import ScenarioBench
+from septum.scenarios.run import RandomRun, load_scenario, run_scenario, scenario_names
 from septum.sim import RoundRobin, Schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from septum.checks.checker import Mode
     from septum.scenarios.outcome import ScenarioOutcome
     from septum.scenarios.scenario import Scenario
     from septum.sim import Event
 
-SCHEDULES = 200
+SEEDS = 200
+FAILURE_ODDS = 6
+"""Of failing runs: an allowed failure comes one time in so many."""
+AGAIN_EVERY = 50
+"""One run of so many is made again in a new world."""
 
 
-def schedules(nr_random: int) -> Iterator[Schedule]:
+class Bounds(msgspec.Struct, frozen=True):
+    """Which schedules: seeds [first, first + seeds), and as many more in which failures that the
+    scenario allows come about as `failing` says."""
+
+    seeds: int = SEEDS
+    failing: int = 0
+    first: int = 0
+    check: Mode = "quiet"
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """Of one scenario: runs made, and what was not as expected, one text for each kind."""
+
+    name: str
+    nr_runs: int
+    problems: tuple[str, ...]
+    only_one: bool
+    """There is but one order: any schedule makes the same run."""
+
+
+def schedules(bounds: Bounds, scenario: Scenario) -> Iterator[Schedule]:
     """Round-robin by one and by many scheduling points, then random ones."""
     yield RoundRobin()
     yield RoundRobin(50)
-    for seed in range(nr_random):
+    seeds = range(bounds.first, bounds.first + bounds.seeds)
+    for seed in seeds:
         yield RandomRun(seed)
+    if scenario.document.failures.allow:
+        for seed in seeds[: bounds.failing]:
+            yield RandomRun(seed, FAILURE_ODDS)
 
 
 def run_recorded(
     scenario: Scenario | str, schedule: Schedule, check: Mode = "quiet"
 ) -> tuple[ScenarioOutcome, list[Event]]:
-    """One run and its events from the beginning of the programs on."""
+    """One run in a new world, and its events from the beginning of the programs on."""
     events: list[Event] = []
     return run_scenario(scenario, schedule=schedule, check=check, sink=events.append), events
 
@@ -38,36 +79,90 @@ def run_recorded(
 def fresh(schedule: Schedule) -> Schedule:
     """The same schedule, at its beginning."""
     kind, seed = schedule.spec()
-    return RandomRun(seed) if kind == "random" else RoundRobin(seed)
+    if isinstance(schedule, RandomRun):
+        return RandomRun(seed, schedule.failure_odds)
+    assert kind == "round-robin"
+    return RoundRobin(seed)
 
 
-def problems(name: str, nr_random: int, check: Mode = "quiet") -> list[str]:
-    """What is not as the scenario says under any of the schedules, and runs that differ when they
-    are made again. One sentence each; the first of each kind."""
+def _words(schedule: Schedule) -> str:
+    kind, seed = schedule.spec()
+    failing = isinstance(schedule, RandomRun) and schedule.failure_odds
+    return f"{kind} {seed}{' with failures' if failing else ''}"
+
+
+def judge(name: str, bounds: Bounds) -> Verdict:
+    """All runs of one scenario."""
+    scenario = load_scenario(name)
+    bench = ScenarioBench(scenario, check=bounds.check)
     found: dict[str, str] = {}
-    for schedule in schedules(nr_random):
-        outcome, events = run_recorded(name, schedule, check)
-        where = " ".join(str(part) for part in schedule.spec())
-        again, events_again = run_recorded(name, fresh(schedule), check)
-        if events != events_again or outcome != again:
-            found.setdefault("twice", f"{name}, {where}: the same schedule made two different runs")
+    nr_runs = 0
+    for number, schedule in enumerate(schedules(bounds, scenario)):
+        twice = number < 3 or number % AGAIN_EVERY == 0
+        events: list[Event] = []
+        outcome = bench.run(schedule, events.append if twice else None)
+        nr_runs += 1
+        where = f"{name}, {_words(schedule)}"
+        reproduce = f"septum replay {outcome.token}"
+        if twice and run_recorded(scenario, fresh(schedule), bounds.check) != (outcome, events):
+            found.setdefault("twice", f"{where}: made again, it is another run\n{reproduce}")
         for text in outcome.unmet:
-            found.setdefault(text, f"{name}, {where}: {text}\n  septum replay {outcome.token}")
-    return list(found.values())
+            found.setdefault(text, f"{where}: {text}\n{reproduce}")
+        if not bench.was_asked:
+            break
+    return Verdict(name, nr_runs, tuple(found.values()), not bench.was_asked)
+
+
+def _verdicts(names: Sequence[str], bounds: Bounds, workers: int) -> Iterable[Verdict]:
+    job = partial(judge, bounds=bounds)
+    if workers <= 1:
+        yield from map(job, names)
+        return
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        yield from pool.imap(job, names)
+
+
+def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m septum.scenarios.check",
+        description="Hold every scenario of the library to its expected result.",
+    )
+    parser.add_argument("scenario", nargs="*", help="names; default: all of the library")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="random schedules for each")
+    parser.add_argument("--failing", type=int, default=0, help="and so many with failures")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--check", choices=("end", "quiet", "every-step"), default="quiet")
+    return parser.parse_args(list(arguments))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m septum.scenarios.check [SCHEDULES] [SCENARIO...]`: 0, or 1 when one is not so."""
-    nr_random = int(arguments[0]) if arguments else SCHEDULES
-    names = list(arguments[1:]) or list(scenario_names())
-    failed = 0
-    for number, name in enumerate(names, 1):
-        found = problems(name, nr_random)
-        failed += bool(found)
-        print(f"[{number}/{len(names)}] {name}: {'NOT as expected' if found else 'as expected'}")
-        for text in found:
-            print(f"  {text}", file=sys.stderr)
-    print(f"{len(names) - failed} of {len(names)} scenarios as expected, {nr_random + 2} schedules")
+    """0 when all is as the scenarios say, 1 when something is not, 2 for a wrong name."""
+    asked = _arguments(arguments)
+    bounds = Bounds(asked.seeds, asked.failing, asked.first, asked.check)
+    known = scenario_names()
+    names = asked.scenario or list(known)
+    try:
+        for name in names:
+            load_scenario(name)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    failed = nr_runs = 0
+    width = max(len(name) for name in names)
+    for number, verdict in enumerate(_verdicts(names, bounds, asked.workers), 1):
+        failed += bool(verdict.problems)
+        nr_runs += verdict.nr_runs
+        word = "NOT as expected" if verdict.problems else "as expected"
+        runs = "the only order" if verdict.only_one else f"{verdict.nr_runs} schedules"
+        print(f"[{number:2}/{len(names)}] {verdict.name:<{width}}  {word}, {runs}", flush=True)
+        for text in verdict.problems:
+            print("  " + text.replace("\n", "\n    "), flush=True)
+    last = bounds.first + bounds.seeds - 1
+    print(
+        f"{len(names) - failed} of {len(names)} scenarios as expected: round-robin and seeds"
+        f" {bounds.first} to {last}, {nr_runs} runs"
+    )
     return 1 if failed else 0
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from septum.abi.leaves import SEAMCALL_NAMES
 from septum.errors import InputError
+from septum.sim import ALTERNATIVE
 
 if TYPE_CHECKING:
     from septum.scenarios.scenario import Injection
 
-ALTERNATIVE = "choose:"
 SEAMCALL = "seamcall:"
 
 

@@ -17,9 +17,9 @@ from septum.guest.cpu import LEVEL_2M, LEVEL_4K, LEVEL_SIZES, VirtualizationExce
 from septum.guest.program import Guest
 from septum.guest.tdcpu import TdGuestCpu
 from septum.guest.unaccepted import tdx_accept_memory
-from septum.scenarios.failures import ALTERNATIVE
 from septum.scenarios.ops import OK
 from septum.scenarios.shared_access import shared_access
+from septum.sim import ALTERNATIVE
 
 if TYPE_CHECKING:
     from septum.guest.cpu import GuestCpu

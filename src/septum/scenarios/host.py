@@ -9,10 +9,10 @@ from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.abi.types import PAGE_SHIFT, PAGE_SIZE
 from septum.linux.kvm.gmem_attrs import KvmMemoryAttributes2
 from septum.linux.kvm.gmem_range import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
-from septum.scenarios.failures import ALTERNATIVE
 from septum.scenarios.guest import token_word
 from septum.scenarios.ops import OK
 from septum.scenarios.vmm import RAM_BLOCK
+from septum.sim import ALTERNATIVE
 from septum.vmm.qemu import STOP_SHUTDOWN
 
 if TYPE_CHECKING:

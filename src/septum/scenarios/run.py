@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +11,11 @@ import msgspec
 from septum import __version__
 from septum.designs import find_design
 from septum.errors import InputError
+from septum.scenarios.failures import Failures
 from septum.scenarios.outcome import ScenarioOutcome, outcome_of
 from septum.scenarios.reader import read_scenario
 from septum.scenarios.world import ScenarioWorld
-from septum.sim import ListSchedule, RoundRobin, Schedule, encode_token
+from septum.sim import ListSchedule, RandomSchedule, RoundRobin, Schedule, encode_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,29 +65,20 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()[:12]
 
 
-class RandomRun(Schedule):
+class RandomRun(RandomSchedule):
     """Any ready task at every point, any alternative; each allowed failure one time in
     `failure_odds` (0: none)."""
 
-    __slots__ = ("_dice", "failure_odds", "seed")
+    __slots__ = ("failure_odds",)
 
     def __init__(self, seed: int, failure_odds: int = 0) -> None:
-        self.seed = seed
+        super().__init__(seed)
         self.failure_odds = failure_odds
-        self._dice = random.Random(seed)
-
-    def pick(self, n: int, forced: bool) -> int:
-        return self._dice.randrange(n)
 
     def choose(self, name: str, n: int) -> int:
-        if name.startswith("choose:"):
-            return self._dice.randrange(n)
-        if not self.failure_odds or self._dice.randrange(self.failure_odds):
-            return 0
-        return self._dice.randrange(1, n)
-
-    def spec(self) -> tuple[str, int]:
-        return ("random", self.seed)
+        if self.failure_odds and Failures.is_failure(name):
+            return 0 if self.below(self.failure_odds) else 1 + self.below(n - 1)
+        return super().choose(name, n)
 
 
 def scenario_names() -> dict[str, str]:
@@ -137,11 +128,19 @@ def run_scenario(
     """
     if isinstance(scenario, str):
         scenario = load_scenario(scenario)
-    run = ScenarioWorld(scenario, design, check)
+    return run_in(ScenarioWorld(scenario, design, check), schedule, sink)
+
+
+def run_in(
+    run: ScenarioWorld,
+    schedule: Schedule | None = None,
+    sink: Callable[[Event], None] | None = None,
+) -> ScenarioOutcome:
+    """`run_scenario` in a world that is as it was built."""
     schedule = schedule if schedule is not None else RoundRobin()
     run.sim.set_sink(sink)
     run.run(schedule)
-    recipe = recipe_for_token(scenario, design, check)
+    recipe = recipe_for_token(run.scenario, run.design, run.checker.mode)
     token = encode_token(
         __version__, msgspec.msgpack.encode(recipe), ListSchedule(list(run.sim.answers))
     )

@@ -7,6 +7,7 @@ It knows nothing of TDX. Model code above it is plain code; only these primitive
 from septum.sim.events import Event, LockEvent, SwitchEvent
 from septum.sim.locks import Mutex, RwLock, RwSem, SpinLock, WaitQueue
 from septum.sim.schedule import (
+    ALTERNATIVE,
     ListSchedule,
     RandomSchedule,
     RoundRobin,
@@ -18,6 +19,7 @@ from septum.sim.sim import Finding, RunStopped, Sim, SimDefect
 from septum.sim.task import Coroutine, Task
 
 __all__ = [
+    "ALTERNATIVE",
     "Coroutine",
     "Event",
     "Finding",

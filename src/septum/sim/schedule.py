@@ -16,6 +16,8 @@ from abc import ABC, abstractmethod
 import msgspec
 
 TOKEN_PREFIX = "septum1."
+ALTERNATIVE = "choose:"
+"""How the names of choice points begin whose outcomes are all ordinary."""
 
 
 class Schedule(ABC):
@@ -83,16 +85,20 @@ class RoundRobin(Schedule):
 
 
 class RandomSchedule(Schedule):
-    """A uniform choice among the ready tasks at every scheduling point, from `seed`."""
+    """A uniform choice among the ready tasks at every scheduling point, and among the alternatives
+    of ALTERNATIVE, from `seed`."""
 
-    __slots__ = ("_below", "seed")
+    __slots__ = ("below", "seed")
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._below = random.Random(seed).randrange
+        self.below = random.Random(seed).randrange
 
     def pick(self, n: int, forced: bool) -> int:
-        return self._below(n)
+        return self.below(n)
+
+    def choose(self, name: str, n: int) -> int:
+        return self.below(n) if name.startswith(ALTERNATIVE) else 0
 
     def spec(self) -> tuple[str, int]:
         return ("random", self.seed)
