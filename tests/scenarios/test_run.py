@@ -131,7 +131,7 @@ def broken_host(monkeypatch: pytest.MonkeyPatch, **units: type) -> None:
     def broken_units() -> HostUnits:
         return replace(v3_units(), **units)  # type: ignore[arg-type]
 
-    design = Design("broken", "", "", broken_units)
+    design = Design("v3", "", "", broken_units)
     monkeypatch.setattr(world_module, "find_design", lambda name: design)
 
 
