@@ -64,6 +64,7 @@ class Search:
         "_subject",
         "_until",
         "_workers",
+        "level",
         "totals",
     )
 
@@ -79,6 +80,7 @@ class Search:
         self._until = time.monotonic() + options.time_s if options.time_s is not None else 0.0
         self._numbers = 0
         self._done = 0
+        self.level = -1
 
     def run(self) -> Verdict:
         """The whole search."""
@@ -120,6 +122,7 @@ class Search:
             coverage=dict(sorted(self.totals.coverage.items())),
             missing_witnesses=missing,
             interrupted=self._workers.interrupted,
+            level=self.level,
         )
 
     def _by_strategy(self, strategy: Strategy) -> tuple[bool, str]:
@@ -204,6 +207,7 @@ class Search:
                     return False, f"found in the search of {words}; complete: {done}"
                 return False, f"a budget ran out in the search of {words}; complete: {done}"
             done = words
+            self.level = level
             if self._stop_now():
                 break
         complete = done == words and level == bound
@@ -243,6 +247,8 @@ class Search:
         seen: set[tuple[str, str]] = set()
         for found in self.totals.found:
             kind = kind_of(found.finding)
+            if self._options.per_promise:
+                kind = (kind[0], "")
             if kind in seen or len(examples) >= EXAMPLES_MAX:
                 continue
             seen.add(kind)

@@ -78,13 +78,15 @@ class ScenarioSubject:
 
         world = _world(built)
         world.finish()
-        for text in unmet_expectations(world):
-            if not text.startswith("promise "):
-                world.sim.find(EXPECTATION, text, where="end")
+        unmet = unmet_expectations(world)
         end = _end(world)
         if end not in self._torn_down:
-            self._torn_down.add(end)
             world.teardown()
+            # Not before: an end that breaks a promise must break it again when it is replayed.
+            self._torn_down.add(end)
+        for text in unmet:
+            if not text.startswith("promise "):
+                world.sim.find(EXPECTATION, text, where="end")
 
     def is_failure(self, choice: str) -> bool:
         """All but the alternatives of the scenario's programs."""

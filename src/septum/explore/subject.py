@@ -101,7 +101,7 @@ class Options(msgspec.Struct, frozen=True):
     `schedules`, `time_s`: budgets; None is none. `max_points`: a run with more scheduling points
     is a finding of `progress`. `spin_points`: a task that ran so many scheduling points in a row
     lets others go first, which costs no preemption. `keep_going`: collect findings of different
-    kinds instead of stopping at the first. `ignore`: texts; a finding whose "promise: text" has
+    kinds instead of stopping at the first; with `per_promise`, one for each promise. `ignore`: texts; a finding whose "promise: text" has
     one of them does not count.
     """
 
@@ -116,6 +116,7 @@ class Options(msgspec.Struct, frozen=True):
     max_points: int = 20_000
     spin_points: int = 400
     keep_going: bool = False
+    per_promise: bool = False
     shrink: bool = True
     reduce: bool = True
     ignore: tuple[str, ...] = ()

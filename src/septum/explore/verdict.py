@@ -41,7 +41,10 @@ class Counterexample(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """The answer of a search, and what stands behind it."""
+    """The answer of a search, and what stands behind it.
+
+    `level` is the largest number of preemptions of which all schedules were tried; -1 none.
+    """
 
     outcome: Outcome
     subject: str
@@ -60,6 +63,7 @@ class Verdict(msgspec.Struct, frozen=True):
     coverage: dict[str, int] = {}
     missing_witnesses: list[str] = []
     interrupted: bool = False
+    level: int = -1
 
     def exit_code(self) -> int:
         """0 held, 1 broken, 3 undetermined, 130 interrupted with nothing found."""
