@@ -206,12 +206,32 @@ class TestProgress:
             checker.ept_violation_handled(vcpu)
         assert world.texts() == []
 
-    def test_while_somebody_changes_things_patience_is_longer(self, world, vcpu):
+    def test_while_somebody_gets_on_patience_is_longer(self, world, vcpu):
         checker = world.checker(["progress"])
-        world.kvm.mmu_lock.read_lock()
+        other = world.sim.spawn("other", lambda: None)
         for _ in range(4 * MAX_REPEATS):
             checker.fault_tried(vcpu, 0x200 << 12, RET_PF_RETRY)
         assert world.texts() == []
+        other.blocked_on = "what never comes"
+        with pytest.raises(RunStopped):
+            for _ in range(MAX_REPEATS):
+                checker.fault_tried(vcpu, 0x200 << 12, RET_PF_RETRY)
+
+    def test_who_repeats_itself_does_not_get_on(self, world, vcpu):
+        checker = world.checker(["progress"])
+        another = KvmVcpu(world.kvm, 1, 1, Mutex(world.sim, "mutex"), WaitQueue(world.sim, "wq"))
+        another.tdx.exit_gpa = 0x201 << 12
+
+        def stuck(who):
+            for _ in range(4 * MAX_REPEATS):
+                checker.fault_tried(who, who.tdx.exit_gpa, RET_PF_RETRY)
+                world.sim.point("cond_resched")
+
+        world.sim.spawn("vcpu0", lambda: stuck(vcpu), cpu=0)
+        world.sim.spawn("vcpu1", lambda: stuck(another), cpu=1)
+        with pytest.raises(RunStopped):
+            world.sim.run()
+        assert "nothing changes" in world.texts()[0]
 
     def test_an_invalidation_without_end(self, world):
         world.kvm.mmu_invalidate_in_progress = 1

@@ -18,25 +18,33 @@ if TYPE_CHECKING:
 MAX_REPEATS = 64
 """So often the same may happen again although nothing has changed."""
 MAX_REPEATS_UNDER_CHANGE = 1 << 16
-"""And so often while another task is in the middle of something: a fair scheduler lets it end."""
+"""And so often while another task gets on: a fair scheduler lets it end what it is about."""
 
 
 class _Repeat:
-    """What a vCPU does again and again."""
+    """What a vCPU does again and again, and which task it is.
 
-    __slots__ = ("nr", "state")
+    `nr` counts all of a row, `nr_alone` those in it during which no other task got on.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("gfn", "nr", "nr_alone", "state", "task", "vcpu")
+
+    def __init__(self, vcpu: KvmVcpu) -> None:
+        self.vcpu = vcpu
         self.state: object = None
+        self.gfn = 0
+        self.task = 0
         self.nr = 0
+        self.nr_alone = 0
 
-    def again(self, state: object) -> int:
-        """It happened in `state`: how often in a row now."""
+    def again(self, state: object, gfn: int, task: int) -> None:
+        """It happened in `state`."""
         if state != self.state:
             self.state = state
-            self.nr = 0
+            self.nr = self.nr_alone = 0
+        self.gfn = gfn
+        self.task = task
         self.nr += 1
-        return self.nr
 
 
 class Progress(Promise):
@@ -60,26 +68,21 @@ class Progress(Promise):
     def ept_violation_handled(self, vcpu: KvmVcpu) -> None:
         """The guest comes back with the same violation, at the same instruction, of an S-EPT entry
         that is as it was."""
-        state = self._state_of(vcpu, vcpu.tdx.exit_gpa >> 12)
+        gpa = vcpu.tdx.exit_gpa
         self._judge(
             self._violations,
             vcpu,
-            (vcpu.tdx.exit_gpa, vcpu.tdx.ext_exit_qual, self._rip(vcpu), state),
-            f"an EPT violation of GPA {vcpu.tdx.exit_gpa:#x} (extended qualification "
+            gpa >> 12,
+            f"an EPT violation of GPA {gpa:#x} (extended qualification "
             f"{vcpu.tdx.ext_exit_qual:#x}) repeats",
-            vcpu.tdx.exit_gpa >> 12,
         )
 
     def fault_tried(self, vcpu: KvmVcpu, gpa: int, ret: int) -> None:
         """A fault is to be tried again, and nothing has changed since it was tried last."""
-        key = (vcpu.kvm.id, vcpu.vcpu_id)
         if ret != RET_PF_RETRY:
-            self._faults.pop(key, None)
+            self._faults.pop((vcpu.kvm.id, vcpu.vcpu_id), None)
             return
-        state = self._state_of(vcpu, gpa >> 12)
-        self._judge(
-            self._faults, vcpu, (gpa, state), f"the fault of GPA {gpa:#x} is retried", gpa >> 12
-        )
+        self._judge(self._faults, vcpu, gpa >> 12, f"the fault of GPA {gpa:#x} is retried")
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
         """An invalidation that was begun and not ended makes faults retry for ever."""
@@ -92,49 +95,58 @@ class Progress(Promise):
                 "there is retried for ever",
             )
 
-    def _rip(self, vcpu: KvmVcpu) -> int:
-        found = self.checker.world.module.vcpus.get(vcpu.tdx.tdvpr_page or -1)
-        return found.rip if found is not None else 0
-
-    def _state_of(self, vcpu: KvmVcpu, gfn: int) -> object:
+    def _state_of(self, vcpu: KvmVcpu, gfn: int) -> tuple[object, ...]:
+        """What a repetition has not changed."""
         kvm = vcpu.kvm
+        at = self.checker.world.module.vcpus.get(vcpu.tdx.tdvpr_page or -1)
+        what = (gfn, vcpu.tdx.ext_exit_qual, at.rip if at is not None else 0)
         vm = self.checker.vm(kvm.id)
         if vm is None or not vm.has_key() or gfn & kvm.arch.gfn_direct_bits:
-            return kvm.mmu_invalidate_seq
+            return *what, kvm.mmu_invalidate_seq
         td = vm.td
         assert td is not None
         # Another task that splits or zaps elsewhere gets on: epoch and number of pages change.
-        return kvm.mmu_invalidate_seq, vm.walk(gfn), td.td_epoch, td.chldcnt
+        return *what, kvm.mmu_invalidate_seq, vm.walk(gfn), td.td_epoch, td.chldcnt
+
+    def _others_get_on(self) -> bool:
+        """Some other task can run, and is not itself a vCPU that repeats what changes nothing."""
+        sim = self.checker.world.sim
+        stuck = {
+            repeat.task
+            for repeats in (self._violations, self._faults)
+            for repeat in repeats.values()
+            if repeat.nr > MAX_REPEATS and self._state_of(repeat.vcpu, repeat.gfn) == repeat.state
+        }
+        return any(
+            task is not sim.current
+            and not task.daemon
+            and task.blocked_on is None
+            and task.index not in stuck
+            for task in sim.tasks
+            if not task.done
+        )
 
     def _judge(
-        self,
-        repeats: dict[tuple[int, int], _Repeat],
-        vcpu: KvmVcpu,
-        state: object,
-        what: str,
-        gfn: int,
+        self, repeats: dict[tuple[int, int], _Repeat], vcpu: KvmVcpu, gfn: int, what: str
     ) -> None:
         kvm = vcpu.kvm
-        repeat = repeats.setdefault((kvm.id, vcpu.vcpu_id), _Repeat())
-        nr = repeat.again(state)
-        if nr <= MAX_REPEATS:
-            return
-        vm = self.checker.vm(kvm.id)
-        history = self.checker.history(vm) if vm is not None else None
-        busy = (
-            kvm.mmu_lock.writer is not None
-            or bool(kvm.mmu_lock.readers)
-            or (history is not None and bool(history.active))
-        )
-        if busy and nr <= MAX_REPEATS_UNDER_CHANGE:
+        key = (kvm.id, vcpu.vcpu_id)
+        repeat = repeats.get(key)
+        if repeat is None:
+            repeat = repeats[key] = _Repeat(vcpu)
+        repeat.again(self._state_of(vcpu, gfn), gfn, self.checker.world.sim.current.index)
+        if repeat.nr > 1 and not self._others_get_on():
+            repeat.nr_alone += 1
+        if repeat.nr_alone < MAX_REPEATS and repeat.nr <= MAX_REPEATS_UNDER_CHANGE:
             return
         now = ""
+        vm = self.checker.vm(kvm.id)
         if vm is not None and vm.has_key() and not gfn & kvm.arch.gfn_direct_bits:
             level, entry = vm.walk(gfn)
             now = f": the S-EPT has {entry_text(entry, vm.hpa_mask)} at {level_text(level)}"
         self.broken(
-            (kvm.id, vcpu.vcpu_id),
-            f"vm{kvm.id}: vCPU {vcpu.vcpu_id}: {what} for the {nr}th time, and nothing changes"
-            f"{now}",
+            key,
+            f"vm{kvm.id}: vCPU {vcpu.vcpu_id}: {what} for the {repeat.nr}th time, and nothing"
+            f" changes{now}",
         )
         raise RunStopped(self.checker.world.sim.findings[-1])

@@ -24,7 +24,8 @@ PREEMPT_WITHIN = 120
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """A section of the file: its id, the scenario that shows it, and a part of what it shows."""
+    """A token of the file: the section that it is in, the scenario that shows it, and a part of
+    what it shows."""
 
     id: str
     scenario: str
@@ -41,6 +42,7 @@ FINDINGS = (
     Finding("F7", "finding-spinning-on-folio", "Spinning on folio"),
     Finding("F8", "odd-slot-offset", "VM_BUG_ON"),
     Finding("F9", "finding-fresh-folio-enomem", "private-unreachable"),
+    Finding("F9", "finding-fresh-folio-race", "progress"),
     Finding("F10", "finding-private-again", "precise-zap"),
 )
 
@@ -65,13 +67,13 @@ def token_of(finding: Finding) -> str:
 
 
 def with_tokens(text: str) -> str:
-    """`text` with the token of each section renewed."""
+    """`text` with the tokens of each section renewed, in the order of FINDINGS."""
     parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)
-    for finding in FINDINGS:
-        head = f"## {finding.id}:"
-        for number, part in enumerate(parts):
-            if part.startswith(head):
-                parts[number] = re.sub(r"septum1\.[\w-]+", token_of(finding), part)
+    for number, part in enumerate(parts):
+        tokens = iter([token_of(f) for f in FINDINGS if part.startswith(f"## {f.id}:")])
+        parts[number] = re.sub(
+            r"septum1\.[\w-]+", lambda old, tokens=tokens: next(tokens, old.group()), part
+        )
     return "".join(parts)
 
 

@@ -168,6 +168,8 @@ class GmemFolios(Unit):
             KVM_MEMORY_ATTRIBUTE_PRIVATE,
         ):
             return 0, folio
+        # It is in the page cache already: once it is unlocked, others find it, and find it whole.
+        self.sim.point("folio_unlock")
         self.host.mm.folio_put(folio)
         ret = self.gmem_hugetlb_restructure_folio(inode, base, 0)
         if ret:

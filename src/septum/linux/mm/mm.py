@@ -12,7 +12,7 @@ from septum.abi.types import Pfn
 from septum.linux.kvm.types import Folio
 from septum.linux.mm.state import PMD_ORDER, PUD_ORDER, MmState, SplitBlock, free_regions
 from septum.linux.mm.user import MmUser
-from septum.sim import WaitQueue
+from septum.sim import RwSem, WaitQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ class Mm(MmUser):
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
-        self.state = MmState(WaitQueue(self.sim, "folio references"))
+        self.state = MmState(WaitQueue(self.sim, "folio references"), RwSem(self.sim, "mmap_lock"))
         self._choice_names: dict[str, str] = {}
         for start, end in free_regions(self.machine.config):
             self.state.add_region(start, end)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from septum.linux.kvm.types import Folio, Subpool
     from septum.machine.config import MachineConfig
-    from septum.sim import WaitQueue
+    from septum.sim import RwSem, WaitQueue
 
 PMD_ORDER = 9
 PUD_ORDER = 18
@@ -69,6 +69,7 @@ class MmState:
     __slots__ = (
         "folios",
         "free_1g",
+        "mmap_lock",
         "nr_free_pages",
         "nr_total_pages",
         "partial_1g",
@@ -83,8 +84,9 @@ class MmState:
         "wq",
     )
 
-    def __init__(self, wq: WaitQueue) -> None:
+    def __init__(self, wq: WaitQueue, mmap_lock: RwSem) -> None:
         self.wq = wq  # whoever waits for a folio's references to go
+        self.mmap_lock = mmap_lock  # of the one user address space
         self.free_1g: list[int] = []  # PFNs of free 1 GB blocks
         self.partial_1g: dict[int, list[int]] = {}  # 1 GB block -> PFNs of its free 2 MB blocks
         self.partial_2m: dict[int, list[int]] = {}  # 2 MB block -> PFNs of its free 4 KB pages
