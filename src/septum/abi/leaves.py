@@ -75,6 +75,23 @@ TDG_SYS_RDALL = 12
 TDG_MEM_PAGE_ATTR_RD = 23
 TDG_MEM_PAGE_ATTR_WR = 24
 
+GPA_LEAVES = frozenset(
+    (
+        TDH_MEM_PAGE_ADD,
+        TDH_MEM_SEPT_ADD,
+        TDH_MEM_PAGE_RELOCATE,
+        TDH_MEM_PAGE_AUG,
+        TDH_MEM_RANGE_BLOCK,
+        TDH_MEM_RANGE_UNBLOCK,
+        TDH_MEM_PAGE_DEMOTE,
+        TDH_MEM_PAGE_PROMOTE,
+        TDH_MEM_PAGE_REMOVE,
+        TDH_MEM_SEPT_REMOVE,
+        TDH_MEM_SEPT_RD,
+    )
+)
+"""SEAMCALLs with a GPA (and a level) in RCX; the others have a page of the host there."""
+
 VERSIONED_SEAMCALLS = frozenset(
     {
         TDH_MEM_PAGE_PROMOTE,

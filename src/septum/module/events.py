@@ -3,8 +3,12 @@
 from septum.sim import Event
 
 
-class SeamcallEvent(Event, tag="seamcall", frozen=True):
-    """A SEAMCALL ended. `rcx`, `rdx`, `r8` are inputs; the `out_` values are after the call."""
+class SeamcallEvent(Event, tag="seamcall", frozen=True, omit_defaults=True):
+    """A SEAMCALL ended. `rcx` to `r13` are inputs; the `out_` values are after the call.
+
+    `sept` is the S-EPT entry at the GPA and level of RCX, without the HKID, when the call ended,
+    of a leaf that takes them; -1 when the walk does not get there.
+    """
 
     leaf: int
     version: int
@@ -14,10 +18,25 @@ class SeamcallEvent(Event, tag="seamcall", frozen=True):
     status: int
     out_rcx: int
     out_rdx: int
+    r9: int = 0
+    r10: int = 0
+    r11: int = 0
+    r12: int = 0
+    r13: int = 0
+    out_r8: int = 0
+    out_r9: int = 0
+    out_r10: int = 0
+    out_r11: int = 0
+    out_r12: int = 0
+    out_r13: int = 0
+    sept: int = -1
 
 
-class TdcallEvent(Event, tag="tdcall", frozen=True):
-    """A TDCALL of the guest ended (one attempt): `outcome` is an OutcomeKind."""
+class TdcallEvent(Event, tag="tdcall", frozen=True, omit_defaults=True):
+    """A TDCALL of the guest ended (one attempt): `outcome` is an OutcomeKind.
+
+    `sept` is that of `SeamcallEvent`, of TDG.MEM.PAGE.ACCEPT.
+    """
 
     leaf: int
     td: int
@@ -25,6 +44,7 @@ class TdcallEvent(Event, tag="tdcall", frozen=True):
     rcx: int
     outcome: int
     status: int
+    sept: int = -1
 
 
 class TdExitEvent(Event, tag="td_exit", frozen=True):
@@ -46,3 +66,22 @@ class GuestAccessEvent(Event, tag="guest_access", frozen=True):
     gpa: int
     access: int
     outcome: int
+
+
+class SeptLeavesEvent(Event, tag="sept_leaves", frozen=True):
+    """At the beginning of a trace: `nr_leaves` leaves of TDX level `level` from `gpa` on.
+
+    The first entry is `entry`, without the HKID; the others map the frames that follow.
+    """
+
+    td: int
+    gpa: int
+    level: int
+    nr_leaves: int
+    entry: int
+
+
+class PamtPairEvent(Event, tag="pamt_pair", frozen=True):
+    """At the beginning of a trace: the 2 MB frame at `hpa` has a pair of PAMT pages."""
+
+    hpa: int

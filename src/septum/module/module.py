@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from septum.abi import leaves
 from septum.abi.features import TDX_TD_ATTR_DEBUG, TDX_XFAM_FIXED0
 from septum.abi.leaves import (
+    GPA_LEAVES,
     LEAF_MASK,
     RAX_RESERVED,
     TDH_PHYMEM_PAGE_WBINVD,
@@ -25,7 +26,7 @@ from septum.abi.status import (
 )
 from septum.abi.types import PMD_SIZE, PTRS_PER_TABLE
 from septum.module import views
-from septum.module.common import CONTROL_TOKEN
+from septum.module.common import CONTROL_TOKEN, walk_sept
 from septum.module.dispatch import SEAMCALLS, TDCALLS
 from septum.module.events import GuestAccessEvent, SeamcallEvent, TdcallEvent
 from septum.module.guest import access_step
@@ -56,6 +57,23 @@ PLATFORM_XFAM = 0x7
 """Extended state that the processors have: x87, SSE, AVX."""
 GUEST_VE = -1
 """`guest_access`: the access raised #VE (see TDG.VP.VEINFO.GET)."""
+
+
+Operands = tuple[int, int, int, int, int, int, int, int]
+
+
+def _operands(regs: Regs) -> Operands:
+    """RCX, RDX and R8 to R13: what SEAMCALLs pass operands in."""
+    return (
+        regs.rcx,
+        regs.rdx,
+        regs.r8,
+        regs.r9,
+        regs.r10,
+        regs.r11,
+        regs.r12,
+        regs.r13,
+    )
 
 
 class Module(Steps):
@@ -144,7 +162,7 @@ class Module(Steps):
         rax = regs.rax
         leaf = rax & LEAF_MASK
         sim = self.sim
-        inputs = (regs.rcx, regs.rdx, regs.r8) if sim.tracing else None
+        inputs = _operands(regs) if sim.tracing else None
         if rax & RAX_RESERVED:
             status = TDX_OPERAND_INVALID | OPERAND_ID_RAX
         else:
@@ -177,23 +195,40 @@ class Module(Steps):
             self.counts[key] = self.counts.get(key, 0) + PTRS_PER_TABLE
         return all_succeed
 
-    def _trace_seamcall(
-        self, lp: LogicalProcessor, rax: int, inputs: tuple[int, int, int], regs: Regs
-    ) -> None:
+    def _trace_seamcall(self, lp: LogicalProcessor, rax: int, inputs: Operands, regs: Regs) -> None:
         current = self.sim.current
+        leaf = rax & LEAF_MASK
+        rcx, rdx, r8 = inputs[:3]
+        outputs = _operands(regs)
+        sept = -1
+        if leaf in GPA_LEAVES:
+            sept = self._sept_entry(self.td_by_hpa.get(rdx & HPA_MASK), rcx)
         self.sim.emit(
             SeamcallEvent(
                 current.time_ns,
                 current.name,
                 lp.id,
-                rax & LEAF_MASK,
+                leaf,
                 rax >> VERSION_SHIFT,
-                *inputs,
+                rcx,
+                rdx,
+                r8,
                 regs.rax,
-                regs.rcx,
-                regs.rdx,
+                outputs[0],
+                outputs[1],
+                *inputs[3:],
+                *outputs[2:],
+                sept,
             )
         )
+
+    def _sept_entry(self, td: Td | None, rcx: int) -> int:
+        """The S-EPT entry at the GPA and level of `rcx`, without the HKID; -1 when the walk ends
+        above it."""
+        if td is None or td.root is None or rcx & 7 > td.root_level:
+            return -1
+        _, _, entry, reached = walk_sept(self, td, rcx, rcx & 7)
+        return entry & ~self.pamt.hkid_mask if reached == rcx & 7 else -1
 
     def _run(self, lp: LogicalProcessor, regs: Regs) -> None:
         """The guest runs until it leaves; its exit registers become the result of VP.ENTER."""
@@ -259,6 +294,7 @@ class Module(Steps):
         if self.sim.tracing:
             current = self.sim.current
             status = regs.rax if outcome.kind == OutcomeKind.TD else 0
+            accept = leaf == leaves.TDG_MEM_PAGE_ACCEPT
             self.sim.emit(
                 TdcallEvent(
                     current.time_ns,
@@ -270,6 +306,7 @@ class Module(Steps):
                     rcx,
                     outcome.kind,
                     status,
+                    self._sept_entry(vcpu.td, rcx) if accept else -1,
                 )
             )
         return outcome

@@ -12,6 +12,7 @@ from septum import __version__
 from septum.designs import find_design
 from septum.errors import InputError
 from septum.scenarios.failures import Failures
+from septum.scenarios.opening import tell_memory
 from septum.scenarios.outcome import ScenarioOutcome, outcome_of
 from septum.scenarios.reader import read_scenario
 from septum.scenarios.world import ScenarioWorld
@@ -139,6 +140,8 @@ def run_in(
     """`run_scenario` in a world that is as it was built."""
     schedule = schedule if schedule is not None else RoundRobin()
     run.sim.set_sink(sink)
+    if sink is not None:
+        tell_memory(run.world)
     run.run(schedule)
     recipe = recipe_for_token(run.scenario, run.design, run.checker.mode)
     token = encode_token(

@@ -15,10 +15,14 @@ class Event(msgspec.Struct, tag=True, frozen=True):
 
 
 class SwitchEvent(Event, tag="switch", frozen=True):
-    """The scheduler let another task run at a scheduling point of kind `at`."""
+    """The scheduler let another task run at a scheduling point of kind `at`.
+
+    `preempted`: the task could have gone on; else it waits.
+    """
 
     to: str
     at: str
+    preempted: bool = False
 
 
 class LockEvent(Event, tag="lock", frozen=True):

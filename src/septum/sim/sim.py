@@ -197,11 +197,13 @@ class Sim:
         """The ready tasks in the order that `Schedule.pick` counts them."""
         return list(self._ready)
 
-    def _switch(self, task: Task, at: str) -> None:
+    def _switch(self, task: Task, at: str, preempted: bool = False) -> None:
         current = self.current
         current.glet = getcurrent()
         if self.tracing:
-            self.emit(SwitchEvent(current.time_ns, current.name, current.cpu, task.name, at))
+            self.emit(
+                SwitchEvent(current.time_ns, current.name, current.cpu, task.name, at, preempted)
+            )
         self.nr_switches += 1
         self.current = task
         assert task.glet is not None
@@ -222,7 +224,7 @@ class Sim:
         if len(self._ready) > 1:
             task = self._pick(forced=False)
             if task is not self.current:
-                self._switch(task, kind)
+                self._switch(task, kind, preempted=True)
 
     def choose(self, name: str, n: int = 2) -> int:
         """The outcome 0..n-1 of a named choice point; 0 is the ordinary one."""

@@ -14,6 +14,7 @@ from septum.trace.filters import make_filter, parse_only
 from septum.trace.ftrace import ftrace_lines
 from septum.trace.ladder import ladder_lines
 from septum.trace.mermaid import mermaid_lines
+from septum.trace.opening import without_opening
 from septum.trace.perfetto import perfetto_chunks
 from septum.trace.reader import TraceReader
 from septum.trace.writer import TraceWriter
@@ -35,6 +36,7 @@ def render(
 
     Raises InputError when the format is not for so many events.
     """
+    events = without_opening(events)
     if fmt == "ftrace":
         yield from (line.encode() for line in ftrace_lines(events))
     elif fmt == "perfetto":

@@ -10,6 +10,7 @@ import msgspec
 from septum.abi import leaves
 from septum.abi.errno import errno_name
 from septum.abi.exitqual import EEQ_ACCEPT, EEQ_TYPE_MASK, eeq_requested_level
+from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.abi.leaves import seamcall_name, tdcall_name
 from septum.abi.spte import (
     SHADOW_NONPRESENT_VALUE,
@@ -21,7 +22,14 @@ from septum.abi.spte import (
 from septum.abi.status import status_name
 from septum.guest.events import GuestPhaseEvent, GuestReportEvent
 from septum.linux.kvm import events as kvm
-from septum.module.events import GuestAccessEvent, SeamcallEvent, TdcallEvent, TdExitEvent
+from septum.module.events import (
+    GuestAccessEvent,
+    PamtPairEvent,
+    SeamcallEvent,
+    SeptLeavesEvent,
+    TdcallEvent,
+    TdExitEvent,
+)
 from septum.module.outcome import OutcomeKind
 from septum.sim.events import ChoiceEvent, FindingEvent, LockEvent, SwitchEvent
 from septum.vmm.events import ConversionEvent
@@ -34,23 +42,7 @@ if TYPE_CHECKING:
 TDX_LEVELS = ("4K", "2M", "1G", "512G", "256T")
 KVM_LEVELS = ("none", *TDX_LEVELS)
 PAGE_MASK = ~0xFFF
-
-GPA_LEAVES = frozenset(
-    (
-        leaves.TDH_MEM_PAGE_ADD,
-        leaves.TDH_MEM_SEPT_ADD,
-        leaves.TDH_MEM_PAGE_RELOCATE,
-        leaves.TDH_MEM_PAGE_AUG,
-        leaves.TDH_MEM_RANGE_BLOCK,
-        leaves.TDH_MEM_RANGE_UNBLOCK,
-        leaves.TDH_MEM_PAGE_DEMOTE,
-        leaves.TDH_MEM_PAGE_PROMOTE,
-        leaves.TDH_MEM_PAGE_REMOVE,
-        leaves.TDH_MEM_SEPT_REMOVE,
-        leaves.TDH_MEM_SEPT_RD,
-    )
-)
-"""SEAMCALLs with a GPA (and a level) in RCX; the others have a page of the host there."""
+FOLIO_SIZES = {0: "4K", 9: "2M", 18: "1G"}
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -79,7 +71,7 @@ def _seamcall(event: SeamcallEvent) -> Step:
     name = seamcall_name(event.leaf)
     if event.leaf == leaves.TDH_MR_EXTEND:
         detail = f"{event.rcx:#x}"
-    elif event.leaf in GPA_LEAVES:
+    elif event.leaf in leaves.GPA_LEAVES:
         detail = f"{event.rcx & PAGE_MASK:#x} {_level(TDX_LEVELS, event.rcx & 7)}"
     else:
         detail = f"{event.rcx:#x}" if event.rcx else ""
@@ -181,6 +173,38 @@ def _userspace_exit(event: kvm.KvmUserspaceExit) -> Step:
     return Step("exit to user space", event.text(), "", "kvm_arch_vcpu_ioctl_run")
 
 
+def _memslot(event: kvm.KvmMemslotEvent) -> Step:
+    end = event.base_gfn + event.npages
+    verb = "delete memslot" if event.deleted else "memslot"
+    return Step(
+        verb, f"{event.slot}: gfn {event.base_gfn:#x} to {end:#x}", "", "kvm_set_memory_region"
+    )
+
+
+def _attributes(event: kvm.KvmMemoryAttributesEvent) -> Step:
+    what = "private" if event.attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE else "shared"
+    return Step("attributes", f"gfn {event.gfn:#x} + {event.npages:#x} pages: {what}")
+
+
+def _gmem_folio(event: kvm.KvmGmemFolioEvent) -> Step:
+    where = f"gfn {event.gfn:#x} + {event.npages:#x} pages"
+    if event.order < 0:
+        return Step("guest_memfd", f"{where}: no folio")
+    size = FOLIO_SIZES.get(event.order, f"order {event.order}")
+    split = ", split" if event.split else ""
+    return Step("guest_memfd", f"{where}: {size} folios, pfn {event.pfn:#x}{split}")
+
+
+def _sept_leaves(event: SeptLeavesEvent) -> Step:
+    detail = f"{event.gpa:#x} {_level(TDX_LEVELS, event.level)} + {event.nr_leaves:#x} leaves"
+    return Step("S-EPT has", detail)
+
+
+def _mirror_leaves(event: kvm.KvmMirrorLeavesEvent) -> Step:
+    detail = f"gfn {event.gfn:#x} {_level(KVM_LEVELS, event.level)} + {event.nr_leaves:#x} leaves"
+    return Step("mirror has", detail)
+
+
 def _lock(event: LockEvent) -> Step:
     how = {"ex": "", "sh": " (shared)"}.get(event.mode, f" ({event.mode})")
     return Step({"wait": "waits for"}.get(event.op, event.op), f"{event.lock}{how}")
@@ -201,6 +225,13 @@ _DESCRIBE: dict[type[Event], Callable[..., Step]] = {
     kvm.KvmMmuGetPage: _get_page,
     kvm.KvmMmuPrepareZapPage: _zap_page,
     kvm.KvmUserspaceExit: _userspace_exit,
+    kvm.KvmTdEvent: lambda event: Step("TD", f"of VM {event.vm}: TDR page {event.tdr:#x}"),
+    kvm.KvmMemslotEvent: _memslot,
+    kvm.KvmMemoryAttributesEvent: _attributes,
+    kvm.KvmGmemFolioEvent: _gmem_folio,
+    kvm.KvmMirrorLeavesEvent: _mirror_leaves,
+    SeptLeavesEvent: _sept_leaves,
+    PamtPairEvent: lambda event: Step("PAMT pair", f"{event.hpa:#x}"),
     ConversionEvent: _conversion,
     LockEvent: _lock,
     SwitchEvent: lambda event: Step("switch", f"to {event.to} at {event.at}"),

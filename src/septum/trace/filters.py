@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 
 BY_TAG: dict[str, tuple[str, ...]] = {
     "access": ("guest_access",),
+    "attributes": ("kvm_memory_attributes",),
     "choice": ("choice",),
     "conversion": ("conversion", "kvm_hypercall"),
     "entry": ("kvm_entry",),
     "exit": ("kvm_exit", "kvm_userspace_exit", "td_exit"),
     "fault": ("kvm_page_fault", "kvm_mmu_spte_requested", "kvm_mmu_set_spte"),
     "finding": ("finding",),
+    "folio": ("kvm_gmem_folio",),
     "lock": ("lock",),
+    "memslot": ("kvm_memslot",),
     "phase": ("guest_phase", "guest_report"),
     "seamcall": ("seamcall",),
     "split": ("kvm_mmu_split_huge_page",),

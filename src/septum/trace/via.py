@@ -11,12 +11,15 @@ import sys
 import msgspec
 
 from septum.abi.leaves import seamcall_name, tdcall_name
-from septum.module.events import SeamcallEvent, TdcallEvent
+from septum.linux.kvm.events import KvmEntry, KvmExit
+from septum.module.events import GuestAccessEvent, SeamcallEvent, TdcallEvent, TdExitEvent
 from septum.sim.events import Event
 
 KERNEL = ("septum.linux.", "septum.designs.")
 _PLUMBING = frozenset(("seamcall", "seamcall_ret", "tdh_do_no_vcpus", "_seamcall"))
 DEPTH = 4
+WITHOUT_VIA = (KvmEntry, KvmExit, TdExitEvent, GuestAccessEvent)
+"""Events that come from the guest, or always from the same place in KVM."""
 
 
 def kernel_path(depth: int = DEPTH) -> str:
@@ -35,11 +38,17 @@ def kernel_path(depth: int = DEPTH) -> str:
 
 
 def named(event: Event, encoder: msgspec.json.Encoder) -> Event | msgspec.Raw:
-    """`event` itself, or its JSON with `name` (and `via`) added for a SEAMCALL or TDCALL."""
+    """`event` itself, or its JSON with what only this moment tells added: `name` of a SEAMCALL or
+    TDCALL, `via` where kernel functions are on the stack."""
     if isinstance(event, SeamcallEvent):
         extra = f',"name":"{seamcall_name(event.leaf)}","via":"{kernel_path()}"}}'
     elif isinstance(event, TdcallEvent):
         extra = f',"name":"{tdcall_name(event.leaf)}"}}'
-    else:
+    elif isinstance(event, WITHOUT_VIA):
         return event
+    else:
+        path = kernel_path()
+        if not path:
+            return event
+        extra = f',"via":"{path}"}}'
     return msgspec.Raw(encoder.encode(event)[:-1] + extra.encode())

@@ -120,7 +120,7 @@ class KvmMmuSpteRequested(Event, tag="kvm_mmu_spte_requested", frozen=True):
 class KvmTdpMmuSpteChanged(Event, tag="kvm_tdp_mmu_spte_changed", frozen=True):
     """kvmmmu:kvm_tdp_mmu_spte_changed, of mirror and direct roots alike.
 
-    `mirror` is Septum's: the kernel's event does not say which.
+    `mirror` and `vm` are Septum's: the kernel's event does not say which.
     """
 
     gfn: int
@@ -129,6 +129,7 @@ class KvmTdpMmuSpteChanged(Event, tag="kvm_tdp_mmu_spte_changed", frozen=True):
     new_spte: int
     as_id: int = 0
     mirror: bool = False
+    vm: int = 0
 
     def text(self) -> str:
         """What ftrace prints after the event's name."""
@@ -205,3 +206,59 @@ class KvmMmuZapAllFast(Event, tag="kvm_mmu_zap_all_fast", frozen=True):
     def text(self) -> str:
         """What ftrace prints after the event's name."""
         return f"kvm-mmu-valid-gen 0 used_pages {self.used_pages:x}"
+
+
+# What no tracepoint of KVM shows: Septum's own.
+
+
+class KvmTdEvent(Event, tag="kvm_td", frozen=True):
+    """The VM `vm` is the TD whose TDR is the page `tdr`."""
+
+    vm: int
+    tdr: int
+
+
+class KvmMemslotEvent(Event, tag="kvm_memslot", frozen=True):
+    """The memslot `slot` [base_gfn, base_gfn + npages) was created, or deleted."""
+
+    vm: int
+    slot: int
+    base_gfn: int
+    npages: int
+    deleted: bool = False
+
+
+class KvmMemoryAttributesEvent(Event, tag="kvm_memory_attributes", frozen=True):
+    """[gfn, gfn + npages) has these KVM_MEMORY_ATTRIBUTES now, whoever holds them."""
+
+    vm: int
+    gfn: int
+    npages: int
+    attributes: int
+
+
+class KvmGmemFolioEvent(Event, tag="kvm_gmem_folio", frozen=True):
+    """guest_memfd has the frames from `pfn` on for [gfn, gfn + npages) now, in folios of `order`.
+
+    `order` -1: no folio. `split`: folios of order 0 that were one huge folio.
+    """
+
+    vm: int
+    gfn: int
+    npages: int
+    pfn: int
+    order: int
+    split: bool = False
+
+
+class KvmMirrorLeavesEvent(Event, tag="kvm_mirror_leaves", frozen=True):
+    """At the beginning of a trace: `nr_leaves` leaves of the mirror of KVM level `level`.
+
+    The first entry is `spte`; the others map the frames that follow.
+    """
+
+    vm: int
+    gfn: int
+    level: int
+    nr_leaves: int
+    spte: int

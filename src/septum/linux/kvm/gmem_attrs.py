@@ -157,6 +157,8 @@ class GmemAttrs(GmemRange):
             return ret, start
         self.sim.point("mas_store")
         range_store(inode.attributes, start, end, attrs)
+        if self.sim.tracing:
+            self.trace_inode_attributes(inode, start, end)
         return 0, 0
 
     def kvm_gmem_set_attributes_range(

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from septum.abi.errno import ENOMEM
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.abi.types import Pfn
+from septum.linux.kvm.gmem_trace import PMD_ORDER, GmemTrace
 from septum.linux.kvm.types import Folio, SplitFolio
 from septum.linux.ranges import range_has
-from septum.linux.unit import Unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,12 +29,10 @@ GUEST_MEMFD_FLAG_HUGETLB = 1 << 2
 # MODEL: not a flag of any posted tree: 2 MB folios from the page allocator where they fit.
 GUEST_MEMFD_FLAG_THP = 1 << 3
 
-PMD_ORDER = 9
-PUD_ORDER = 18
 ALL_ATTRIBUTES = (1 << 64) - 1
 
 
-class GmemFolios(Unit):
+class GmemFolios(GmemTrace):
     """Folios by index."""
 
     __slots__ = ()
@@ -45,30 +43,14 @@ class GmemFolios(Unit):
         """The folio that covers `index`, with a reference taken; None when there is none."""
         folio = self._peek_folio(inode, index)
         if folio is None:
-            for order in (PMD_ORDER, PUD_ORDER):
-                split = inode.split_folios.get(index >> order << order)
-                if split is not None and split.order == order:
-                    if index in split.gone:
-                        return None
-                    folio = self._make_small_folio(inode, split, index)
-                    break
+            split = self._split_at(inode, index)
+            if split is not None:
+                if index in split.gone:
+                    return None
+                folio = self._make_small_folio(inode, split, index)
         if folio is not None:
             folio.refcount += 1
         return folio
-
-    def _peek_folio(self, inode: GmemInode, index: int) -> Folio | None:
-        """As `filemap_get_folio`, without a reference, of folios that have an object."""
-        folios = inode.folios
-        folio = folios.get(index)
-        if folio is not None:
-            return folio
-        folio = folios.get(index >> PMD_ORDER << PMD_ORDER)
-        if folio is not None and folio.order == PMD_ORDER:
-            return folio
-        folio = folios.get(index >> PUD_ORDER << PUD_ORDER)
-        if folio is not None and folio.order == PUD_ORDER:
-            return folio
-        return None
 
     def _make_small_folio(self, inode: GmemInode, split: SplitFolio, index: int) -> Folio:
         """Give one page of a split huge folio an object of its own."""
@@ -147,6 +129,8 @@ class GmemFolios(Unit):
             self.host.mm.folio_put(folio)  # -EEXIST: somebody was faster
         inode.folios[index & -folio.nr_pages] = folio
         folio.refcount += folio.nr_pages
+        if self.sim.tracing:
+            self.trace_folios(inode, index & -folio.nr_pages, folio.nr_pages)
         return self._maybe_split_fresh_folio(inode, folio, index)
 
     def _maybe_split_fresh_folio(
@@ -182,11 +166,8 @@ class GmemFolios(Unit):
         """Whether the page cache has a page at `index`."""
         if self._peek_folio(inode, index) is not None:
             return True
-        for order in (PMD_ORDER, PUD_ORDER):
-            split = inode.split_folios.get(index >> order << order)
-            if split is not None and split.order == order:
-                return index not in split.gone
-        return False
+        split = self._split_at(inode, index)
+        return split is not None and index not in split.gone
 
     # Restructuring
 
@@ -228,6 +209,8 @@ class GmemFolios(Unit):
         del inode.folios[index]
         inode.split_folios[index] = SplitFolio(index, folio)
         mm.restructure_forget_huge(folio)
+        if self.sim.tracing:
+            self.trace_folios(inode, index, folio.nr_pages)
         return 0
 
     def hugetlb_restructuring_merge_folio(self, inode: GmemInode, index: int, to_order: int) -> int:
@@ -248,6 +231,8 @@ class GmemFolios(Unit):
         folio.refcount = folio.nr_pages
         folio.uptodate = uptodate
         inode.folios[index] = folio
+        if self.sim.tracing:
+            self.trace_folios(inode, index, folio.nr_pages)
         return 0
 
     # Removal
@@ -257,6 +242,8 @@ class GmemFolios(Unit):
         del inode.folios[index]
         inode.user_mapped.difference_update(range(index, index + folio.nr_pages))
         folio.uptodate = False
+        if self.sim.tracing:
+            self.trace_folios(inode, index, folio.nr_pages)
         folio.refcount -= folio.nr_pages - 1
         self.host.mm.folio_put(folio)
 
@@ -281,5 +268,7 @@ class GmemFolios(Unit):
                 plain += 1
         if len(split.gone) == split.nr_pages:
             del inode.split_folios[split.index]
+        if self.sim.tracing:
+            self.trace_folios(inode, first, last - first)
         if plain:
             mm.restructure_put_small(split.pfn, plain)

@@ -203,6 +203,8 @@ class GmemRange(GmemFolios):
             if was_split:
                 del inode.folios[index]
                 inode.split_folios[index] = SplitFolio(index, folio)
+                if self.sim.tracing:
+                    self.trace_folios(inode, index, folio.nr_pages)
         self.kvm_gmem_truncate_range(inode, start, end - start)
 
     def merge_truncate_range(
@@ -319,6 +321,8 @@ class GmemRange(GmemFolios):
         inode.invalidate_lock.down_write()
         for _, _, slot in f.bindings:
             slot.gmem_file = None
+            if self.sim.tracing:
+                self.trace_no_folios(kvm, slot)
         self.kvm_gmem_invalidate_begin_file(f, 0, MAX_INDEX)
         self.kvm_gmem_zap_file(f, 0, MAX_INDEX, self.kvm_gmem_get_invalidate_filter(inode))
         self.kvm_gmem_invalidate_end_file(f, 0, MAX_INDEX)

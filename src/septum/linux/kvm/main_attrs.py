@@ -122,6 +122,8 @@ class MainAttrs(MainSlots):
         self.set_cause(cause)
         if not ret:
             range_store(kvm.mem_attr_array, start, end, attributes)
+            if self.sim.tracing:
+                self.host.gmem.trace_attributes(kvm, kvm.mem_attr_array, start, end)
             self.sim.point("cond_resched")
             ret = self.kvm_handle_gfn_range(
                 kvm,

@@ -120,6 +120,8 @@ class MainSlots(MainRequests):
         if ret:
             self.host.gmem.kvm_gmem_unbind(slot)
             return ret
+        if self.sim.tracing:
+            self.host.gmem.trace_slot(kvm, slot)
         self.kvm_swap_active_memslots(kvm)
         return 0
 
@@ -141,6 +143,8 @@ class MainSlots(MainRequests):
         self.host.mmu.kvm_arch_flush_shadow_memslot(kvm, slot)
         kvm.slots_arch_lock.lock()
         del kvm.memslots[slot.id]
+        if self.sim.tracing:
+            self.host.gmem.trace_slot(kvm, slot, deleted=True)
         kvm.slots_arch_lock.unlock()
         self.kvm_swap_active_memslots(kvm)
         self.kvm_free_memslot(slot)

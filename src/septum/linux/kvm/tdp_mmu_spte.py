@@ -97,7 +97,16 @@ class TdpMmuSpte(TdpMmuRoots):
             task = self.sim.current
             self.sim.emit(
                 KvmTdpMmuSpteChanged(
-                    task.time_ns, task.name, task.cpu, gfn, level, old_spte, new_spte, 0, mirror
+                    task.time_ns,
+                    task.name,
+                    task.cpu,
+                    gfn,
+                    level,
+                    old_spte,
+                    new_spte,
+                    0,
+                    mirror,
+                    kvm.id,
                 )
             )
         if not was_present and not is_present:

@@ -16,6 +16,7 @@ from septum.abi.features import (
 from septum.abi.kvm import PT64_ROOT_4LEVEL, PT64_ROOT_5LEVEL
 from septum.abi.status import STATUS_MASK, TDX_OPERAND_INVALID, TDX_RND_NO_ENTROPY
 from septum.abi.types import PAGE_SIZE, Pfn
+from septum.linux.kvm.events import KvmTdEvent
 from septum.linux.kvm.tdx_base import is_hkid_assigned, tdx_operand_busy
 from septum.linux.kvm.tdx_defs import (
     KVM_MP_STATE_RUNNABLE,
@@ -145,6 +146,9 @@ class TdxInit(TdxTeardown):
         with x86.state.tdx_lock:
             kvm_tdx.tdr_page = tdr_page
             err = x86.tdh_mng_create(kvm_tdx, hkid)
+            if self.sim.tracing and not err:
+                task = self.sim.current
+                self.sim.emit(KvmTdEvent(task.time_ns, task.name, task.cpu, kvm.id, tdr_page))
         if err == TDX_RND_NO_ENTROPY:
             self._free_td_pages(kvm, tdr_page, tdcs_pages)
             return -EAGAIN, 0
