@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.septum-installed
 ARGS ?=
 
-.PHONY: setup run test lint types bench bench-explore scenarios kill-table clean
+.PHONY: setup run test lint types npm bench bench-explore scenarios kill-table clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,10 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy --strict src
+
+# Other people's parsers, which judge what Septum writes. Tests that need them say so when they skip.
+npm:
+	@cd tests/npm && npm install --no-package-lock --no-audit --no-fund --ignore-scripts --silent
 
 bench: $(STAMP)
 	@$(BIN)/python bench/module.py

@@ -1,7 +1,5 @@
 """Filters and renderings of a trace. ftrace text is parsed back by a parser of its own."""
 
-import json
-import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,17 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from septum.errors import InputError
-from septum.linux.kvm.events import KvmEntry, KvmExit, KvmMmuSplitHugePage
+from septum.linux.kvm.events import KvmMmuSplitHugePage
 from septum.module.events import SeamcallEvent
-from septum.sim.events import Event, FindingEvent, LockEvent, SwitchEvent
+from septum.sim.events import Event, FindingEvent, SwitchEvent
 from septum.trace import TraceHeader, TraceReader, TraceWriter, event_types, read_trace
 from septum.trace.command import FORMATS, render, trace
 from septum.trace.describe import describe
 from septum.trace.filters import categories, make_filter, parse_only, tag_of
-from septum.trace.ftrace import ftrace_lines
 from septum.trace.ladder import ladder_lines
-from septum.trace.mermaid import MAX_STEPS, mermaid_lines
-from septum.trace.perfetto import perfetto_chunks
 
 Golden = Callable[[str, str], None]
 
@@ -104,145 +99,6 @@ def test_ladder_loses_no_step_when_it_folds_none(letters: list[str]) -> None:
     events: list[Event] = [FindingEvent(0, "t", 0, letter, "x") for letter in letters]
     lines = [line for line in ladder_lines(events, every_step=True) if "FINDING" in line]
     assert len(lines) == len(letters)
-
-
-# ftrace
-
-LINE = re.compile(
-    r"^ *(?P<comm>.{1,15}?)-(?P<pid>\d+) +\[(?P<cpu>\d{3})\] (?P<flags>[\w.]{5}) +"
-    r"(?P<time>\d+\.\d{6}): (?P<event>\w+): (?P<text>.*)$"
-)
-X64 = r"0x[0-9a-f]{16}"
-X32 = r"0x[0-9a-f]{8}"
-FORMATS_OF_KERNEL = {
-    "kvm_entry": rf"vcpu \d+, rip 0x[0-9a-f]+ intr_info {X32} error_code {X32}",
-    "kvm_exit": rf"vcpu \d+ reason \w+ rip 0x[0-9a-f]+ info1 {X64} info2 {X64} intr_info {X32}"
-    rf" error_code {X32} requests {X64}",
-    "kvm_page_fault": rf"vcpu \d+ rip 0x[0-9a-f]+ address {X64} error_code 0x[0-9a-f]+",
-    "kvm_mmu_spte_requested": r"gfn [0-9a-f]+ pfn [0-9a-f]+ level \d",
-    "kvm_tdp_mmu_spte_changed": r"as id \d+ gfn [0-9a-f]+ level \d old_spte [0-9a-f]+"
-    r" new_spte [0-9a-f]+",
-    "kvm_mmu_split_huge_page": r"gfn [0-9a-f]+ spte [0-9a-f]+ level \d errno -?\d+",
-    "kvm_mmu_set_spte": r"gfn [0-9a-f]+ spte [0-9a-f]+ \([r-][w-][x-]u?\) level \d at [0-9a-f]+",
-    "kvm_userspace_exit": r"reason (\S+) \(\d+\)",
-    "tdh_mem_page_aug": r"\(seamcall_ret <- tdh_mem_page_aug\) rcx=0x\w+ rdx=0x\w+ r8=0x\w+"
-    r" ret=0x\w+",
-}
-"""Written from the kernel's TP_printk strings, not from the code that prints them."""
-
-
-def parsed(events: list[Event]) -> list[dict[str, str]]:
-    lines = "".join(ftrace_lines(events)).splitlines()
-    found = []
-    for line in lines:
-        if line.startswith("#"):
-            continue
-        match = LINE.match(line)
-        assert match is not None, line
-        found.append(match.groupdict())
-    return found
-
-
-def test_golden_ftrace(story: list[Event], golden: Golden) -> None:
-    golden("ftrace.txt", "".join(ftrace_lines(story)))
-
-
-def test_ftrace_reads_back(story: list[Event]) -> None:
-    lines = parsed(story)
-    seen = Counter(line["event"] for line in lines)
-    for name, pattern in FORMATS_OF_KERNEL.items():
-        texts = [line["text"] for line in lines if line["event"] == name]
-        assert texts, name
-        assert all(re.fullmatch(pattern, text) for text in texts), (name, texts)
-    assert seen["kvm_exit"] == sum(isinstance(event, KvmExit) for event in story)
-    split = [line["text"] for line in lines if line["event"] == "kvm_mmu_split_huge_page"]
-    assert split == [
-        "gfn 12400 spte 8600001234400bb7 level 2 errno 0",
-        "gfn 12600 spte 8600001234400bb7 level 2 errno -12",
-    ]
-
-
-def test_ftrace_is_in_order_of_time_with_one_pid_for_each_task() -> None:
-    events: list[Event] = [
-        KvmEntry(2_000_001_000, "vmm0.vcpu1", 1, 1),
-        KvmEntry(1_999_999_999, "vmm0.vcpu0", 0, 0),
-        KvmEntry(3_000_000_000, "vmm0.vcpu1", 1, 1),
-    ]
-    lines = parsed(events)
-    assert [line["time"] for line in lines] == ["1.999999", "2.000001", "3.000000"]
-    assert [line["comm"] for line in lines] == ["CPU 0/KVM", "CPU 1/KVM", "CPU 1/KVM"]
-    assert lines[1]["pid"] == lines[2]["pid"] != lines[0]["pid"]
-
-
-def test_ftrace_leaves_out_what_no_kernel_shows(story: list[Event]) -> None:
-    hidden = {"lock", "switch", "tdcall", "td_exit", "conversion", "guest_phase", "finding"}
-    assert not hidden & {line["event"] for line in parsed(story)}
-
-
-# Perfetto
-
-
-def perfetto(events: list[Event], timed: bool = True) -> list[dict[str, object]]:
-    body = json.loads(b"".join(perfetto_chunks(events, timed)))
-    made = body["traceEvents"]
-    assert isinstance(made, list)
-    return made
-
-
-def test_perfetto_slices_are_balanced(story: list[Event]) -> None:
-    made = perfetto(story)
-    depth: Counter[object] = Counter()
-    for event in made:
-        if event["ph"] == "B":
-            depth[event["tid"]] += 1
-        elif event["ph"] == "E":
-            depth[event["tid"]] -= 1
-            # A trace may begin with a vCPU inside the TD, never leave it more often than enter.
-            assert depth[event["tid"]] >= 0
-    opened = Counter(event["id"] for event in made if event["ph"] == "b")
-    closed = Counter(event["id"] for event in made if event["ph"] == "e")
-    assert opened == closed
-    assert all(float(str(event["dur"])) >= 0 for event in made if event["ph"] == "X")
-
-
-def test_perfetto_names_tracks_calls_and_kicks(story: list[Event]) -> None:
-    made = perfetto(story)
-    names = {
-        event["tid"]: event["args"]["name"]  # type: ignore[index]
-        for event in made
-        if event.get("name") == "thread_name"
-    }
-    assert sorted(names.values()) == ["vmm0", "vmm0.vcpu0", "vmm0.vcpu1"]
-    calls = Counter(event["name"] for event in made if event["ph"] == "X")
-    assert calls["TDH.MEM.PAGE.AUG"] == 6
-    flows = [event for event in made if event.get("cat") == "kick"]
-    assert [event["ph"] for event in flows] == ["s", "f"]
-    assert [names[event["tid"]] for event in flows] == ["vmm0", "vmm0.vcpu1"]
-
-
-def test_perfetto_without_virtual_time_counts_events() -> None:
-    events: list[Event] = [LockEvent(0, "t", 0, op, "l", "ex") for op in ("lock", "unlock")]
-    assert [event["ts"] for event in perfetto(events, timed=False)[2:]] == [1, 2]
-
-
-# Mermaid
-
-
-def test_golden_mermaid(story: list[Event], golden: Golden) -> None:
-    golden("story.mmd", "\n".join(mermaid_lines(story)) + "\n")
-
-
-def test_mermaid_text_cannot_end_a_statement(story: list[Event]) -> None:
-    lines = list(mermaid_lines(story))
-    finding = next(line for line in lines if "FINDING" in line)
-    assert "page #35;5 lost#59; vCPU 1" in finding
-    assert finding.count("->") == 0
-    assert all(len(re.findall("--?>>", line)) <= 1 for line in lines)
-
-
-def test_mermaid_refuses_what_nobody_could_read(story: list[Event]) -> None:
-    with pytest.raises(InputError, match="--only"):
-        mermaid_lines(story * (MAX_STEPS // 20))
 
 
 # All formats

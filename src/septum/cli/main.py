@@ -157,7 +157,13 @@ def report(
     ] = False,
     mermaid: Annotated[Path | None, typer.Option(help="A Mermaid sequence diagram.")] = None,
     ftrace: Annotated[Path | None, typer.Option(help="As the kernel's trace shows it.")] = None,
-    perfetto: Annotated[Path | None, typer.Option(help="JSON for ui.perfetto.dev.")] = None,
+    perfetto: Annotated[
+        Path | None,
+        typer.Option(help="For ui.perfetto.dev; a name that ends in .json for chrome://tracing."),
+    ] = None,
+    itf: Annotated[
+        Path | None, typer.Option(help="A scenario's states, as TLA+ tools read them (ITF).")
+    ] = None,
     only: Annotated[
         str, typer.Option(help="Kinds of events, with commas: seamcall,split,conversion...")
     ] = "",
@@ -176,6 +182,7 @@ def report(
                 mermaid=mermaid,
                 ftrace=ftrace,
                 perfetto=perfetto,
+                itf=itf,
                 text=text,
                 only=only,
                 design=design,
@@ -312,7 +319,11 @@ def trace(
     file: Annotated[Path, typer.Argument(help="A trace: JSON Lines, plain or gzip.")],
     fmt: Annotated[
         str,
-        typer.Option("--as", metavar="FORMAT", help="ladder, ftrace, perfetto, mermaid or jsonl."),
+        typer.Option(
+            "--as",
+            metavar="FORMAT",
+            help="ladder, ftrace, perfetto (JSON), pftrace, mermaid or jsonl.",
+        ),
     ] = "ladder",
     only: Annotated[
         str, typer.Option(help="Kinds of events, with commas: seamcall,split,conversion...")
@@ -325,7 +336,7 @@ def trace(
         Path | None, typer.Option("-o", "--output", help="Write here, not to stdout.")
     ] = None,
 ) -> None:
-    """Show a recorded trace: a ladder, ftrace text, Perfetto JSON, or a Mermaid diagram."""
+    """Show a recorded trace: a ladder, ftrace text, Perfetto (JSON, pftrace), or Mermaid."""
     from septum.trace import command
 
     command.trace(file, fmt, only, task, every_step, output)

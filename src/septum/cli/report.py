@@ -18,11 +18,13 @@ from septum.cli.scenario import record_scenario
 from septum.errors import InputError
 from septum.scenarios.boot import Boot
 from septum.scenarios.run import ScenarioRecipe, load_scenario, scenario_of_recipe
+from septum.scenarios.states import scenario_states
 from septum.sim import RoundRobin
 from septum.sim.events import FindingEvent
 from septum.sim.schedule import TOKEN_PREFIX
 from septum.trace.command import render, write_pieces
 from septum.trace.filters import make_filter, parse_only
+from septum.trace.itf import itf_chunks
 from septum.trace.reader import TraceReader
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class ReportOptions:
     mermaid: Path | None = None
     ftrace: Path | None = None
     perfetto: Path | None = None
+    itf: Path | None = None
     text: bool = False
     only: str = ""
     design: str = "v3"
@@ -49,7 +52,12 @@ class ReportOptions:
 
     def files(self) -> list[tuple[str, Path]]:
         """(format of `septum trace`, file) of what was asked for."""
-        asked = (("mermaid", self.mermaid), ("ftrace", self.ftrace), ("perfetto", self.perfetto))
+        native = self.perfetto is not None and self.perfetto.suffix != ".json"
+        asked = (
+            ("mermaid", self.mermaid),
+            ("ftrace", self.ftrace),
+            ("pftrace" if native else "perfetto", self.perfetto),
+        )
         return [(fmt, path) for fmt, path in asked if path is not None]
 
 
@@ -64,9 +72,11 @@ def report_run(run: str, options: ReportOptions) -> int:
         for fmt, target in options.files():
             with TraceReader(path) as reader:
                 events = (event for event in reader if wanted(event))
-                write_pieces(render(events, reader.header, fmt), target)
+                write_pieces(render(events, reader.header, fmt, via=reader.via), target)
             print(f"septum: {fmt} is in {target}", file=sys.stderr)
-        if options.text or not options.files():
+        if options.itf is not None:
+            _write_states(path, options.itf)
+        if options.text or not (options.files() or options.itf):
             with TraceReader(path) as reader:
                 events = (event for event in reader if wanted(event))
                 write_pieces(render(events, reader.header, "ladder"), None)
@@ -102,6 +112,24 @@ def record_token(token: str, into: Path, firmware: Path | None = None) -> None:
         return
     image = firmware_of(recipe, firmware).image
     record_boot(Boot(recipe, image, schedule=schedule), token, into)
+
+
+def _write_states(trace: Path, target: Path) -> None:
+    """Run the trace's token again, and look at the whole world at every event.
+
+    Raises InputError for a boot: its states are too many and too large.
+    """
+    with TraceReader(trace) as reader:
+        header = reader.header
+    recipe, schedule = decode_run(header.token)
+    if not isinstance(recipe, ScenarioRecipe):
+        raise InputError(
+            "--itf writes the states of a scenario; those of a boot are too many, take --perfetto"
+        )
+    check = cast("Mode", recipe.check)
+    steps = scenario_states(scenario_of_recipe(recipe), recipe.design, schedule, check)
+    write_pieces(itf_chunks(steps, header), target)
+    print(f"septum: itf is in {target} ({len(steps)} states)", file=sys.stderr)
 
 
 def has_finding(path: Path) -> bool:

@@ -16,32 +16,39 @@ from septum.trace.ladder import ladder_lines
 from septum.trace.mermaid import mermaid_lines
 from septum.trace.opening import without_opening
 from septum.trace.perfetto import perfetto_chunks
+from septum.trace.pftrace import pftrace_chunks
 from septum.trace.reader import TraceReader
 from septum.trace.writer import TraceWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from septum.sim.events import Event
     from septum.trace.header import TraceHeader
 
-FORMATS = ("ladder", "ftrace", "perfetto", "mermaid", "jsonl")
+FORMATS = ("ladder", "ftrace", "perfetto", "pftrace", "mermaid", "jsonl")
 LADDER_MAX = 20_000
 
 
 def render(
-    events: Iterable[Event], header: TraceHeader, fmt: str, *, every_step: bool = False
+    events: Iterable[Event],
+    header: TraceHeader,
+    fmt: str,
+    *,
+    every_step: bool = False,
+    via: Callable[[], str] = str,
 ) -> Iterator[bytes]:
-    """The trace in a format of FORMATS but jsonl, in pieces.
+    """The trace in a format of FORMATS but jsonl, in pieces. `via` is `TraceReader.via`.
 
     Raises InputError when the format is not for so many events.
     """
     events = without_opening(events)
     if fmt == "ftrace":
-        yield from (line.encode() for line in ftrace_lines(events))
-    elif fmt == "perfetto":
-        first = _until_time(iter(events))
-        yield from perfetto_chunks(chain(first[0], first[1]), timed=first[2])
+        yield from (line.encode() for line in ftrace_lines(events, via))
+    elif fmt in ("perfetto", "pftrace"):
+        head, rest, timed = _until_time(iter(events))
+        chunks = perfetto_chunks if fmt == "perfetto" else pftrace_chunks
+        yield from chunks(chain(head, rest), timed)
     elif fmt == "mermaid":
         yield from (f"{line}\n".encode() for line in mermaid_lines(list(events)))
     elif fmt == "ladder":
@@ -91,7 +98,7 @@ def trace(
         Path | None, typer.Option("-o", "--output", help="Write here, not to stdout.")
     ] = None,
 ) -> None:
-    """Show a recorded trace: a ladder, ftrace text, Perfetto JSON, or a Mermaid diagram."""
+    """Show a recorded trace: a ladder, ftrace text, Perfetto (JSON, pftrace), or Mermaid."""
     words = parse_only(only)
     wanted = make_filter(words)
     with TraceReader(file) as reader:
@@ -103,7 +110,8 @@ def trace(
                 for _ in events:
                     writer.write_line(reader.line)
         else:
-            write_pieces(render(events, reader.header, fmt, every_step=every_step), output)
+            pieces = render(events, reader.header, fmt, every_step=every_step, via=reader.via)
+            write_pieces(pieces, output)
         if not reader.complete:
             print(f"septum: {file} has no end line: the run was stopped", file=sys.stderr)
 

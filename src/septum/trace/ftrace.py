@@ -1,8 +1,8 @@
 """The trace as /sys/kernel/tracing/trace shows KVM's tracepoints, so that existing scripts read it.
 
 Lines have ftrace's own layout and the events' own formats. SEAMCALLs, for which the kernel has no
-tracepoint, are shown as kretprobes on their wrappers would be. Events that no kernel could show
-(locks, scheduling, the guest's TDCALLs) are left out.
+tracepoint, are shown as kretprobes on their wrappers would be, with offset 0 in the caller. Events
+that no kernel could show (locks, scheduling, the guest's TDCALLs) are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from septum.module.events import SeamcallEvent
 from septum.trace.filters import tag_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from septum.sim.events import Event
 
@@ -35,6 +35,7 @@ HEADER = """\
 
 FIRST_PID = 4200
 COMM_MAX = 15
+WRAPPER_PREFIX = "tdh_"
 _VCPU = re.compile(r"\.?vcpu(\d+)$")
 
 _FLAGS: dict[type[Event], str] = {
@@ -61,9 +62,12 @@ class FtraceWriter:
     def __init__(self) -> None:
         self.pids: dict[str, int] = {}
 
-    def line(self, event: Event) -> str | None:
-        """The line of an event, without line end; None for what the kernel does not show."""
-        body = self.body(event)
+    def line(self, event: Event, via: str = "") -> str | None:
+        """The line of an event, without line end; None for what the kernel does not show.
+
+        `via` are the kernel functions that a SEAMCALL came from, as the trace has them.
+        """
+        body = self.body(event, via)
         if body is None:
             return None
         pid = self.pids.setdefault(event.task, FIRST_PID + len(self.pids))
@@ -72,12 +76,12 @@ class FtraceWriter:
         stamp = f"{seconds}.{rest_ns // 1000:06d}"
         return f"{comm(event.task):>16}-{pid:<7} [{event.cpu:03d}] {flags} {stamp:>12}: {body}"
 
-    def body(self, event: Event) -> str | None:
+    def body(self, event: Event, via: str) -> str | None:
         """`event: text`."""
         if isinstance(event, SeamcallEvent):
-            wrapper = seamcall_name(event.leaf).lower().replace(".", "_")
+            wrapper, caller = _probed(event, via)
             return (
-                f"{wrapper}: (seamcall_ret <- {wrapper}) rcx={event.rcx:#x} rdx={event.rdx:#x}"
+                f"{wrapper}: ({caller} <- {wrapper}) rcx={event.rcx:#x} rdx={event.rdx:#x}"
                 f" r8={event.r8:#x} ret={event.status:#x}"
             )
         if type(event).__module__ != kvm.__name__:
@@ -87,18 +91,30 @@ class FtraceWriter:
         return f"{tag_of(type(event))}: {text}"
 
 
-def ftrace_lines(events: Iterable[Event]) -> Iterator[str]:
+def _probed(event: SeamcallEvent, via: str) -> tuple[str, str]:
+    """(the wrapper that a kretprobe is on, where it returns to; "0" is ftrace's word for nobody)"""
+    path = via.split(" < ")
+    for at, name in enumerate(path):
+        if name.startswith(WRAPPER_PREFIX):
+            return name, f"{path[at + 1]}+0x0/0x0" if at + 1 < len(path) else "0"
+    return seamcall_name(event.leaf).lower().replace(".", "_"), "0"
+
+
+def ftrace_lines(events: Iterable[Event], via: Callable[[], str] = str) -> Iterator[str]:
     """The header and the lines, each with its line end, by virtual time, as scripts expect it.
 
-    Every task has a clock of its own, so that a trace's order is not that of time.
+    Every task has a clock of its own, so that a trace's order is not that of time. `via` tells
+    which kernel functions the event that was taken last from `events` came from.
     """
     writer = FtraceWriter()
     yield HEADER
-    for event in sorted(events, key=_time_ns):
-        line = writer.line(event)
+    told = [(event, via() if isinstance(event, SeamcallEvent) else "") for event in events]
+    told.sort(key=_time_ns)
+    for event, path in told:
+        line = writer.line(event, path)
         if line is not None:
             yield line + "\n"
 
 
-def _time_ns(event: Event) -> int:
-    return event.time_ns
+def _time_ns(told: tuple[Event, str]) -> int:
+    return told[0].time_ns

@@ -42,12 +42,16 @@ Key = tuple[str, str, str]
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One line of a ladder before layout; `task` is "" for a fold that spans tasks."""
+    """One line of a ladder before layout; `task` is "" for a fold that spans tasks.
+
+    `event` is what the line tells of; None for a fold.
+    """
 
     time_ns: int
     task: str
     text: str
     mark: str = "*"
+    event: Event | None = None
 
 
 def is_quiet(event: Event) -> bool:
@@ -65,7 +69,7 @@ def _mark(event: Event) -> str:
 
 
 def _row(event: Event, step: Step) -> Row:
-    return Row(event.time_ns, event.task, step.text, _mark(event))
+    return Row(event.time_ns, event.task, step.text, _mark(event), event)
 
 
 def _key(row: Row, step: Step | None) -> Key:

@@ -1,4 +1,8 @@
-"""A small trace as a Mermaid sequence diagram, for an issue or a mail."""
+"""A small trace as a Mermaid sequence diagram, for an issue or a mail.
+
+Steps are folded as in the ladder: quiet ones are counted, of alike rounds the first and the last
+are shown.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,25 @@ from typing import TYPE_CHECKING
 
 from septum.errors import InputError
 from septum.module.events import GuestAccessEvent, SeamcallEvent, TdcallEvent
-from septum.sim.events import ChoiceEvent, FindingEvent, LockEvent
+from septum.sim.events import ChoiceEvent, FindingEvent
 from septum.trace.describe import describe
-from septum.trace.ladder import is_quiet
+from septum.trace.ladder import fold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from septum.sim.events import Event
+    from septum.trace.ladder import Row
 
-MAX_STEPS = 300
+MAX_STEPS = 400
 MODULE = "tdx"
+_ENTITIES = {"#": "#35;", ";": "#59;", "<": "#lt;", ">": "#gt;"}
 
 
 def _escape(text: str) -> str:
-    """Text that Mermaid takes as it is: no statement separator, no entity, no arrow."""
-    escaped = "".join({"#": "#35;", ";": "#59;"}.get(char, char) for char in text)
-    return escaped.replace("->", "→").replace("\n", " ")
+    """Text that Mermaid takes as it is: no statement separator, no entity, no arrow, no markup."""
+    arrows = text.replace("->", "→").replace("\n", " ")
+    return "".join(_ENTITIES.get(char, char) for char in arrows)
 
 
 def mermaid_lines(events: Sequence[Event]) -> Iterator[str]:
@@ -30,25 +36,28 @@ def mermaid_lines(events: Sequence[Event]) -> Iterator[str]:
 
     Raises InputError when there are more than MAX_STEPS steps to draw.
     """
-    shown = [event for event in events if not is_quiet(event) or isinstance(event, LockEvent)]
-    if len(shown) > MAX_STEPS:
+    rows = list(fold(events))
+    if len(rows) > MAX_STEPS:
         raise InputError(
-            f"a Mermaid diagram of {len(shown)} steps is of no use to anybody; choose at most "
+            f"a Mermaid diagram of {len(rows)} steps is of no use to anybody; choose at most "
             f"{MAX_STEPS} with --only, for example --only split,conversion"
         )
-    return _diagram(shown)
+    tasks = list(dict.fromkeys(row.task for row in rows if row.task))
+    return _diagram(rows, {task: f"t{at}" for at, task in enumerate(tasks)})
 
 
-def _diagram(events: list[Event]) -> Iterator[str]:
-    names = {
-        task: f"t{at}" for at, task in enumerate(dict.fromkeys(event.task for event in events))
-    }
+def _diagram(rows: list[Row], names: dict[str, str]) -> Iterator[str]:
     yield "sequenceDiagram"
     for task, name in names.items():
         yield f"    participant {name} as {_escape(task)}"
     yield f"    participant {MODULE} as TDX module"
-    for event in events:
-        for line in _event(event, names[event.task]):
+    everybody = f"{next(iter(names.values()), MODULE)},{MODULE}"
+    for row in rows:
+        if row.event is None:
+            over = names[row.task] if row.task else everybody
+            yield f"    Note over {over}: {_escape(row.text)}"
+            continue
+        for line in _event(row.event, names[row.task]):
             yield f"    {line}"
 
 

@@ -24,6 +24,10 @@ GZIP_MAGIC = b"\x1f\x8b"
 MAKE_ONE = "`septum run --trace FILE` writes one"
 
 
+class _Via(msgspec.Struct):
+    via: str = ""
+
+
 class TraceError(InputError):
     """A trace file that cannot be read: file, line, what is wrong, what would be right."""
 
@@ -114,6 +118,10 @@ class TraceReader:
                 f"the compressed data ends or is damaged here ({error})",
                 "write the trace again",
             ) from None
+
+    def via(self) -> str:
+        """The kernel functions, innermost first, that the latest event came from; of SEAMCALLs."""
+        return msgspec.json.decode(self.line, type=_Via).via
 
     def _damaged(self, number: int, line: bytes, error: msgspec.MsgspecError) -> TraceError:
         if not line.endswith(b"\n"):

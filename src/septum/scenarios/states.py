@@ -1,0 +1,214 @@
+"""The states that a run of a scenario goes through: who maps what, who can still use what.
+
+Each state is read from the tables themselves (S-EPT pages, mirror page-table pages, TLBs) at the
+event that ended it; of the event stream only the locks are taken.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE, PAGES_PER_HPAGE, PG_LEVEL_4K
+from septum.abi.sept import BLOCKED, PENDING
+from septum.abi.spte import (
+    FROZEN_SPTE,
+    SPTE_BASE_ADDR_MASK,
+    is_last_spte,
+    is_shadow_present_pte,
+)
+from septum.abi.types import PAGE_SHIFT
+from septum.checks.sept import content
+from septum.checks.view import VmView
+from septum.scenarios.world import ScenarioWorld
+from septum.sim import RunStopped
+from septum.sim.events import LockEvent
+from septum.trace.describe import describe
+from septum.trace.ladder import is_quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from septum.checks.checker import Mode
+    from septum.machine import LogicalProcessor, TablePage
+    from septum.scenarios.scenario import Scenario
+    from septum.sim import Schedule
+    from septum.sim.events import Event
+
+
+class Pages(msgspec.Struct, frozen=True):
+    """The 4 KB pages [first_gfn, end_gfn), mapped by neighbouring leaves of KVM level `level` in
+    one state; `first_gfn` is at `pfn`, and so on."""
+
+    first_gfn: int
+    end_gfn: int
+    level: int
+    state: str
+    pfn: int
+
+
+class VmState(msgspec.Struct, frozen=True):
+    """One VM: its two trees, and which [first, end) GFNs user space made private."""
+
+    sept: tuple[Pages, ...]
+    mirror: tuple[Pages, ...]
+    private: tuple[tuple[int, int], ...]
+    bugged: bool
+
+
+class WorldState(msgspec.Struct, frozen=True):
+    """A whole world: VMs, TLBs by logical processor, locks with who holds them (task, mode)."""
+
+    vms: dict[str, VmState]
+    tlbs: dict[int, tuple[Pages, ...]]
+    locks: dict[str, tuple[tuple[str, str], ...]]
+
+
+class StateStep(msgspec.Struct, frozen=True):
+    """A state and the event that ended in it: which task did what; "" at the beginning."""
+
+    task: str
+    action: str
+    state: WorldState
+
+
+def scenario_states(
+    scenario: Scenario, design: str, schedule: Schedule, check: Mode
+) -> list[StateStep]:
+    """The states of a run up to where its VMs are taken down, in order: the first one, one for each
+    event that a ladder shows, and one for each other event that changed something."""
+    world = ScenarioWorld(scenario, design, check)
+    watcher = _Watcher(world)
+    world.sim.schedule = schedule
+    world.sim.set_sink(watcher.see)
+    world.spawn()
+    with suppress(RunStopped):
+        world.sim.run()
+        world.finish()
+    return watcher.steps
+
+
+class _Watcher:
+    """Looks at the world at every event. Mirror tables that have not changed are not read again."""
+
+    __slots__ = ("_locks", "_tables", "steps", "world")
+
+    def __init__(self, world: ScenarioWorld) -> None:
+        self.world = world
+        self._locks: dict[str, tuple[tuple[str, str], ...]] = {}
+        self._tables: dict[int, tuple[object, int, list[Pages]]] = {}
+        self.steps = [StateStep("", "", self._look())]
+
+    def see(self, event: Event) -> None:
+        if isinstance(event, LockEvent):
+            self._lock(event)
+        state = self._look()
+        if is_quiet(event) and state == self.steps[-1].state:
+            return
+        self.steps.append(StateStep(event.task, describe(event).text, state))
+
+    def _lock(self, event: LockEvent) -> None:
+        holders = list(self._locks.get(event.lock, ()))
+        me = (event.task, event.mode)
+        if event.op == "lock":
+            holders.append(me)
+        elif event.op == "unlock" and me in holders:
+            holders.remove(me)
+        self._locks[event.lock] = tuple(holders)
+
+    def _look(self) -> WorldState:
+        world = self.world.world
+        tlbs = {lp.id: tuple(_merged(_cached(lp))) for lp in world.machine.lps}
+        return WorldState(
+            vms={
+                f"vm{number}": self._vm(VmView(world, kvm, None))
+                for number, kvm in sorted(world.host.kvms.items())
+            },
+            tlbs={cpu: entries for cpu, entries in tlbs.items() if entries},
+            locks={name: holders for name, holders in sorted(self._locks.items()) if holders},
+        )
+
+    def _vm(self, view: VmView) -> VmState:
+        root = view.mirror_root()
+        mirror: list[Pages] = []
+        if root is not None:
+            mirror = self._leaves(view.world.machine.tables, root.spt, root.level, 0)
+        return VmState(
+            sept=tuple(
+                Pages(gfn, gfn + nr, level, _sept_state(bits), pfn)
+                for gfn, nr, level, bits, pfn in view.runs()
+            ),
+            mirror=tuple(_merged(mirror)),
+            private=tuple(_private(view)),
+            bugged=view.kvm.vm_bugged,
+        )
+
+    def _leaves(
+        self, tables: dict[int, TablePage], page: TablePage, level: int, gfn: int
+    ) -> list[Pages]:
+        """Leaves and frozen entries of a mirror page table of KVM level `level`, ascending."""
+        now = content(page)
+        known = self._tables.get(page.pfn)
+        if level == PG_LEVEL_4K and known is not None and known[:2] == (now, gfn):
+            return known[2]
+        size = PAGES_PER_HPAGE[level]
+        found: list[Pages] = []
+        for at, spte in enumerate(page.values()):
+            first = gfn + at * size
+            pfn = (spte & SPTE_BASE_ADDR_MASK) >> PAGE_SHIFT
+            if spte == FROZEN_SPTE:
+                found.append(Pages(first, first + size, level, "frozen", 0))
+            elif is_shadow_present_pte(spte) and is_last_spte(spte, level):
+                found.append(Pages(first, first + size, level, "mapped", pfn))
+            elif is_shadow_present_pte(spte) and pfn in tables:
+                found += self._leaves(tables, tables[pfn], level - 1, first)
+        found = list(_merged(found))
+        self._tables[page.pfn] = (now, gfn, found)
+        return found
+
+
+def _cached(lp: LogicalProcessor) -> list[Pages]:
+    """What the TLB of `lp` translates, ascending."""
+    return [
+        Pages(e.gfn, e.gfn + PAGES_PER_HPAGE[e.level], e.level, "cached", e.pfn)
+        for e in sorted(lp.tlb.entries(), key=lambda e: (e.tag, e.gfn))
+    ]
+
+
+def _sept_state(bits: int) -> str:
+    word = "pending" if bits & PENDING else "mapped"
+    return f"blocked {word}" if bits & BLOCKED else word
+
+
+def _merged(leaves: Iterable[Pages]) -> Iterator[Pages]:
+    """Neighbours that go on where the last one ended are one."""
+    last: Pages | None = None
+    for leaf in leaves:
+        if last is not None and _follows(last, leaf):
+            last = Pages(last.first_gfn, leaf.end_gfn, last.level, last.state, last.pfn)
+            continue
+        if last is not None:
+            yield last
+        last = leaf
+    if last is not None:
+        yield last
+
+
+def _follows(last: Pages, leaf: Pages) -> bool:
+    if (leaf.first_gfn, leaf.level, leaf.state) != (last.end_gfn, last.level, last.state):
+        return False
+    return leaf.state == "frozen" or leaf.pfn - last.pfn == leaf.first_gfn - last.first_gfn
+
+
+def _private(view: VmView) -> Iterator[tuple[int, int]]:
+    """[first, end) GFNs of the memslots that are private, ascending."""
+    for slot in sorted(view.kvm.memslots.values(), key=lambda slot: slot.base_gfn):
+        gfn: int
+        gfn, slot_end = slot.base_gfn, slot.base_gfn + slot.npages
+        while gfn < slot_end:
+            value, end = view.attributes(slot, gfn)
+            if value & KVM_MEMORY_ATTRIBUTE_PRIVATE:
+                yield gfn, min(end, slot_end)
+            gfn = end
