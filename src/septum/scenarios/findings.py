@@ -44,6 +44,7 @@ FINDINGS = (
     Finding("F9", "finding-fresh-folio-enomem", "private-unreachable"),
     Finding("F9", "finding-fresh-folio-race", "progress"),
     Finding("F10", "finding-private-again", "precise-zap"),
+    Finding("F11", "finding-fault-meets-leaf", "is retried"),
 )
 
 
