@@ -69,6 +69,11 @@ class TdGuestCpu(GuestCpu):
         self.machine.tdcall(self._boundary(), regs)
         return regs.r10, regs.r11
 
+    def hlt(self) -> None:
+        """As of every guest; and then interrupts go on, so that what is pending is taken."""
+        super().hlt()
+        self.context.interrupt = False
+
     def _veinfo_get(self) -> int:
         """TDG.VP.VEINFO.GET, first thing in a #VE handler; returns the GPA."""
         regs = Regs(rax=TDG_VP_VEINFO_GET)

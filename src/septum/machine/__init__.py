@@ -1,7 +1,7 @@
 """The hardware: page frames and their contents, keys, cache lines, processors, TLBs, IPIs."""
 
 from septum.machine.config import MachineConfig, Tdmr
-from septum.machine.lp import LogicalProcessor
+from septum.machine.lp import LogicalProcessor, PiDesc
 from septum.machine.machine import GuestContext, Machine, SeamModule
 from septum.machine.mem import GARBAGE, PhysMem
 from septum.machine.tables import TablePage
@@ -14,6 +14,7 @@ __all__ = [
     "Machine",
     "MachineConfig",
     "PhysMem",
+    "PiDesc",
     "SeamModule",
     "TablePage",
     "Tdmr",

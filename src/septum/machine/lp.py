@@ -11,6 +11,16 @@ if TYPE_CHECKING:
     from septum.machine.machine import GuestContext
 
 
+class PiDesc:
+    """A posted-interrupt descriptor. `on` (PID.ON): an interrupt is posted that no processor has
+    moved to its guest's virtual APIC yet."""
+
+    __slots__ = ("on",)
+
+    def __init__(self) -> None:
+        self.on = False
+
+
 class LogicalProcessor:
     """One hardware thread."""
 
@@ -21,6 +31,7 @@ class LogicalProcessor:
         "ipi_pending",
         "ipi_wq",
         "irq_enabled",
+        "notification",
         "nr_ipis",
         "package",
         "sim",
@@ -35,6 +46,8 @@ class LogicalProcessor:
         self.tlb = Tlb()
         self.irq_enabled = True
         self.ipi_pending = False
+        # A notification vector that came while interrupts were off, for the guest to be entered.
+        self.notification: PiDesc | None = None
         self.nr_ipis = 0
         # The TDX module's vCPU while this processor is inside a TD, else None.
         self.guest: object | None = None
@@ -54,6 +67,7 @@ class LogicalProcessor:
     def local_irq_enable(self) -> None:
         """sti: pending interrupts are taken, which acknowledges their senders."""
         self.irq_enabled = True
+        self.notification = None  # the host's handler of that vector does nothing
         if self.ipi_pending:
             self.acknowledge()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from septum.abi.leaves import TDH_PHYMEM_PAGE_WBINVD
 from septum.abi.types import PTRS_PER_TABLE
 from septum.machine.costs import IPI_NS, SEAMCALL_COST_NS, SEAMCALL_NS, TDCALL_NS
-from septum.machine.lp import LogicalProcessor
+from septum.machine.lp import LogicalProcessor, PiDesc
 from septum.machine.mem import PhysMem
 from septum.machine.tables import TablePage
 from septum.sim import Coroutine, Sim, SimDefect
@@ -53,14 +53,25 @@ class SeamModule(Protocol):
 
 
 class GuestContext:
-    """The software state of a virtual CPU: the program it runs, wherever it is entered."""
+    """The software state of a virtual CPU: the program it runs, wherever it is entered.
 
-    __slots__ = ("coroutine", "lp", "name")
+    `interrupt`: its virtual APIC has an interrupt that the program has not taken (RVI > PPR).
+    MODEL: one bit, and the program runs with interrupts off but for after HLT.
+    """
+
+    __slots__ = ("coroutine", "interrupt", "lp", "name")
 
     def __init__(self, name: str, program: Callable[[], None]) -> None:
         self.name = name
         self.coroutine = Coroutine(name, program)
         self.lp: LogicalProcessor | None = None
+        self.interrupt = False
+
+    def take_posted(self, desc: PiDesc) -> None:
+        """Posted-interrupt processing: what is posted goes to the virtual APIC."""
+        if desc.on:
+            desc.on = False
+            self.interrupt = True
 
 
 class Machine:
@@ -123,6 +134,9 @@ class Machine:
             raise SimDefect(f"VP.ENTER of a virtual CPU (TDVPR {tdvpr_pfn:#x}) with no program")
         context.lp = lp
         lp.context = context
+        if lp.notification is not None:
+            context.take_posted(lp.notification)
+            lp.notification = None
         reason = context.coroutine.resume(lp)
         lp.context = None
         context.lp = None
@@ -178,6 +192,16 @@ class Machine:
         for lp in targets:
             # A default binds the value now; mypy cannot type such a lambda.
             lp.ipi_wq.spin_until(lambda lp=lp: not lp.ipi_pending)  # type: ignore[misc]
+
+    def notify_posted(self, cpu: int, desc: PiDesc) -> None:
+        """The posted-interrupt notification vector goes to `cpu`, which runs the vCPU of `desc` or
+        is about to. In the guest it is processed at once, with interrupts off when the guest is
+        entered; in the host with interrupts on it does nothing."""
+        lp = self.lps[cpu]
+        if lp.context is not None:
+            lp.context.take_posted(desc)
+        elif not lp.irq_enabled:
+            lp.notification = desc
 
     # Page-table pages
 

@@ -120,6 +120,12 @@ def td_field(m: Module, td: Td, field_id: int) -> int | None:
     return {field_key(k): v for k, v in values.items()}.get(key)
 
 
+def _vcpu_state_details(m: Module, vcpu: Vcpu) -> int:
+    """VCPU_STATE_DETAILS: what the processor has pending for the guest."""
+    context = m.machine.guest_contexts.get(vcpu.tdvpr_pfn)
+    return f.VCPU_STATE_DETAILS_VMXIP if context is not None and context.interrupt else 0
+
+
 def tdh_sys_rd(m: Module, lp: LogicalProcessor, regs: Regs, version: int) -> int:
     """Read a global field. RDX: field id. Returns R8: value. Source: TDH.SYS.RD."""
     field_id = regs.rdx
@@ -220,7 +226,10 @@ def _vp_rdwr(m: Module, lp: LogicalProcessor, regs: Regs, version: int, *, write
         if not status:
             # effects. MODEL: every vCPU field exists, is 0 at first, and holds what is written.
             key = field_key(field_id)
-            old = vcpu.fields.get(key, 0)
+            if key == field_key(f.MD_FIELD_ID_VCPU_STATE_DETAILS) and not write:
+                old = _vcpu_state_details(m, vcpu)
+            else:
+                old = vcpu.fields.get(key, 0)
             if write:
                 vcpu.fields[key] = old & ~mask | data & mask
             regs.r8 = old

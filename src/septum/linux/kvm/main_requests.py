@@ -157,7 +157,8 @@ class MainRequests(Unit):
 
     def kvm_vcpu_has_events(self, vcpu: KvmVcpu) -> bool:
         """An interrupt waits for the guest, and the guest lets it in."""
-        return vcpu.irq_pending and self.host.tdx.tdx_interrupt_allowed(vcpu)
+        tdx = self.host.tdx
+        return tdx.tdx_interrupt_allowed(vcpu) and tdx.tdx_protected_apic_has_interrupt(vcpu)
 
     # Bugs
 

@@ -43,7 +43,7 @@ KVM_SUPPORTED_TD_ATTRS = TDX_TD_ATTR_SEPT_VE_DISABLE
 TSC_FREQUENCY_25MHZ = 100
 
 # VMCS fields that KVM sets in a new TDVPS: (field id, value, mask). The element size is in bits
-# 33:32. MODEL: POSTED_INTR_DESC_ADDR is left alone; interrupts are not posted.
+# 33:32. MODEL: POSTED_INTR_DESC_ADDR is left alone; the machine is given the descriptor itself.
 TDVPS_POSTED_INTR_NV = 1 << 32 | 0x0002
 TDVPS_PIN_BASED_CTLS = 2 << 32 | 0x4000
 TDVPS_SHARED_EPTP = 3 << 32 | 0x203C

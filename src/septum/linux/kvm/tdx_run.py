@@ -134,6 +134,9 @@ class TdxRun(TdxTdvmcall):
         if sim.tracing:
             task = sim.current
             sim.emit(KvmEntry(task.time_ns, task.name, task.cpu, vcpu.vcpu_id))
+        if vcpu.pi_desc.on:
+            # apic->send_IPI_self(POSTED_INTR_VECTOR): the guest begins by taking it.
+            self.machine.notify_posted(vcpu.cpu, vcpu.pi_desc)
         self.tdx_vcpu_enter_exit(vcpu)
         tdx = vcpu.tdx
         if tdx.vp_enter_ret == EXIT_REASON_EPT_MISCONFIG:

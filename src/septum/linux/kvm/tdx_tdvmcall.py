@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.abi.errno import EAGAIN, EINVAL
+from septum.abi.features import MD_FIELD_ID_VCPU_STATE_DETAILS, VCPU_STATE_DETAILS_VMXIP
 from septum.abi.kvm import (
     KVM_EXIT_HYPERCALL,
     KVM_EXIT_IO,
@@ -46,6 +47,7 @@ from septum.linux.kvm.tdx_defs import (
     TDX_MAP_GPA_MAX_LEN,
 )
 from septum.linux.kvm.tdx_fault import TdxFault
+from septum.linux.kvm.types import IN_GUEST_MODE
 
 if TYPE_CHECKING:
     from septum.linux.kvm.types import KvmVcpu
@@ -82,6 +84,36 @@ class TdxTdvmcall(TdxFault):
     def tdx_interrupt_allowed(self, vcpu: KvmVcpu) -> bool:
         """A guest that halts with interrupts blocked is not woken by them."""
         return vcpu.tdx.exit_reason != EXIT_REASON_HLT or not enter_regs(vcpu).r12
+
+    def tdx_protected_apic_has_interrupt(self, vcpu: KvmVcpu) -> bool:
+        """An interrupt is posted, or is in the virtual APIC of a guest that has just halted: one
+        that came before the exit is still there, as HLT's caller has interrupts off until then.
+
+        A failing TDH.VP.RD bugs the VM and counts as none.
+        """
+        if vcpu.pi_desc.on:
+            return True
+        if vcpu.tdx.exit_reason != EXIT_REASON_HLT or enter_regs(vcpu).r12:
+            return False
+        err, details, _ = self.host.x86_tdx.tdh_vp_rd(vcpu.tdx, MD_FIELD_ID_VCPU_STATE_DETAILS)
+        if self.tdx_bug_on(err, "TDH_VP_RD", vcpu.kvm):
+            return False
+        return details & VCPU_STATE_DETAILS_VMXIP != 0
+
+    def tdx_deliver_interrupt(self, vcpu: KvmVcpu) -> None:
+        """x86 op deliver_interrupt: post it, then notify the guest that runs or wake the vCPU.
+
+        Source: vmx/common.h __vmx_deliver_posted_interrupt, kvm_vcpu_trigger_posted_interrupt.
+        """
+        desc = vcpu.pi_desc
+        if desc.on:
+            return
+        desc.on = True
+        self.sim.point("vcpu->mode")
+        if vcpu.mode == IN_GUEST_MODE:
+            self.machine.notify_posted(vcpu.cpu, desc)
+        else:
+            self.host.main.kvm_vcpu_wake_up(vcpu)
 
     # MapGPA
 

@@ -18,6 +18,7 @@ from septum.linux.kvm.gmem_types import GmemFile as GmemFile
 from septum.linux.kvm.gmem_types import GmemInode as GmemInode
 from septum.linux.kvm.gmem_types import SplitFolio as SplitFolio
 from septum.linux.kvm.gmem_types import Subpool as Subpool
+from septum.machine import PiDesc
 from septum.sim import WaitQueue
 
 if TYPE_CHECKING:
@@ -433,7 +434,6 @@ class KvmVcpu:
     __slots__ = (
         "complete_userspace_io",
         "cpu",
-        "irq_pending",
         "kvm",
         "mmu_external_spt_cache",
         "mmu_mirror_root",
@@ -443,6 +443,7 @@ class KvmVcpu:
         "mode",
         "mp_state",
         "mutex",
+        "pi_desc",
         "requests",
         "run",
         "signal_pending",
@@ -465,7 +466,7 @@ class KvmVcpu:
         self.run = KvmRun()
         self.tdx = VcpuTdx()
         self.mp_state = 0  # KVM_MP_STATE_*: runnable, uninitialized, ..., halted
-        self.irq_pending = False  # an interrupt that a halted vCPU wakes up for
+        self.pi_desc = PiDesc()  # interrupts that are not in the guest's virtual APIC yet
         self.complete_userspace_io = 0  # which completion runs at the next KVM_RUN; 0: none
         self.srcu_idx = 0
         self.stat = KvmStats()

@@ -69,9 +69,10 @@ class KvmX86(Unit):
         """Sleep until there is something to do. Always 1: the loop looks what it is."""
         if not self.kvm_arch_vcpu_runnable(vcpu):
             self.kvm_vcpu_srcu_read_unlock(vcpu)
+            # What is in the virtual APIC was looked at above, and stays while the vCPU sleeps.
             vcpu.wq.wait_event(
                 lambda: (
-                    self.kvm_arch_vcpu_runnable(vcpu)
+                    (vcpu.pi_desc.on and self.host.tdx.tdx_interrupt_allowed(vcpu))
                     or vcpu.signal_pending
                     or KVM_REQ_UNBLOCK in vcpu.requests
                 )
@@ -83,9 +84,8 @@ class KvmX86(Unit):
         return 1
 
     def kvm_apic_set_irq(self, vcpu: KvmVcpu) -> None:
-        """An interrupt for the guest: posted when it runs, and it wakes a halted vCPU."""
-        vcpu.irq_pending = True
-        self.host.main.kvm_vcpu_wake_up(vcpu)
+        """An interrupt for the guest: posted, and it wakes a halted vCPU."""
+        self.host.tdx.tdx_deliver_interrupt(vcpu)
 
     # Running
 
@@ -192,7 +192,6 @@ class KvmX86(Unit):
             lp.local_irq_enable()
             self.kvm_vcpu_srcu_read_lock(vcpu)
             return 1
-        vcpu.irq_pending = False  # posted: the guest takes it when it runs
         tdx = self.host.tdx
         exit_fastpath = tdx.tdx_vcpu_run(vcpu)
         while exit_fastpath == EXIT_FASTPATH_REENTER_GUEST:

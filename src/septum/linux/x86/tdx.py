@@ -33,6 +33,7 @@ from septum.abi.leaves import (
     TDH_VP_ENTER,
     TDH_VP_FLUSH,
     TDH_VP_INIT,
+    TDH_VP_RD,
     TDH_VP_WR,
     VERSION_SHIFT,
 )
@@ -119,6 +120,12 @@ class TdxArch(TdxPamt):
         """TDH.VP.WR."""
         regs = Regs(rcx=self.tdx_tdvpr_pa(vp), rdx=field, r8=data, r9=mask)
         return self.seamcall(TDH_VP_WR, regs)
+
+    def tdh_vp_rd(self, vp: VcpuTdx, field: int) -> SeamcallRet:
+        """TDH.VP.RD: (error, value, 0)."""
+        regs = Regs(rcx=self.tdx_tdvpr_pa(vp), rdx=field)
+        err = self.seamcall(TDH_VP_RD, regs)
+        return err, regs.r8, 0
 
     def tdh_vp_flush(self, vp: VcpuTdx) -> int:
         """TDH.VP.FLUSH, on the CPU that the vCPU is associated with."""
