@@ -11,7 +11,7 @@ import pytest
 
 from septum.abi.tdvf import parse_tdvf
 from septum.abi.tdvf_build import build_tdvf, edk2_sections
-from septum.checks import PROMISES, Checker, observed_units
+from septum.checks import Checker, observed_units
 from septum.guest.script import Accept, AcceptRange, Barrier, Convert, ScriptGuest, Verify, Write
 from septum.guest.tdcpu import make_guest_cpus
 from septum.linux.host import v3_units
@@ -250,21 +250,3 @@ def test_a_conversion_that_fails_after_its_zap():
     )
     assert "all-or-nothing" in broken
     assert any("failed (-12)" in f.text for f in world.sim.findings)
-
-
-def test_every_promise_has_a_broken_model():
-    """Here, or in the world made by hand (the other files of this directory)."""
-    in_worlds = {
-        "precise-zap",
-        "accept-once",
-        "guest-data",
-        "mirror",
-        "tlb",
-        "progress",
-        "pamt",
-        "teardown",
-        "cache",
-        "all-or-nothing",
-    }
-    by_hand = {"mapping-in-folio", "no-bug", "private-unreachable", "locking"}
-    assert in_worlds | by_hand == set(PROMISES)
