@@ -103,7 +103,7 @@ def test_pending_interrupt_ends_the_call_between_pieces(run: Runs) -> None:
         __slots__ = ()
 
         def tdx_complete_vmcall_map_gpa(self, vcpu: Any) -> int:
-            vcpu.irq_pending = True
+            vcpu.pi_desc.on = True
             return super().tdx_complete_vmcall_map_gpa(vcpu)
 
     v3 = v3_units()
