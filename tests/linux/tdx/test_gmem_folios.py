@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from septum.abi.errno import EHWPOISON, EINVAL, EIO, ENOMEM, EOPNOTSUPP
+from septum.abi.errno import EFAULT, EHWPOISON, EINVAL, EIO, ENOMEM, EOPNOTSUPP
 from septum.abi.kvm import (
     GUEST_MEMFD_FLAG_INIT_SHARED,
     KVM_MEM_GUEST_MEMFD,
@@ -283,3 +283,62 @@ def test_poison_unmaps_the_whole_folio(bench: Benches) -> None:
     assert get_pfn(b, FREE)[0] == -EHWPOISON
     assert get_pfn(b, FREE + 512)[0] == 0
     assert b.host.gmem.kvm_gmem_error_folio(b.gmem.inode, FREE + 4096) == MF_DELAYED
+
+
+def test_poison_goes_with_the_folio(bench: Benches) -> None:
+    """PG_hwpoison is the folio's: what is allocated after a hole is good."""
+    b = bench("hugetlb-2m")
+    b.prefault(FREE_GPA)
+    b.host.gmem.kvm_gmem_error_folio(b.gmem.inode, FREE + 5)
+    assert get_pfn(b, FREE)[0] == -EHWPOISON
+    b.ok(punch(b, FREE_GPA, MB2))
+    assert get_pfn(b, FREE + 5)[0] == 0
+    assert b.texts() == []
+
+
+def test_split_of_a_poisoned_folio_warns_and_loses_the_page(bench: Benches) -> None:
+    """As posted (a TODO): the flag stays on the first page, whichever page failed."""
+    b = bench("hugetlb-2m", in_place=True, vm_memory_attributes=False)
+    b.prefault(FREE_GPA)
+    b.host.gmem.kvm_gmem_error_folio(b.gmem.inode, FREE + 5)
+    assert b.convert_gmem(FREE_GPA + 7 * PAGE, PAGE, private=False)[0] == 0
+    assert b.texts() == ["WARN: a poisoned folio is split"]
+    assert get_pfn(b, FREE)[0] == -EHWPOISON
+    assert get_pfn(b, FREE + 5)[0] == 0
+
+
+# A file that is being closed
+
+
+def test_file_without_references_gives_no_page(bench: Benches) -> None:
+    """get_file_active(): between the last fput() and kvm_gmem_release(), faults get -EFAULT."""
+    b = bench("4k")
+    b.gmem.f_count = 0
+    assert get_pfn(b, FREE)[0] == -EFAULT
+    assert b.host.gmem.kvm_gmem_get_memory_attributes(b.kvm, FREE) == 0
+    b.gmem.f_count = 1
+    assert get_pfn(b, FREE)[0] == 0
+
+
+def test_unbound_index_warns_only_when_another_slot_has_it(bench: Benches) -> None:
+    b = bench("4k")
+    slot = b.host.main.gfn_to_memslot(b.kvm, FREE)
+    f = b.gmem
+    kept = f.bindings
+    get = b.host.gmem.kvm_gmem_get_pfn_locked
+    f.bindings = []
+    assert get(f, slot, FREE)[0] == -EIO and b.texts() == []
+    f.bindings = [(first, last, object()) for first, last, _ in kept]
+    assert get(f, slot, FREE)[0] == -EIO and "another slot" in b.texts()[0]
+    f.bindings = kept
+
+
+def test_huge_page_freed_last_is_taken_first(bench: Benches) -> None:
+    """enqueue_hugetlb_folio() and dequeue work at the head of the free list."""
+    b = bench("hugetlb-2m")
+    first = get_pfn(b, FREE)[1]
+    second = get_pfn(b, FREE + 512)[1]
+    b.ok(punch(b, FREE_GPA, MB2))
+    b.ok(punch(b, FREE_GPA + MB2, MB2))
+    assert get_pfn(b, FREE)[1] == second
+    assert get_pfn(b, FREE + 512)[1] == first

@@ -46,10 +46,11 @@ class GmemAttrs(GmemRange):
         No lock: who uses the answer must check for an invalidation under mmu_lock.
         """
         slot = self.host.main.gfn_to_memslot(kvm, gfn)
-        if slot is None or slot.gmem_file is None:
+        f = self.kvm_gmem_get_file(slot) if slot is not None else None
+        if slot is None or f is None:
             return 0
         index = gfn - slot.base_gfn + slot.gmem_pgoff
-        return range_get(slot.gmem_file.inode.attributes, index)
+        return range_get(f.inode.attributes, index)
 
     def kvm_gmem_range_has_attributes(
         self, inode: GmemInode, start: int, nr_pages: int, attributes: int

@@ -18,7 +18,7 @@ from septum.linux.kvm.types import KVM_FILTER_PRIVATE, KVM_FILTER_SHARED, KvmGfn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from septum.linux.kvm.types import Folio, GmemFile, GmemInode
+    from septum.linux.kvm.types import Folio, GmemFile, GmemInode, KvmMemorySlot
 
 FALLOC_FL_KEEP_SIZE = 1 << 0
 FALLOC_FL_PUNCH_HOLE = 1 << 1
@@ -39,6 +39,15 @@ class GmemRange(GmemFolios):
     def kvm_gmem_get_invalidate_filter(self, inode: GmemInode) -> int:
         """Both halves: the tree does not yet tell which can be mapped."""
         return KVM_FILTER_SHARED | KVM_FILTER_PRIVATE
+
+    def kvm_gmem_get_file(self, slot: KvmMemorySlot) -> GmemFile | None:
+        """get_file_active(&slot->gmem.file): None once the last reference to the file is gone,
+        though kvm_gmem_release() may not have run yet.
+
+        MODEL: no reference is taken: kvm_gmem_release() waits for the invalidate_lock anyway.
+        """
+        f = slot.gmem_file
+        return f if f is not None and f.f_count else None
 
     def _bound_ranges(
         self, f: GmemFile, start: int, end: int, attr_filter: int
@@ -207,6 +216,14 @@ class GmemRange(GmemFolios):
                     self.trace_folios(inode, index, folio.nr_pages)
         self.kvm_gmem_truncate_range(inode, start, end - start)
 
+    def merge_folios_in_range(self, inode: GmemInode, start: int, nr_pages: int) -> int:
+        """Have whole original folios again: 0, or the first error."""
+        for index in range(start, start + nr_pages, 1 << inode.page_order):
+            ret = self.gmem_hugetlb_restructure_folio(inode, index, inode.page_order)
+            if ret:
+                return ret
+        return 0
+
     def merge_truncate_range(
         self, inode: GmemInode, start: int, nr_pages: int, require_merge: bool
     ) -> int:
@@ -222,11 +239,9 @@ class GmemRange(GmemFolios):
             return 0
         self.unmap_mapping_pages(inode, start, nr_pages)
         if self.kvm_gmem_has_safe_refcount(inode, start, nr_pages) == -1:
-            step = 1 << inode.page_order
-            for index in range(start, start + nr_pages, step):
-                ret = self.gmem_hugetlb_restructure_folio(inode, index, inode.page_order)
-                if ret and require_merge:
-                    return ret
+            ret = self.merge_folios_in_range(inode, start, nr_pages)
+            if ret and require_merge:
+                return ret
         elif require_merge:
             return -EAGAIN
         self.kvm_gmem_truncate_range(inode, start, nr_pages)
@@ -296,7 +311,8 @@ class GmemRange(GmemFolios):
     def kvm_gmem_error_folio(self, inode: GmemInode, index: int) -> int:
         """Memory failure of the page at `index`: the whole folio is unmapped everywhere.
 
-        Returns MF_DELAYED; a later fault gets -EHWPOISON.
+        Returns MF_DELAYED; a later fault gets -EHWPOISON, until the folio is truncated.
+        MODEL: the frame is not taken out of service, so that it may come back good.
         """
         inode.invalidate_lock.down_read()
         folio = self.filemap_get_folio(inode, index)

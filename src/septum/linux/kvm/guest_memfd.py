@@ -113,15 +113,22 @@ class GuestMemfd(GmemAttrs):
         return 0
 
     def kvm_gmem_unbind(self, slot: KvmMemorySlot) -> None:
-        """The memslot goes; nothing to do when the file went first."""
+        """The memslot goes; nothing to do when the file went first.
+
+        Of a file that is being closed the binding goes without the invalidate_lock: slots_lock
+        keeps kvm_gmem_release() out.
+        """
         f = slot.gmem_file
         if f is None:
             return
         lock = f.inode.invalidate_lock
-        lock.down_write()
+        active = self.kvm_gmem_get_file(slot) is not None
+        if active:
+            lock.down_write()
         f.bindings = [binding for binding in f.bindings if binding[2] is not slot]
         slot.gmem_file = None
-        lock.up_write()
+        if active:
+            lock.up_write()
 
     # get_pfn
 
@@ -133,8 +140,10 @@ class GuestMemfd(GmemAttrs):
             if slot.gmem_file is not None:
                 self.warn_on_once("file of the slot has changed", "__kvm_gmem_get_pfn")
             return -EFAULT, 0, None
-        if not any(s is slot and first <= index < last for first, last, s in f.bindings):
-            self.warn_on_once("index is not bound to the slot", "__kvm_gmem_get_pfn")
+        bound = next((s for first, last, s in f.bindings if first <= index < last), None)
+        if bound is not slot:
+            if bound is not None:
+                self.warn_on_once("index is bound to another slot", "__kvm_gmem_get_pfn")
             return -EIO, 0, None
         inode = f.inode
         ret, folio = self.kvm_gmem_get_folio(inode, index)
@@ -150,10 +159,11 @@ class GuestMemfd(GmemAttrs):
     ) -> tuple[int, int, Folio | None, int]:
         """The private page of a GFN: (errno, pfn, folio with a reference, order of the folio).
 
-        As posted, of a huge folio that is new only the first 4 KB are cleared; a TD clears its
-        pages when it accepts them.
+        Suspect, kept: of a huge folio that is new only the first 4 KB are cleared, and all of it
+        counts as up to date from then on. A TD clears its pages when it accepts them, but what it
+        never accepted goes to user space, when it is converted, with what the last owner left.
         """
-        f = slot.gmem_file
+        f = self.kvm_gmem_get_file(slot)
         if f is None:
             return -EFAULT, 0, None, 0
         index = gfn - slot.base_gfn + slot.gmem_pgoff
@@ -183,7 +193,7 @@ class GuestMemfd(GmemAttrs):
         slot = self.host.main.gfn_to_memslot(kvm, start_gfn)
         if slot is None or not slot.flags & KVM_MEM_GUEST_MEMFD:
             return -EINVAL
-        f = slot.gmem_file
+        f = self.kvm_gmem_get_file(slot)
         if f is None:
             return -EFAULT
         npages = min(slot.npages - (start_gfn - slot.base_gfn), npages)

@@ -41,12 +41,15 @@ class MmHugetlb(Unit):
         pool = self.state.pools.get(order)
         if pool is None:
             pool = self.state.pools[order] = HugetlbPool(order)
+        fresh: list[int] = []
         while pool.max_huge_pages < nr:
             pfn = self.state.take_1g() if order == PUD_ORDER else self.state.take_2m()
             if pfn is None:
                 break
-            pool.free.append(pfn)
+            fresh.append(pfn)
             pool.max_huge_pages += 1
+        # The last one is the head of the free list: the lowest is given out first.
+        pool.free[:0] = reversed(fresh)
         return pool.max_huge_pages
 
     def hugetlb_order_to_hstate(self, order: int) -> HugetlbPool | None:
@@ -86,7 +89,7 @@ class MmHugetlb(Unit):
             return None
         subpool.rsv_hpages -= 1
         pool.resv_huge_pages -= 1
-        folio = Folio(Pfn(pool.free.pop(0)), subpool.order)
+        folio = Folio(Pfn(pool.free.pop()), subpool.order)
         folio.site = site
         folio.hugetlb = subpool
         folio.hugetlb_vmemmap_optimized = True

@@ -43,7 +43,9 @@ class HugetlbPool:
         self.order = order
         self.max_huge_pages = 0
         self.resv_huge_pages = 0
-        self.free: list[int] = []  # PFNs of free huge pages
+        # PFNs of free huge pages; the last is the head of the list, where pages are freed to and
+        # taken from.
+        self.free: list[int] = []
 
     @property
     def free_huge_pages(self) -> int:
