@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from septum.errors import InputError
-from septum.scenarios.findings import FINDINGS, Finding, token_of
+from septum.scenarios.findings import FINDINGS, Finding, shown, token_of
 from septum.scenarios.run import ScenarioRecipe, load_scenario, replay_scenario
 from septum.sim import decode_token
 
@@ -15,17 +15,20 @@ TEXT = (Path(__file__).parents[2] / "docs" / "findings.md").read_text(encoding="
 TOKENS = re.findall(r"septum replay (septum1\.\S+)`", TEXT)
 
 
-@pytest.mark.parametrize("token", TOKENS)
-def test_tokens_replay(token: str) -> None:
+@pytest.mark.parametrize(("finding", "token"), list(zip(FINDINGS, TOKENS, strict=True)))
+def test_tokens_replay(finding: Finding, token: str) -> None:
     """Each token still shows its finding, and nothing that its scenario does not say."""
     _, packed, schedule = decode_token(token)
     outcome = replay_scenario(msgspec.msgpack.decode(packed, type=ScenarioRecipe), schedule)
-    assert outcome.findings or outcome.ended
+    assert outcome.scenario == finding.scenario
+    assert any(finding.shows in text for text in shown(outcome))
     assert outcome.ok, outcome.unmet
 
 
 def test_every_scenario_named_there_exists() -> None:
-    names = set(re.findall(r"`?((?:finding|folio-1g|hugetlb|odd)-[a-z0-9-]+)`?", TEXT))
+    names = set(
+        re.findall(r"`?((?:finding|folio-1g|hugetlb|odd|memory-failure)-[a-z0-9-]+)`?", TEXT)
+    )
     assert len(names) >= 8
     for name in sorted(names):
         assert load_scenario(name).summary

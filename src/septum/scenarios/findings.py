@@ -20,6 +20,8 @@ from septum.sim import ListSchedule, RoundRobin, Schedule
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from septum.scenarios.outcome import ScenarioOutcome
+
 PREEMPT_WITHIN = 120
 
 
@@ -45,6 +47,10 @@ FINDINGS = (
     Finding("F9", "finding-fresh-folio-race", "progress"),
     Finding("F10", "finding-private-again", "precise-zap"),
     Finding("F11", "finding-fault-meets-leaf", "is retried"),
+    Finding("F12", "finding-folio-lock", "waits for folio lock"),
+    Finding("F13", "finding-duplicate-metadata", "duplicate metadata"),
+    Finding("F14", "finding-stale-page", "read page 5 in b: 0x22"),
+    Finding("F15", "finding-punch-pinned", "all-or-nothing"),
 )
 
 
@@ -56,13 +62,18 @@ def _schedules() -> Iterator[Schedule]:
             yield ListSchedule([first] + [0] * after + [1])
 
 
+def shown(outcome: ScenarioOutcome) -> list[str]:
+    """What a finding's `shows` is looked for in: broken promises, why VMMs gave up, results."""
+    texts = [f"{found.promise}: {found.text}" for found in outcome.findings]
+    return texts + outcome.ended + [f"{done.op}: {done.result}" for done in outcome.results]
+
+
 def token_of(finding: Finding) -> str:
     """The token of the first simple schedule that shows the finding, and nothing that its scenario
     does not say. Raises InputError when none does."""
     for schedule in _schedules():
         outcome = run_scenario(finding.scenario, schedule=schedule)
-        texts = [f"{found.promise}: {found.text}" for found in outcome.findings] + outcome.ended
-        if outcome.ok and any(finding.shows in text for text in texts):
+        if outcome.ok and any(finding.shows in text for text in shown(outcome)):
             return outcome.token
     raise InputError(f"{finding.id}: no simple schedule of {finding.scenario} shows it any more")
 

@@ -186,8 +186,14 @@ class ScenarioWorld:
         self.sim.spawn(program.name, thread.run, cpu=vmm.cpus[program.vcpu])
 
     def finish(self) -> None:
-        """The programs have ended: the steps of `after`. Schedules have no part in it."""
+        """The programs have ended: the steps of `after`. Schedules have no part in it.
+
+        When some never end (tasks that wait for each other), nothing can come after them.
+        """
         self.failures.open = False
+        if self.sim.tasks:
+            self._stop()
+            return
         schedule = self.sim.schedule
         self.sim.schedule = RoundRobin()
         for step in self.scenario.after:
@@ -215,6 +221,8 @@ class ScenarioWorld:
 
     def teardown(self) -> None:
         """The VMMs exit, one after the other; the checks look at what is left."""
+        if self.stopped:
+            return
         for vmm in self.vmms.values():
             vmm.stop(STOP_SHUTDOWN)
             vmm.exit()
@@ -232,8 +240,11 @@ class ScenarioWorld:
             self.finish()
             self.teardown()
         except RunStopped:
-            # Tasks stand in the middle of things: what is there now says nothing.
-            self.stopped = True
-            for finding in self.sim.findings:
-                if finding.promise in self.checker.results:
-                    self.checker.results[finding.promise] = "broken"
+            self._stop()
+
+    def _stop(self) -> None:
+        """Tasks stand in the middle of things: what is there now says nothing."""
+        self.stopped = True
+        for finding in self.sim.findings:
+            if finding.promise in self.checker.results:
+                self.checker.results[finding.promise] = "broken"

@@ -342,3 +342,46 @@ def test_huge_page_freed_last_is_taken_first(bench: Benches) -> None:
     b.ok(punch(b, FREE_GPA + MB2, MB2))
     assert get_pfn(b, FREE)[1] == second
     assert get_pfn(b, FREE + 512)[1] == first
+
+
+# The folio lock, and the metadata of a huge page
+
+
+def test_lock_waiter_goes_on_with_unlock(bench: Benches) -> None:
+    """A folio that is being added is locked; folio_unlock() wakes who waits for it."""
+    b = bench("4k")
+    gmem = b.host.gmem
+    _, folio = gmem.kvm_gmem_get_folio(b.gmem.inode, FREE)
+    assert folio.locked
+    got: list[Any] = []
+    b.sim.spawn("waiter", lambda: got.append(gmem.filemap_lock_folio(b.gmem.inode, FREE)))
+    b.sim.spawn("owner", lambda: gmem.folio_unlock(folio))
+    b.sim.run()
+    assert got == [folio] and folio.refcount == 3 and b.texts() == []
+
+
+def test_a_refused_page_cache_entry_leaves_metadata(bench: Benches) -> None:
+    """As posted: what does not get into the page cache goes back without its metadata."""
+    b = bench("hugetlb-2m")
+    known = b.host.mm.state.restructuring_metadata
+    before = set(known)
+    b.choices.wanted["alloc:gmem_filemap_add"] = [1]
+    assert get_pfn(b, FREE)[0] == -ENOMEM
+    assert len(known - before) == 1 and b.texts() == []
+    assert get_pfn(b, FREE)[0] == 0
+    assert b.texts() == ["WARN: Unexpected duplicate metadata registered"]
+
+
+def test_metadata_goes_with_the_folio(bench: Benches) -> None:
+    b = bench("hugetlb-2m", in_place=True, vm_memory_attributes=False)
+    known = b.host.mm.state.restructuring_metadata
+    before = set(known)
+    b.choices.wanted["alloc:hugetlb_restructuring_metadata"] = [1]
+    assert get_pfn(b, FREE)[0] == -ENOMEM and known == before
+    assert get_pfn(b, FREE)[0] == 0 and len(known) == len(before) + 1
+    b.ok(b.convert_gmem(FREE_GPA, PAGE, private=False)[0])
+    b.ok(punch(b, FREE_GPA, MB2))
+    assert known == before
+    b.vmm.teardown()
+    assert not known and b.texts() == []
+    b.assert_nothing_left()

@@ -224,6 +224,7 @@ class GmemAttrs(GmemRange):
             return ret
         if folio.order:
             self.warn_on_once("large folio in a shared range", "kvm_gmem_fault_user_mapping")
+            self.folio_unlock(folio)
             self.host.mm.folio_put(folio)
             return -EINVAL
         if not folio.uptodate:
@@ -232,4 +233,5 @@ class GmemAttrs(GmemRange):
         if index in inode.user_mapped:
             self.host.mm.folio_put(folio)
         inode.user_mapped.add(index)
+        self.folio_unlock(folio)
         return folio.pfn

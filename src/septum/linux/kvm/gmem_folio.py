@@ -3,7 +3,8 @@
 Backing is by 4 KB pages, by hugetlb pages of 2 MB or 1 GB (the tree that v3 is posted on), or by
 2 MB folios as a THP-capable guest_memfd would have them.
 
-MODEL: the folio lock is not modelled; whoever needs a stable folio holds the invalidate_lock.
+MODEL: the folio lock is kept for a folio that is being added only; where it is taken else, nobody
+could come in between.
 
 Source: virt/kvm/guest_memfd.c, guest_memfd_hugetlb.c, mm/hugetlb_restructuring.c of
 wip-gmem-conversions-hugetlb-restructuring-12-08-25.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.abi.errno import ENOMEM
+from septum.abi.errno import EEXIST, ENOMEM
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.abi.types import Pfn
 from septum.linux.kvm.gmem_trace import PMD_ORDER, GmemTrace
@@ -51,6 +52,23 @@ class GmemFolios(GmemTrace):
         if folio is not None:
             folio.refcount += 1
         return folio
+
+    def filemap_lock_folio(self, inode: GmemInode, index: int) -> Folio | None:
+        """As `filemap_get_folio`, once nobody has the folio locked any more.
+
+        Who sleeps here holds a reference, and is woken by folio_unlock() alone.
+        """
+        folio = self.filemap_get_folio(inode, index)
+        if folio is not None:
+            while folio.locked:
+                self.sim.block(folio.lock_waiters, f"folio lock of pfn {folio.pfn:#x}")
+        return folio
+
+    def folio_unlock(self, folio: Folio) -> None:
+        """folio_unlock(): the waiters go on."""
+        if folio.locked:
+            folio.locked = False
+            self.sim.wake(folio.lock_waiters)
 
     def _make_small_folio(self, inode: GmemInode, split: SplitFolio, index: int) -> Folio:
         """Give one page of a split huge folio an object of its own."""
@@ -116,30 +134,49 @@ class GmemFolios(GmemTrace):
         return mm.alloc_folio(0, "gmem_folio")
 
     def kvm_gmem_get_folio(self, inode: GmemInode, index: int) -> tuple[int, Folio | None]:
-        """The folio at `index`, allocated when there is none, with a reference: (errno, folio)."""
+        """The folio at `index`, allocated when there is none, with a reference: (errno, folio).
+
+        A new one is locked until the caller's folio_unlock().
+        """
         while True:
-            folio = self.filemap_get_folio(inode, index)
+            folio = self.filemap_lock_folio(inode, index)
             if folio is not None:
                 return 0, folio
             folio = self._alloc_folio(inode, index)
             if folio is None:
                 return -ENOMEM, None
-            if not self._is_present(inode, index):
+            ret = self.filemap_add_folio(inode, folio, index)
+            if not ret:
                 break
-            self.host.mm.folio_put(folio)  # -EEXIST: somebody was faster
+            # Suspect, kept: the restructuring metadata of a hugetlb folio stays behind.
+            self.host.mm.folio_put(folio)
+            if ret != -EEXIST:
+                return ret, None
+        self.sim.point("folio_locked", folio)
+        return self._maybe_split_fresh_folio(inode, folio, index)
+
+    def filemap_add_folio(self, inode: GmemInode, folio: Folio, index: int) -> int:
+        """mem_cgroup_charge() and __filemap_add_folio(), locked: 0, -ENOMEM, or -EEXIST when
+        somebody was faster."""
+        if self.host.mm.fails("gmem_filemap_add"):
+            return -ENOMEM
+        if self._is_present(inode, index):
+            return -EEXIST
+        folio.locked = True
         inode.folios[index & -folio.nr_pages] = folio
         folio.refcount += folio.nr_pages
         if self.sim.tracing:
             self.trace_folios(inode, index & -folio.nr_pages, folio.nr_pages)
-        return self._maybe_split_fresh_folio(inode, folio, index)
+        return 0
 
     def _maybe_split_fresh_folio(
         self, inode: GmemInode, folio: Folio, index: int
     ) -> tuple[int, Folio | None]:
         """__maybe_split_fresh_folio(): a huge folio over a range that is not all private.
 
-        As posted, a failing split leaves the huge folio in the page cache, where the next look-up
-        finds it whole: suspect, kept.
+        Suspect, kept: a failing split leaves the huge folio in the page cache, where the next
+        look-up finds it whole. And __folio_clear_locked() wakes nobody: who waits for the lock by
+        now sleeps for good, with the reference that the split waits for.
         """
         if inode.page_order == 0:
             return 0, folio
@@ -152,14 +189,16 @@ class GmemFolios(GmemTrace):
             KVM_MEMORY_ATTRIBUTE_PRIVATE,
         ):
             return 0, folio
-        # It is in the page cache already: once it is unlocked, others find it, and find it whole.
-        self.sim.point("folio_unlock")
+        folio.locked = False
+        # It is in the page cache already: who looks it up now finds it, and finds it whole.
+        self.sim.point("folio_clear_locked", folio)
         self.host.mm.folio_put(folio)
         ret = self.gmem_hugetlb_restructure_folio(inode, base, 0)
         if ret:
             return ret, None
         small = self.filemap_get_folio(inode, index)
         assert small is not None
+        small.locked = True
         return 0, small
 
     def _is_present(self, inode: GmemInode, index: int) -> bool:
@@ -251,6 +290,8 @@ class GmemFolios(GmemTrace):
         folio.uptodate = False
         if self.sim.tracing:
             self.trace_folios(inode, index, folio.nr_pages)
+        if folio.hugetlb is not None and folio.order:
+            self.host.mm.hugetlb_restructuring_metadata_restore(folio.pfn)
         folio.refcount -= folio.nr_pages - 1
         self.host.mm.folio_put(folio)
 

@@ -289,6 +289,7 @@ class GmemRange(GmemFolios):
             if folio is None:
                 break
             index = (index & -folio.nr_pages) + folio.nr_pages
+            self.folio_unlock(folio)
             self.host.mm.folio_put(folio)
             self.sim.point("cond_resched")
         inode.invalidate_lock.up_read()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from septum.abi.types import Pfn
     from septum.linux.kvm.types import Kvm, KvmMemorySlot
-    from septum.sim import RwSem
+    from septum.sim import RwSem, Task
 
 
 class GmemInode:
@@ -101,6 +101,8 @@ class Folio:
     __slots__ = (
         "hugetlb",
         "hugetlb_vmemmap_optimized",
+        "lock_waiters",
+        "locked",
         "order",
         "pfn",
         "refcount",
@@ -113,6 +115,8 @@ class Folio:
         self.order = order
         self.refcount = 1
         self.uptodate = False
+        self.locked = False  # PG_locked
+        self.lock_waiters: list[Task] = []  # who sleeps in folio_lock()
         self.hugetlb_vmemmap_optimized = False
         self.hugetlb: Subpool | None = None  # the subpool a hugetlb folio goes back to
         self.site = ""  # call site of the allocation

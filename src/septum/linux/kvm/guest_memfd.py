@@ -135,7 +135,7 @@ class GuestMemfd(GmemAttrs):
     def kvm_gmem_get_pfn_locked(
         self, f: GmemFile, slot: KvmMemorySlot, index: int
     ) -> tuple[int, int, Folio | None]:
-        """__kvm_gmem_get_pfn(): (errno, pfn, folio with a reference)."""
+        """__kvm_gmem_get_pfn(): (errno, pfn, locked folio with a reference)."""
         if slot.gmem_file is not f:
             if slot.gmem_file is not None:
                 self.warn_on_once("file of the slot has changed", "__kvm_gmem_get_pfn")
@@ -150,6 +150,7 @@ class GuestMemfd(GmemAttrs):
         if folio is None:
             return ret, 0, None
         if inode.poisoned and index in inode.poisoned:
+            self.folio_unlock(folio)
             self.host.mm.folio_put(folio)
             return -EHWPOISON, 0, None
         return 0, self.folio_file_pfn(folio, index), folio
@@ -176,6 +177,7 @@ class GuestMemfd(GmemAttrs):
             if not folio.uptodate:
                 self.machine.mem.write(folio.pfn, 0, 0)
                 folio.uptodate = True
+            self.folio_unlock(folio)
         lock.up_read()
         return ret, pfn, folio, order
 
@@ -230,6 +232,7 @@ class GuestMemfd(GmemAttrs):
         inode.invalidate_lock.down_write()
         ret, pfn, folio = self.kvm_gmem_get_pfn_locked(f, slot, index)
         if folio is not None:
+            self.folio_unlock(folio)
             if not self.kvm_gmem_range_is_private(inode, index, kvm, gfn):
                 ret = -EINVAL
             else:

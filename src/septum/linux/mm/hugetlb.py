@@ -81,6 +81,7 @@ class MmHugetlb(Unit):
         """A huge folio from the subpool's reservation, with one reference; None when short.
 
         The restructuring metadata is recorded with it.
+        Source: guest_memfd_hugetlb.c gmem_hugetlb_alloc_folio.
         """
         self.sim.might_sleep(site)
         self.sim.point("alloc")
@@ -94,7 +95,30 @@ class MmHugetlb(Unit):
         folio.hugetlb = subpool
         folio.hugetlb_vmemmap_optimized = True
         self.state.folios[folio.pfn] = folio
+        if not self.hugetlb_restructuring_metadata_store(folio):
+            self.free_huge_folio(folio)
+            return None
         return folio
+
+    def hugetlb_restructuring_metadata_store(self, folio: Folio) -> bool:
+        """Remember how large the folio was allocated; false without memory.
+
+        A WARN when there is something about its PFN already.
+        """
+        if self.fails("hugetlb_restructuring_metadata"):
+            return False
+        known = self.state.restructuring_metadata
+        if folio.pfn in known:
+            self.warn_on(
+                "Unexpected duplicate metadata registered",
+                "hugetlb_restructuring_metadata_register",
+            )
+        known.add(folio.pfn)
+        return True
+
+    def hugetlb_restructuring_metadata_restore(self, pfn: int) -> None:
+        """The folio goes back to its pool as it came."""
+        self.state.restructuring_metadata.discard(pfn)
 
     def free_huge_folio(self, folio: Folio) -> None:
         """free_huge_folio(): back to the pool; the reservation goes back to the subpool."""
@@ -128,6 +152,7 @@ class MmHugetlb(Unit):
         """`nr_pages` small folios around `pfn` lost their last reference: with the last of all,
         the huge folio is made again and goes back to its pool.
 
+        MODEL: at once, where the kernel has a workqueue do it.
         Source: hugetlb_restructuring.c maybe_merge_unreferenced_folio().
         """
         head = self.restructured_head(pfn)
@@ -136,6 +161,7 @@ class MmHugetlb(Unit):
         if meta.nr_pages_waiting_to_be_merged < 1 << meta.order:
             return
         folio = self.restructure_make_huge(head, meta.subpool, meta.site)
+        self.hugetlb_restructuring_metadata_restore(head)
         self.free_huge_folio(folio)
 
     def restructured_head(self, pfn: int) -> int:

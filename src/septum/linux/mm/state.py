@@ -78,6 +78,7 @@ class MmState:
         "partial_2m",
         "pools",
         "restructured",
+        "restructuring_metadata",
         "site_of",
         "small_folios",
         "split_blocks",
@@ -102,6 +103,8 @@ class MmState:
         self.split_blocks: dict[int, SplitBlock] = {}  # first PFN -> what is left of it
         self.pools: dict[int, HugetlbPool] = {}  # by order
         self.restructured: dict[int, Restructured] = {}  # first PFN -> split hugetlb folio
+        # First PFNs in the xarray hugetlb_restructuring_metadata.
+        self.restructuring_metadata: set[int] = set()
 
     def add_region(self, start_pfn: int, end_pfn: int) -> None:
         """Give the frames [start_pfn, end_pfn) to the allocator, as the boot code does."""
