@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from septum.cli.exits import OK
-from septum.designs import designs
+from septum.designs import KINDS, designs
 from septum.errors import InputError
 from septum.report.words import wrap
 
@@ -16,13 +16,6 @@ if TYPE_CHECKING:
 
 SCHEMA = "septum.designs/1"
 NAME_WIDTH = 28
-
-HEADINGS = {
-    "base": "Base",
-    "ablation": "Ablations: v3 with one patch left out",
-    "proposal": "Proposals: what the review of v3 proposed, and what came after it",
-    "seeded-bug": "Seeded bugs: what somebody could write, and a search must find",
-}
 
 
 class DesignRow(msgspec.Struct, frozen=True):
@@ -49,8 +42,8 @@ class DesignList(msgspec.Struct, frozen=True):
 def print_designs(kinds: list[str], *, as_json: bool) -> int:
     """List the designs of these kinds, all for none. Raises InputError for an unknown kind."""
     for kind in kinds:
-        if kind not in HEADINGS:
-            raise InputError(f"--kind {kind!r}: choose from {', '.join(HEADINGS)}")
+        if kind not in KINDS:
+            raise InputError(f"--kind {kind!r}: choose from {', '.join(KINDS)}")
     chosen = [design for design in designs().values() if not kinds or design.kind in kinds]
     if as_json:
         rows = DesignList([_row(design) for design in chosen])
@@ -63,7 +56,7 @@ def print_designs(kinds: list[str], *, as_json: bool) -> int:
 def design_lines(chosen: list[Design]) -> list[str]:
     """The list as text of 80 columns, by kind."""
     lines: list[str] = []
-    for kind, heading in HEADINGS.items():
+    for kind, heading in KINDS.items():
         of_kind = [design for design in chosen if design.kind == kind]
         if not of_kind:
             continue

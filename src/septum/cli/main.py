@@ -278,6 +278,63 @@ def explore(
     )
 
 
+@app.command()
+def compare(
+    design: Annotated[
+        list[str] | None,
+        typer.Argument(help="Designs by name, or your own: PATH.py:Class."),
+    ] = None,
+    ablations: Annotated[
+        bool, typer.Option("--ablations", help="v3 without each of its patches.")
+    ] = False,
+    proposals: Annotated[
+        bool, typer.Option("--proposals", help="What the review of v3 proposed.")
+    ] = False,
+    scenarios: Annotated[
+        str, typer.Option(help="Scenarios, with commas, instead of each design's own.")
+    ] = "",
+    preemptions: Annotated[
+        int, typer.Option(help="At most so many preemptions; -1 for no bound.")
+    ] = 2,
+    failures: Annotated[int, typer.Option(help="At most so many injected failures.")] = 1,
+    schedules: Annotated[int, typer.Option(help="At most so many schedules in a search.")] = 10_000,
+    time: Annotated[float, typer.Option(help="Seconds for one search.")] = 30.0,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    check: Annotated[
+        str, typer.Option(help="When promises are checked: end, quiet or every-step.")
+    ] = "quiet",
+    cost: Annotated[
+        bool, typer.Option("--cost/--no-cost", help="Measure what each costs, too.")
+    ] = True,
+    json: Annotated[bool, typer.Option("--json", help="The table as JSON on stdout.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the page here, too.")] = None,
+    report: Annotated[Path, typer.Option(help="Folder for table, page and stories.")] = Path(
+        "septum-compare"
+    ),
+) -> None:
+    """Which promises does each design break, and what does it cost? Without any: all of them."""
+    from septum.compare.command import Wanted, compare_command
+    from septum.compare.result import Bounds
+
+    kinds = [kind for kind, on in (("ablation", ablations), ("proposal", proposals)) if on]
+    raise SystemExit(
+        compare_command(
+            Wanted(
+                names=tuple(design or ()),
+                kinds=tuple(kinds),
+                scenarios=tuple(name for name in scenarios.split(",") if name),
+                bounds=Bounds(preemptions, failures, schedules, time, seed, check),
+                workers=workers,
+                costs=cost,
+                as_json=json,
+                html=html,
+                report=report,
+            )
+        )
+    )
+
+
 @app.command("compare-backing")
 def compare_backing(
     memory: Annotated[str, typer.Option(help="Guest memory, such as 4G.")] = "1G",

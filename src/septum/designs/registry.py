@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from septum.module import Module
 
 Kind = Literal["base", "ablation", "proposal", "seeded-bug", "user"]
+KINDS: dict[str, str] = {
+    "base": "Base",
+    "ablation": "Ablations: v3 with one patch left out",
+    "proposal": "Proposals: what the review of v3 proposed, and what came after it",
+    "seeded-bug": "Seeded bugs: what somebody could write, and a search must find",
+}
+"""The kinds of the registry's designs, in order, with the heading of each."""
 
 
 @dataclass(frozen=True, slots=True)

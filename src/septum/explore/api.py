@@ -91,6 +91,7 @@ class Search:
         finally:
             self._workers.stop()
             self._local.close()
+        timed_out = not complete and self._out_of_time()
         examples = self._examples()
         if examples:
             outcome = Outcome.BROKEN
@@ -123,6 +124,7 @@ class Search:
             missing_witnesses=missing,
             interrupted=self._workers.interrupted,
             level=self.level,
+            timed_out=timed_out,
         )
 
     def _by_strategy(self, strategy: Strategy) -> tuple[bool, str]:

@@ -62,13 +62,13 @@ def explore_command(
         verdict = search.run()
         _clear_progress()
         verdicts.append(verdict)
-        stories = _stories(verdict, search.runner_searcher.runner, check)
+        told = stories(verdict, search.runner_searcher.runner, check)
         if not as_json:
             print("\n".join(verdict_lines(verdict, options)))
-            for story in stories:
+            for story in told:
                 print()
                 print("\n".join(story))
-        _write_artefacts(verdict, stories, report, emit_test)
+        _write_artefacts(verdict, told, report, emit_test)
         if verdict.interrupted:
             break
     if as_json:
@@ -149,14 +149,15 @@ def _coverage_lines(verdict: Verdict) -> list[str]:
     return [f"  reached: {words}"]
 
 
-def _stories(verdict: Verdict, runner: Runner, check: str) -> list[list[str]]:
-    stories = []
+def stories(verdict: Verdict, runner: Runner, check: str) -> list[list[str]]:
+    """The story of each counterexample, as lines of 80 columns, in the world of `runner`."""
+    told = []
     for example in verdict.counterexamples:
         recording = Recording(runner, example.answers)
         consequence = _consequence(example, verdict)
         story = story_lines(example, recording, _heading(verdict, example), consequence)
-        stories.append([*story, "", *_commands(verdict, example, check)])
-    return stories
+        told.append([*story, "", *_commands(verdict, example, check)])
+    return told
 
 
 def _heading(verdict: Verdict, example: Counterexample) -> str:

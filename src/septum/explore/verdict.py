@@ -44,6 +44,7 @@ class Verdict(msgspec.Struct, frozen=True):
     """The answer of a search, and what stands behind it.
 
     `level` is the largest number of preemptions of which all schedules were tried; -1 none.
+    `timed_out`: the clock ended the search, not another budget.
     """
 
     outcome: Outcome
@@ -64,6 +65,7 @@ class Verdict(msgspec.Struct, frozen=True):
     missing_witnesses: list[str] = []
     interrupted: bool = False
     level: int = -1
+    timed_out: bool = False
 
     def exit_code(self) -> int:
         """0 held, 1 broken, 3 undetermined, 130 interrupted with nothing found."""

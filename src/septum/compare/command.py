@@ -1,0 +1,215 @@
+"""`septum compare`: what the command line calls."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from septum import __version__
+from septum.cli.exits import BROKEN, DEFECT, INTERRUPTED, OK, UNDETERMINED
+from septum.compare.cost import LOADS, measure
+from septum.compare.plan import Plan, make_plan
+from septum.compare.pool import Pool
+from septum.compare.result import Bounds, Comparison, Cost, Mark, Searched
+from septum.compare.search import search
+from septum.compare.table import COLUMNS, Table
+from septum.compare.text import comparison_lines
+from septum.errors import InputError
+from septum.report.lines import print_lines
+from septum.report.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from septum.compare.result import Example
+
+SAME_NAME = ("preemptions", "failures", "schedules", "seed", "check")
+CHECK_MODES = ("end", "quiet", "every-step")
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What was asked for. `costs`: measure the loads, too."""
+
+    names: Sequence[str] = ()
+    kinds: Sequence[str] = ()
+    scenarios: Sequence[str] = ()
+    bounds: Bounds = Bounds()
+    workers: int = 2
+    costs: bool = True
+    as_json: bool = False
+    html: Path | None = None
+    report: Path = Path("septum-compare")
+
+    def command(self) -> str:
+        """The command line that makes the same table again."""
+        bounds = self.bounds
+        words = ["septum", "compare", *self.names]
+        words += [f"--{kind}s" for kind in self.kinds]
+        if self.scenarios:
+            words += ["--scenarios", ",".join(self.scenarios)]
+        for name, field in (("time", "time_s"), *zip(SAME_NAME, SAME_NAME, strict=True)):
+            value = getattr(bounds, field)
+            if value != getattr(Bounds(), field):
+                words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
+        if not self.costs:
+            words.append("--no-cost")
+        return shlex.join(words)
+
+
+def compare_command(wanted: Wanted) -> int:
+    """Compare and print; returns the exit code. Raises InputError for what cannot be done."""
+    _check(wanted)
+    plan = make_plan(wanted.names, wanted.kinds, wanted.scenarios)
+    comparison, defects = compare(wanted, plan)
+    _write(wanted, comparison)
+    if wanted.as_json:
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(comparison)) + b"\n")
+        sys.stdout.flush()
+    else:
+        print_lines(comparison_lines(comparison, str(wanted.report)), sys.stdout)
+    for text in defects:
+        print(f"{text}\nseptum: this is a defect of Septum; please report it", file=sys.stderr)
+    return DEFECT if defects else _exit_code(comparison)
+
+
+def _check(wanted: Wanted) -> None:
+    bounds = wanted.bounds
+    if wanted.workers < 1:
+        raise InputError(f"--workers {wanted.workers}: there must be at least one")
+    if bounds.failures < 0:
+        raise InputError(f"--failures {bounds.failures}: there cannot be fewer than none")
+    if bounds.schedules < 1:
+        raise InputError(f"--schedules {bounds.schedules}: there must be at least one")
+    if bounds.time_s <= 0:
+        raise InputError(f"--time {bounds.time_s:g}: give it some seconds")
+    if bounds.check not in CHECK_MODES:
+        raise InputError(f"--check {bounds.check!r}: choose from {', '.join(CHECK_MODES)}")
+    for path in (wanted.report, wanted.html.parent if wanted.html else None):
+        if path is not None and path.exists() and not path.is_dir():
+            raise InputError(f"{path} is there and is no folder; name another one")
+
+
+def compare(wanted: Wanted, plan: Plan) -> tuple[Comparison, list[str]]:
+    """Run the plan: the comparison, and the tracebacks of what raised."""
+    pool = Pool(wanted.workers)
+    searches = _searches(pool, plan, wanted.bounds)
+    costs: list[Cost] = []
+    defects = [searched.failed for searched in searches if searched.failed]
+    loads = [(d.name, load) for load in LOADS for d in plan.designs] if wanted.costs else []
+    if not pool.interrupted:
+        costs, failed = _costs(pool, loads)
+        defects += failed
+    table = Table(plan.designs, searches)
+    return Comparison(
+        septum_version=__version__,
+        command=wanted.command(),
+        bounds=wanted.bounds,
+        promises=list(COLUMNS),
+        rows=table.rows,
+        examples=[
+            msgspec.structs.replace(example, file=_story_name(example))
+            for example in table.examples
+        ],
+        searches=searches,
+        costs=costs,
+        loads=dict(LOADS) if costs else {},
+        interrupted=pool.interrupted,
+        left_out=len(plan.searches) + len(loads) - len(searches) - len(costs),
+    ), defects
+
+
+def _searches(pool: Pool, plan: Plan, bounds: Bounds) -> list[Searched]:
+    tasks = [partial(search, design, scenario, bounds) for design, scenario in plan.searches]
+    names = [f"{design} in {scenario}" for design, scenario in plan.searches]
+    with _Telling("compare", names) as telling:
+        answers = pool.run(tasks, Searched, telling.ended)
+    found: list[Searched] = []
+    for (design, scenario), answer in zip(plan.searches, answers, strict=True):
+        if isinstance(answer, str):
+            name = Path(scenario).stem
+            answer = Searched(design, name, False, -1, "it failed", 0, 0, 0, 0.0, failed=answer)
+        if answer is not None:
+            found.append(answer)
+    return found
+
+
+def _costs(pool: Pool, loads: list[tuple[str, str]]) -> tuple[list[Cost], list[str]]:
+    tasks = [partial(measure, design, load) for design, load in loads]
+    with _Telling("cost", [f"{design}, {load}" for design, load in loads]) as telling:
+        answers = pool.run(tasks, Cost, telling.ended)
+    costs = [answer for answer in answers if isinstance(answer, Cost)]
+    return costs, [answer for answer in answers if isinstance(answer, str)]
+
+
+class _Telling:
+    """Progress on stderr: what has ended, at which rate, what is left."""
+
+    __slots__ = ("_names", "_progress", "_started")
+
+    def __init__(self, what: str, names: list[str]) -> None:
+        self._names = names
+        self._started = time.monotonic()
+        stop = "Ctrl-C keeps what is found"
+        self._progress = Progress(what, "runs", total=len(names), stop=stop)
+
+    def ended(self, number: int) -> None:
+        """The task of that number has ended."""
+        progress = self._progress
+        progress.nr_done += 1
+        minutes = (time.monotonic() - self._started) / 60
+        left = len(self._names) - progress.nr_done
+        rate = progress.nr_done / max(minutes, 1e-3)
+        progress.say(f"{rate:.0f} a minute, about {left / rate:.1f} min left")
+
+    def __enter__(self) -> _Telling:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.__exit__(None, None, None)
+
+
+# What is left behind
+
+
+def _story_name(example: Example) -> str:
+    design = "".join(c if c.isalnum() else "-" for c in example.design).strip("-")
+    return f"{example.number:02}-{design}-{example.broken.promise}.txt"
+
+
+def _write(wanted: Wanted, comparison: Comparison) -> None:
+    from septum.compare.page import page_html
+
+    folder = wanted.report
+    folder.mkdir(parents=True, exist_ok=True)
+    for example in comparison.examples:
+        (folder / example.file).write_text("\n".join(example.broken.story) + "\n")
+    (folder / "compare.json").write_bytes(msgspec.json.format(msgspec.json.encode(comparison)))
+    (folder / "compare.txt").write_text(comparison_lines(comparison, str(folder)).plain())
+    page = page_html(comparison)
+    for path in filter(None, (folder / "compare.html", wanted.html)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+
+
+def _exit_code(comparison: Comparison) -> int:
+    """1 when a design breaks what v3 does not, 130 when interrupted before that, 3 when a cell is
+    undetermined."""
+    marks = {cell.mark for row in comparison.rows for cell in row.cells.values()}
+    unknown = any(
+        cell.mark is Mark.V3 and cell.number
+        for row in comparison.rows
+        for cell in row.cells.values()
+        if row.design == "v3"
+    )
+    if Mark.BROKEN in marks or unknown:
+        return BROKEN
+    if comparison.interrupted:
+        return INTERRUPTED
+    return UNDETERMINED if Mark.UNDETERMINED in marks else OK

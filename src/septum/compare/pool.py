@@ -1,0 +1,141 @@
+"""Tasks on all cores: each in a process of its own, so that none can change what another finds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+import traceback
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from septum.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from multiprocessing.process import BaseProcess
+
+T = TypeVar("T")
+GRACE_S = 20.0
+"""How long an interrupted task may take to hand in what it has found."""
+
+
+class _Reply(msgspec.Struct):
+    """`result` is the encoded answer; `mistake` what the user must mend, `defect` a traceback.
+    Without any the task was interrupted before it had something to say."""
+
+    result: bytes = b""
+    mistake: str = ""
+    defect: str = ""
+
+
+_ENCODE = msgspec.msgpack.Encoder()
+_REPLY = msgspec.msgpack.Decoder(_Reply)
+
+
+class Pool:
+    """Does tasks; `interrupted` says that Ctrl-C ended it before all were done."""
+
+    __slots__ = ("_running", "interrupted", "workers")
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.interrupted = False
+        self._running: dict[Connection, tuple[int, BaseProcess]] = {}
+
+    def run(
+        self,
+        tasks: Sequence[Callable[[], T]],
+        result_type: type[T],
+        told: Callable[[int], None],
+    ) -> list[T | str | None]:
+        """The answers in the order of the tasks: a result, the traceback of a task that raised,
+        or None for one that was not done. `told` is called with the number of each that ends.
+
+        Raises InputError when a task did.
+        """
+        answers: list[T | str | None] = [None] * len(tasks)
+        decode = msgspec.msgpack.Decoder(result_type).decode
+        left = list(range(len(tasks)))[::-1]
+        deadline = 0.0
+        try:
+            while left or self._running:
+                try:
+                    while left and len(self._running) < self.workers:
+                        number = left.pop()
+                        self._start(number, tasks[number])
+                    patience = max(0.0, deadline - time.monotonic()) if deadline else None
+                    for number, reply in self._ended(patience):
+                        if reply.mistake:
+                            raise InputError(reply.mistake)
+                        if reply.result or reply.defect:
+                            answers[number] = reply.defect or decode(reply.result)
+                            told(number)
+                    if deadline and time.monotonic() >= deadline:
+                        break
+                except KeyboardInterrupt:
+                    if self.interrupted:
+                        break
+                    # No more tasks; those under way hand in what they have.
+                    self.interrupted = True
+                    left.clear()
+                    deadline = time.monotonic() + GRACE_S
+                    for _, process in self._running.values():
+                        process.terminate()
+        finally:
+            self._stop()
+        return answers
+
+    def _start(self, number: int, task: Callable[[], object]) -> None:
+        context = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(theirs, task), daemon=True)
+        process.start()
+        theirs.close()
+        self._running[ours] = number, process
+
+    def _ended(self, patience: float | None) -> list[tuple[int, _Reply]]:
+        """(number, reply) of tasks that have ended; waits for one."""
+        replies = []
+        for ready in wait(list(self._running), patience):
+            assert isinstance(ready, Connection)
+            number, process = self._running[ready]
+            try:
+                reply = _REPLY.decode(ready.recv_bytes())
+            except EOFError:
+                process.join()
+                died = f"the process ended by itself, exit code {process.exitcode}"
+                reply = _Reply(defect="" if self.interrupted else died)
+            del self._running[ready]
+            ready.close()
+            process.join()
+            replies.append((number, reply))
+        return replies
+
+    def _stop(self) -> None:
+        for connection, (_, process) in self._running.items():
+            connection.close()
+            process.kill()
+            process.join()
+        self._running.clear()
+
+
+def _work(connection: Connection, task: Callable[[], object]) -> None:
+    """One task in its process. Ctrl-C goes to the parent, which says once that it is over."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        reply = _Reply(result=_ENCODE.encode(task()))
+    except InputError as error:
+        reply = _Reply(mistake=str(error))
+    except KeyboardInterrupt:
+        reply = _Reply()
+    except Exception as error:
+        from septum.designs.own import blame
+
+        reply = _Reply(mistake=blame(error))
+        if not reply.mistake:
+            reply = _Reply(defect=traceback.format_exc())
+    connection.send_bytes(_ENCODE.encode(reply))

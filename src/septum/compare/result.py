@@ -1,0 +1,159 @@
+"""What a comparison found, as plain structures: `septum compare --json` prints `Comparison`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+SCHEMA = "septum.compare"
+SCHEMA_VERSION = 1
+AS_EXPECTED = "as-expected"
+"""The last column: results, counts and pages are those that the scenario expects of v3."""
+
+
+class Mark(StrEnum):
+    """What a cell says.
+
+    `v3`: broken, and v3 breaks the same promise in the same scenario. `mended`: held where v3
+    breaks it. `failed`: the search raised, which is a defect.
+    """
+
+    HELD = "held"
+    BROKEN = "broken"
+    V3 = "v3"
+    MENDED = "mended"
+    UNDETERMINED = "undetermined"
+    FAILED = "failed"
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """What every search is given. `time_s` is for one search; `schedules`, too."""
+
+    preemptions: int = 2
+    failures: int = 1
+    schedules: int = 10_000
+    time_s: float = 30.0
+    seed: int = 0
+    check: str = "quiet"
+
+
+class Broken(msgspec.Struct, frozen=True):
+    """A promise that broke in a search, and the shrunk run that shows it."""
+
+    promise: str
+    text: str
+    token: str
+    steps: int
+    preemptions: int
+    failures: int
+    story: list[str] = []
+    """Lines of 80 columns."""
+
+
+class Searched(msgspec.Struct, frozen=True):
+    """The search of one scenario on one design.
+
+    `complete`: every schedule and failure within the bounds was tried; `level` is the number of
+    preemptions up to which that is so, -1 none. `known` are the promises that broke as the
+    scenario says that they do on v3, with what was said. `failed` is what the search raised.
+    """
+
+    design: str
+    scenario: str
+    complete: bool
+    level: int
+    why: str
+    schedules: int
+    states: int
+    steps: int
+    seconds: float
+    out_of_time: bool = False
+    broken: list[Broken] = []
+    known: dict[str, str] = {}
+    interrupted: bool = False
+    failed: str = ""
+
+    def breaks(self, promise: str) -> bool:
+        """Whether the promise broke, foreseen or not."""
+        return promise in self.known or any(b.promise == promise for b in self.broken)
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """What one load costs on one design, up to the guest's report (or its end).
+
+    Times are virtual. `seamcalls` are by leaf, whatever they returned. `allocs_under_lock` counts
+    pages and folios allocated while mmu_lock or another spinning lock was held. `pamt_pages` and
+    `table_pages` (Secure EPT) are what the module holds then; `huge` the 2 MB mappings, `small`
+    those of 4 KB. `ended` says why the VM ended early, "" when it did not.
+    """
+
+    design: str
+    load: str
+    write_locks: int = 0
+    write_hold_ns: int = 0
+    read_locks: int = 0
+    kicks: int = 0
+    ipis: int = 0
+    seamcalls: dict[str, int] = {}
+    allocs_under_lock: int = 0
+    pamt_pages: int = 0
+    table_pages: int = 0
+    huge: int = 0
+    small: int = 0
+    splits: int = 0
+    time_ns: int = 0
+    ended: str = ""
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """One promise on one design. `number` is that of the example for what it broke itself, else 0;
+    `finding` that of docs/findings.md, "" for none; `scenario` where it was seen."""
+
+    mark: Mark
+    number: int = 0
+    finding: str = ""
+    scenario: str = ""
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A design. `level` is the lowest of its searches; `unseen` are promises that it is said to
+    break and that were not seen broken."""
+
+    design: str
+    kind: str
+    origin: str
+    summary: str
+    cells: dict[str, Cell]
+    complete: bool
+    level: int
+    unseen: list[str] = []
+
+
+class Example(msgspec.Struct, frozen=True):
+    """A numbered counterexample. `file` is that of its story in the report folder."""
+
+    number: int
+    design: str
+    scenario: str
+    broken: Broken
+    file: str = ""
+
+
+class Comparison(msgspec.Struct, kw_only=True):
+    """All of it."""
+
+    schema: str = SCHEMA
+    schema_version: int = SCHEMA_VERSION
+    septum_version: str
+    command: str
+    bounds: Bounds
+    promises: list[str]
+    rows: list[Row]
+    examples: list[Example]
+    searches: list[Searched]
+    costs: list[Cost]
+    loads: dict[str, str]
+    interrupted: bool = False
+    left_out: int = 0
+    """Searches and loads that an interrupt kept from being run."""

@@ -1,0 +1,279 @@
+"""`septum compare`: verdicts in one table, with v3 beside, whatever the number of workers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from septum.compare.cost import Measured, conversion_script, measure
+from septum.compare.pool import Pool
+from septum.compare.result import Broken, Searched
+from septum.compare.table import Table
+from septum.compare.words import sign
+from septum.designs import find_design
+from septum.errors import InputError
+from septum.guest.script import ScriptGuest
+
+MINE = '''\
+from septum.linux.kvm.tdp_mmu import TdpMmu
+from septum.linux.kvm.tdx import KvmTdxUnit
+
+
+class NoTrack(KvmTdxUnit):
+    """No TDH.MEM.TRACK, no kick."""
+
+    __slots__ = ()
+
+    def tdx_track(self, kvm):
+        return
+
+
+class Same(TdpMmu):
+    """v3, said in other words."""
+
+    __slots__ = ()
+
+    def trace_split(self, it, spte, errno):
+        super().trace_split(it, spte, errno)
+
+
+class Raises(KvmTdxUnit):
+    __slots__ = ()
+
+    def tdx_track(self, kvm):
+        raise ValueError("no")
+'''
+QUICK = ("--scenarios", "convert-one-page", "--preemptions", "1", "--no-cost")
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-m", "septum", "compare", *args]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONHASHSEED": "0", "NO_COLOR": "1", "COLUMNS": "80"}
+
+
+def compare(*args: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """The command in a process of its own, in a folder with mine.py."""
+    (cwd / "mine.py").write_text(MINE)
+    return subprocess.run(
+        command(*args), cwd=cwd, env=environment(), capture_output=True, text=True, check=False
+    )
+
+
+def rows(stdout: str) -> dict[str, dict[str, Any]]:
+    return {row["design"]: row for row in json.loads(stdout)["rows"]}
+
+
+def marks(row: dict[str, Any]) -> set[str]:
+    return {cell["mark"] for cell in row["cells"].values()}
+
+
+def test_who_breaks_nothing_and_who_does_appear_as_such(tmp_path: Path) -> None:
+    done = compare("mine.py:Same", "mine.py:NoTrack", *QUICK, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    same = next(line for line in lines if line.startswith("mine.py:Same")).split()
+    broken = next(line for line in lines if line.startswith("mine.py:NoTrack")).split()
+    assert same[1:] == ["."] * 15 + ["all"]
+    assert "1" in broken[1:-1]
+    assert "  1. mine.py:NoTrack: no-bug in convert-one-page" in lines
+    folder = tmp_path / "septum-compare"
+    story = (folder / "01-mine-py-NoTrack-no-bug.txt").read_text()
+    assert story.startswith("BROKEN: promise no-bug in scenario convert-one-page")
+    assert "The shortest schedule found" in story
+    assert done.stdout == (folder / "compare.txt").read_text()
+    assert json.loads((folder / "compare.json").read_bytes())["schema"] == "septum.compare"
+
+
+def test_the_token_of_a_cell_replays(tmp_path: Path) -> None:
+    done = compare("mine.py:NoTrack", *QUICK, "--json", cwd=tmp_path)
+    example = json.loads(done.stdout)["examples"][0]
+    again = subprocess.run(
+        [sys.executable, "-m", "septum", "replay", example["broken"]["token"]],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 1, again.stderr
+    assert "TDX_TLB_TRACKING_NOT_DONE" in again.stdout
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
+    answers = []
+    for workers in ("1", "2"):
+        done = compare("mine.py:NoTrack", *QUICK, "--json", "--workers", workers, cwd=tmp_path)
+        answer = json.loads(done.stdout)
+        for searched in answer["searches"]:
+            del searched["seconds"]
+        answers.append(answer)
+    assert answers[0] == answers[1]
+
+
+def test_what_v3_breaks_is_not_the_designs_own(tmp_path: Path) -> None:
+    args = ("mine.py:Same", "--scenarios", "finding-attributes-enomem", "--no-cost")
+    done = compare(*args, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for row in rows(done.stdout).values():
+        cell = row["cells"]["mapping-in-folio"]
+        assert (cell["mark"], cell["finding"]) == ("v3", "F2")
+        assert marks(row) == {"v3", "held"}
+
+
+def test_a_budget_that_runs_out_is_undetermined(tmp_path: Path) -> None:
+    args = ("mine.py:Same", "--scenarios", "convert-against-fault", "--time", "0.5")
+    done = compare(*args, "--no-cost", "--json", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert marks(rows(done.stdout)["mine.py:Same"]) == {"undetermined"}
+
+
+MISTAKES = [
+    (["v99"], "no design is called 'v99'"),
+    (["mine.py:Nobody"], "has no class 'Nobody'"),
+    (["mine.py:Raises", *QUICK], "mine.py, line 27, in tdx_track: ValueError: no"),
+    (["v3", "--scenarios", "nowhere"], "no scenario is called 'nowhere'"),
+    (["v3", "--failures", "-1"], "--failures -1"),
+    (["v3", "--schedules", "0"], "--schedules 0"),
+    (["v3", "--time", "0"], "--time 0"),
+    (["v3", "--workers", "0"], "--workers 0"),
+    (["v3", "--check", "never"], "--check 'never'"),
+    (["v3", "--report", "mine.py"], "mine.py is there and is no folder"),
+    (["v3", "--preemptions", "few"], "--preemptions"),
+]
+
+
+@pytest.mark.parametrize(("args", "words"), MISTAKES, ids=lambda value: str(value)[:30])
+def test_a_mistake_is_one_sentence_and_2(args: list[str], words: str, tmp_path: Path) -> None:
+    done = compare(*args, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+INTERRUPTED = """
+import os, signal, sys
+from septum.cli.main import run_command
+from septum.compare import command
+
+def ended(self, number):
+    os.kill(os.getpid(), signal.SIGINT)
+
+command._Telling.ended = ended
+sys.argv = ["septum", *sys.argv[1:]]
+sys.exit(run_command())
+"""
+
+
+def test_an_interrupt_keeps_what_was_found(tmp_path: Path) -> None:
+    """Ctrl-C when the first search has ended: its row is there, and so is what was left out."""
+    (tmp_path / "mine.py").write_text(MINE)
+    args = ("compare", "mine.py:NoTrack", *QUICK, "--json", "--workers", "1")
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, *args],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 130, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["interrupted"]
+    assert answer["left_out"] == 1
+    assert [searched["design"] for searched in answer["searches"]] == ["v3"]
+    assert marks(rows(done.stdout)["v3"]) == {"held"}
+
+
+# The table
+
+
+def searched(design: str, *promises: str, complete: bool = True, known: str = "") -> Searched:
+    """A search in which these promises broke; `known` as the scenario says."""
+    return Searched(
+        design,
+        "some",
+        complete=complete,
+        level=2 if complete else 0,
+        why="",
+        schedules=1,
+        states=1,
+        steps=1,
+        seconds=0.0,
+        broken=[Broken(promise, f"{promise} broke", "token", 1, 0, 0) for promise in promises],
+        known={known: "as the scenario says"} if known else {},
+    )
+
+
+def cell_of(mine: Searched, v3: Searched, promise: str) -> str:
+    """The sign of a cell in the row of `mine`."""
+    design = find_design("v3")
+    other = type(design)("mine", "here", "mine", design.units)
+    return sign(Table([other], [v3, mine]).rows[0].cells[promise])
+
+
+def test_each_mark_means_what_the_legend_says() -> None:
+    clean, broken = searched("v3"), searched("v3", "tlb")
+    assert cell_of(searched("mine"), clean, "tlb") == "."
+    assert cell_of(searched("mine", "tlb"), clean, "tlb") == "1"
+    assert cell_of(searched("mine", "tlb"), broken, "tlb") == "v3"
+    assert cell_of(searched("mine"), broken, "tlb") == "+"
+    assert cell_of(searched("mine", complete=False), clean, "tlb") == "?"
+    assert cell_of(searched("mine", complete=False), broken, "tlb") == "?"
+    assert cell_of(searched("mine", known="tlb"), searched("v3", known="tlb"), "tlb") == "v3"
+    assert cell_of(searched("mine", "tlb", complete=False), clean, "tlb") == "1"
+
+
+# Costs and workers
+
+
+def test_the_conversion_load_keeps_the_guests_data_and_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its own verify finds every page that was not converted as it was; a design that is v3 costs
+    what v3 costs."""
+    monkeypatch.setattr("septum.compare.cost.CONVERT_HUGE", 10)
+    measured = Measured("v3", "convert")
+    first = measured.run()
+    assert first.ended == ""
+    assert isinstance(measured.guest, ScriptGuest)
+    assert [min(results) for results in measured.guest.results] == [0] * 4
+    assert first.seamcalls["TDH.MEM.PAGE.DEMOTE"] == first.splits > 10
+    assert first.huge > 0
+    assert first.pamt_pages > 0
+    assert measure("v3", "convert") == first
+
+
+def test_every_fifth_page_of_the_load_is_left_alone() -> None:
+    (ops,) = conversion_script(1 << 32, 1, 8)
+    starts = {op.gpa >> 21 for op in ops if type(op).__name__ == "Convert"}
+    assert starts == {(1 << 11) + n for n in (1, 2, 3, 6, 7)}
+
+
+def _mistake() -> Broken:
+    raise InputError("yours")
+
+
+def _defect() -> Broken:
+    raise ValueError("ours")
+
+
+def _die() -> Broken:
+    os._exit(9)
+
+
+def test_a_pool_tells_a_mistake_from_a_defect_and_from_a_death() -> None:
+    told: list[int] = []
+    first, second = Pool(2).run([_defect, _die], Broken, told.append)
+    assert isinstance(first, str) and "ValueError: ours" in first
+    assert isinstance(second, str) and "exit code 9" in second
+    assert sorted(told) == [0, 1]
+    with pytest.raises(InputError, match="yours"):
+        Pool(1).run([_mistake], Broken, told.append)
