@@ -32,11 +32,14 @@ class PamtPairs(Promise):
         if not world.module.pamt.dynamic or not self.checker.at_rest():
             return
         counts = dict(world.host.x86_tdx.state.pamt_refcounts)
+        ahead: dict[int, int] = {}
+        for page in world.host.x86_tdx.pages_counted_ahead():
+            ahead[page >> 9] = ahead.get(page >> 9, 0) + 1
         for leaf in world.module.pamt.entries_2m():
             frame = leaf.hpa >> 21
             has_pair = leaf.pt == PT_PAMT
             count = counts.pop(frame, 0)
-            users = users_of(leaf)
+            users = users_of(leaf) + ahead.get(frame, 0)
             if users == count and has_pair == bool(users):
                 continue
             pair = "has a pair" if has_pair else "has no pair"

@@ -1,5 +1,36 @@
-"""What the review of v3 proposed, and what came after it."""
+"""What the review of v3 proposed, and what came after it. One proposal a file."""
 
+from septum.designs.proposals import (
+    accept_to_level,
+    folio_first,
+    gmem_convert_hook,
+    head_tail,
+    no_vm_attributes,
+    pamt_at_alloc,
+    pfn_wrappers,
+    punch_whole,
+    restartable,
+    shared_demote,
+    split_sept_first,
+    unmap_first,
+)
 from septum.designs.registry import Design
 
-DESIGNS: tuple[Design, ...] = ()
+DESIGNS: tuple[Design, ...] = (
+    split_sept_first.DESIGN,
+    folio_first.DESIGN,
+    folio_first.BY_PFN,
+    pfn_wrappers.DESIGN,
+    unmap_first.DESIGN,
+    head_tail.DESIGN,
+    accept_to_level.DESIGN,
+    accept_to_level.VCPU_ROOT,
+    gmem_convert_hook.DESIGN,
+    no_vm_attributes.DESIGN,
+    punch_whole.DESIGN,
+    pamt_at_alloc.DESIGN,
+    shared_demote.UNBLOCK,
+    shared_demote.NON_BLOCKING,
+    restartable.FATAL,
+    restartable.RETRY,
+)

@@ -18,7 +18,7 @@ from septum.linux.kvm.types import KVM_FILTER_PRIVATE, KVM_FILTER_SHARED, KvmGfn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from septum.linux.kvm.types import Folio, GmemFile, GmemInode, KvmMemorySlot
+    from septum.linux.kvm.types import Folio, GmemFile, GmemInode, Kvm, KvmMemorySlot
 
 FALLOC_FL_KEEP_SIZE = 1 << 0
 FALLOC_FL_PUNCH_HOLE = 1 << 1
@@ -101,6 +101,10 @@ class GmemRange(GmemFolios):
 
     # Split and zap
 
+    def kvm_gmem_split_range(self, kvm: Kvm, gfn_range: KvmGfnRange) -> int:
+        """The part of a split that is in one slot; mmu_lock is held for writing."""
+        return self.host.mmu.kvm_split_cross_boundary_leafs(kvm, gfn_range, False)
+
     def kvm_gmem_split_private_file(self, f: GmemFile, start: int, end: int) -> int:
         """__kvm_gmem_split_private(): so that a zap of the range is precise, in one VM.
 
@@ -113,7 +117,7 @@ class GmemRange(GmemFolios):
             if not locked:
                 kvm.mmu_lock.write_lock()
                 locked = True
-            ret = self.host.mmu.kvm_split_cross_boundary_leafs(kvm, gfn_range, False)
+            ret = self.kvm_gmem_split_range(kvm, gfn_range)
             if ret:
                 break
         if locked:
@@ -249,6 +253,10 @@ class GmemRange(GmemFolios):
 
     # File operations
 
+    def kvm_gmem_split_for_punch(self, inode: GmemInode, start: int, end: int) -> int:
+        """Split what the zap of a hole would take too much of. Source: patch 16."""
+        return self.kvm_gmem_split_private(inode, start, end, "punch_hole")
+
     def kvm_gmem_punch_hole(self, inode: GmemInode, offset: int, length: int) -> int:
         """fallocate(PUNCH_HOLE): 0, or an error. Source: patch 16.
 
@@ -258,7 +266,7 @@ class GmemRange(GmemFolios):
         end = (offset + length) >> 12
         inode.invalidate_lock.down_write()
         self.kvm_gmem_invalidate_begin(inode, start, end)
-        ret = self.kvm_gmem_split_private(inode, start, end, "punch_hole")
+        ret = self.kvm_gmem_split_for_punch(inode, start, end)
         if ret:
             self.kvm_gmem_punch_failed(inode, start, end)
             return ret

@@ -5,7 +5,7 @@ Source: arch/x86/kvm/mmu/tdp_mmu.c, tdp_mmu.h, first part.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from septum.abi.kvm import (
     KVM_DIRECT_ROOTS,
@@ -54,9 +54,10 @@ def tdp_mmu_root_match(root: KvmMmuPage, types: int) -> bool:
 
 
 class TdpMmuRoots(Unit):
-    """Page-table pages and roots."""
+    """Page-table pages and roots. `mmu_page` is the class of what they are described by."""
 
     __slots__ = ()
+    mmu_page: ClassVar[type[KvmMmuPage]] = KvmMmuPage
 
     def kvm_mmu_init_tdp_mmu(self, kvm: Kvm) -> None:
         """Called when a VM is created. Source: tdp_mmu.c kvm_mmu_init_tdp_mmu."""
@@ -124,7 +125,7 @@ class TdpMmuRoots(Unit):
     def new_sp(self, spt_pfn: int) -> KvmMmuPage:
         """A struct kvm_mmu_page whose table is page `spt_pfn`, every entry not present."""
         spt = self.machine.alloc_table(spt_pfn, SHADOW_NONPRESENT_VALUE)
-        return KvmMmuPage(spt, 0, 0, False)
+        return self.mmu_page(spt, 0, 0, False)
 
     def tdp_mmu_free_sp(self, sp: KvmMmuPage) -> None:
         """Free the S-EPT page (unless leaked: None), the table and the header.

@@ -1,0 +1,155 @@
+"""Dynamic PAMT when an S-EPT page is allocated, and a split's other pair in its page-table page.
+
+Proposed by Kai Huang (TDX), 2026-01-21, against the per-VM cache of patches 19 to 22; taken further
+by Sean Christopherson (KVM) the same day: tdx_pamt_get() at allocation. In RFC v5; Dynamic PAMT v6
+went back to a plain cache, as it did not want to free TDX pages from RCU callbacks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from septum.abi.errno import ENOMEM
+from septum.designs.registry import Design, on_v3
+from septum.linux.kvm.tdp_mmu import TdpMmu
+from septum.linux.kvm.tdx import KvmTdxUnit
+from septum.linux.kvm.types import KvmMmuPage
+from septum.linux.x86.tdx import TdxArch
+
+if TYPE_CHECKING:
+    from septum.abi.types import Pfn
+    from septum.linux.kvm.types import Kvm, KvmVcpu, PreallocSplitCache
+    from septum.machine.tables import TablePage
+
+
+class PamtMmuPage(KvmMmuPage):
+    """struct kvm_mmu_page with `leaf_level_private`: the pair for the 2 MB that it will map."""
+
+    __slots__ = ("leaf_level_private",)
+
+    def __init__(self, spt: TablePage, level: int, gfn: int, is_mirror: bool) -> None:
+        super().__init__(spt, level, gfn, is_mirror)
+        self.leaf_level_private: list[Pfn] = []
+
+
+class PamtAtAllocTdpMmu(TdpMmu):
+    """A TDP MMU whose page tables bring what the S-EPT needs, and give it back."""
+
+    __slots__ = ()
+    mmu_page: ClassVar[type[KvmMmuPage]] = PamtMmuPage
+
+    def alloc_external_for_split(self, sp: KvmMmuPage) -> bool:
+        assert isinstance(sp, PamtMmuPage)
+        x86 = self.host.x86_tdx
+        sp.external_spt = x86.tdx_alloc_page("tdp_mmu_alloc_sp_for_split.external_spt")
+        if sp.external_spt is None:
+            return False
+        if x86.alloc_pamt_array(sp.leaf_level_private, None):
+            self._free_external(sp)
+            return False
+        return True
+
+    def tdp_mmu_free_sp(self, sp: KvmMmuPage) -> None:
+        self._free_external(sp)
+        super().tdp_mmu_free_sp(sp)
+
+    def _free_external(self, sp: KvmMmuPage) -> None:
+        assert isinstance(sp, PamtMmuPage)
+        x86 = self.host.x86_tdx
+        x86.free_pamt_array(sp.leaf_level_private)
+        sp.leaf_level_private = []
+        x86.tdx_free_page(sp.external_spt)
+        sp.external_spt = None
+
+    def split_external_spte(
+        self, kvm: Kvm, gfn: int, old_spte: int, new_spte: int, level: int, shared: bool
+    ) -> int:
+        # MODEL: the op has no argument for the pair, which is handed over where v3 looks for it.
+        sp = self.spte_to_child_sp(new_spte)
+        assert isinstance(sp, PamtMmuPage)
+        cache = kvm.tdx.prealloc_split_cache
+        cache.page_list, sp.leaf_level_private = sp.leaf_level_private, []
+        cache.cnt = len(cache.page_list)
+        ret = super().split_external_spte(kvm, gfn, old_spte, new_spte, level, shared)
+        sp.leaf_level_private, cache.page_list = cache.page_list, []
+        cache.cnt = 0
+        return ret
+
+
+class PamtAtAllocTdx(KvmTdxUnit):
+    """TDX that has its S-EPT pages from tdx_alloc_page(), and no per-VM cache."""
+
+    __slots__ = ()
+
+    def tdx_min_split_cache_sz(self, kvm: Kvm, level: int) -> int:
+        return 0
+
+    def topup_external_fault_cache(self, vcpu: KvmVcpu, cnt: int = 0) -> int:
+        """x86 op: `cnt` S-EPT pages with their PAMT, and the pages for the leaf's. 0 or -ENOMEM."""
+        x86 = self.host.x86_tdx
+        while len(vcpu.mmu_external_spt_cache) < cnt:
+            page = x86.tdx_alloc_page("tdx_fault_cache.external_spt")
+            if page is None:
+                return -ENOMEM
+            vcpu.mmu_external_spt_cache.append(page)
+        return x86.topup_tdx_prealloc_page(vcpu.tdx.prealloc, x86.tdx_dpamt_entry_pages())
+
+    def alloc_external_fault_cache(self, vcpu: KvmVcpu) -> Pfn | None:
+        cache = vcpu.mmu_external_spt_cache
+        if not cache:
+            self.warn_on_once("external fault cache is empty", "tdx_alloc_external_fault_cache")
+            return None
+        return cache.pop()
+
+    def free_external_fault_cache(self, vcpu: KvmVcpu) -> None:
+        super().free_external_fault_cache(vcpu)
+        for page in vcpu.mmu_external_spt_cache:
+            self.host.x86_tdx.tdx_free_page(page)
+        vcpu.mmu_external_spt_cache = []
+
+    # The S-EPT page has its PAMT already, and keeps it until it is freed.
+
+    def tdx_sept_page_get(self, private_spt: int, prealloc: PreallocSplitCache) -> int:
+        return 0
+
+    def tdx_sept_page_put(self, private_spt: int) -> None:
+        pass
+
+    def split_pamt_get(self, kvm: Kvm, new_private_spt: int) -> int:
+        return 0
+
+    def split_pamt_put(self, new_private_spt: int) -> None:
+        pass
+
+
+class PamtAtAllocTdxArch(TdxArch):
+    """DEMOTE that leaves the pair with its caller when it fails.
+
+    Assumed: the mails do not say what becomes of it; as it belongs to the page table, a second
+    attempt finds it there.
+    """
+
+    __slots__ = ()
+
+    def pamt_array_unused(self, pages: list[Pfn], prealloc: PreallocSplitCache | None) -> None:
+        assert prealloc is not None
+        prealloc.page_list.extend(pages)
+        prealloc.cnt += len(pages)
+
+    def pages_counted_ahead(self) -> list[int]:
+        """The S-EPT pages in the vCPUs' caches."""
+        return [
+            page
+            for kvm in self.host.kvms.values()
+            for vcpu in kvm.vcpus
+            for page in vcpu.mmu_external_spt_cache
+        ]
+
+
+DESIGN = Design(
+    "pamt-at-alloc",
+    "Kai Huang (TDX) and Sean Christopherson (KVM), 2026-01-21, review of 19/24",
+    "an S-EPT page gets its PAMT when it is allocated; the page table carries the split's pair",
+    on_v3(tdp_mmu=PamtAtAllocTdpMmu, tdx=PamtAtAllocTdx, x86_tdx=PamtAtAllocTdxArch),
+    scenarios=("finding-demote-busy-dpamt", "dpamt-topup-enomem", "dpamt-convert"),
+)

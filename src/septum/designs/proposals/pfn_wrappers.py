@@ -1,0 +1,44 @@
+"""SEAMCALL wrappers that take a PFN and a level and do not look at folios.
+
+Agreed on by Sean Christopherson (KVM) and Dave Hansen (x86), 2026-01-16, after Vishal Annapurve,
+2026-01-09: guest_memfd vouches for contiguous private memory, whatever its folios are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from septum.designs.registry import Design, on_v3
+from septum.linux.kvm.guest_memfd import GuestMemfd
+from septum.linux.x86.tdx import TdxArch
+
+if TYPE_CHECKING:
+    from septum.linux.kvm.types import Folio
+
+
+class PfnTdxArch(TdxArch):
+    """Wrappers without the sanity check of patches 01, 03, 04, 05 and 23.
+
+    MODEL: they still take a folio and an index, of which only the sum is used, as the PFN.
+    """
+
+    __slots__ = ()
+
+    def folio_holds(self, folio: Folio, start_idx: int, npages: int) -> bool:
+        return True
+
+
+class PfnGuestMemfd(GuestMemfd):
+    """guest_memfd vouches for its memory, not for its folios."""
+
+    __slots__ = ()
+    mapping_may_exceed_folio: ClassVar[bool] = True
+
+
+DESIGN = Design(
+    "pfn-wrappers",
+    "Sean Christopherson (KVM), Dave Hansen (x86), 2026-01-16, review of 00/24",
+    "SEAMCALL wrappers take PFN and level; a mapping may be larger than its folio",
+    on_v3(gmem=PfnGuestMemfd, x86_tdx=PfnTdxArch),
+    scenarios=("folio-1g-convert-4k", "folio-1g-convert-2m"),
+)

@@ -1,0 +1,170 @@
+"""A split under mmu_lock for reading: with today's TDX module, and with one that does not block.
+
+Patch 09 of v3 refuses the first. Its log says why: all vCPUs cannot be kept out under the shared
+lock, so DEMOTE may be BUSY; then the leaf, which is BLOCKED, has to be unblocked; and UNBLOCK may
+be BUSY, too. It keeps the door open for a module with NON-BLOCKING-RESIZE, whose DEMOTE needs
+neither BLOCK nor TRACK (patches 09 and 13, 2026-01-06).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from septum.abi.errno import EBUSY, EIO
+from septum.abi.kvm import KVM_REQ_OUTSIDE_GUEST_MODE
+from septum.abi.leaves import TDH_MEM_RANGE_UNBLOCK
+from septum.abi.regs import Regs
+from septum.abi.spte import spte_to_pfn
+from septum.abi.status import STATUS_MASK, TDX_TLB_TRACKING_NOT_DONE
+from septum.designs.registry import Design, on_v3
+from septum.linux.kvm.tdx import KvmTdxUnit
+from septum.linux.kvm.tdx_base import tdx_operand_busy
+from septum.linux.x86.tdx import TdxArch
+from septum.module import Module
+
+if TYPE_CHECKING:
+    from septum.linux.kvm.types import Kvm, KvmTdx, KvmVcpu
+    from septum.linux.x86.tdx import SeamcallRet
+
+
+class UnblockTdxArch(TdxArch):
+    """The SEAMCALL wrappers, with one that v3 has no use for."""
+
+    __slots__ = ()
+
+    def tdh_mem_range_unblock(self, td: KvmTdx, gpa: int, level: int) -> SeamcallRet:
+        """TDH.MEM.RANGE.UNBLOCK."""
+        regs = Regs(rcx=gpa | level, rdx=self.tdx_tdr_pa(td))
+        err = self.seamcall(TDH_MEM_RANGE_UNBLOCK, regs)
+        return err, regs.rcx, regs.rdx
+
+
+class SharedSplitTdx(KvmTdxUnit):
+    """TDX whose fault path splits: the fault of an ACCEPT may map no larger than its level, and
+    meets the 2 MB leaf above that.
+
+    As in RFC v1 of the series, the level is that of the vCPU's last exit, and nobody else is told:
+    what is split stays split, as there is no promotion. MODEL: the level counts for whatever that
+    vCPU faults in until it exits for something else, so that it may map 4 KB where 2 MB would do.
+    """
+
+    __slots__ = ()
+
+    def tdx_honor_guest_accept_level(self, vcpu: KvmVcpu, gfn: int) -> int:
+        return 0
+
+    def gmem_max_mapping_level(self, kvm: Kvm, pfn: int, is_private: bool) -> int:
+        level = super().gmem_max_mapping_level(kvm, pfn, is_private)
+        vcpu = self.host.main.kvm_get_running_vcpu()
+        wanted = self.tdx_guest_accept_level(vcpu) if vcpu is not None and is_private else 0
+        return min(level, wanted) if wanted else level
+
+    def tdx_sept_demote_shared(
+        self, kvm: Kvm, gfn: int, level: int, old_mirror_spte: int, new_private_spt: int
+    ) -> int:
+        """DEMOTE once, with PAMT pages out of the running vCPU's cache. 0, or -EBUSY or -EIO with
+        nothing split. Only BUSY and TLB tracking that is not done are not the end of the VM."""
+        vcpu = self.host.main.kvm_get_running_vcpu()
+        if vcpu is None:
+            self.host.main.kvm_bug_on(kvm, True, "split in a fault without a running vCPU")
+            return -EIO
+        x86 = self.host.x86_tdx
+        ret = x86.tdx_pamt_get(new_private_spt, vcpu.tdx.prealloc)
+        if ret:
+            return ret
+        guest_pfn = spte_to_pfn(old_mirror_spte)
+        folio = self.host.mm.page_folio(guest_pfn)
+        err, entry, level_state = x86.tdh_mem_page_demote(
+            kvm.tdx,
+            gfn << 12,
+            level - 1,
+            folio,
+            guest_pfn - folio.pfn,
+            new_private_spt,
+            vcpu.tdx.prealloc,
+        )
+        if not err:
+            return 0
+        x86.tdx_pamt_put(new_private_spt)
+        if tdx_operand_busy(err) or err & STATUS_MASK == TDX_TLB_TRACKING_NOT_DONE:
+            return -EBUSY
+        self.tdx_bug_on(err, "TDH_MEM_PAGE_DEMOTE", kvm, entry, level_state)
+        return -EIO
+
+
+class SharedUnblockTdx(SharedSplitTdx):
+    """BLOCK, TRACK, kick, DEMOTE under mmu_lock for reading; UNBLOCK where that failed.
+
+    Assumed: each of the four is called once. vCPUs are kicked so that they leave the epoch, and
+    may come back at once: nobody may set wait_for_sept_zap but a writer. An UNBLOCK that is BUSY
+    leaves the leaf BLOCKED; KVM has no other way to say so than to let the fault be retried.
+    """
+
+    __slots__ = ()
+
+    def tdx_sept_split_shared(
+        self, kvm: Kvm, gfn: int, level: int, old_mirror_spte: int, new_private_spt: int
+    ) -> int:
+        x86 = self.host.x86_tdx
+        assert isinstance(x86, UnblockTdxArch)
+        gpa = gfn << 12
+        err, entry, level_state = x86.tdh_mem_range_block(kvm.tdx, gpa, level - 1)
+        if tdx_operand_busy(err):
+            return -EBUSY
+        if self.tdx_bug_on(err, "TDH_MEM_RANGE_BLOCK", kvm, entry, level_state):
+            return -EIO
+        err, _, _ = x86.tdh_mem_track(kvm.tdx)
+        ret = -EBUSY
+        if not err:
+            self.host.main.kvm_make_all_cpus_request(kvm, KVM_REQ_OUTSIDE_GUEST_MODE)
+            ret = self.tdx_sept_demote_shared(kvm, gfn, level, old_mirror_spte, new_private_spt)
+        if ret == -EBUSY:
+            err, _, _ = x86.tdh_mem_range_unblock(kvm.tdx, gpa, level - 1)
+            kvm.stat.add("unblock.failed" if err else "unblock.done")
+        return ret
+
+
+class SharedNonBlockingTdx(SharedSplitTdx):
+    """DEMOTE and nothing else: BUSY leaves the leaf as it was, and the fault is retried."""
+
+    __slots__ = ()
+
+    def tdx_sept_split_shared(
+        self, kvm: Kvm, gfn: int, level: int, old_mirror_spte: int, new_private_spt: int
+    ) -> int:
+        return self.tdx_sept_demote_shared(kvm, gfn, level, old_mirror_spte, new_private_spt)
+
+    def block_and_track(self, kvm: Kvm, gpa: int, level: int) -> int:
+        """Not needed for a split under mmu_lock for writing, either."""
+        return 0
+
+
+class NonBlockingResizeModule(Module):
+    """A TDX module with NON-BLOCKING-RESIZE.
+
+    MODEL: no such module is public. DEMOTE takes a leaf that is neither blocked nor tracked; its
+    512 entries map the same frames, so that what TLBs hold of the leaf stays right until one of
+    them is blocked and tracked. How software sees the feature is not modelled.
+    """
+
+    __slots__ = ()
+    demote_blocking: ClassVar[bool] = False
+
+
+UNBLOCK = Design(
+    "shared-demote-unblock",
+    "refused by PATCH v3 09/24, 2026-01-06, Yan Zhao (author)",
+    "a fault splits under mmu_lock for reading: BLOCK, TRACK, DEMOTE, and UNBLOCK when BUSY",
+    on_v3(tdx=SharedUnblockTdx, x86_tdx=UnblockTdxArch),
+    breaks=("progress", "mirror", "no-bug"),
+    scenarios=("accept-parallel-4k", "accept-level-prefault"),
+)
+
+NON_BLOCKING = Design(
+    "shared-demote-non-blocking",
+    "foreseen by PATCH v3 09 and 13/24, 2026-01-06, Yan Zhao (author); a TDX module to come",
+    "a fault splits under mmu_lock for reading by DEMOTE alone (NON-BLOCKING-RESIZE)",
+    on_v3(tdx=SharedNonBlockingTdx),
+    module=lambda: NonBlockingResizeModule,
+    scenarios=("accept-parallel-4k", "accept-level-prefault", "convert-one-page"),
+)
