@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from septum.abi.errno import EINVAL
 from septum.designs.registry import Design, on_v3
-from septum.linux.kvm.gmem_folio import GUEST_MEMFD_FLAG_THP, PMD_ORDER
+from septum.linux.kvm.gmem_folio import GUEST_MEMFD_FLAG_THP
 from septum.linux.kvm.guest_memfd import GuestMemfd
+from septum.linux.mm.state import PMD_ORDER
 
 if TYPE_CHECKING:
     from septum.linux.kvm.types import GmemInode

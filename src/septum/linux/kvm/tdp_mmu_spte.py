@@ -242,14 +242,10 @@ class TdpMmuSpte(TdpMmuRoots):
         """
         gfn, level = it.gfn, it.level
         was_present = is_shadow_present_pte(old_spte)
-        is_present = is_shadow_present_pte(new_spte)
-        was_leaf = was_present and is_last_spte(old_spte, level)
-        is_leaf = is_present and is_last_spte(new_spte, level)
-        ret = 0
-        main = self.host.main
-        main.kvm_bug_on(
+        splits = was_present and is_last_spte(old_spte, level) and not is_last_spte(new_spte, level)
+        self.host.main.kvm_bug_on(
             kvm,
-            not (not was_present or (was_leaf and not is_leaf)),
+            was_present and not splits,
             f"gfn {gfn:#x}: mirror SPTE {old_spte:#x} -> {new_spte:#x} under mmu_lock for reading",
         )
         self.lockdep_assert(
@@ -260,16 +256,22 @@ class TdpMmuSpte(TdpMmuRoots):
         # same iterator never succeeds (fixed after v3 by 02eaaffdd865).
         if not self.freeze_spte(it, old_spte, new_spte):
             return -EBUSY
-        if not was_present:
-            if is_leaf:
-                ret = self.host.tdx.set_external_spte(kvm, gfn, level, new_spte)
-            else:
-                external_spt = self._must_get_external_spt(kvm, gfn, new_spte, level)
-                ret = self.host.tdx.link_external_spt(kvm, gfn, level, external_spt)
-        elif was_leaf and not is_leaf:
-            ret = self.split_external_spte(kvm, gfn, old_spte, new_spte, level, True)
+        ret = self.propagate_to_external_shared(kvm, gfn, old_spte, new_spte, level)
         self.thaw_spte(it, old_spte, new_spte, ret)
         return ret
+
+    def propagate_to_external_shared(
+        self, kvm: Kvm, gfn: int, old_spte: int, new_spte: int, level: int
+    ) -> int:
+        """The S-EPT's part of set_external_spte_present(), while the mirror entry is frozen."""
+        if is_shadow_present_pte(old_spte):
+            if is_last_spte(old_spte, level) and not is_last_spte(new_spte, level):
+                return self.split_external_spte(kvm, gfn, old_spte, new_spte, level, True)
+            return 0
+        if is_last_spte(new_spte, level):
+            return self.host.tdx.set_external_spte(kvm, gfn, level, new_spte)
+        external_spt = self._must_get_external_spt(kvm, gfn, new_spte, level)
+        return self.host.tdx.link_external_spt(kvm, gfn, level, external_spt)
 
     def freeze_spte(self, it: TdpIter, old_spte: int, new_spte: int) -> bool:
         """Keep others away from a mirror entry while the S-EPT is changed for it; false when it

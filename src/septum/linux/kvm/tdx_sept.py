@@ -202,20 +202,21 @@ class TdxSept(TdxInit):
 
     # Removal
 
-    def tdx_sept_remove_private_spte(
-        self, kvm: Kvm, gfn: int, level: int, mirror_spte: int
-    ) -> None:
+    def tdx_sept_remove_private_spte(self, kvm: Kvm, gfn: int, level: int, mirror_spte: int) -> int:
         """BLOCK, TRACK and kick, REMOVE, flush the page's lines: it cannot fail, so that any
-        error bugs the VM and leaves the page where it is. Source: patches 03, 04, 17, 24."""
+        error bugs the VM and leaves the page where it is. 0, or -EIO, which the C does not return.
+
+        Source: patches 03, 04, 17, 24.
+        """
         kvm_tdx = kvm.tdx
         if not is_hkid_assigned(kvm_tdx):
             self.host.main.kvm_bug_on(kvm, True, "zap of a private page after HKID release")
-            return
+            return -EIO
         if level != PG_LEVEL_4K and (
             not self.state.enable_tdx_huge_page or kvm_tdx.state != TD_STATE_RUNNABLE
         ):
             self.host.main.kvm_bug_on(kvm, True, f"zap at level {level} where only 4 KB can be")
-            return
+            return -EIO
         x86 = self.host.x86_tdx
         gpa = gfn << 12
         pfn = spte_to_pfn(mirror_spte)
@@ -226,7 +227,7 @@ class TdxSept(TdxInit):
         )
         if err:
             self.tdx_bug_on(err, "TDH_MEM_RANGE_BLOCK", kvm, entry, level_state)
-            return
+            return -EIO
 
         # TLBs must be clean before the page can go.
         self.tdx_track(kvm)
@@ -236,17 +237,18 @@ class TdxSept(TdxInit):
         )
         if err:
             self.tdx_bug_on(err, "TDH_MEM_PAGE_REMOVE", kvm, entry, level_state)
-            return
+            return -EIO
 
         npages = PAGES_PER_HPAGE[level]
         start_idx = pfn - folio.pfn
         err = x86.tdh_phymem_page_wbinvd_hkid(kvm_tdx.hkid, folio, start_idx, npages)
         if err:
             self.tdx_bug_on(err, "TDH_PHYMEM_PAGE_WBINVD", kvm)
-            return
+            return -EIO
         x86.tdx_quirk_reset_folio(folio, start_idx, npages)
         if self.needs_pamt_pair(level):
             x86.tdx_pamt_put(pfn)
+        return 0
 
     def tdx_sept_free_private_spt(self, kvm: Kvm, gfn: int, level: int, private_spt: int) -> int:
         """Reclaim an S-EPT page of a TD without key. 0, or -EIO and the page leaks."""
