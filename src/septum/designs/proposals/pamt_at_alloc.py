@@ -32,8 +32,25 @@ class PamtMmuPage(KvmMmuPage):
         self.leaf_level_private: list[Pfn] = []
 
 
-class PamtAtAllocTdpMmu(TdpMmu):
-    """A TDP MMU whose page tables bring what the S-EPT needs, and give it back."""
+class ControlPageTdpMmu(TdpMmu):
+    """A TDP MMU whose S-EPT pages are from tdx_alloc_page(), with their PAMT, and go back to
+    tdx_free_page(), from RCU callbacks, too."""
+
+    __slots__ = ()
+
+    def alloc_external_for_split(self, sp: KvmMmuPage) -> bool:
+        site = "tdp_mmu_alloc_sp_for_split.external_spt"
+        sp.external_spt = self.host.x86_tdx.tdx_alloc_page(site)
+        return sp.external_spt is not None
+
+    def tdp_mmu_free_sp(self, sp: KvmMmuPage) -> None:
+        self.host.x86_tdx.tdx_free_page(sp.external_spt)
+        sp.external_spt = None
+        super().tdp_mmu_free_sp(sp)
+
+
+class PamtAtAllocTdpMmu(ControlPageTdpMmu):
+    """A TDP MMU whose page tables bring all that the S-EPT needs for a split."""
 
     __slots__ = ()
     mmu_page: ClassVar[type[KvmMmuPage]] = PamtMmuPage
@@ -41,25 +58,22 @@ class PamtAtAllocTdpMmu(TdpMmu):
     def alloc_external_for_split(self, sp: KvmMmuPage) -> bool:
         assert isinstance(sp, PamtMmuPage)
         x86 = self.host.x86_tdx
-        sp.external_spt = x86.tdx_alloc_page("tdp_mmu_alloc_sp_for_split.external_spt")
-        if sp.external_spt is None:
+        if not super().alloc_external_for_split(sp):
             return False
         if x86.alloc_pamt_array(sp.leaf_level_private, None):
-            self._free_external(sp)
+            self._free_pair(sp)
+            x86.tdx_free_page(sp.external_spt)
             return False
         return True
 
     def tdp_mmu_free_sp(self, sp: KvmMmuPage) -> None:
-        self._free_external(sp)
+        self._free_pair(sp)
         super().tdp_mmu_free_sp(sp)
 
-    def _free_external(self, sp: KvmMmuPage) -> None:
+    def _free_pair(self, sp: KvmMmuPage) -> None:
         assert isinstance(sp, PamtMmuPage)
-        x86 = self.host.x86_tdx
-        x86.free_pamt_array(sp.leaf_level_private)
+        self.host.x86_tdx.free_pamt_array(sp.leaf_level_private)
         sp.leaf_level_private = []
-        x86.tdx_free_page(sp.external_spt)
-        sp.external_spt = None
 
     def split_external_spte(
         self, kvm: Kvm, gfn: int, old_spte: int, new_spte: int, level: int, shared: bool
@@ -76,13 +90,10 @@ class PamtAtAllocTdpMmu(TdpMmu):
         return ret
 
 
-class PamtAtAllocTdx(KvmTdxUnit):
-    """TDX that has its S-EPT pages from tdx_alloc_page(), and no per-VM cache."""
+class ControlPageTdx(KvmTdxUnit):
+    """TDX that has its S-EPT pages from tdx_alloc_page(), those of the vCPUs' caches, too."""
 
     __slots__ = ()
-
-    def tdx_min_split_cache_sz(self, kvm: Kvm, level: int) -> int:
-        return 0
 
     def topup_external_fault_cache(self, vcpu: KvmVcpu, cnt: int = 0) -> int:
         """x86 op: `cnt` S-EPT pages with their PAMT, and the pages for the leaf's. 0 or -ENOMEM."""
@@ -122,7 +133,31 @@ class PamtAtAllocTdx(KvmTdxUnit):
         pass
 
 
-class PamtAtAllocTdxArch(TdxArch):
+class PamtAtAllocTdx(ControlPageTdx):
+    """TDX without a per-VM cache."""
+
+    __slots__ = ()
+
+    def tdx_min_split_cache_sz(self, kvm: Kvm, level: int) -> int:
+        return 0
+
+
+class ControlPageTdxArch(TdxArch):
+    """What counts as a TDX page before the module has it."""
+
+    __slots__ = ()
+
+    def pages_counted_ahead(self) -> list[int]:
+        """The S-EPT pages in the vCPUs' caches."""
+        return [
+            page
+            for kvm in self.host.kvms.values()
+            for vcpu in kvm.vcpus
+            for page in vcpu.mmu_external_spt_cache
+        ]
+
+
+class PamtAtAllocTdxArch(ControlPageTdxArch):
     """DEMOTE that leaves the pair with its caller when it fails.
 
     Assumed: the mails do not say what becomes of it; as it belongs to the page table, a second
@@ -135,15 +170,6 @@ class PamtAtAllocTdxArch(TdxArch):
         assert prealloc is not None
         prealloc.page_list.extend(pages)
         prealloc.cnt += len(pages)
-
-    def pages_counted_ahead(self) -> list[int]:
-        """The S-EPT pages in the vCPUs' caches."""
-        return [
-            page
-            for kvm in self.host.kvms.values()
-            for vcpu in kvm.vcpus
-            for page in vcpu.mmu_external_spt_cache
-        ]
 
 
 DESIGN = Design(

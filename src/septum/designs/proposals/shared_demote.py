@@ -12,31 +12,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 from septum.abi.errno import EBUSY, EIO
 from septum.abi.kvm import KVM_REQ_OUTSIDE_GUEST_MODE
-from septum.abi.leaves import TDH_MEM_RANGE_UNBLOCK
-from septum.abi.regs import Regs
 from septum.abi.spte import spte_to_pfn
 from septum.abi.status import STATUS_MASK, TDX_TLB_TRACKING_NOT_DONE
+from septum.designs.proposals.range_unblock import UnblockTdxArch
 from septum.designs.registry import Design, on_v3
 from septum.linux.kvm.tdx import KvmTdxUnit
 from septum.linux.kvm.tdx_base import tdx_operand_busy
-from septum.linux.x86.tdx import TdxArch
 from septum.module import Module
 
 if TYPE_CHECKING:
-    from septum.linux.kvm.types import Kvm, KvmTdx, KvmVcpu
-    from septum.linux.x86.tdx import SeamcallRet
-
-
-class UnblockTdxArch(TdxArch):
-    """The SEAMCALL wrappers, with one that v3 has no use for."""
-
-    __slots__ = ()
-
-    def tdh_mem_range_unblock(self, td: KvmTdx, gpa: int, level: int) -> SeamcallRet:
-        """TDH.MEM.RANGE.UNBLOCK."""
-        regs = Regs(rcx=gpa | level, rdx=self.tdx_tdr_pa(td))
-        err = self.seamcall(TDH_MEM_RANGE_UNBLOCK, regs)
-        return err, regs.rcx, regs.rdx
+    from septum.linux.kvm.types import Kvm, KvmVcpu
 
 
 class SharedSplitTdx(KvmTdxUnit):
