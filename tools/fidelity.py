@@ -29,6 +29,7 @@ ROOMS = {
     "vmm": "User space (`septum.vmm`)",
     "guest": "Guests (`septum.guest`)",
     "checks": "Promises (`septum.checks`)",
+    "designs": "Other hosts (`septum.designs`)",
 }
 
 
