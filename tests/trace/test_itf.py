@@ -18,6 +18,13 @@ from septum.trace import TraceHeader, TraceWriter
 
 itf_py = pytest.importorskip("itf_py", reason="itf-py is not installed: pip install itf-py")
 
+SPLIT = """\
+summary = "One page of an accepted huge one becomes shared."
+source = "docs/scenarios.md"
+
+[guest]
+vcpu0 = ["accept 2M frame 0", "write page 0", "convert page 5 to shared"]
+"""
 GFN = 0x80000
 HUGE = (GFN, GFN + 512)
 
@@ -25,8 +32,10 @@ HUGE = (GFN, GFN + 512)
 @pytest.fixture(scope="module")
 def states(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The states of a conversion of one page out of a huge one, as itf-py reads them."""
-    target = tmp_path_factory.mktemp("itf") / "states.itf.json"
-    assert report_run("convert-one-page", ReportOptions(itf=target)) == 0
+    folder = tmp_path_factory.mktemp("itf")
+    target = folder / "states.itf.json"
+    (folder / "split.toml").write_text(SPLIT)
+    assert report_run(str(folder / "split.toml"), ReportOptions(itf=target)) == 0
     trace = itf_py.trace_from_json(json.loads(target.read_text()))
     assert {state.meta["index"] for state in trace.states} == set(range(len(trace.states)))
     assert all(set(state.values) == set(trace.vars) for state in trace.states)

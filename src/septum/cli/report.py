@@ -88,7 +88,7 @@ def trace_of(run: str, into: Path, design: str = "v3", firmware: Path | None = N
 
     Raises InputError when `run` is no trace file, no token and no scenario.
     """
-    if run.startswith(TOKEN_PREFIX):
+    if run.lstrip().startswith(TOKEN_PREFIX):
         record_token(run, into, firmware)
         return into
     if Path(run).is_file() and not run.endswith(SCENARIO_SUFFIX):

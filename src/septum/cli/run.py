@@ -114,9 +114,12 @@ def replay_token(
 
 
 def decode_run(token: str) -> tuple[BootRecipe | ScenarioRecipe, Schedule]:
-    """What a replay token stands for. Raises InputError for one that is damaged or too old."""
+    """What a replay token stands for; line breaks in it do no harm.
+
+    Raises InputError when it is damaged, or of another version.
+    """
     try:
-        version, packed, schedule = decode_token(token)
+        version, packed, schedule = decode_token("".join(token.split()))
         recipe = msgspec.msgpack.decode(packed, type=BootRecipe | ScenarioRecipe)
     except ValueError as error:
         raise InputError(str(error)) from None

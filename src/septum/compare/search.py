@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from septum.compare.result import AS_EXPECTED, Bounds, Broken, Searched
 from septum.explore.api import Search
 from septum.explore.command import stories
+from septum.explore.reproduce import command_lines
 from septum.explore.scenario import EXPECTATION, ScenarioSubject
 from septum.explore.subject import Options, Strategy
 
@@ -76,7 +77,8 @@ def _run(subject: Watched, bounds: Bounds, strategy: Strategy, schedules: int) -
     )
     running = Search(subject, options, None)
     verdict = running.run()
-    told = stories(verdict, running.runner_searcher.runner, bounds.check)
+    how = command_lines(subject.name, subject.design, bounds.check, options)
+    told = stories(verdict, running.runner_searcher.runner, how)
     return Searched(
         subject.design,
         subject.name,

@@ -11,10 +11,12 @@ import msgspec
 from septum.errors import InputError
 from septum.explore.api import Search
 from septum.explore.emit import regression_test
+from septum.explore.recording import Recording
 from septum.explore.replay import find_subject
-from septum.explore.story import Recording, story_lines
+from septum.explore.reproduce import command_lines
+from septum.explore.story import consequence_of, heading, story_lines
 from septum.explore.subject import Options, Strategy
-from septum.explore.verdict import Counterexample, Outcome, Verdict
+from septum.explore.verdict import Outcome, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,7 +64,8 @@ def explore_command(
         verdict = search.run()
         _clear_progress()
         verdicts.append(verdict)
-        told = stories(verdict, search.runner_searcher.runner, check)
+        how = command_lines(name, verdict.design, check, options)
+        told = stories(verdict, search.runner_searcher.runner, how)
         if not as_json:
             print("\n".join(verdict_lines(verdict, options)))
             for story in told:
@@ -149,43 +152,16 @@ def _coverage_lines(verdict: Verdict) -> list[str]:
     return [f"  reached: {words}"]
 
 
-def stories(verdict: Verdict, runner: Runner, check: str) -> list[list[str]]:
-    """The story of each counterexample, as lines of 80 columns, in the world of `runner`."""
+def stories(verdict: Verdict, runner: Runner, how: list[str]) -> list[list[str]]:
+    """The story of each counterexample, as lines of 80 columns, in the world of `runner`; `how`
+    are the commands at its end (see `reproduce.command_lines`)."""
     told = []
     for example in verdict.counterexamples:
         recording = Recording(runner, example.answers)
-        consequence = _consequence(example, verdict)
-        story = story_lines(example, recording, _heading(verdict, example), consequence)
-        told.append([*story, "", *_commands(verdict, example, check)])
+        consequence = consequence_of(example, verdict.design)
+        story = story_lines(example, recording, heading(verdict, example), consequence)
+        told.append([*story, "", *how])
     return told
-
-
-def _heading(verdict: Verdict, example: Counterexample) -> str:
-    on = f" on design {verdict.design}" if verdict.design else ""
-    return (
-        f"BROKEN: promise {example.finding.promise} in scenario {verdict.subject}{on}"
-        f" (seed {verdict.seed})"
-    )
-
-
-def _consequence(example: Counterexample, verdict: Verdict) -> str:
-    from septum.checks import PROMISES
-    from septum.checks.promise import consequence
-
-    if not verdict.design:
-        return ""
-    promise = PROMISES.get(example.finding.promise)
-    return consequence(promise) if promise is not None else ""
-
-
-def _commands(verdict: Verdict, example: Counterexample, check: str) -> list[str]:
-    base = f"septum explore {verdict.subject} --design {verdict.design or 'v3'}"
-    return [
-        "Again:     septum replay TOKEN   (the token above, as one word)",
-        "Picture:   septum replay TOKEN --trace run.jsonl && septum trace run.jsonl",
-        f"Test:      {base} --check {check} --seed {verdict.seed} \\",
-        "             --emit-test test_it.py",
-    ]
 
 
 def _write_artefacts(

@@ -1,7 +1,7 @@
 """A counterexample as 80 columns of text: who did what when, where it was disturbed, what broke.
 
-The run is made once more with its events on. Each step that shows has a number; quiet steps are
-folded; lines that say why follow.
+Each step that shows has a number; quiet steps are folded; below a step is what it changed; lines
+that say why follow.
 """
 
 from __future__ import annotations
@@ -9,70 +9,47 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from septum.explore.run import Replaying, Runner
-from septum.sim import Finding
-from septum.sim.events import ChoiceEvent, Event, FindingEvent, LockEvent, SwitchEvent
+from septum.checks import PROMISES, consequence
+from septum.explore.origin import patch_of
+from septum.explore.recording import changes_between
+from septum.explore.scenario import EXPECTATION
+from septum.explore.why import why_lines
+from septum.linux.kvm.events import KvmTdpMmuSpteChanged
+from septum.module.events import SeamcallEvent
+from septum.sim.events import ChoiceEvent, FindingEvent, SwitchEvent
 from septum.trace.describe import describe
-from septum.trace.ladder import is_quiet
-from septum.trace.via import kernel_path
+from septum.trace.ladder import folded, is_quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Hashable, Iterable, Iterator
 
-    from septum.explore.verdict import Counterexample
+    from septum.explore.recording import Beat, Recording
+    from septum.explore.verdict import Counterexample, Verdict
+    from septum.scenarios.states import WorldState
+    from septum.sim import Finding
 
 WIDTH = 80
 PREEMPTED = ">>"
 INJECTED = "!!"
 BROKEN = "XX"
+CHANGES_MAX = 6
+_NOT_EXPECTED = "an end that is not expected"
+_UNSAID = ("tdh_", "_", "trace_")
+"""Functions that do not say where a step is: wrappers, which the SEAMCALL names, and helpers."""
 
 
-class Beat(msgspec.Struct):
-    """An event of the run with what was known when it happened."""
+class Row:
+    """A line of the ladder: a step with its number, or a fold (number 0)."""
 
-    event: Event
-    path: str  # the kernel functions it came from, innermost first
-    preempted: bool = False  # the switch was the schedule's wish, not a wait
+    __slots__ = ("beat", "changes", "mark", "number", "task", "text")
 
-
-class Recording:
-    """A run, event by event."""
-
-    __slots__ = ("_runner", "_seen_preemptions", "_steering", "beats", "tasks")
-
-    def __init__(self, runner: Runner, answers: list[int]) -> None:
-        self._runner = runner
-        self.beats: list[Beat] = []
-        self._steering = Replaying(answers)
-        self._seen_preemptions = 0
-        runner.sink = self._see
-        try:
-            runner.clean()
-            runner.run(self._steering)
-        finally:
-            runner.sink = None
-        self._cut_after_finding()
-        self.tasks = list(dict.fromkeys(beat.event.task for beat in self.beats))
-
-    def _cut_after_finding(self) -> None:
-        """What happens after the promise is broken is no part of the story."""
-        for at, beat in enumerate(self.beats):
-            event = beat.event
-            if isinstance(event, FindingEvent) and self._runner.is_news(
-                Finding(event.promise, event.text, "", event.task, event.time_ns)
-            ):
-                del self.beats[at + 1 :]
-                return
-
-    def _see(self, event: Event) -> None:
-        if self._steering.sim is None:
-            return
-        beat = Beat(event, kernel_path(2))
-        if isinstance(event, SwitchEvent):
-            beat.preempted = self._steering.preempting
-        self.beats.append(beat)
+    def __init__(self, number: int, task: str, mark: str, text: str, beat: Beat | None) -> None:
+        self.number = number
+        self.task = task
+        self.mark = mark
+        self.text = text
+        self.beat = beat
+        self.changes: list[str] = []
 
 
 def story_lines(
@@ -83,45 +60,99 @@ def story_lines(
     lines = _wrap(heading, "")
     lines += _wrap(f"token: {example.token}", "", break_long=True)
     lines.append("")
-    lines += _wrap(f"Cause: {finding.text} ({finding.task}, {finding.where or 'the model'}).", "")
+    rows = _rows(recording, finding)
+    lines += _wrap(_cause(finding, rows), "")
     if consequence:
-        lines += _wrap(f"On hardware: {consequence}", "")
+        lines += _wrap(consequence, "")
     lines.append("")
+    lines += _wrap(_size(example), "")
     lines += _wrap(
-        f"The shortest schedule found: {example.steps} steps (found with {example.first_steps}), "
-        f"{_count(example.preemptions, 'preemption')} (found with {example.first_preemptions}), "
-        f"{_count(example.failures, 'injected failure')} (found with {example.first_failures}).",
-        "",
-    )
-    lines += _wrap(
-        f"{PREEMPTED} preempted here; {INJECTED} injected; {BROKEN} broken. Changes as old -> new.",
+        f"{PREEMPTED} preempted here; {INJECTED} injected; {BROKEN} broken; below a step, what it "
+        "changed: old -> new.",
         "",
     )
     lines.append("")
-    rows = _rows(recording)
     lines += _lanes(recording.tasks, rows)
-    why = _why_lines(rows)
+    why = why_lines(recording, {id(row.beat): row.number for row in rows if row.beat is not None})
     if why:
         lines += ["", "Why:"]
         for line in why:
             lines += _wrap(line, "  ")
     lines.append("")
-    lines += _passing(example)
+    lines += _passing(example, rows)
     return lines
 
 
-def _passing(example: Counterexample) -> list[str]:
+def heading(verdict: Verdict, example: Counterexample) -> str:
+    """Verdict, promise, scenario, design, seed."""
+    finding = example.finding
+    what = _NOT_EXPECTED if finding.promise == EXPECTATION else f"promise {finding.promise}"
+    on = f" on design {verdict.design}" if verdict.design else ""
+    return f"BROKEN: {what} in scenario {verdict.subject}{on} (seed {verdict.seed})"
+
+
+def consequence_of(example: Counterexample, design: str) -> str:
+    """What the broken promise means on hardware; "" for what is no promise about it."""
+    promise = PROMISES.get(example.finding.promise)
+    return consequence(promise) if promise is not None and design else ""
+
+
+def _size(example: Counterexample) -> str:
+    """How long the schedule is, and how long it was before it was shrunk."""
+    parts = (
+        (example.steps, example.first_steps, "scheduling point"),
+        (example.preemptions, example.first_preemptions, "preemption"),
+        (example.failures, example.first_failures, "injected failure"),
+    )
+    words = [
+        _count(now, noun) + (f" (found with {first})" if first != now else "")
+        for now, first, noun in parts
+    ]
+    return f"The shortest schedule found: {', '.join(words)}."
+
+
+def _cause(finding: Finding, rows: list[Row]) -> str:
+    """One sentence: what broke, in whom, and what had to happen on the way."""
+    where = f"{finding.task}, {finding.where}" if finding.where else finding.task
+    unexpected = "the scenario does not expect that " * (finding.promise == EXPECTATION)
+    text = f"Cause: {unexpected}{finding.text} ({where})"
+    needs = []
+    for row in rows:
+        if row.beat is None:
+            continue
+        event = row.beat.event
+        if isinstance(event, SwitchEvent) and row.mark == PREEMPTED:
+            needs.append(f"{event.to} runs while {event.task} is at {_place(row.beat)}")
+        elif isinstance(event, ChoiceEvent) and row.mark == INJECTED:
+            needs.append(f"{event.name} fails in {_place(row.beat)}")
+    return f"{text}, once {', and '.join(needs)}." if needs else f"{text}."
+
+
+def _passing(example: Counterexample, rows: list[Row]) -> list[str]:
+    """The nearest schedule that breaks nothing, by the step where it goes another way."""
     if example.passing is None:
         return ["No passing schedule was found near it."]
-    differs = [
+    first = next(
         at
-        for at in range(max(len(example.answers), len(example.passing)))
+        for at in range(max(len(example.answers), len(example.passing)) + 1)
         if _at(example.answers, at) != _at(example.passing, at)
-    ]
-    first = differs[0] if differs else 0
+    )
+    at_step = next((r for r in rows if r.beat is not None and r.beat.decision == first), None)
+    if at_step is not None and at_step.beat is not None:
+        event = at_step.beat.event
+        if isinstance(event, SwitchEvent) and at_step.mark == PREEMPTED:
+            how = f"lets {event.task} go on at step {at_step.number}"
+        elif isinstance(event, SwitchEvent):
+            how = f"runs another task than {event.to} at step {at_step.number}"
+        elif isinstance(event, ChoiceEvent):
+            how = f"lets {event.name} succeed at step {at_step.number}"
+        else:
+            how = f"goes another way at step {at_step.number}"
+        return _wrap(f"The nearest schedule that passes {how}.", "")
+    before = [r.number for r in rows if r.beat is not None and r.beat.decision < first]
     return _wrap(
-        f"The nearest schedule that passes differs first at decision {first + 1}: answer "
-        f"{_at(example.passing, first)} instead of {_at(example.answers, first)}.",
+        f"The nearest schedule that passes goes another way after step {max(before, default=0)} "
+        f"(answer {first + 1} of the schedule).",
         "",
     )
 
@@ -130,35 +161,63 @@ def _at(answers: list[int], index: int) -> int:
     return answers[index] if index < len(answers) else 0
 
 
-class Row:
-    """A line of the ladder: a step with its number, or a fold (number 0)."""
-
-    __slots__ = ("beat", "mark", "number", "task", "text")
-
-    def __init__(self, number: int, task: str, mark: str, text: str, beat: Beat | None) -> None:
-        self.number = number
-        self.task = task
-        self.mark = mark
-        self.text = text
-        self.beat = beat
-
-
-def _rows(recording: Recording) -> list[Row]:
+def _rows(recording: Recording, finding: Finding) -> list[Row]:
+    """Steps and folds; the last row is what broke."""
     rows: list[Row] = []
-    quiet = 0
+    locks = recording.contended()
+    state = recording.start
+    quiet: list[Beat] = []
     number = 0
     for beat in recording.beats:
-        event = beat.event
         mark = _mark(beat)
-        if not mark and is_quiet(event):
-            quiet += 1
+        if not mark and is_quiet(beat.event):
+            quiet.append(beat)
             continue
         if quiet:
-            rows.append(Row(0, "", "", f"{_count(quiet, 'quiet step')}", None))
-            quiet = 0
+            state = _add_fold(rows, quiet, state, locks)
         number += 1
-        rows.append(Row(number, event.task, mark, _text(beat), beat))
+        row = Row(number, beat.event.task, mark, _text(beat), beat)
+        told = isinstance(beat.event, KvmTdpMmuSpteChanged)
+        row.changes = changes_between(state, beat.state, locks, mirror=not told)
+        state = beat.state
+        rows.append(row)
+    if quiet:
+        _add_fold(rows, quiet, state, locks)
+    rows = list(_folded(rows))
+    if not any(row.mark == BROKEN for row in rows):
+        text = f"promise {finding.promise} is broken"
+        if finding.promise == EXPECTATION:
+            text = _NOT_EXPECTED
+        rows.append(Row(number + 1, finding.task, BROKEN, text, None))
     return rows
+
+
+def _folded(rows: list[Row]) -> Iterator[Row]:
+    """Of long runs of alike rounds the first and the last; what is marked is always shown."""
+    keys = [_key(row) for row in rows]
+    for part in folded(keys):
+        yield rows[part] if isinstance(part, int) else Row(0, "", "", part.text, None)
+
+
+def _key(row: Row) -> Hashable:
+    if row.beat is None:
+        return row.text
+    if row.mark:
+        return row.number
+    step = describe(row.beat.event)
+    return (row.task, step.verb, step.result)
+
+
+def _add_fold(
+    rows: list[Row], quiet: list[Beat], state: WorldState | None, locks: frozenset[str]
+) -> WorldState | None:
+    """A row for quiet steps; returns the state after them."""
+    row = Row(0, "", "", _count(len(quiet), "quiet step"), None)
+    after = quiet[-1].state
+    row.changes = changes_between(state, after, locks, mirror=True)
+    rows.append(row)
+    quiet.clear()
+    return after
 
 
 def _mark(beat: Beat) -> str:
@@ -167,18 +226,34 @@ def _mark(beat: Beat) -> str:
         return PREEMPTED if beat.preempted else ""
     if isinstance(event, ChoiceEvent):
         return INJECTED if not event.name.startswith("choose:") else ""
-    if isinstance(event, FindingEvent):
-        return BROKEN
-    return ""
+    return BROKEN if isinstance(event, FindingEvent) else ""
 
 
 def _text(beat: Beat) -> str:
     event = beat.event
     if isinstance(event, SwitchEvent):
-        return f"{event.to} runs instead, before {event.at}"
+        return f"{event.to} runs, {event.task} is at {_place(beat)}"
     step = describe(event)
-    where = step.where or beat.path
-    return f"{step.text}  [{where}]" if where else step.text
+    where = "" if isinstance(event, SeamcallEvent | ChoiceEvent) else step.where
+    where = where or next(iter(_said(beat)), "")
+    patch = patch_of(where) if where else ""
+    words = ", ".join(word for word in (where, patch) if word)
+    if isinstance(event, ChoiceEvent):
+        return f"{event.name} fails" + (f"  [{words}]" if words else "")
+    return f"{step.text}  [{words}]" if words else step.text
+
+
+def _said(beat: Beat) -> list[str]:
+    return [name for name in beat.path if name and not name.startswith(_UNSAID)]
+
+
+def _place(beat: Beat) -> str:
+    """Where a task stands: the kind of scheduling point, and the kernel function around it."""
+    at = beat.event.at if isinstance(beat.event, SwitchEvent) else ""
+    functions = " < ".join(_said(beat)[:2])
+    if not functions:
+        return f"`{at}`"
+    return f"`{at}` in {functions}" if at else functions
 
 
 def _lanes(tasks: list[str], rows: Iterable[Row]) -> list[str]:
@@ -186,66 +261,23 @@ def _lanes(tasks: list[str], rows: Iterable[Row]) -> list[str]:
     lines = []
     for at, task in enumerate(tasks):
         lines.append(f"        {'| ' * at}+ {task}")
+    plain = f"        {' '.join('|' * len(tasks))}    "
     for row in rows:
         bars = ["|"] * len(tasks)
         if row.task in tasks:
             bars[tasks.index(row.task)] = "*"
         number = f"{row.number:4}" if row.number else "    "
         head = f"{number} {row.mark:2} {' '.join(bars)}  "
-        pieces = textwrap.wrap(row.text, WIDTH - len(head)) or [""]
+        pieces = textwrap.wrap(row.text, WIDTH - len(head), break_on_hyphens=False) or [""]
         lines.append(f"{head}{pieces[0]}".rstrip())
-        plain = f"        {' '.join('|' * len(tasks))}    "
         lines += [f"{plain}{piece}".rstrip() for piece in pieces[1:]]
+        told = row.changes
+        if len(told) > CHANGES_MAX:
+            told = [*told[: CHANGES_MAX - 1], f"and {len(told) - CHANGES_MAX + 1} more changes"]
+        for change in told:
+            for nr, piece in enumerate(textwrap.wrap(change, WIDTH - len(plain) - 4)):
+                lines.append(f"{plain}{'  ' if nr else '~ '}{piece}")
     return lines
-
-
-def _why_lines(rows: list[Row]) -> list[str]:
-    """What a step owes to an earlier one: waits and busy answers to who held the lock."""
-    holders: dict[str, tuple[str, int]] = {}
-    lines: list[str] = []
-    last_number = 0
-    for row in rows:
-        beat = row.beat
-        if beat is None:
-            continue
-        last_number = row.number
-        event = beat.event
-        if isinstance(event, LockEvent):
-            if event.op == "wait":
-                holder = holders.get(event.lock)
-                by = f", held by {holder[0]} since step {holder[1]}" if holder else ""
-                lines.append(f"step {row.number}: {event.task} waits for {event.lock}{by}")
-            elif event.op == "lock":
-                holders[event.lock] = (event.task, row.number)
-        elif isinstance(event, ChoiceEvent) and row.mark:
-            lines.append(
-                f"step {row.number}: the failure {event.name} is what the search chose;"
-                " without it this schedule goes on otherwise"
-            )
-        elif "BUSY" in row.text:
-            other = _last_of_another(rows, row)
-            if other is not None:
-                lines.append(
-                    f"step {row.number} is busy while {other.task} is between its steps: its last"
-                    f" was {other.number}"
-                )
-        elif isinstance(event, SwitchEvent) and row.mark:
-            lines.append(
-                f"step {row.number}: {event.task} is stopped before {event.at};"
-                f" {event.to} runs from here"
-            )
-    if lines and last_number:
-        return lines[:24]
-    return lines
-
-
-def _last_of_another(rows: list[Row], row: Row) -> Row | None:
-    before = [
-        other
-        for other in rows
-        if other.number and other.number < row.number and other.task != row.task
-    ]
-    return before[-1] if before else None
 
 
 def _count(number: int, noun: str) -> str:

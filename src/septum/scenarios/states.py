@@ -22,6 +22,7 @@ from septum.abi.spte import (
 from septum.abi.types import PAGE_SHIFT
 from septum.checks.sept import content
 from septum.checks.view import VmView
+from septum.module.pamt import PT_PAMT
 from septum.scenarios.world import ScenarioWorld
 from septum.sim import RunStopped
 from septum.sim.events import LockEvent
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from septum.scenarios.scenario import Scenario
     from septum.sim import Schedule
     from septum.sim.events import Event
+    from septum.vmm.world import World
 
 
 class Pages(msgspec.Struct, frozen=True):
@@ -58,12 +60,18 @@ class VmState(msgspec.Struct, frozen=True):
     bugged: bool
 
 
+Holders = tuple[tuple[str, str], ...]
+"""Who holds a lock: (task, mode)."""
+
+
 class WorldState(msgspec.Struct, frozen=True):
-    """A whole world: VMs, TLBs by logical processor, locks with who holds them (task, mode)."""
+    """A whole world: VMs, TLBs by logical processor, held locks, and with Dynamic PAMT each 2 MB
+    frame (by PFN) that has a page pair or a reference count, in words."""
 
     vms: dict[str, VmState]
     tlbs: dict[int, tuple[Pages, ...]]
-    locks: dict[str, tuple[tuple[str, str], ...]]
+    locks: dict[str, Holders]
+    pamt: dict[int, str]
 
 
 class StateStep(msgspec.Struct, frozen=True):
@@ -80,34 +88,38 @@ def scenario_states(
     """The states of a run up to where its VMs are taken down, in order: the first one, one for each
     event that a ladder shows, and one for each other event that changed something."""
     world = ScenarioWorld(scenario, design, check)
-    watcher = _Watcher(world)
+    watcher = StateWatcher(world.world)
+    steps = [StateStep("", "", watcher.look())]
+
+    def see(event: Event) -> None:
+        state = watcher.after(event)
+        if not is_quiet(event) or state != steps[-1].state:
+            steps.append(StateStep(event.task, describe(event).text, state))
+
     world.sim.schedule = schedule
-    world.sim.set_sink(watcher.see)
+    world.sim.set_sink(see)
     world.spawn()
     with suppress(RunStopped):
         world.sim.run()
         world.finish()
-    return watcher.steps
+    return steps
 
 
-class _Watcher:
-    """Looks at the world at every event. Mirror tables that have not changed are not read again."""
+class StateWatcher:
+    """Looks at a world. Mirror tables that have not changed are not read again."""
 
-    __slots__ = ("_locks", "_tables", "steps", "world")
+    __slots__ = ("_locks", "_tables", "world")
 
-    def __init__(self, world: ScenarioWorld) -> None:
+    def __init__(self, world: World) -> None:
         self.world = world
-        self._locks: dict[str, tuple[tuple[str, str], ...]] = {}
+        self._locks: dict[str, Holders] = {}
         self._tables: dict[int, tuple[object, int, list[Pages]]] = {}
-        self.steps = [StateStep("", "", self._look())]
 
-    def see(self, event: Event) -> None:
+    def after(self, event: Event) -> WorldState:
+        """The state now, right after `event`; of every event, or locks are not known."""
         if isinstance(event, LockEvent):
             self._lock(event)
-        state = self._look()
-        if is_quiet(event) and state == self.steps[-1].state:
-            return
-        self.steps.append(StateStep(event.task, describe(event).text, state))
+        return self.look()
 
     def _lock(self, event: LockEvent) -> None:
         holders = list(self._locks.get(event.lock, ()))
@@ -118,8 +130,9 @@ class _Watcher:
             holders.remove(me)
         self._locks[event.lock] = tuple(holders)
 
-    def _look(self) -> WorldState:
-        world = self.world.world
+    def look(self) -> WorldState:
+        """The state now."""
+        world = self.world
         tlbs = {lp.id: tuple(_merged(_cached(lp))) for lp in world.machine.lps}
         return WorldState(
             vms={
@@ -128,6 +141,7 @@ class _Watcher:
             },
             tlbs={cpu: entries for cpu, entries in tlbs.items() if entries},
             locks={name: holders for name, holders in sorted(self._locks.items()) if holders},
+            pamt=_pamt(world),
         )
 
     def _vm(self, view: VmView) -> VmState:
@@ -175,6 +189,18 @@ def _cached(lp: LogicalProcessor) -> list[Pages]:
         Pages(e.gfn, e.gfn + PAGES_PER_HPAGE[e.level], e.level, "cached", e.pfn)
         for e in sorted(lp.tlb.entries(), key=lambda e: (e.tag, e.gfn))
     ]
+
+
+def _pamt(world: World) -> dict[int, str]:
+    """2 MB frames of Dynamic PAMT that are not at rest."""
+    if not world.module.pamt.dynamic:
+        return {}
+    counts = world.host.x86_tdx.state.pamt_refcounts
+    pairs = {leaf.hpa >> 21 for leaf in world.module.pamt.entries_2m() if leaf.pt == PT_PAMT}
+    return {
+        frame << 9: f"{'pair' if frame in pairs else 'no pair'}, count {counts.get(frame, 0)}"
+        for frame in sorted(pairs | {frame for frame, count in counts.items() if count})
+    }
 
 
 def _sept_state(bits: int) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from septum.scenarios.states import Pages, StateStep
     from septum.trace.header import TraceHeader
 
-VARS = ("task", "action", "sept", "mirror", "private", "bugged", "tlb", "locks")
+VARS = ("task", "action", "sept", "mirror", "private", "bugged", "tlb", "locks", "pamt")
 DESCRIPTION = "https://apalache-mc.org/docs/adr/015adr-trace.html"
 LEVELS = {1: "4K", 2: "2M", 3: "1G"}
 
@@ -54,6 +54,7 @@ def _state(index: int, step: StateStep) -> dict[str, object]:
             (lock, _set({"task": task, "mode": mode} for task, mode in dict.fromkeys(holders)))
             for lock, holders in step.state.locks.items()
         ),
+        "pamt": _map((_int(pfn), text) for pfn, text in step.state.pamt.items()),
     }
 
 

@@ -17,7 +17,7 @@ from septum.trace.filters import tag_of
 from septum.trace.textlayout import WIDTH, clock, wrap_to
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Sequence
 
     from septum.sim.events import Event
 
@@ -91,7 +91,9 @@ def _rows(events: Sequence[Event], every_step: bool) -> Iterator[tuple[Row, Key]
             yield row, _key(row, step)
 
 
-def _longest_repeat(keys: Sequence[Key], at: int, end: int, period_max: int) -> tuple[int, int]:
+def _longest_repeat(
+    keys: Sequence[Hashable], at: int, end: int, period_max: int
+) -> tuple[int, int]:
     """(period, rounds) of what repeats from `at` on and covers most rows; (1, 1): nothing does."""
     best = (1, 1)
     for period in range(1, period_max + 1):
@@ -108,26 +110,45 @@ def fold(events: Sequence[Event], every_step: bool = False) -> Iterator[Row]:
     """Rows: quiet events counted, rounds of alike steps shown by the first and the last one."""
     pairs = list(_rows(events, every_step))
     rows = [row for row, _ in pairs]
-    period_max = 0 if every_step else PERIOD_MAX
-    yield from _folded(rows, [key for _, key in pairs], 0, len(rows), period_max)
+    for part in folded([key for _, key in pairs], 0 if every_step else PERIOD_MAX):
+        if isinstance(part, int):
+            yield rows[part]
+        else:
+            task = rows[part.first].task if part.period == 1 else ""
+            yield Row(rows[part.first].time_ns, task, part.text, ":")
 
 
-def _folded(
-    rows: Sequence[Row], keys: Sequence[Key], at: int, end: int, period_max: int
-) -> Iterator[Row]:
-    """The rows [at, end); rounds of at most `period_max` rows are folded, and so within rounds."""
+class Fold(msgspec.Struct, frozen=True):
+    """`rounds` of `period` alike rows are not shown, from the one at index `first` on."""
+
+    first: int
+    rounds: int
+    period: int
+
+    @property
+    def text(self) -> str:
+        """What stands in their place."""
+        alike = f"rounds of these {self.period} steps" if self.period > 1 else "like it"
+        return f"... {self.rounds} more {alike} ..."
+
+
+def folded(keys: Sequence[Hashable], period_max: int = PERIOD_MAX) -> Iterator[int | Fold]:
+    """What to show of rows with these keys, in order: the index of a row, or a fold. Of rounds of
+    at most `period_max` alike rows the first and the last are shown, and folded within."""
+    yield from _folded(keys, 0, len(keys), period_max)
+
+
+def _folded(keys: Sequence[Hashable], at: int, end: int, period_max: int) -> Iterator[int | Fold]:
     while at < end:
         period, rounds = _longest_repeat(keys, at, end, period_max)
         if rounds == 1:
-            yield rows[at]
+            yield at
             at += 1
             continue
         after = at + rounds * period
-        yield from _folded(rows, keys, at, at + period, period - 1)
-        alike = f"rounds of these {period} steps" if period > 1 else "like it"
-        task = rows[at].task if period == 1 else ""
-        yield Row(rows[at].time_ns, task, f"... {rounds - 2} more {alike} ...", ":")
-        yield from _folded(rows, keys, after - period, after, period - 1)
+        yield from _folded(keys, at, at + period, period - 1)
+        yield Fold(at + period, rounds - 2, period)
+        yield from _folded(keys, after - period, after, period - 1)
         at = after
 
 

@@ -1,0 +1,57 @@
+"""The exact commands that go with a counterexample: again, as a picture, as a test."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from septum.explore.subject import Strategy
+
+if TYPE_CHECKING:
+    from septum.explore.subject import Options
+
+WIDTH = 80
+LABEL = 10
+TOKEN = "'TOKEN'"
+
+
+def command_lines(name: str, design: str, check: str, options: Options) -> list[str]:
+    """What to type. `name` is the scenario as the user gave it, by name or file."""
+    return [
+        "TOKEN is the word above, with or without its line breaks, between quotes.",
+        *_wrapped("Again:", f"septum replay {TOKEN}"),
+        *_wrapped("Picture:", f"septum report {TOKEN} --mermaid it.mmd --perfetto it.pftrace"),
+        *_wrapped("Test:", f"{explore_words(name, design, check, options)} --emit-test test_it.py"),
+    ]
+
+
+def explore_words(name: str, design: str, check: str, options: Options) -> str:
+    """The search, as a command line."""
+    words = ["septum", "explore", name]
+    if design:
+        words += ["--design", design]
+    if options.strategy is not Strategy.AUTO:
+        words += ["--strategy", options.strategy.value]
+    preemptions = -1 if options.preemptions is None else options.preemptions
+    words += ["--preemptions", str(preemptions), "--failures", str(options.failures)]
+    if check != "end":
+        words += ["--check", check]
+    words += ["--seed", str(options.seed)]
+    return shlex.join(words)
+
+
+def _wrapped(label: str, command: str) -> list[str]:
+    """The command after its label, broken between options so that it can be pasted."""
+    lines: list[str] = []
+    line = f"{label:<{LABEL}}"
+    words = command.split(" ")
+    for at, word in enumerate(words):
+        # An option goes with its value.
+        unit = len(word)
+        if word.startswith("--") and at + 1 < len(words):
+            unit += 1 + len(words[at + 1])
+        if len(line) + unit > WIDTH - 2 and line.strip():
+            lines.append(f"{line}\\")
+            line = " " * (LABEL + 2)
+        line += f"{word} "
+    return [*lines, line.rstrip()]

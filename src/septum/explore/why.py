@@ -1,0 +1,88 @@
+"""What a step of a counterexample owes to earlier ones: who held the lock, who was in the call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.abi.status import TDX_OPERAND_BUSY, status_name
+from septum.module.events import SeamcallEvent, TdcallEvent
+from septum.sim.events import ChoiceEvent, LockEvent
+from septum.trace.describe import describe
+
+if TYPE_CHECKING:
+    from septum.explore.recording import Beat, Recording
+
+LINES_MAX = 24
+STATUS_CLASS = 0xFFFF_FFFF_0000_0000
+
+
+def why_lines(recording: Recording, numbers: dict[int, int]) -> list[str]:
+    """One sentence for each wait, busy answer and injected failure. `numbers` are those of the
+    steps that show, by id() of their beat."""
+    lines: list[str] = []
+    holders: dict[str, list[tuple[str, int]]] = {}  # lock -> (task, its latest step before)
+    latest = 0
+    for at, beat in enumerate(recording.beats):
+        event = beat.event
+        number = numbers.get(id(beat), 0)
+        latest = number or latest
+        if isinstance(event, LockEvent):
+            line = _lock(event, number, latest, holders)
+        elif isinstance(event, ChoiceEvent) and number:
+            line = _choice(beat, number)
+        elif isinstance(event, SeamcallEvent | TdcallEvent) and number and _is_busy(event):
+            line = _busy(recording, at, number, numbers)
+        else:
+            continue
+        if line:
+            lines.append(line)
+    return lines[:LINES_MAX]
+
+
+def _lock(
+    event: LockEvent, number: int, latest: int, holders: dict[str, list[tuple[str, int]]]
+) -> str:
+    held = holders.setdefault(event.lock, [])
+    if event.op == "lock":
+        held.append((event.task, latest))
+    elif event.op == "unlock":
+        mine = [holder for holder in held if holder[0] == event.task]
+        if mine:
+            held.remove(mine[-1])
+    elif number:
+        others = [(task, since) for task, since in held if task != event.task]
+        by = " and ".join(
+            f"{task} since {f'step {since}' if since else 'the beginning'}"
+            for task, since in others
+        )
+        return f"step {number}: {event.task} waits for {event.lock}" + (
+            f", held by {by}" if by else ""
+        )
+    return ""
+
+
+def _choice(beat: Beat, number: int) -> str:
+    event = beat.event
+    assert isinstance(event, ChoiceEvent)
+    if event.name.startswith("choose:"):
+        return ""
+    who = "the search" if beat.injected else "the scenario"
+    return f"step {number}: {who} makes {event.name} fail"
+
+
+def _is_busy(event: SeamcallEvent | TdcallEvent) -> bool:
+    return event.status & STATUS_CLASS == TDX_OPERAND_BUSY
+
+
+def _busy(recording: Recording, at: int, number: int, numbers: dict[int, int]) -> str:
+    """Who was inside the module at that time: the call of another task that ends next."""
+    event = recording.beats[at].event
+    assert isinstance(event, SeamcallEvent | TdcallEvent)
+    text = f"step {number}: {status_name(event.status)}"
+    for beat in recording.beats[at + 1 :]:
+        other = beat.event
+        if isinstance(other, SeamcallEvent | TdcallEvent) and other.task != event.task:
+            step = numbers.get(id(beat), 0)
+            ends = f", which ends at step {step}" if step else ""
+            return f"{text}: {other.task} is inside {describe(other).verb}{ends}"
+    return f"{text}: another task was inside the module and did not end its call"
