@@ -140,9 +140,8 @@ def main(arguments: Sequence[str]) -> int:
     """0 when all is as the scenarios say, 1 when something is not, 2 for a wrong name."""
     asked = _arguments(arguments)
     bounds = Bounds(asked.seeds, asked.failing, asked.first, asked.check)
-    known = scenario_names()
-    names = asked.scenario or list(known)
     try:
+        names = asked.scenario or list(scenario_names())
         for name in names:
             load_scenario(name)
     except InputError as error:

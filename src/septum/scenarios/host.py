@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.abi.errno import EBADF, EFAULT, EINTR, errno_name
+from septum.abi.errno import EBADF, EEXIST, EFAULT, EINTR, errno_name
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.abi.types import PAGE_SHIFT, PAGE_SIZE
 from septum.linux.kvm.gmem_attrs import KvmMemoryAttributes2
@@ -169,6 +169,16 @@ class HostThread:
         vmm.exit()
         return OK
 
+    def build_vm(self, op: Op, vmm: ScenarioVmm) -> str:
+        """All ioctls up to KVM_TDX_FINALIZE_VM; when one fails, the process exits."""
+        if vmm.kvm is not None:
+            return ret_word(-EEXIST)
+        ret = vmm.build()
+        if ret:
+            vmm.fatal.clear()
+            vmm.exit()
+        return ret_word(ret)
+
     def interrupt(self, op: Op, vmm: ScenarioVmm) -> str:
         """A signal for the vCPU's thread: KVM_RUN returns -EINTR."""
         self.host.main.signal_vcpu_thread(vmm.vcpus[op.number])
@@ -273,6 +283,7 @@ _DO: dict[str, Callable[[HostThread, Op, ScenarioVmm], str]] = {
     "create": HostThread.create_slot,
     "close": HostThread.close,
     "destroy": HostThread.destroy_vm,
+    "build": HostThread.build_vm,
     "interrupt": HostThread.interrupt,
     "wake": HostThread.wake,
     "write": HostThread.access,

@@ -78,6 +78,7 @@ HOST_VERBS = (
     "wake",
     "interrupt",
     "destroy",
+    "build",
     "signal",
     "wait",
     "choose:",
@@ -190,7 +191,7 @@ def _host_fields(what: str, verb: str) -> dict[str, object]:
         return {"number": int(_match(rf"{verb} vcpu(\d+)", what, f"{verb} vcpu0")[1])}
     if verb in ("signal", "wait"):
         return {"name": _flag(what, verb)}
-    if what in ("close memory", "close vm", "destroy vm"):
+    if what in ("close memory", "close vm", "destroy vm", "build vm"):
         return {"name": what.partition(" ")[2]}
     raise OpError(
         f"{what!r} is nothing that a VMM does here; it can {', '.join(HOST_VERBS[:-1])} and choose:"

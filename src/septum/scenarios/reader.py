@@ -32,7 +32,7 @@ VCPUS_MAX = 8
 MEMORY_MAX = 4 << 30
 ONLY_VM = "vm"
 OTHER_PROMISES = ("locking", "progress", "pamt", "cache", "private-unreachable", "all-or-nothing")
-PAGE_STATES = ("shared", "unmapped", "pending 4K", "pending 2M", "private 4K", "private 2M")
+PAGE_STATES = ("shared", "unmapped", "pending 4K", "pending 2M", "private 4K", "private 2M", "gone")
 _INJECTION = re.compile(r"([\w:.*-]+?)(?:=(busy|error|\d+))?(?: @(all|\d+)(?:-(\d+))?)?")
 _VALUES = {"busy": 1, "error": 2}
 EVER = 1 << 30
@@ -210,6 +210,12 @@ class _Reader:
                     f"{at}.slots have {sum(slots) >> 10}K together and the memory"
                     f" {memory >> 10}K; make them equal",
                     near="slots",
+                )
+            if shape.later and name in used:
+                raise self.error(
+                    f"{at}.later: a VM that is built by a program has no programs of its own;"
+                    " leave one of them out",
+                    near="later",
                 )
             nr_vcpus = max(shape.vcpus, used.get(name, 0), 1)
             if nr_vcpus > VCPUS_MAX:

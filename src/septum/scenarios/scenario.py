@@ -20,6 +20,7 @@ class VmShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="k
     accepted is #VE instead of the end. `image`: pages that are part of the TD's image, so mapped
     and accepted from the beginning. `shares_memory_with`: the VM whose guest_memfd this one has
     bound, too. `on_fault`: what the VMM does on KVM_EXIT_MEMORY_FAULT: convert, or stop the VM.
+    `later`: the VM is not there at the beginning; a program builds it.
     """
 
     memory: str = "2M"
@@ -33,6 +34,7 @@ class VmShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="k
     image: list[str] = []
     shares_memory_with: str = ""
     on_fault: Literal["convert", "stop"] = "convert"
+    later: bool = False
 
 
 class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):

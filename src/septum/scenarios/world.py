@@ -111,7 +111,7 @@ class ScenarioWorld:
         self.checker = Checker(self.world, mode=check, guests=self.guests)
         self.checker.start()
         for name, vmm in self.vmms.items():
-            if vmm.build():
+            if not vmm.vm_spec.shape.later and vmm.build():
                 raise InputError(f"scenario {scenario.name}: VM {name}: {vmm.fatal[0]}")
         self._counted = count_all(self.world, self.vmms, self.record)
         for name, vmm in self.vmms.items():
