@@ -81,7 +81,10 @@ class TinyWorld:
             x86=None,
             mmu=None,
             tdp_mmu=None,
-            x86_tdx=SimpleNamespace(state=SimpleNamespace(keyid_ida=set(), pamt_refcounts={})),
+            x86_tdx=SimpleNamespace(
+                state=SimpleNamespace(keyid_ida=set(), pamt_refcounts={}),
+                pages_counted_ahead=list,
+            ),
         )
         self.host.mm = Mm(self.host)  # type: ignore[arg-type]
         self.memory = GuestMemory()
