@@ -143,6 +143,11 @@ class Checker:
         self._full_look()
         for promise in self.promises:
             promise.finish()
+        return self.stopped()
+
+    def stopped(self) -> dict[str, Result]:
+        """The run is over, maybe in the middle of things (RunStopped), so that nothing is looked
+        at: what was found stands. Returns `results`."""
         # The model itself reports what it sees at once: WARN, lost data that the guest reads back.
         for finding in self.world.sim.findings:
             if finding.promise in self.results:

@@ -19,6 +19,7 @@ from septum.guest.params import LinuxParams
 from septum.guest.tdcpu import make_guest_cpus
 from septum.module import PROFILES
 from septum.scenarios.memory_map import Snapshots
+from septum.sim import RunStopped
 from septum.vmm.layout import q35_layout
 from septum.vmm.qemu import BACKINGS, STOP_SHUTDOWN, VmmConfig
 from septum.vmm.world import World, recipe_for
@@ -154,8 +155,13 @@ class Boot:
         """From KVM_CREATE_VM to the last page. What was found is in `world.sim.findings`."""
         self.vmm.on_report = self._on_report
         self.checker.start()
-        self.world.run()
-        self.checker.finish()
+        try:
+            self.world.run()
+        except RunStopped:
+            # An endless retry, or an oops: tasks stand in the middle of things.
+            self.checker.stopped()
+        else:
+            self.checker.finish()
 
     def _on_report(self, code: int) -> None:
         """The guest says that it is up: look at it, then power off."""
