@@ -4,15 +4,19 @@ What shows as cost only is shown by the number that changes, and what cannot be 
 """
 
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from septum.abi.tdvf_build import synthetic_tdvf
 from septum.designs import Design, designs, find_design, on_v3
 from septum.designs.ablations import DESIGNS
 from septum.designs.ablations.patches import TITLES
 from septum.designs.ablations.zap import BoolHandlers
+from septum.explore.command import explore_command
 from septum.linux.kvm.tdx_teardown import TdxTeardown
 from septum.scenarios.outcome import ScenarioOutcome
 from septum.scenarios.run import run_scenario
@@ -171,6 +175,32 @@ def test_nothing_but_single_pages_is_reclaimed(
     run_scenario(scenario)
     assert set(sizes) <= {1}
     assert sizes or scenario == "dying-vm"
+
+
+def test_an_oops_in_a_boot_is_a_report(tmp_path: Path) -> None:
+    """Without patch 10 the boot ends at the first shared page; no traceback, and exit code 1."""
+    (tmp_path / "own.fd").write_bytes(synthetic_tdvf())
+    command = "run --firmware own.fd --memory 384M --vcpus 1 --design v3-without-10"
+    done = subprocess.run(
+        [sys.executable, "-m", "septum", *command.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "1. no-bug: KVM_BUG_ON: a mirror table has no S-EPT page" in done.stdout
+
+
+def test_a_story_is_told_by_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """Patch 16 as its log has it: the zap of one page takes 2 MB, and nothing is split before."""
+    code = explore_command(
+        ["private-mem-punch-all"], "v3-without-16", "auto", 1, time_s=30.0, check="quiet"
+    )
+    story = " ".join(capsys.readouterr().out.split())
+    assert code == 1
+    assert "promise precise-zap in scenario private-mem-punch-all on design v3-without-16" in story
+    assert "TDH.MEM.PAGE.REMOVE 0x80000000 2M" in story and "DEMOTE" not in story
 
 
 def test_each_patch_has_a_design_or_a_reason() -> None:
