@@ -168,6 +168,9 @@ class FakeMain(Unit):
         for vcpu in kvm.vcpus:
             vcpu.requests.add(req)
 
+    def kvm_test_request(self, req: int, vcpu: KvmVcpu) -> bool:
+        return req in vcpu.requests
+
     def kvm_flush_remote_tlbs(self, kvm: Kvm) -> None:
         self.flushes += 1
 

@@ -78,6 +78,16 @@ def test_a_dead_vm_answers_every_ioctl_with_eio(bench: Benches) -> None:
     b.assert_nothing_left()
 
 
+def test_a_dead_vm_stays_dead(bench: Benches) -> None:
+    """KVM_REQ_VM_DEAD is tested and never taken: each attempt to enter is -EIO."""
+    b = bench("4k")
+    vcpu = b.vmm.vcpus[0]
+    b.host.main.kvm_vm_dead(b.kvm)
+    for _ in range(2):
+        assert b.host.x86.vcpu_enter_guest(vcpu) == -EIO
+    assert KVM_REQ_VM_DEAD in vcpu.requests
+
+
 def test_bug_on_reports_once_and_kills(bench: Benches) -> None:
     b = bench("4k")
     assert not b.host.main.kvm_bug_on(b.kvm, False, "nothing")

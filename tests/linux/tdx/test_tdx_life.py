@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from septum.abi.errno import EBUSY, EINVAL, EIO, ENOSPC
+from septum.abi.errno import EBUSY, EINVAL, EIO, ENOSPC, EOPNOTSUPP
+from septum.abi.tdvf import TdvfSection
 from septum.linux.host import HostUnits, v3_units
 from septum.linux.kvm.tdx import KvmTdxUnit
 from septum.linux.kvm.tdx_defs import (
@@ -16,6 +17,8 @@ from septum.linux.kvm.tdx_defs import (
     KvmTdxInitMemRegion,
     KvmTdxInitVm,
 )
+from septum.sim import WaitQueue
+from septum.vmm.qemu import Vmm
 
 Benches = Callable[..., Any]
 MB2 = 2 << 20
@@ -120,6 +123,49 @@ def test_all_the_locks_guard(bench: Benches) -> None:
     assert b.host.main.kvm_vm_ioctl_mem_enc_op(b.kvm, finalize) == -EBUSY
     b.kvm.created_vcpus -= 1
     assert not b.kvm.lock.locked() and not b.kvm.slots_lock.locked()
+
+
+def test_all_the_locks_wait_for_a_vcpu(bench: Benches) -> None:
+    """kvm_lock_all_vcpus() waits for a vCPU that runs; it does not give up."""
+    b = bench()
+    vcpu = b.vmm.vcpus[0]
+    done: list[object] = []
+    leaves_guest = WaitQueue(b.sim, "leaves guest")
+
+    def run() -> None:
+        with vcpu.mutex:
+            leaves_guest.wait_event(lambda: "kick" in done)
+            done.append("ran")
+
+    def finalize() -> None:
+        cmd = KvmTdxCmd(KVM_TDX_FINALIZE_VM)
+        done.append(b.host.main.kvm_vm_ioctl_mem_enc_op(b.kvm, cmd))
+
+    def kick() -> None:
+        done.append("kick")
+        leaves_guest.wake_up_all()
+
+    for task in (run, finalize, kick):
+        b.sim.spawn(task.__name__, task)
+    b.sim.run()
+    assert done == ["kick", "ran", -EINVAL] and b.texts() == []  # finalized already
+
+
+def test_page_of_the_image_needs_a_source(bench: Benches, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`source_addr` 0 gets as far as TDX's callback, which refuses it: -EOPNOTSUPP."""
+    b = bench(build=False)
+    add_section = Vmm.add_section
+    got: list[int] = []
+
+    def without_source(vmm: Vmm, section: TdvfSection) -> int:
+        region = KvmTdxInitMemRegion(0, section.memory_address, 1)
+        cmd = KvmTdxCmd(KVM_TDX_INIT_MEM_REGION, data=region)
+        got.append(b.host.main.kvm_vcpu_ioctl_mem_enc_op(vmm.vcpus[0], cmd))
+        return add_section(vmm, section)
+
+    monkeypatch.setattr(Vmm, "add_section", without_source)
+    assert b.vmm.build() == 0
+    assert got and set(got) == {-EOPNOTSUPP} and b.texts() == []
 
 
 def test_dead_vm_refuses_every_ioctl(bench: Benches) -> None:

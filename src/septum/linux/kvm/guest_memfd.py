@@ -24,6 +24,7 @@ from septum.linux.ranges import range_store
 from septum.sim import RwSem
 
 if TYPE_CHECKING:
+    from septum.abi.types import Pfn
     from septum.linux.kvm.types import Folio, Kvm, KvmMemorySlot, KvmVcpu
 
 SUPPORTED_FLAGS = (
@@ -189,7 +190,7 @@ class GuestMemfd(GmemAttrs):
         """Add pages with content to the TD's image: the number of pages done, or an error.
 
         The callback is TDX's (`tdx_gmem_post_populate` with `vcpu` and `flags`). The source page
-        is looked up before the invalidate_lock is taken.
+        is looked up before the invalidate_lock is taken; `src` 0 is no source.
         """
         self.lockdep_assert(kvm.slots_lock.held(), "slots_lock not held", "kvm_gmem_populate")
         slot = self.host.main.gfn_to_memslot(kvm, start_gfn)
@@ -205,10 +206,12 @@ class GuestMemfd(GmemAttrs):
             if vcpu.signal_pending:
                 ret = -EINTR
                 break
-            src_page = self.host.mm.get_user_page(src + (done << PAGE_SHIFT))
-            if src_page is None:
-                ret = -ENOMEM
-                break
+            src_page = None
+            if src:
+                src_page = self.host.mm.get_user_page(src + (done << PAGE_SHIFT))
+                if src_page is None:
+                    ret = -ENOMEM
+                    break
             gfn = start_gfn + done
             ret = self._populate_page(kvm, slot, f, gfn, src_page, vcpu, flags)
             if ret:
@@ -222,7 +225,7 @@ class GuestMemfd(GmemAttrs):
         slot: KvmMemorySlot,
         f: GmemFile,
         gfn: int,
-        src_page: int,
+        src_page: Pfn | None,
         vcpu: KvmVcpu,
         flags: int,
     ) -> int:

@@ -99,19 +99,18 @@ class KvmMain(MainAttrs):
 
     # vCPUs
 
-    def kvm_trylock_all_vcpus(self, kvm: Kvm) -> int:
-        """kvm_lock_all_vcpus(): 0, or -EINTR when one runs; none is held then."""
-        held: list[KvmVcpu] = []
+    def kvm_lock_all_vcpus(self, kvm: Kvm) -> None:
+        """kvm_lock_all_vcpus(): waits until no vCPU runs.
+
+        MODEL: no error; the kernel's is -EINTR when the process is killed meanwhile.
+        """
+        self.lockdep_assert(kvm.lock.held(), "kvm->lock not held", "kvm_lock_all_vcpus")
         for vcpu in kvm.vcpus:
-            if not vcpu.mutex.trylock():
-                for other in held:
-                    other.mutex.unlock()
-                return -EINTR
-            held.append(vcpu)
-        return 0
+            vcpu.mutex.lock()
 
     def kvm_unlock_all_vcpus(self, kvm: Kvm) -> None:
         """kvm_unlock_all_vcpus()."""
+        self.lockdep_assert(kvm.lock.held(), "kvm->lock not held", "kvm_unlock_all_vcpus")
         for vcpu in kvm.vcpus:
             vcpu.mutex.unlock()
 

@@ -89,12 +89,10 @@ class MainRequests(Unit):
         """kvm_make_request()."""
         vcpu.requests.add(req)
 
-    def kvm_check_request(self, req: int, vcpu: KvmVcpu) -> bool:
-        """Whether the request is there; it is taken away."""
-        if req in vcpu.requests:
-            vcpu.requests.discard(req)
-            return True
-        return False
+    def kvm_test_request(self, req: int, vcpu: KvmVcpu) -> bool:
+        """Whether the request is there; it stays. KVM_REQ_VM_DEAD is only ever tested: a vCPU of
+        a dead VM never enters again. Source: "KVM: Never clear KVM_REQ_VM_DEAD" (6.18)."""
+        return req in vcpu.requests
 
     def kvm_make_all_cpus_request(self, kvm: Kvm, req: int) -> bool:
         """Make the request of every vCPU, and interrupt those in guest mode. True if any was.

@@ -377,7 +377,7 @@ class KvmMmu(MmuLoad):
         while True:
             if vcpu.signal_pending or self.sim.choose("signal_pending:kvm_tdp_page_prefault"):
                 return -EINTR, PG_LEVEL_4K
-            if KVM_REQ_VM_DEAD in vcpu.requests:
+            if self.host.main.kvm_test_request(KVM_REQ_VM_DEAD, vcpu):
                 return -EIO, PG_LEVEL_4K
             self.sim.point("cond_resched")
             r, level = self.kvm_mmu_do_page_fault(vcpu, gpa, error_code, True)
@@ -449,7 +449,7 @@ class KvmMmu(MmuLoad):
         while True:
             if vcpu.signal_pending or self.sim.choose("signal_pending:map_private_pfn"):
                 return -EINTR
-            if KVM_REQ_VM_DEAD in vcpu.requests:
+            if self.host.main.kvm_test_request(KVM_REQ_VM_DEAD, vcpu):
                 return -EIO
             self.sim.point("cond_resched")
             kvm.mmu_lock.read_lock()

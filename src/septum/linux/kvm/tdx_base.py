@@ -79,10 +79,7 @@ class TdxBase(Unit):
         if kvm.created_vcpus != len(kvm.vcpus):
             kvm.lock.unlock()
             return -EBUSY
-        ret = self.host.main.kvm_trylock_all_vcpus(kvm)
-        if ret:
-            kvm.lock.unlock()
-            return ret
+        self.host.main.kvm_lock_all_vcpus(kvm)
         kvm.slots_lock.lock()
         return 0
 

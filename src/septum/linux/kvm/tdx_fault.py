@@ -185,7 +185,7 @@ class TdxFault(TdxMem):
                 return ret
             if main.kvm_vcpu_has_events(vcpu) or vcpu.signal_pending:
                 return ret
-            if main.kvm_check_request(KVM_REQ_VM_DEAD, vcpu):
+            if main.kvm_test_request(KVM_REQ_VM_DEAD, vcpu):
                 return -EIO
             # A slot that is being deleted never resolves, and its deletion waits for this task.
             if self.slot_is_going(vcpu, gpa):

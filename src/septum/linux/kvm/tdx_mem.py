@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.abi.errno import EINTR, EINVAL, EIO
+from septum.abi.errno import EINTR, EINVAL, EIO, EOPNOTSUPP
 from septum.abi.types import PAGE_SHIFT, PAGE_SIZE
 from septum.linux.kvm.tdx_base import is_hkid_assigned
 from septum.linux.kvm.tdx_defs import (
@@ -26,6 +26,7 @@ from septum.linux.kvm.tdx_split import TdxSplit
 from septum.linux.x86.state import TDX_EXTENDMR_CHUNKSIZE
 
 if TYPE_CHECKING:
+    from septum.abi.types import Pfn
     from septum.linux.kvm.types import Kvm, KvmVcpu
 
 
@@ -39,18 +40,19 @@ class TdxMem(TdxSplit):
         return not gpa >> PAGE_SHIFT & kvm.arch.gfn_direct_bits
 
     def tdx_gmem_post_populate(
-        self, kvm: Kvm, gfn: int, pfn: int, src_page: int | None, vcpu: KvmVcpu, flags: int
+        self, kvm: Kvm, gfn: int, pfn: int, src_page: Pfn | None, vcpu: KvmVcpu, flags: int
     ) -> int:
         """Map one page of the image, which adds it to the TD, and measure it if asked to.
 
-        0, -EIO, or what the map returned.
+        0, -EIO, -EOPNOTSUPP without a source, or what the map returned.
         """
         main = self.host.main
         kvm_tdx = kvm.tdx
         if main.kvm_bug_on(kvm, kvm_tdx.page_add_src is not None, "two PAGE.ADD at once"):
             return -EIO
-        # A frame number from user memory is an int, not yet a Pfn.
-        kvm_tdx.page_add_src = src_page  # type: ignore[assignment]
+        if src_page is None:
+            return -EOPNOTSUPP
+        kvm_tdx.page_add_src = src_page
         ret = self.host.mmu.kvm_tdp_mmu_map_private_pfn(vcpu, gfn, pfn)
         kvm_tdx.page_add_src = None
         if ret or not flags & KVM_TDX_MEASURE_MEMORY_REGION:
@@ -75,8 +77,7 @@ class TdxMem(TdxSplit):
             return -EINVAL
         end = region.gpa + (region.nr_pages << PAGE_SHIFT)
         if (
-            not region.source_addr
-            or region.source_addr % PAGE_SIZE
+            region.source_addr % PAGE_SIZE
             or region.gpa % PAGE_SIZE
             or not region.nr_pages
             or end >= 1 << 64

@@ -155,8 +155,7 @@ class KvmX86(Unit):
     def _handle_requests(self, vcpu: KvmVcpu) -> int:
         """What was asked of the vCPU before it may enter: 0 or -EIO."""
         requests = vcpu.requests
-        if KVM_REQ_VM_DEAD in requests:
-            requests.discard(KVM_REQ_VM_DEAD)
+        if self.host.main.kvm_test_request(KVM_REQ_VM_DEAD, vcpu):
             return -EIO
         if KVM_REQ_MMU_FREE_OBSOLETE_ROOTS in requests:
             requests.discard(KVM_REQ_MMU_FREE_OBSOLETE_ROOTS)
