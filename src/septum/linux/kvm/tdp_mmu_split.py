@@ -158,6 +158,7 @@ class TdpMmuSplit(TdpMmuSpte):
         while it.valid and it.gfn < end:
             old_spte = it.old_spte
             if not old_spte & SPTE_MMU_PRESENT_MASK:
+                # MODEL: the walk does not offer to yield at entries that are not present.
                 it.skip_nonpresent(end)
                 continue
             # A retry (below) comes back here, with the lock possibly dropped.
