@@ -86,6 +86,9 @@ def run(
     report: Annotated[Path, typer.Option(help="Folder for the report and the picture.")] = Path(
         "septum-report"
     ),
+    ktap: Annotated[
+        bool, typer.Option("--ktap", help="Results as KTAP on stdout, for kernel CI.")
+    ] = False,
 ) -> None:
     """Boot a TD from firmware to an idle Linux, convert, tear down, and report; or a SCENARIO."""
     if scenario is not None:
@@ -100,6 +103,7 @@ def run(
                 check=check,
                 trace=trace,
                 as_json=json,
+                ktap=ktap,
             )
         )
     from septum.cli.run import RunOptions, run_boot
@@ -121,6 +125,7 @@ def run(
                 module=module,
                 dynamic_pamt=dynamic_pamt,
                 gmem_attributes=gmem_attributes,
+                ktap=ktap,
             )
         )
     )
@@ -255,6 +260,9 @@ def explore(
     emit_test: Annotated[
         Path | None, typer.Option("--emit-test", help="Write a pytest regression test here.")
     ] = None,
+    ktap: Annotated[
+        bool, typer.Option("--ktap", help="Verdicts as KTAP on stdout, for kernel CI.")
+    ] = False,
 ) -> None:
     """Try every interleaving and failure of a scenario; tell the shortest story of what broke."""
     from septum.explore.command import explore_command
@@ -274,6 +282,7 @@ def explore(
             json,
             report,
             emit_test,
+            ktap=ktap,
         )
     )
 

@@ -18,6 +18,7 @@ from septum.designs import find_design
 from septum.errors import InputError
 from septum.firmware.acquire import Firmware, acquire_firmware
 from septum.report.files import report_json, write_report
+from septum.report.ktap import Case, ktap_lines
 from septum.report.lines import print_lines
 from septum.report.text import report_lines
 from septum.scenarios.boot import Boot, BootRecipe
@@ -54,6 +55,7 @@ class RunOptions:
     module: str = "1.5.28"
     dynamic_pamt: bool = False
     gmem_attributes: bool = False
+    ktap: bool = False
 
     def command(self) -> str:
         """The command line that runs the same again."""
@@ -155,7 +157,7 @@ def _schedule(options: RunOptions) -> Schedule:
 def _boot(
     recipe: BootRecipe, firmware: Firmware, schedule: Schedule, options: RunOptions, command: str
 ) -> int:
-    if not options.json:
+    if not (options.json or options.ktap):
         for line in (*firmware.passed_over, firmware.sentence):
             print(line, file=sys.stderr)
     boot = Boot(recipe, firmware.image, schedule=schedule, check=cast("Mode", options.check))
@@ -195,10 +197,26 @@ def record_boot(boot: Boot, token: str, path: Path) -> int:
 
 def _show(result: RunResult, options: RunOptions) -> int:
     files = write_report(result, options.report)
-    if options.json:
+    if options.ktap:
+        print("\n".join(ktap_lines([_case(result)])))
+    elif options.json:
         sys.stdout.write(report_json(result))
     else:
         print_lines(report_lines(result, files), sys.stdout)
     if not result.held:
         return BROKEN
     return OK if result.complete else UNDETERMINED
+
+
+def _case(result: RunResult) -> Case:
+    """The boot as a KTAP test with a subtest for each promise."""
+    texts = {finding.promise: finding.text for finding in reversed(result.findings)}
+    subtests = [
+        Case(promise.name, ok=not promise.nr_broken, data=texts.get(promise.name, ""))
+        for promise in result.promises
+    ]
+    said = [result.ended, f"again: {result.command}", f"replay: septum replay {result.token}"]
+    directive = "" if result.complete else "ERROR"
+    return Case(
+        f"boot:{result.design}", result.complete, directive, diagnostics=said, subtests=subtests
+    )

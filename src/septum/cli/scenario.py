@@ -11,6 +11,8 @@ from septum import __version__
 from septum.cli.exits import BROKEN, OK
 from septum.designs import find_design
 from septum.errors import InputError
+from septum.report.ktap import ktap_lines
+from septum.scenarios.ktap import outcome_case
 from septum.scenarios.outcome import outcome_lines
 from septum.scenarios.run import (
     RandomRun,
@@ -56,6 +58,7 @@ def run_one(
     check: str,
     trace: Path | None,
     as_json: bool,
+    ktap: bool = False,
 ) -> int:
     """Run the scenario called `name` or in that file; 0 when all is as it says.
 
@@ -70,7 +73,8 @@ def run_one(
         chosen = RandomRun(seed)
     else:
         raise InputError(f"--schedule {schedule!r}: choose from round-robin, random")
-    return _run(load_scenario(name), design, chosen, cast("Mode", check), trace, as_json=as_json)
+    mode = cast("Mode", check)
+    return _run(load_scenario(name), design, chosen, mode, trace, as_json=as_json, ktap=ktap)
 
 
 def replay_one(
@@ -90,12 +94,13 @@ def _run(
     trace: Path | None,
     *,
     as_json: bool,
+    ktap: bool = False,
 ) -> int:
     if trace is None:
         outcome = run_scenario(scenario, design, schedule, check)
     else:
         outcome = record_scenario(scenario, design, schedule, check, trace)
-    return _show(outcome, as_json)
+    return _show(outcome, as_json=as_json, ktap=ktap)
 
 
 def record_scenario(
@@ -116,8 +121,10 @@ def record_scenario(
         return run_scenario(scenario, design, schedule, check, writer.write)
 
 
-def _show(outcome: ScenarioOutcome, as_json: bool) -> int:
-    if as_json:
+def _show(outcome: ScenarioOutcome, *, as_json: bool, ktap: bool) -> int:
+    if ktap:
+        print("\n".join(ktap_lines([outcome_case(outcome)])))
+    elif as_json:
         sys.stdout.write(msgspec.json.encode(outcome).decode() + "\n")
     else:
         print("\n".join(outcome_lines(outcome)))

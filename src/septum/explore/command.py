@@ -11,12 +11,14 @@ import msgspec
 from septum.errors import InputError
 from septum.explore.api import Search
 from septum.explore.emit import regression_test
+from septum.explore.ktap import verdict_case
 from septum.explore.recording import Recording
 from septum.explore.replay import find_subject
 from septum.explore.reproduce import command_lines
 from septum.explore.story import consequence_of, heading, story_lines
 from septum.explore.subject import Options, Strategy
 from septum.explore.verdict import Outcome, Verdict
+from septum.report.ktap import Case, ktap_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,6 +52,7 @@ def explore_command(
     emit_test: Path | None = None,
     ignore: Sequence[str] = (),
     keep_going: bool = False,
+    ktap: bool = False,
 ) -> int:
     """Explore scenarios one after the other; returns the exit code of the worst verdict.
 
@@ -59,6 +62,7 @@ def explore_command(
         strategy, preemptions, failures, time_s, schedules, workers, seed, ignore, keep_going
     )
     verdicts: list[Verdict] = []
+    cases: list[Case] = []
     for name in names:
         search = Search(find_subject(name, design, check), options, _progress(name))
         verdict = search.run()
@@ -66,7 +70,8 @@ def explore_command(
         verdicts.append(verdict)
         how = command_lines(name, verdict.design, check, options)
         told = stories(verdict, search.runner_searcher.runner, how)
-        if not as_json:
+        cases.append(verdict_case(verdict, told))
+        if not (as_json or ktap):
             print("\n".join(verdict_lines(verdict, options)))
             for story in told:
                 print()
@@ -77,6 +82,8 @@ def explore_command(
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(ExploreReport(SCHEMA, verdicts)) + b"\n")
         sys.stdout.flush()
+    if ktap:
+        print("\n".join(ktap_lines(cases)))
     codes = {verdict.exit_code() for verdict in verdicts}
     return next((code for code in _SEVERITY if code in codes), 0)
 

@@ -1,0 +1,30 @@
+"""A search as KTAP: a test for each scenario, a subtest for each promise, the story beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.checks import PROMISES
+from septum.explore.verdict import Outcome
+from septum.report.ktap import Case
+
+if TYPE_CHECKING:
+    from septum.explore.verdict import Verdict
+
+
+def verdict_case(verdict: Verdict, stories: list[list[str]]) -> Case:
+    """The search as a test. One that a budget ended is TIMEOUT, and not ok."""
+    name = f"{verdict.subject}:{verdict.design}" if verdict.design else verdict.subject
+    bound = "any" if verdict.preemptions is None else verdict.preemptions
+    said = [f"{verdict.why}; at most {bound} preemptions, {verdict.failures} failures"]
+    if verdict.outcome is Outcome.UNDETERMINED:
+        return Case(name, ok=False, directive="TIMEOUT", data=verdict.why, diagnostics=said)
+    broken = {
+        example.finding.promise: (example.finding.text, story)
+        for example, story in zip(verdict.counterexamples, stories, strict=True)
+    }
+    subtests = []
+    for promise in dict.fromkeys((*(PROMISES if verdict.design else ()), *broken)):
+        text, story = broken.get(promise, ("", []))
+        subtests.append(Case(promise, ok=promise not in broken, data=text, diagnostics=story))
+    return Case(name, ok=not broken, diagnostics=said, subtests=subtests)
