@@ -143,6 +143,14 @@ pages = { "b: page 1" = "shared or unmapped" }
         ("[vm]\nbackin = '4k'\n", r"f.toml, line 3: vm has no key 'backin'; it has memory, at,"),
         ("[vm]\nbacking = '8k'\n", r"line 3: vm.backing: invalid enum value '8k'; docs"),
         ("[vm]\nmemory = '5X'\n[guest]\nvcpu0 = ['hlt']\n", r"line 3: vm.memory: '5X' is no size"),
+        (
+            "[vm]\ninit-shared = true\n[guest]\nvcpu0=['hlt']\n",
+            r"begins shared is in place, and not hug",
+        ),
+        (
+            "[vm]\nlater = true\n[guest]\nvcpu0=['hlt']\n",
+            r"built by a program has no programs of its",
+        ),
         ("[vm]\nat = '0x80000001'\n[guest]\nvcpu0=['hlt']\n", r"is no place for memory"),
         ("[vm]\nslots = ['1M']\n[guest]\nvcpu0=['hlt']\n", r"1024K together and the memory 2048K"),
         ("[vm]\nimage = ['pag 1']\n[guest]\nvcpu0=['hlt']\n", r"vm.image: 'pag 1' names no pages"),

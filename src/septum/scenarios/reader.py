@@ -211,6 +211,12 @@ class _Reader:
                     f" {memory >> 10}K; make them equal",
                     near="slots",
                 )
+            if shape.init_shared and (not shape.in_place or shape.backing.startswith("hugetlb")):
+                raise self.error(
+                    f"{at}.init-shared: memory that begins shared is in place, and not hugetlb's;"
+                    ' add in-place = true and backing = "4k" or "thp"',
+                    near="init-shared",
+                )
             if shape.later and name in used:
                 raise self.error(
                     f"{at}.later: a VM that is built by a program has no programs of its own;"

@@ -16,11 +16,12 @@ class VmShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="k
     """`[vm]`: one VM.
 
     `memory` begins at `at` and is cut into `slots`, as sizes, one after the other; it is backed by
-    one guest_memfd. `in_place`: shared pages are in it, too. `ve`: touching a page that is not
-    accepted is #VE instead of the end. `image`: pages that are part of the TD's image, so mapped
-    and accepted from the beginning. `shares_memory_with`: the VM whose guest_memfd this one has
-    bound, too. `on_fault`: what the VMM does on KVM_EXIT_MEMORY_FAULT: convert, or stop the VM.
-    `later`: the VM is not there at the beginning; a program builds it.
+    one guest_memfd. `in_place`: shared pages are in it, too; `init_shared`: all are, at first.
+    `ve`: touching a page that is not accepted is #VE instead of the end. `image`: pages that are
+    part of the TD's image, so mapped and accepted from the beginning. `shares_memory_with`: the VM
+    whose guest_memfd this one has bound, too. `on_fault`: what the VMM does on
+    KVM_EXIT_MEMORY_FAULT: convert, or stop the VM. `later`: the VM is not there at the beginning; a
+    program builds it.
     """
 
     memory: str = "2M"
@@ -29,6 +30,7 @@ class VmShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="k
     """0: as many as the programs need."""
     backing: Backing = "hugetlb-2m"
     in_place: bool = False
+    init_shared: bool = False
     ve: bool = False
     slots: list[str] = []
     image: list[str] = []

@@ -6,6 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from septum.abi.kvm import (
+    GUEST_MEMFD_FLAG_INIT_SHARED,
     GUEST_MEMFD_FLAG_MMAP,
     KVM_EXIT_MEMORY_FAULT,
     KVM_MEM_GUEST_MEMFD,
@@ -124,6 +125,8 @@ class ScenarioVmm(Vmm):
             flags, page_order = BACKINGS[self.config.backing]
             if self.config.in_place:
                 flags |= GUEST_MEMFD_FLAG_MMAP
+            if self.vm_spec.shape.init_shared:
+                flags |= GUEST_MEMFD_FLAG_INIT_SHARED
         size_bytes = -(-size_bytes >> (12 + page_order)) << (12 + page_order)
         ret, file = self.host.main.kvm_vm_ioctl_create_guest_memfd(
             kvm, size_bytes, flags, page_order
