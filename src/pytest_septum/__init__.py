@@ -1,0 +1,176 @@
+"""Scenarios as pytest tests, over designs, with the counterexample as the failure's text.
+
+Nothing of Septum is imported here before a test asks for it, so that the plugin costs other test
+runs nothing. See docs/pytest.md.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from septum.explore.verdict import Verdict
+
+    Explore = Callable[..., Verdict]
+
+MARKER = "septum"
+DESIGN = "septum_design"
+EXPLORE = "septum_explore"
+SEARCH_KEYS = frozenset(("preemptions", "failures", "time_s", "schedules", "seed", "check"))
+"""What a marker may say of the search; None or absent: the command line's, or the default."""
+TABLES = frozenset(("guest", "host", "vm"))
+"""A TOML file is a scenario when it has a summary and one of these."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--septum-designs and the bounds of the searches."""
+    group = parser.getgroup("septum", "searches by Septum")
+    group.addoption("--septum-designs", metavar="A,B", help="Designs to run scenarios on.")
+    group.addoption("--septum-preemptions", type=int, metavar="N", help="Preemptions, at most.")
+    group.addoption("--septum-failures", type=int, metavar="N", help="Failures, at most.")
+    group.addoption("--septum-time", type=float, metavar="S", help="Seconds for each search.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell of the marker."""
+    config.addinivalue_line(
+        "markers",
+        "septum(scenario, designs=['v3'], preemptions=2, failures=0, time_s=60, schedules=None,"
+        " seed=0, check='end'): search the schedules of a scenario on each design; the test fails"
+        " with the counterexample. The body runs after a search that held.",
+    )
+
+
+def _designs(config: pytest.Config, marked: Iterable[str] | None = None) -> list[str]:
+    asked = config.getoption("--septum-designs")
+    if asked:
+        return [name.strip() for name in asked.split(",") if name.strip()]
+    return list(marked) if marked is not None else ["v3"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A marked test, or one that takes `septum_design`, is one test for each design."""
+    marker = metafunc.definition.get_closest_marker(MARKER)
+    if marker is None and not {DESIGN, EXPLORE} & set(metafunc.fixturenames):
+        return
+    if DESIGN not in metafunc.fixturenames:
+        metafunc.fixturenames.append(DESIGN)
+    marked = marker.kwargs.get("designs") if marker is not None else None
+    metafunc.parametrize(DESIGN, _designs(metafunc.config, marked), indirect=True)
+
+
+@pytest.fixture
+def septum_design(request: pytest.FixtureRequest) -> str:
+    """The design that the test is about."""
+    return str(getattr(request, "param", "v3"))
+
+
+@pytest.fixture
+def septum_explore(request: pytest.FixtureRequest, septum_design: str) -> Explore:
+    """`septum_explore("scenario", preemptions=2, ...)` searches; the test fails when it does not
+    hold. Without a name it is the marker's scenario. Returns the verdict."""
+
+    def explore(scenario: str | Path | None = None, **bounds: object) -> Verdict:
+        return _explore(request.node, scenario, str(bounds.pop("design", septum_design)), bounds)
+
+    return explore
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object:
+    """A marked test that does not search by itself is searched before its body."""
+    marker = pyfuncitem.get_closest_marker(MARKER)
+    if marker is not None and EXPLORE not in pyfuncitem.fixturenames:
+        design = pyfuncitem.funcargs.get(DESIGN)
+        if design is None:
+            design = pyfuncitem.callspec.params[DESIGN]
+        _explore(pyfuncitem, None, str(design), {})
+    return (yield)
+
+
+def _explore(
+    item: pytest.Item, scenario: str | Path | None, design: str, bounds: dict[str, object]
+) -> Verdict:
+    """Search as asked: by the call, else by the marker, else by the command line."""
+    marker = item.get_closest_marker(MARKER)
+    asked: dict[str, object] = {}
+    if marker is not None:
+        scenario = scenario if scenario is not None else next(iter(marker.args), None)
+        asked = {key: value for key, value in marker.kwargs.items() if key != "designs"}
+    asked |= bounds
+    unknown = sorted(set(asked) - SEARCH_KEYS)
+    if unknown or scenario is None:
+        what = f"unknown {', '.join(unknown)}" if unknown else "no scenario is named"
+        pytest.fail(f"septum: {what}; see docs/pytest.md", pytrace=False)
+    return search(item.config, _path_or_name(item.path.parent, scenario), design, asked)
+
+
+def _path_or_name(folder: Path, scenario: str | Path) -> str:
+    """A scenario beside the test goes before one of the library."""
+    beside = folder / scenario
+    return str(beside) if beside.is_file() else str(scenario)
+
+
+def search(config: pytest.Config, scenario: str, design: str, asked: dict[str, object]) -> Verdict:
+    """One search; fails the test with the story, or with why there is no answer."""
+    from septum.errors import InputError
+    from septum.explore.testing import search_for_test
+
+    options = {
+        "preemptions": config.getoption("--septum-preemptions"),
+        "failures": config.getoption("--septum-failures"),
+        "time_s": config.getoption("--septum-time"),
+    }
+    bounds = {key: value for key, value in options.items() if value is not None} | asked
+    wrong = ""
+    try:
+        verdict, text = search_for_test(scenario, design, **bounds)
+    except InputError as error:
+        wrong = f"septum: {error}"
+    if wrong or text:  # outside of the except: one sentence, and no word of another exception
+        pytest.fail(wrong or text, pytrace=False)
+    return verdict
+
+
+# Scenario files
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> ScenarioFile | None:
+    """A scenario that the command line names is a test; other TOML files are left alone."""
+    if file_path.suffix != ".toml" or not parent.session.isinitpath(file_path):
+        return None
+    # One that cannot be read is collected: the search says what is wrong with it, and where.
+    with suppress(OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        document = tomllib.loads(file_path.read_text(encoding="utf-8"))
+        if "summary" not in document or not TABLES & document.keys():
+            return None
+    made: ScenarioFile = ScenarioFile.from_parent(parent, path=file_path)
+    return made
+
+
+class ScenarioFile(pytest.File):
+    """A scenario: an item for each design."""
+
+    def collect(self) -> Iterable[ScenarioItem]:
+        """The items, by design."""
+        for design in _designs(self.config):
+            yield ScenarioItem.from_parent(self, name=design)
+
+
+class ScenarioItem(pytest.Item):
+    """A scenario on a design."""
+
+    def runtest(self) -> None:
+        """Search; the bounds are the command line's."""
+        search(self.config, str(self.path), self.name, {})
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        """Where it is, and what it is called."""
+        return self.path, None, f"{self.path.name}[{self.name}]"

@@ -1,0 +1,35 @@
+"""A search as a test asks for it: the verdict, and the text of a failure."""
+
+from __future__ import annotations
+
+from septum.explore.api import Search
+from septum.explore.command import make_options, stories, verdict_lines
+from septum.explore.replay import find_subject
+from septum.explore.reproduce import command_lines
+from septum.explore.verdict import Outcome, Verdict
+
+
+def search_for_test(
+    scenario: str,
+    design: str = "v3",
+    *,
+    preemptions: int | None = 2,
+    failures: int = 0,
+    time_s: float | None = 60.0,
+    schedules: int | None = None,
+    seed: int = 0,
+    check: str = "end",
+) -> tuple[Verdict, str]:
+    """(verdict, "" when it held, else the story of what broke or why there is no answer).
+
+    Raises InputError for unknown names and values.
+    """
+    options = make_options("auto", preemptions, failures, time_s, schedules, 1, seed)
+    search = Search(find_subject(scenario, design, check), options, None)
+    verdict = search.run()
+    if verdict.outcome is Outcome.HELD:
+        return verdict, ""
+    how = command_lines(scenario, verdict.design, check, options)
+    told = stories(verdict, search.runner_searcher.runner, how)
+    lines = ["\n".join(story) for story in told] or ["\n".join(verdict_lines(verdict, options))]
+    return verdict, "\n\n".join(lines)
