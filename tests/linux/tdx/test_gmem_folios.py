@@ -223,6 +223,21 @@ def test_hole_in_a_huge_folio_splits_it(bench: Benches) -> None:
     b.assert_nothing_left()
 
 
+@pytest.mark.parametrize("backing", ["thp", "hugetlb-2m", "hugetlb-1g"])
+def test_a_split_folio_is_small_for_who_found_it_before(bench: Benches, backing: str) -> None:
+    """page_folio() takes no reference: what a TDX wrapper looks at becomes one page under it."""
+    in_place = backing != "thp"
+    b = bench(backing, in_place=in_place, vm_memory_attributes=not in_place)
+    b.prefault(FREE_GPA)
+    folio = b.host.mm.page_folio(get_pfn(b, FREE)[1])
+    assert folio.nr_pages >= 512
+    if in_place:
+        b.ok(b.set_attributes(FREE_GPA, PAGE, private=False))
+    else:
+        b.ok(punch(b, FREE_GPA, PAGE))
+    assert folio.nr_pages == 1
+
+
 def test_hole_takes_the_whole_folio_when_it_cannot_be_split(bench: Benches) -> None:
     """As posted: the rest of a folio that does not split is truncated, too, although the guest
     still has it mapped."""

@@ -251,10 +251,11 @@ class GmemFolios(GmemTrace):
         # and stays there alone, whichever page it was that failed.
         inode.poisoned.difference_update(range(index + 1, index + folio.nr_pages))
         del inode.folios[index]
-        inode.split_folios[index] = SplitFolio(index, folio)
+        split = inode.split_folios[index] = SplitFolio(index, folio)
         mm.restructure_forget_huge(folio)
+        folio.order = 0  # for who has it from before, without a reference: page_folio() in TDX
         if self.sim.tracing:
-            self.trace_folios(inode, index, folio.nr_pages)
+            self.trace_folios(inode, index, split.nr_pages)
         return 0
 
     def hugetlb_restructuring_merge_folio(self, inode: GmemInode, index: int, to_order: int) -> int:

@@ -215,9 +215,10 @@ class GmemRange(GmemFolios):
             folio.refcount -= 1
             if was_split:
                 del inode.folios[index]
-                inode.split_folios[index] = SplitFolio(index, folio)
+                split = inode.split_folios[index] = SplitFolio(index, folio)
+                folio.order = 0
                 if self.sim.tracing:
-                    self.trace_folios(inode, index, folio.nr_pages)
+                    self.trace_folios(inode, index, split.nr_pages)
         self.kvm_gmem_truncate_range(inode, start, end - start)
 
     def merge_folios_in_range(self, inode: GmemInode, start: int, nr_pages: int) -> int:
