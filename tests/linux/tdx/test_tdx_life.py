@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from septum.abi.errno import EBUSY, EINVAL, EIO, ENOSPC, EOPNOTSUPP
+from septum.abi.features import TDX_CONFIG_FLAGS_NO_RBP_MOD
 from septum.abi.tdvf import TdvfSection
 from septum.linux.host import HostUnits, v3_units
 from septum.linux.kvm.tdx import KvmTdxUnit
@@ -114,6 +115,18 @@ def test_state_checks_of_the_tdx_ioctls(bench: Benches) -> None:
     assert main.kvm_vcpu_ioctl_mem_enc_op(vcpu, add) == -EINVAL  # after finalize
     assert main.kvm_vm_ioctl_mem_enc_op(b.kvm, KvmTdxCmd(99)) == -EINVAL
     assert main.kvm_vm_ioctl_mem_enc_op(b.kvm, KvmTdxCmd(0, hw_error=1)) == -EINVAL
+
+
+def test_what_the_module_wants_set_is_set(bench: Benches) -> None:
+    """setup_tdparams() adds the XFAM bits that must be 1, and NO_RBP_MOD."""
+    b = bench("4k")
+    ret, kvm = b.host.main.kvm_create_vm()
+    assert ret == 0 and kvm is not None
+    init_vm = KvmTdxCmd(KVM_TDX_INIT_VM, data=KvmTdxInitVm(xfam=0))
+    assert b.host.main.kvm_vm_ioctl_mem_enc_op(kvm, init_vm) == 0
+    td = b.world.module.tds[kvm.tdx.tdr_page]
+    assert kvm.tdx.xfam == td.xfam == 3
+    assert td.config_flags & TDX_CONFIG_FLAGS_NO_RBP_MOD
 
 
 def test_all_the_locks_guard(bench: Benches) -> None:

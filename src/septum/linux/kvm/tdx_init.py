@@ -11,6 +11,7 @@ from septum.abi.features import (
     MD_FIELD_ID_TDCS_TSC_OFFSET,
     TDX_ATTRIBUTES_FIXED0,
     TDX_CONFIG_FLAGS_GPAW,
+    TDX_CONFIG_FLAGS_NO_RBP_MOD,
     TDX_TD_ATTR_SEPT_VE_DISABLE,
 )
 from septum.abi.kvm import PT64_ROOT_4LEVEL, PT64_ROOT_5LEVEL
@@ -74,15 +75,16 @@ class TdxInit(TdxTeardown):
         if init_vm.attributes & ~(KVM_SUPPORTED_TD_ATTRS & TDX_ATTRIBUTES_FIXED0):
             return -EINVAL
         sysinfo = self.host.x86_tdx.state.sysinfo
-        if init_vm.xfam & ~sysinfo.xfam_fixed0 or sysinfo.xfam_fixed1 & ~init_vm.xfam:
+        if init_vm.xfam & ~sysinfo.xfam_fixed0:
             return -EINVAL
         params.max_vcpus = kvm.max_vcpus
         params.attributes = init_vm.attributes
-        params.xfam = init_vm.xfam
+        params.xfam = init_vm.xfam | sysinfo.xfam_fixed1
+        params.config_flags = TDX_CONFIG_FLAGS_NO_RBP_MOD
         params.tsc_frequency = TSC_FREQUENCY_25MHZ
         if init_vm.gpaw_52:
             params.eptp_controls = VMX_EPTP_MT_WB | VMX_EPTP_PWL_5
-            params.config_flags = TDX_CONFIG_FLAGS_GPAW
+            params.config_flags |= TDX_CONFIG_FLAGS_GPAW
         else:
             params.eptp_controls = VMX_EPTP_MT_WB | VMX_EPTP_PWL_4
         params.mrconfigid = init_vm.mrconfigid
@@ -98,11 +100,21 @@ class TdxInit(TdxTeardown):
         init_vm = cmd.data
         if not isinstance(init_vm, KvmTdxInitVm):
             return -EINVAL
+        params_page = self.host.mm.alloc_page("td_params")
+        if params_page is None:
+            return -ENOMEM
+        ret = self._td_init(kvm, cmd, init_vm, params_page)
+        self.host.mm.free_page(params_page)
+        return ret
+
+    def _td_init(self, kvm: Kvm, cmd: KvmTdxCmd, init_vm: KvmTdxInitVm, params_page: Pfn) -> int:
+        kvm_tdx = kvm.tdx
         td_params = TdParams()
         ret = self.setup_tdparams(kvm, td_params, init_vm)
         if ret:
             return ret
-        ret, cmd.hw_error = self.do_tdx_td_init(kvm, td_params)
+        self.machine.mem.load_bytes(params_page, 0, td_params.pack())
+        ret, cmd.hw_error = self.do_tdx_td_init(kvm, params_page)
         if ret:
             return ret
         err_offset, kvm_tdx.tsc_offset = self.host.x86_tdx.tdh_mng_rd(
@@ -123,7 +135,7 @@ class TdxInit(TdxTeardown):
         kvm_tdx.state = TD_STATE_INITIALIZED
         return 0
 
-    def do_tdx_td_init(self, kvm: Kvm, td_params: TdParams) -> tuple[int, int]:
+    def do_tdx_td_init(self, kvm: Kvm, params_page: Pfn) -> tuple[int, int]:
         """__tdx_td_init(): key id, control pages, TDH.MNG.*: (errno, status for user space)."""
         kvm_tdx = kvm.tdx
         x86 = self.host.x86_tdx
@@ -159,7 +171,7 @@ class TdxInit(TdxTeardown):
         ret = self._configure_keys(kvm)
         if ret:
             return self._td_init_teardown(kvm, tdcs_pages, 0, ret), 0
-        return self._add_tdcs_and_init(kvm, td_params, tdcs_pages)
+        return self._add_tdcs_and_init(kvm, params_page, tdcs_pages)
 
     def _configure_keys(self, kvm: Kvm) -> int:
         """TDH.MNG.KEY.CONFIG on one CPU of every package. 0 or -EIO."""
@@ -174,7 +186,7 @@ class TdxInit(TdxTeardown):
         return 0
 
     def _add_tdcs_and_init(
-        self, kvm: Kvm, td_params: TdParams, tdcs_pages: list[Pfn]
+        self, kvm: Kvm, params_page: Pfn, tdcs_pages: list[Pfn]
     ) -> tuple[int, int]:
         """The part of __tdx_td_init() from TDH.MNG.ADDCX on."""
         kvm_tdx = kvm.tdx
@@ -188,12 +200,7 @@ class TdxInit(TdxTeardown):
             kvm_tdx.tdcs_pages.append(page)
 
         added = len(tdcs_pages)
-        params_page = self.host.mm.alloc_page("td_params")
-        if params_page is None:
-            return self._td_init_teardown(kvm, tdcs_pages, added, -ENOMEM), 0
-        self.machine.mem.load_bytes(params_page, 0, td_params.pack())
         err, rcx = x86.tdh_mng_init(kvm_tdx, params_page << 12)
-        self.host.mm.free_page(params_page)
         if err & STATUS_MASK == TDX_OPERAND_INVALID:
             # User space gave the operands: tell it which one, without a warning.
             return self._td_init_teardown(kvm, tdcs_pages, added, -EINVAL), err

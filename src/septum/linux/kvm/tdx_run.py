@@ -195,6 +195,8 @@ class TdxRun(TdxTdvmcall):
             exit_reason != EXIT_REASON_TRIPLE_FAULT
         ):
             return self._unhandled_exit(vcpu)
+        if exit_reason != EXIT_REASON_TRIPLE_FAULT and vp_enter_ret & STATUS_MASK != TDX_SUCCESS:
+            self.warn_on_once(f"VP.ENTER: {vp_enter_ret:#x}", "tdx_handle_exit")
         return self._handle_exit_reason(vcpu, exit_reason)
 
     def _handle_exit_reason(self, vcpu: KvmVcpu, exit_reason: int) -> int:

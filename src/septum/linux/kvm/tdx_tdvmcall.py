@@ -30,6 +30,7 @@ from septum.abi.tdvmcall import (
 )
 from septum.abi.types import PAGE_SHIFT, PAGE_SIZE
 from septum.linux.kvm.tdx_defs import (
+    COMPLETE_GET_TD_VM_CALL_INFO,
     COMPLETE_HYPERCALL,
     COMPLETE_IO_IN,
     COMPLETE_IO_OUT,
@@ -166,7 +167,11 @@ class TdxTdvmcall(TdxFault):
         vcpu.complete_userspace_io = COMPLETE_MAP_GPA
 
     def tdx_complete_vmcall_map_gpa(self, vcpu: KvmVcpu) -> int:
-        """User space has done a piece: the next one, or back to the guest."""
+        """User space has done a piece: the next one, or back to the guest.
+
+        MODEL: what user space answers is told apart as from commit 3e2dec1ede0a on (2026-03). In
+        6.19-rc any answer but 0 is INVALID_OPERAND, so that user space has to try again itself.
+        """
         tdx = vcpu.tdx
         ret = vcpu.run.ret
         if ret == 0:
@@ -200,8 +205,13 @@ class TdxTdvmcall(TdxFault):
         return 0
 
     def tdx_get_td_vm_call_info(self, vcpu: KvmVcpu) -> int:
-        """TDVMCALL<GetTdVmCallInfo>: only sub-leaf 0 is answered, and by KVM."""
+        """TDVMCALL<GetTdVmCallInfo>: sub-leaf 0 is KVM's, 1 is what user space adds to it."""
         regs = enter_regs(vcpu)
+        if regs.r12 == 1:
+            ret = self._tdx_user_exit(vcpu, TDVMCALL_GET_TD_VM_CALL_INFO, [1, 0, 0, 0, 0])
+            vcpu.run.ret = TDVMCALL_STATUS_SUCCESS
+            vcpu.complete_userspace_io = COMPLETE_GET_TD_VM_CALL_INFO
+            return ret
         if regs.r12:
             self.tdvmcall_set_return_code(vcpu, TDVMCALL_STATUS_INVALID_OPERAND)
             return 1
@@ -261,7 +271,7 @@ class TdxTdvmcall(TdxFault):
         if nr != KVM_HC_MAP_GPA_RANGE or not enabled:
             self.tdvmcall_set_return_code(vcpu, -1000)  # -KVM_ENOSYS
             return 1
-        if a0 % PAGE_SIZE or not a1:
+        if a0 % PAGE_SIZE or not a1 or (a0 >> PAGE_SHIFT) + a1 >= 1 << 64:
             self.tdvmcall_set_return_code(vcpu, -EINVAL)
             return 1
         vcpu.run.exit_reason = KVM_EXIT_HYPERCALL
@@ -319,6 +329,10 @@ class TdxTdvmcall(TdxFault):
             return self.tdx_complete_vmcall_map_gpa(vcpu)
         if which in (COMPLETE_HYPERCALL, COMPLETE_TDX_SIMPLE):
             self.tdvmcall_set_return_code(vcpu, run.ret)
+        elif which == COMPLETE_GET_TD_VM_CALL_INFO:
+            regs = enter_regs(vcpu)
+            self.tdvmcall_set_return_code(vcpu, run.ret)
+            _, regs.r11, regs.r12, regs.r13, regs.r14 = run.data
         elif which in (COMPLETE_IO_IN, COMPLETE_MMIO_READ):
             self.tdvmcall_set_return_val(vcpu, run.io[3])
         return 1
