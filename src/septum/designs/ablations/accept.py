@@ -32,6 +32,26 @@ class IgnoresAcceptLevel(KvmTdxUnit):
         return 0
 
 
+class InhibitsFirst(KvmTdxUnit):
+    """The guest's wish is written down before the split, which may drop mmu_lock to allocate:
+    others then see the bit while the large leaf is still there."""
+
+    __slots__ = ()
+
+    def tdx_split_for_accept(self, vcpu: KvmVcpu, slot: KvmMemorySlot, gfn: int, level: int) -> int:
+        self.tdx_inhibit_above(slot, gfn, level)
+        return super().tdx_split_for_accept(vcpu, slot, gfn, level)
+
+
+class AlwaysLocks(KvmMmu):
+    """The bit is not looked at before mmu_lock is taken for writing."""
+
+    __slots__ = ()
+
+    def hugepage_test_guest_inhibit(self, slot: KvmMemorySlot, gfn: int, level: int) -> bool:
+        return False
+
+
 DESIGNS = (
     ablation(
         12,
@@ -46,5 +66,21 @@ DESIGNS = (
         on_v3(tdx=IgnoresAcceptLevel),
         breaks=("progress",),
         scenarios=("accept-level-a", "accept-level-prefault"),
+    ),
+    ablation(
+        13,
+        "the bit is set before the split instead of after it",
+        on_v3(tdx=InhibitsFirst),
+        breaks=("no-bug",),
+        scenarios=("accept-level-race",),
+        piece="order",
+    ),
+    ablation(
+        13,
+        "mmu_lock is taken for writing for every accept, whether the bit is set or not",
+        on_v3(mmu=AlwaysLocks),
+        breaks=(),
+        scenarios=("accept-frame-by-4k",),
+        piece="test",
     ),
 )
