@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from septum.abi.errno import EBUSY, EFAULT, EIO, ENOMEM, EOPNOTSUPP
 from septum.abi.kvm import (
     KVM_EXIT_MEMORY_FAULT,
@@ -13,6 +15,7 @@ from septum.abi.kvm import (
     RET_PF_SPURIOUS,
 )
 from septum.abi.spte import FROZEN_SPTE
+from septum.sim import RwSem
 
 GUEST_PFN = 0x40000
 
@@ -206,10 +209,17 @@ def test_prefault_maps_huge_without_the_accessed_bit(world):
 
 
 def test_map_private_pfn_needs_an_empty_entry(world):
+    invalidate_lock = RwSem(world.sim, "invalidate_lock")
+    world.slot.gmem_file = SimpleNamespace(inode=SimpleNamespace(invalidate_lock=invalidate_lock))
     world.kvm.slots_lock.lock()
+    invalidate_lock.down_write()
     assert world.mmu.kvm_tdp_mmu_map_private_pfn(world.vcpu, 0x300, 0x999) == 0
     assert world.mirror() == {(0x300, 1): 0x999}
     assert world.mmu.kvm_tdp_mmu_map_private_pfn(world.vcpu, 0x300, 0x999) == -EIO
+    assert world.sim.findings == []
+    invalidate_lock.up_write()
+    assert world.mmu.kvm_tdp_mmu_map_private_pfn(world.vcpu, 0x301, 0x99A) == 0
+    assert [f.text for f in world.sim.findings] == ["lockdep: invalidate_lock not held"]
     world.kvm.slots_lock.unlock()
 
 

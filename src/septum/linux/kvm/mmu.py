@@ -419,6 +419,15 @@ class KvmMmu(MmuLoad):
         end = (gpa & -hpage_size) + hpage_size
         return min(size_bytes, end - gpa)
 
+    def kvm_assert_gmem_invalidate_lock_held(self, slot: KvmMemorySlot | None) -> None:
+        """Nothing can go from the slot's guest_memfd. Source: mmu.c, the same name."""
+        where = "kvm_assert_gmem_invalidate_lock_held"
+        if slot is None or not slot.flags & KVM_MEM_GUEST_MEMFD or slot.gmem_file is None:
+            self.warn_on_once("the slot has no guest_memfd", where)
+            return
+        lock = slot.gmem_file.inode.invalidate_lock
+        self.lockdep_assert(lock.held(), "invalidate_lock not held", where)
+
     def kvm_tdp_mmu_map_private_pfn(self, vcpu: KvmVcpu, gfn: int, pfn: int) -> int:
         """Map a page of the initial image, which PAGE.ADD then copies in: 0 or -errno.
 
@@ -436,9 +445,7 @@ class KvmMmu(MmuLoad):
         fault.pfn = pfn
         fault.map_writable = True
         self.lockdep_assert(kvm.slots_lock.held(), "slots_lock", "kvm_tdp_mmu_map_private_pfn")
-        if fault.slot is None or not fault.slot.flags & KVM_MEM_GUEST_MEMFD:
-            self.warn_on_once("the slot has no guest_memfd", "kvm_tdp_mmu_map_private_pfn")
-            return -EIO
+        self.kvm_assert_gmem_invalidate_lock_held(fault.slot)
         r = self.kvm_mmu_reload(vcpu)
         if r:
             return r
