@@ -177,7 +177,10 @@ class TdpMmu(TdpMmuZap, TdpMmuSplit):
         return ret
 
     def _map_make_table(self, vcpu: KvmVcpu, fault: KvmPageFault, it: TdpIter) -> int:
-        """The body of kvm_tdp_mmu_map() above its goal level: link a new table, or split."""
+        """The body of kvm_tdp_mmu_map() above its goal level: link a new table, or split.
+
+        MODEL: no list of possible NX huge pages, and no worker that recovers them.
+        """
         kvm = vcpu.kvm
         sp = self.tdp_mmu_alloc_sp(vcpu)
         self.tdp_mmu_init_child_sp(sp, it)

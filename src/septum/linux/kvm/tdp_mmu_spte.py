@@ -85,6 +85,7 @@ class TdpMmuSpte(TdpMmuRoots):
             self.warn_on_once(f"gfn {gfn:#x} at level {level}", "handle_changed_spte")
         pfn_changed = bool((old_spte ^ new_spte) & SPTE_BASE_ADDR_MASK)
         if was_leaf and is_leaf and pfn_changed:
+            # MODEL: BUG() is the end of the host; here it is a finding, and the run goes on.
             self.sim.find(
                 "no-bug",
                 f"BUG: a present leaf of gfn {gfn:#x} is replaced by one of another PFN "
