@@ -121,6 +121,7 @@ class MainAttrs(MainSlots):
         )
         self.set_cause(cause)
         if not ret:
+            # MODEL: stored at once, where the kernel stores page by page; faults are held off.
             range_store(kvm.mem_attr_array, start, end, attributes)
             if self.sim.tracing:
                 self.host.gmem.trace_attributes(kvm, kvm.mem_attr_array, start, end)

@@ -128,6 +128,7 @@ class MainSlots(MainRequests):
     def kvm_swap_active_memslots(self, kvm: Kvm) -> None:
         """The slots have changed: whoever still goes by the old ones finishes first.
 
+        MODEL: does not wait for MMU notifiers under way (mn_active_invalidate_count).
         Source: kvm_main.c kvm_swap_active_memslots, synchronize_srcu_expedited().
         """
         kvm.srcu.synchronize()
