@@ -7,8 +7,6 @@ import importlib.util
 from functools import cache
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from septum.sim.events import Event
 
 if TYPE_CHECKING:
@@ -72,4 +70,4 @@ def event_types() -> dict[str, type[Event]]:
 
 def fields_of(cls: type[Event]) -> tuple[str, ...]:
     """The names of the fields of an event class, the common ones first."""
-    return tuple(field.name for field in msgspec.structs.fields(cls))
+    return cls.__struct_fields__

@@ -186,9 +186,12 @@ class MemoryFold:
         return self._show_frames(pfn, nr)
 
     def _show_frames(self, first_pfn: int, nr: int) -> Iterable[Change]:
-        for block, _ in _by_2m(first_pfn, nr):
+        for block, block_nr in _by_2m(first_pfn, nr):
             for pfn, count, vm, gfn in self._frames.backed.get(block >> 9, ()):
-                yield from _changes(vm, PAMT, self._pamt_of(vm, gfn, pfn, count))
+                low, high = max(pfn, block), min(pfn + count, block + block_nr)
+                if low < high:
+                    there = gfn + low - pfn
+                    yield from _changes(vm, PAMT, self._pamt_of(vm, there, low, high - low))
 
     def _set_pair(self, hpa: int, there: bool) -> Iterable[Change]:
         self.dynamic_pamt = True

@@ -1,0 +1,248 @@
+"""The steps of a run in the form that a page carries: alike steps share their words.
+
+A step is a form, which holds all its words, and a row of numbers. Forms are few even in a run of
+a million steps; the rows of one form are a table of columns (`columns`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from septum.abi.leaves import seamcall_name, tdcall_name
+from septum.abi.sept import state_name
+from septum.abi.status import status_name
+from septum.module.events import SeamcallEvent, TdcallEvent
+from septum.sim.events import ChoiceEvent, FindingEvent, SwitchEvent
+from septum.trace.describe import describe
+from septum.trace.filters import tag_of
+from septum.trace.ladder import is_quiet
+from septum.trace.registry import fields_of
+
+if TYPE_CHECKING:
+    from septum.report.html.columns import Blob, ColumnSpec
+    from septum.sim.events import Event
+
+HEX, DECIMAL = "\ue000", "\ue001"
+"""Stand in a form's words for a number, which is the next one of the row."""
+_NUMBER = re.compile(r"\b(?:0x[0-9a-f]+|\d+)\b")
+COMMON = frozenset(("time_ns", "task", "cpu"))
+SIGNED = frozenset(("errno", "ret", "order"))
+PREEMPTED, INJECTED, BROKEN = "preempted", "injected", "broken"
+REGISTERS = ("rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13")
+
+
+class Form(NamedTuple):
+    """The words of alike steps. `texts` are fields that hold words; `names` those of the numbers
+    of a row, after the ones that stand in `detail` and `result`."""
+
+    tag: str
+    verb: str
+    detail: str
+    result: str
+    where: str
+    via: str
+    quiet: bool
+    mark: str
+    texts: tuple[tuple[str, str], ...]
+    names: tuple[str, ...]
+
+
+class FormTable(msgspec.Struct, rename={"nr_in_text": "k"}):
+    """A form as the page reads it: numbers of strings, then how to read its columns."""
+
+    tag: int
+    verb: int
+    detail: int
+    result: int
+    where: int
+    via: int
+    quiet: bool
+    mark: int
+    texts: list[int]
+    names: list[int]
+    rows: int
+    columns: list[ColumnSpec]
+
+
+class StepTable(msgspec.Struct):
+    """All steps: the form of each, its task, how long after the task's step before it."""
+
+    nr: int
+    form: ColumnSpec
+    task: ColumnSpec
+    delta_ns: ColumnSpec
+    start_ns: int
+
+
+class Strings:
+    """Every text once."""
+
+    __slots__ = ("_ids", "all")
+
+    def __init__(self) -> None:
+        self.all: list[str] = []
+        self._ids: dict[str, int] = {}
+
+    def of(self, text: str) -> int:
+        """The number of a text."""
+        found = self._ids.get(text)
+        if found is None:
+            found = self._ids[text] = len(self.all)
+            self.all.append(text)
+        return found
+
+
+class Steps:
+    """Collects steps; `tables` gives them in the page's form."""
+
+    __slots__ = ("_delta_ns", "_form_ids", "_last_ns", "_rows", "_step_forms", "_task_ids", "_tasks")
+
+    def __init__(self) -> None:
+        self._form_ids: dict[Form, int] = {}
+        self._rows: list[list[tuple[int, ...]]] = []
+        self._step_forms: list[int] = []
+        self._task_ids: dict[str, int] = {}
+        self._tasks: list[int] = []
+        self._delta_ns: list[int] = []
+        self._last_ns: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._step_forms)
+
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks, in order of their first step."""
+        return list(self._task_ids)
+
+    def add(self, event: Event, via: str) -> None:
+        """One more step. `via` are the kernel functions that it came from, innermost first."""
+        form, numbers = form_of(event, via)
+        number = self._form_ids.get(form)
+        if number is None:
+            number = self._form_ids[form] = len(self._rows)
+            self._rows.append([])
+        self._rows[number].append(numbers)
+        self._step_forms.append(number)
+        task = self._task_ids.setdefault(event.task, len(self._task_ids))
+        self._tasks.append(task)
+        self._delta_ns.append(event.time_ns - self._last_ns.get(task, 0))
+        self._last_ns[task] = event.time_ns
+
+    def tables(self, blob: Blob, strings: Strings) -> tuple[StepTable, list[FormTable]]:
+        """The steps and their forms; columns go to `blob`, words to `strings`."""
+        forms = [
+            FormTable(
+                tag=strings.of(form.tag),
+                verb=strings.of(form.verb),
+                detail=strings.of(form.detail),
+                result=strings.of(form.result),
+                where=strings.of(form.where),
+                via=strings.of(form.via),
+                quiet=form.quiet,
+                mark=strings.of(form.mark),
+                texts=[strings.of(text) for pair in form.texts for text in pair],
+                names=[strings.of(name) for name in form.names],
+                rows=len(rows),
+                columns=blob.table(list(zip(*rows, strict=True))),
+            )
+            for form, rows in zip(self._form_ids, self._rows, strict=True)
+        ]
+        steps = StepTable(
+            nr=len(self._step_forms),
+            form=blob.add(self._step_forms),
+            task=blob.add(self._tasks),
+            delta_ns=blob.add(self._delta_ns),
+            start_ns=0,
+        )
+        return steps, forms
+
+
+def form_of(event: Event, via: str) -> tuple[Form, tuple[int, ...]]:
+    """The form of a step, and its numbers: those in its words first."""
+    step = describe(event)
+    numbers: list[int] = []
+
+    def cut(match: re.Match[str]) -> str:
+        text = match.group()
+        numbers.append(int(text, 0) if text.startswith("0x") else int(text))
+        return HEX if text.startswith("0x") else DECIMAL
+
+    detail = _NUMBER.sub(cut, step.detail)
+    texts, names, values = _fields(event)
+    numbers += values
+    where = step.where or via.partition(" < ")[0]
+    form = Form(
+        tag_of(type(event)),
+        step.verb,
+        detail,
+        step.result,
+        where,
+        via,
+        is_quiet(event),
+        _mark(event),
+        texts,
+        names,
+    )
+    return form, tuple(numbers)
+
+
+def _mark(event: Event) -> str:
+    if isinstance(event, SwitchEvent):
+        return PREEMPTED if event.preempted else ""
+    if isinstance(event, ChoiceEvent):
+        return INJECTED if not event.name.startswith("choose:") else ""
+    return BROKEN if isinstance(event, FindingEvent) else ""
+
+
+Fields = tuple[tuple[tuple[str, str], ...], tuple[str, ...], list[int]]
+"""(name and text of fields that hold words, names of fields that hold numbers, the numbers)."""
+
+
+def _fields(event: Event) -> Fields:
+    if isinstance(event, SeamcallEvent):
+        return _seamcall_fields(event)
+    texts: list[tuple[str, str]] = []
+    names: list[str] = []
+    values: list[int] = []
+    if isinstance(event, TdcallEvent):
+        texts += [("name", tdcall_name(event.leaf)), ("status", status_name(event.status))]
+        if event.sept >= 0:
+            texts.append(("state", state_name(event.sept)))
+    for name in fields_of(type(event)):
+        value = getattr(event, name)
+        if name in COMMON or (name == "sept" and value < 0):
+            continue
+        if isinstance(value, bool):
+            texts.append((name, "yes" if value else "no"))
+        elif isinstance(value, int):
+            names.append(name)
+            values.append(value)
+        else:
+            texts.append((name, str(value)))
+    return tuple(texts), tuple(names), values
+
+
+def _seamcall_fields(event: SeamcallEvent) -> Fields:
+    """Leaf and status in words; of the registers those that hold something."""
+    texts = [
+        ("leaf", f"{event.leaf}"),
+        ("name", seamcall_name(event.leaf)),
+        ("version", f"{event.version}"),
+        ("status", status_name(event.status)),
+        ("rax", f"{event.status:#x}"),
+    ]
+    names: list[str] = []
+    values: list[int] = []
+    if event.sept >= 0:
+        texts.append(("state", state_name(event.sept)))
+        names.append("sept")
+        values.append(event.sept)
+    for name in REGISTERS:
+        before, after = getattr(event, name), getattr(event, f"out_{name}")
+        if before or after:
+            names += (name, f"out_{name}")
+            values += (before, after)
+    return tuple(texts), tuple(names), values

@@ -1,0 +1,93 @@
+"""What came of a run, in a word and a sentence, from its trace alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from septum.checks import PROMISES
+from septum.checks.promise import consequence, sentence
+from septum.errors import InputError
+from septum.scenarios.run import load_scenario
+
+if TYPE_CHECKING:
+    from septum.scenarios.scenario import Scenario
+    from septum.sim.events import FindingEvent
+    from septum.trace.header import TraceHeader
+
+
+class FindingText(msgspec.Struct):
+    """A finding, the step where it was seen, and what its promise is about."""
+
+    promise: str
+    text: str
+    step: int
+    task: str
+    foreseen: bool
+    sentence: str
+    consequence: str
+
+
+class VerdictText(msgspec.Struct):
+    """The top of a page: `word` is BROKEN, HELD or UNFINISHED."""
+
+    word: str
+    sentence: str
+    summary: str
+    findings: list[FindingText]
+
+    @property
+    def is_broken(self) -> bool:
+        """A promise was broken."""
+        return self.word == "BROKEN"
+
+
+def _library_scenario(header: TraceHeader) -> Scenario | None:
+    """The scenario of the library that was run, if it was one."""
+    try:
+        return load_scenario(header.scenario)
+    except InputError:
+        return None
+
+
+def finding_texts(
+    header: TraceHeader, findings: list[tuple[int, FindingEvent]]
+) -> list[FindingText]:
+    """Findings with the words of their promises; (step, event) each."""
+    scenario = _library_scenario(header)
+    texts = []
+    for step, event in findings:
+        promise = PROMISES.get(event.promise)
+        texts.append(
+            FindingText(
+                promise=event.promise,
+                text=event.text,
+                step=step,
+                task=event.task,
+                foreseen=scenario is not None
+                and scenario.expect.foresees(event.promise, event.text),
+                sentence=sentence(promise) if promise is not None else "",
+                consequence=consequence(promise) if promise is not None else "",
+            )
+        )
+    return texts
+
+
+def verdict_of(
+    header: TraceHeader, findings: list[tuple[int, FindingEvent]], *, complete: bool
+) -> VerdictText:
+    """The verdict of a trace. `complete`: it has its end line."""
+    texts = finding_texts(header, findings)
+    scenario = _library_scenario(header)
+    summary = scenario.summary if scenario is not None else ""
+    if texts:
+        # What the scenario does not foresee is the news.
+        first = next((text for text in texts if not text.foreseen), texts[0])
+        said = " The scenario says so." if first.foreseen else ""
+        line = f"Promise {first.promise} was broken: {first.text}.{said}"
+        return VerdictText("BROKEN", line, summary, texts)
+    if not complete:
+        return VerdictText("UNFINISHED", "The trace was cut short.", summary, texts)
+    line = "No promise was seen broken in this run."
+    return VerdictText("HELD", line, summary, texts)
