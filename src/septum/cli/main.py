@@ -169,6 +169,9 @@ def report(
     itf: Annotated[
         Path | None, typer.Option(help="A scenario's states, as TLA+ tools read them (ITF).")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="A page: ladder, memory, charts. One file, no network.")
+    ] = None,
     only: Annotated[
         str, typer.Option(help="Kinds of events, with commas: seamcall,split,conversion...")
     ] = "",
@@ -188,6 +191,7 @@ def report(
                 ftrace=ftrace,
                 perfetto=perfetto,
                 itf=itf,
+                html=html,
                 text=text,
                 only=only,
                 design=design,

@@ -45,6 +45,7 @@ class ReportOptions:
     ftrace: Path | None = None
     perfetto: Path | None = None
     itf: Path | None = None
+    html: Path | None = None
     text: bool = False
     only: str = ""
     design: str = "v3"
@@ -76,11 +77,20 @@ def report_run(run: str, options: ReportOptions) -> int:
             print(f"septum: {fmt} is in {target}", file=sys.stderr)
         if options.itf is not None:
             _write_states(path, options.itf)
-        if options.text or not (options.files() or options.itf):
+        if options.html is not None:
+            _write_page(path, options.html)
+        if options.text or not (options.files() or options.itf or options.html):
             with TraceReader(path) as reader:
                 events = (event for event in reader if wanted(event))
                 write_pieces(render(events, reader.header, "ladder"), None)
         return BROKEN if has_finding(path) else OK
+
+
+def _write_page(trace: Path, target: Path) -> None:
+    from septum.report.html import write_page
+
+    write_page(trace, target)
+    print(f"septum: the page is in {target}", file=sys.stderr)
 
 
 def trace_of(run: str, into: Path, design: str = "v3", firmware: Path | None = None) -> Path:

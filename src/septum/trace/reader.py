@@ -120,7 +120,7 @@ class TraceReader:
             ) from None
 
     def via(self) -> str:
-        """The kernel functions, innermost first, that the latest event came from; of SEAMCALLs."""
+        """The kernel functions, innermost first, that the latest event came from."""
         return msgspec.json.decode(self.line, type=_Via).via
 
     def _damaged(self, number: int, line: bytes, error: msgspec.MsgspecError) -> TraceError:

@@ -16,6 +16,8 @@ from septum.module.events import GuestAccessEvent, SeamcallEvent, TdcallEvent, T
 from septum.sim.events import Event
 
 KERNEL = ("septum.linux.", "septum.designs.")
+TELLING = "septum.linux.kvm.gmem_trace"
+"""Emits events for the functions that call it."""
 _PLUMBING = frozenset(("seamcall", "seamcall_ret", "tdh_do_no_vcpus", "_seamcall"))
 DEPTH = 4
 WITHOUT_VIA = (KvmEntry, KvmExit, TdExitEvent, GuestAccessEvent)
@@ -28,7 +30,8 @@ def kernel_path(depth: int = DEPTH) -> str:
     frame = sys._getframe(1)
     at = frame
     while at is not None and len(names) < depth:
-        if at.f_globals.get("__name__", "").startswith(KERNEL):
+        module = at.f_globals.get("__name__", "")
+        if module.startswith(KERNEL) and module != TELLING:
             name = at.f_code.co_name
             if name not in _PLUMBING and (not names or names[-1] != name):
                 names.append(name)

@@ -19,6 +19,7 @@ from septum.report.html.functions import Function, functions_of
 from septum.report.html.memory import LAYER_NAMES, Change, MemoryFold
 from septum.report.html.steps import FormTable, Steps, StepTable, Strings
 from septum.report.html.verdict import VerdictText, verdict_of
+from septum.report.words import size_text
 from septum.sim.events import FindingEvent
 from septum.trace.opening import OPENING
 from septum.trace.reader import TraceReader
@@ -43,6 +44,15 @@ SCRIPTS = (
 LIBRARIES = ("d3-selection", "uplot")
 """Kept libraries, in vendor/, each with its licence and version."""
 COLUMNS = ("step", "vm", "layer", "gfn", "nr", "old", "new")
+
+
+RECIPE_WORDS = {
+    "nr_vcpus": "vCPUs",
+    "backing": "backing",
+    "module": "TDX module",
+    "dynamic_pamt": "Dynamic PAMT",
+}
+"""Fields of a boot's recipe that the top of the page names."""
 
 
 class VmHead(msgspec.Struct):
@@ -72,12 +82,6 @@ class Head(msgspec.Struct):
     dynamic_pamt: bool
 
 
-class _Via(msgspec.Struct):
-    """What a line of a trace says besides its event."""
-
-    via: str = ""
-
-
 class PageData:
     """A trace, folded for a page."""
 
@@ -95,7 +99,6 @@ class PageData:
             self.complete = reader.complete
 
     def _read(self, reader: TraceReader) -> None:
-        via_of = msgspec.json.Decoder(_Via).decode
         opening = True
         for event in reader:
             opening = opening and isinstance(event, OPENING)
@@ -105,7 +108,7 @@ class PageData:
                 continue
             if isinstance(event, FindingEvent):
                 self.findings.append((len(self._steps), event))
-            self._steps.add(event, via_of(reader.line).via)
+            self._steps.add(event, reader.via())
             self._keep(len(self._steps), changes)
 
     def _keep(self, nr_steps: int, changes: list[Change]) -> None:
@@ -156,13 +159,35 @@ def page_html(data: PageData) -> str:
         header=data.header,
         verdict=verdict,
         title=_title(data.header, verdict),
-        nr_steps=data.nr_steps,
+        facts=facts_of(data),
         replay=f"septum replay {data.header.token}" if data.header.token else "",
         style=_asset("vendor/uplot/uPlot.min.css") + _asset("page.css"),
         libraries=[_library(name) for name in LIBRARIES],
         scripts=[_asset(f"scripts/{name}.js") for name in SCRIPTS],
         packed=data.pack(),
     )
+
+
+def facts_of(data: PageData) -> list[tuple[str, str]]:
+    """What was run, as (name, value) for a reader."""
+    header = data.header
+    schedule = header.schedule
+    if schedule == "random":
+        schedule = f"random, seed {header.seed}"
+    elif schedule == "list":
+        schedule = "as recorded"
+    facts = [("scenario", header.scenario), ("design", header.design), ("schedule", schedule)]
+    recipe = header.recipe
+    memory = recipe.get("memory_bytes")
+    if isinstance(memory, int):
+        facts.append(("memory", size_text(memory)))
+    facts += [
+        (words, "yes" if recipe[name] is True else str(recipe[name]))
+        for name, words in RECIPE_WORDS.items()
+        if recipe.get(name)
+    ]
+    facts.append(("steps", f"{data.nr_steps:,}"))
+    return [(name, value) for name, value in facts if value]
 
 
 def write_page(trace: Path, target: Path) -> None:

@@ -84,7 +84,7 @@ def verdict_of(
     if texts:
         # What the scenario does not foresee is the news.
         first = next((text for text in texts if not text.foreseen), texts[0])
-        said = " The scenario says so." if first.foreseen else ""
+        said = " So the scenario expects." if first.foreseen else ""
         line = f"Promise {first.promise} was broken: {first.text}.{said}"
         return VerdictText("BROKEN", line, summary, texts)
     if not complete:

@@ -134,6 +134,7 @@ septum.charts = (() => {
       ctx.save();
       ctx.strokeStyle = colour;
       ctx.lineWidth = 2;
+      ctx.setLineDash([]);
       ctx.beginPath();
       ctx.moveTo(x, bbox.top);
       ctx.lineTo(x, bbox.top + bbox.height);

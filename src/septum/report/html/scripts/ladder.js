@@ -35,7 +35,7 @@ septum.ladder = (() => {
       const narrow = this.view.clientWidth < 560;
       const lanes = this.run.tasks.length;
       this.rowHeight = narrow ? 40 : 24;
-      const room = narrow ? 84 : lanes <= 3 ? 210 : 260;
+      const room = narrow ? 84 : lanes <= 3 ? 130 : 240;
       this.laneWidth = Math.max(narrow ? 12 : 18, Math.min(narrow ? 28 : 70, room / lanes));
       this.view.style.setProperty("--row", `${this.rowHeight}px`);
       this.view.parentElement.style.setProperty("--lane", `${this.laneWidth}px`);
@@ -91,7 +91,8 @@ septum.ladder = (() => {
         .style("left", (d) => `${(this.run.task[d.row.start] + 0.5) * this.laneWidth}px`)
         .attr("title", (d) => MARKS[this._mark(d.row)][1])
         .text((d) => MARKS[this._mark(d.row)][0]);
-      const text = row.append("span").attr("class", "text");
+      const text = row.append("span").attr("class", "text")
+        .attr("title", (d) => (d.row.kind === "step" ? septum.words.step(this.run, d.row.start) : null));
       text.filter((d) => d.row.kind !== "step").text((d) => `⋯ ${this.rows.note(d.row)}`);
       const steps = text.filter((d) => d.row.kind === "step");
       steps.filter((d) => MARKS[this._mark(d.row)] && this._mark(d.row) !== "step").append("b")

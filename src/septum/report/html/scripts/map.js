@@ -4,6 +4,8 @@
 septum.map = (() => {
   const NR = 512;
   const PAGES_PER_ROW = 32;
+  const BESIDE_FROM = 480; // pixels from which the page's state is beside the pages
+  const BESIDE = 192;
   // What a state is drawn with: colour (a variable of the style) and letter.
   const KINDS = [
     [/^$/, "none", "·"],
@@ -37,7 +39,9 @@ septum.map = (() => {
       this.kinds = memory.values.map(([words]) => kindOf(words));
       this.setVm(run.head.vms[0]);
       this.cells.addEventListener("click", (event) => this._clickedCell(event));
-      this.pages.addEventListener("click", (event) => this._clickedPage(event));
+      this.pages.addEventListener("click", (event) => this.setPage(this._pageUnder(event)));
+      this.cells.addEventListener("mousemove", (event) => this._tip(event));
+      this.pages.addEventListener("mousemove", (event) => this._tip(event));
       this.cells.addEventListener("keydown", (event) => this._key(event, NR, this.perRow));
       this.pages.addEventListener("keydown", (event) => this._key(event, 1, PAGES_PER_ROW));
       new ResizeObserver(() => this.draw()).observe(this.cells.parentElement);
@@ -59,6 +63,14 @@ septum.map = (() => {
       this.gfn = gfn;
       this.onPage(gfn);
       this.draw();
+    }
+
+    // Begin at a page, [VM, GFN] or null.
+    lookAt(found) {
+      const vm = found && this.run.head.vms.find((each) => each.id === found[0]);
+      if (!vm) return;
+      if (vm !== this.vm) this.setVm(vm);
+      this.setPage(found[1]);
     }
 
     // Follow the run to a step.
@@ -122,10 +134,11 @@ septum.map = (() => {
       this.pitch = fit;
       const most = Math.floor(width / fit);
       this.perRow = nr <= most ? nr : most >= 16 ? most - (most % 16) : most;
-      const context = this._canvas(this.cells, this.perRow, Math.ceil(nr / this.perRow), fit);
+      this._place();
+      const context = this._canvas(this.cells, this.perRow, this.nrRows, fit);
       this.keys.forEach((key, at) => {
-        const x = (at % this.perRow) * fit;
-        const y = Math.floor(at / this.perRow) * fit;
+        const x = (this.places[at] % this.perRow) * fit;
+        const y = Math.floor(this.places[at] / this.perRow) * fit;
         this._drawCell(context, x, y, fit, this.memory.cell(this.vm.id, this.layer, key));
         this._outline(context, x, y, fit, changed.has(key), key === this.key);
       });
@@ -133,8 +146,22 @@ septum.map = (() => {
         + `selected: ${this._cellText(this.key)}`);
     }
 
+    // Where each cell is: row after row. In a map of several rows, what is not next to the cell
+    // before begins a new row.
+    _place() {
+      let place = -1;
+      this.places = this.keys.map((key, at) => {
+        const apart = at > 0 && this.keys[at - 1] !== key - 1 && this.keys.length > this.perRow;
+        place = apart ? (Math.floor(place / this.perRow) + 1) * this.perRow : place + 1;
+        return place;
+      });
+      this.nrRows = Math.floor(place / this.perRow) + 1;
+      this.keyAt = new Map(this.places.map((where, at) => [where, this.keys[at]]));
+    }
+
     _drawPages(width, changed) {
-      const pitch = Math.max(8, Math.min(16, Math.floor(width / PAGES_PER_ROW)));
+      const room = width >= BESIDE_FROM ? width - BESIDE : width;
+      const pitch = Math.max(8, Math.min(11, Math.floor(room / PAGES_PER_ROW)));
       this.pagePitch = pitch;
       const context = this._canvas(this.pages, PAGES_PER_ROW, NR / PAGES_PER_ROW, pitch);
       const cell = this.memory.cell(this.vm.id, this.layer, this.key);
@@ -189,11 +216,12 @@ septum.map = (() => {
 
     _outline(context, x, y, pitch, changed, selected) {
       if (changed) {
-        context.strokeStyle = this.frame;
-        context.lineWidth = 2;
-        context.strokeRect(x + 1, y + 1, pitch - 3, pitch - 3);
         context.fillStyle = this.frame;
-        context.fillRect(x, y, pitch / 3, pitch / 3);
+        context.beginPath();
+        context.moveTo(x, y);
+        context.lineTo(x + pitch * 0.55, y);
+        context.lineTo(x, y + pitch * 0.55);
+        context.fill();
       }
       if (selected) {
         context.strokeStyle = this.ink;
@@ -258,16 +286,34 @@ septum.map = (() => {
       row.select("td").text(([, text]) => text);
     }
 
-    _clickedCell(event) {
-      const at = Math.floor(event.offsetX / this.pitch)
-        + Math.floor(event.offsetY / this.pitch) * this.perRow;
-      if (at < this.keys.length) this.setPage(this.keys[at] * NR);
+    // The 2 MB under the pointer; undefined between banks.
+    _cellUnder(event) {
+      return this.keyAt?.get(Math.floor(event.offsetX / this.pitch)
+        + Math.floor(event.offsetY / this.pitch) * this.perRow);
     }
 
-    _clickedPage(event) {
+    // The page under the pointer.
+    _pageUnder(event) {
       const x = Math.min(PAGES_PER_ROW - 1, Math.floor(event.offsetX / this.pagePitch));
-      const at = x + Math.floor(event.offsetY / this.pagePitch) * PAGES_PER_ROW;
-      if (at < NR) this.setPage(this.key * NR + at);
+      const y = Math.min(NR / PAGES_PER_ROW - 1, Math.floor(event.offsetY / this.pagePitch));
+      return this.key * NR + x + y * PAGES_PER_ROW;
+    }
+
+    _clickedCell(event) {
+      const key = this._cellUnder(event);
+      if (key !== undefined) this.setPage(key * NR);
+    }
+
+    _tip(event) {
+      const { hex } = septum.words;
+      if (event.target === this.pages) {
+        const gfn = this._pageUnder(event);
+        this.pages.title = `gfn ${hex(gfn)}: ${this.memory.text(this._value(this.layer, gfn), gfn)}`;
+        return;
+      }
+      const key = this._cellUnder(event);
+      this.cells.title = key === undefined ? ""
+        : `gfn ${hex(key * NR)} (GPA ${hex(key * NR * 4096)}): ${this._cellText(key)}`;
     }
 
     // Arrow keys in a map: by cells or by pages.

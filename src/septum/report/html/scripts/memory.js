@@ -10,10 +10,9 @@ septum.memory = (() => {
       this.changes = run.changes;
       this.values = run.head.values;
       this.layers = run.head.layers;
-      this.cells = new Map();
+      this.cells = []; // [VM][layer]: 2 MB -> a value or 512
       this.applied = 0; // changes that are in
-      for (const vm of run.head.vms)
-        this.layers.forEach((_, layer) => this.cells.set(`${vm.id}.${layer}`, new Map()));
+      for (const vm of run.head.vms) this.cells[vm.id] = this.layers.map(() => new Map());
     }
 
     // The first change that is later than `step`; -1 is before the first step.
@@ -43,7 +42,7 @@ septum.memory = (() => {
     }
 
     _set(vm, layer, gfn, count, value) {
-      const cells = this.cells.get(`${vm}.${layer}`);
+      const cells = this.cells[vm][layer];
       const end = gfn + count;
       while (gfn < end) {
         const key = Math.floor(gfn / NR);
@@ -52,17 +51,17 @@ septum.memory = (() => {
           cells.set(key, value);
         } else {
           let cell = cells.get(key) ?? 0;
-          if (typeof cell === "number") cell = new Uint32Array(NR).fill(cell);
+          if (typeof cell === "number")
+            cells.set(key, (cell = new Uint32Array(NR).fill(cell)));
           cell.fill(value, gfn - key * NR, upto - key * NR);
-          cells.set(key, cell.every((v) => v === cell[0]) ? cell[0] : cell);
         }
         gfn = upto;
       }
     }
 
-    // A cell: a value, or 512 of them.
+    // A cell: a value, or 512 of them, which may be alike.
     cell(vm, layer, key) {
-      return this.cells.get(`${vm}.${layer}`).get(key) ?? 0;
+      return this.cells[vm][layer].get(key) ?? 0;
     }
 
     value(vm, layer, gfn) {
@@ -80,6 +79,17 @@ septum.memory = (() => {
     // Changes of one step, as [from, to) in the columns.
     changesOf(step) {
       return [this._after(step - 1), this._after(step)];
+    }
+
+    // Where what is mapped changed last before a step of the run, else first after it, as
+    // [VM, GFN]; null: nowhere.
+    changedNear(step) {
+      const c = this.changes;
+      const fits = (at) => c.step[at] && c.layer[at] <= 1;
+      let at = this._after(step) - 1;
+      while (at >= 0 && !fits(at)) at--;
+      if (at < 0) for (at = 0; at < c.nr && !fits(at); ) at++;
+      return at < c.nr ? [c.vm[at], c.gfn[at]] : null;
     }
 
     // The nearest step after (or before) `step` that changes the page; -1: none.

@@ -24,7 +24,9 @@ septum.page = (() => {
       addEventListener("keydown", (event) => this._key(event));
       addEventListener("hashchange", () => this._fromHash());
       matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this._theme());
-      if (!this._fromHash()) this.select(run.head.findings[0] ?? 0, true, false);
+      const [finding] = run.head.findings;
+      if (!this._fromHash()) this.select(finding ?? 0, finding !== undefined, false);
+      this.map?.lookAt(this.memory.changedNear(this.step));
     }
 
     // Make `step` the selected one. `open`: its row is shown even if it is folded.

@@ -27,7 +27,7 @@ septum.words = (() => {
   function step(run, at) {
     const form = run.formOf(at);
     const text = `${form.verb} ${form.fill(run.row[at])}`.trim();
-    return form.result ? `${text} → ${form.result}` : text;
+    return (form.result ? `${text} → ${form.result}` : text).replaceAll("->", "→");
   }
 
   // A GPA operand of the TDX module: page, then the level in its lowest bits.
