@@ -83,9 +83,13 @@ def run(
         Path | None,
         typer.Option(help="Write the event stream here (JSON Lines; .gz compresses)."),
     ] = None,
-    report: Annotated[Path, typer.Option(help="Folder for the report and the picture.")] = Path(
-        "septum-report"
-    ),
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the report: of a boot, septum-report by default; of a scenario, its"
+            " text and its page."
+        ),
+    ] = None,
     ktap: Annotated[
         bool, typer.Option("--ktap", help="Results as KTAP on stdout, for kernel CI.")
     ] = False,
@@ -102,6 +106,7 @@ def run(
                 seed=seed,
                 check=check,
                 trace=trace,
+                report=report,
                 as_json=json,
                 ktap=ktap,
             )
@@ -120,7 +125,7 @@ def run(
                 check=check,
                 json=json,
                 trace=trace,
-                report=report,
+                report=report or Path("septum-report"),
                 backing=backing,
                 module=module,
                 dynamic_pamt=dynamic_pamt,
@@ -269,6 +274,7 @@ def explore(
     ] = False,
 ) -> None:
     """Try every interleaving and failure of a scenario; tell the shortest story of what broke."""
+    from septum.cli.report import write_token_page
     from septum.explore.command import explore_command
 
     raise SystemExit(
@@ -287,6 +293,7 @@ def explore(
             report,
             emit_test,
             ktap=ktap,
+            page=write_token_page,
         )
     )
 

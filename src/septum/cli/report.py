@@ -93,6 +93,14 @@ def _write_page(trace: Path, target: Path) -> None:
     print(f"septum: the page is in {target}", file=sys.stderr)
 
 
+def write_token_page(token: str, target: Path) -> None:
+    """The page of the run that `token` stands for. Raises InputError."""
+    with tempfile.TemporaryDirectory(prefix="septum-") as folder:
+        trace = Path(folder) / "run.jsonl"
+        record_token(token, trace)
+        _write_page(trace, target)
+
+
 def trace_of(run: str, into: Path, design: str = "v3", firmware: Path | None = None) -> Path:
     """The trace of `run`: its own file, or `into`, where it is recorded.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import msgspec
@@ -28,8 +30,6 @@ from septum.trace.header import TraceHeader
 from septum.trace.writer import TraceWriter
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from septum.checks.checker import Mode
     from septum.scenarios.outcome import ScenarioOutcome
     from septum.scenarios.scenario import Scenario
@@ -58,11 +58,13 @@ def run_one(
     check: str,
     trace: Path | None,
     as_json: bool,
+    report: Path | None = None,
     ktap: bool = False,
 ) -> int:
     """Run the scenario called `name` or in that file; 0 when all is as it says.
 
-    Raises InputError for an unknown name, or a wrong file or option.
+    `report`: a folder for its text and its page. Raises InputError for an unknown name, or a
+    wrong file or option.
     """
     if check not in CHECK_MODES:
         raise InputError(f"--check {check!r}: choose from {', '.join(CHECK_MODES)}")
@@ -74,7 +76,41 @@ def run_one(
     else:
         raise InputError(f"--schedule {schedule!r}: choose from round-robin, random")
     mode = cast("Mode", check)
-    return _run(load_scenario(name), design, chosen, mode, trace, as_json=as_json, ktap=ktap)
+    scenario = load_scenario(name)
+    if report is not None:
+        return _reported(scenario, design, chosen, mode, trace, report, as_json=as_json, ktap=ktap)
+    return _run(scenario, design, chosen, mode, trace, as_json=as_json, ktap=ktap)
+
+
+def _reported(
+    scenario: Scenario,
+    design: str,
+    schedule: Schedule,
+    check: Mode,
+    trace: Path | None,
+    report: Path,
+    *,
+    as_json: bool,
+    ktap: bool,
+) -> int:
+    """Run with the outcome and the page in the folder `report`, too."""
+    from septum.report.html import write_page
+
+    with tempfile.TemporaryDirectory(prefix="septum-") as folder:
+        path = trace if trace is not None else Path(folder) / "run.jsonl"
+        outcome = record_scenario(scenario, design, schedule, check, path)
+        try:
+            report.mkdir(parents=True, exist_ok=True)
+            text = "\n".join(outcome_lines(outcome))
+            (report / f"{scenario.name}.txt").write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"the folder {report} cannot be written ({error.strerror}); name another with"
+                " --report"
+            ) from None
+        write_page(path, report / f"{scenario.name}.html")
+    print(f"septum: the report is in {report}", file=sys.stderr)
+    return _show(outcome, as_json=as_json, ktap=ktap)
 
 
 def replay_one(

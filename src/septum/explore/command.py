@@ -53,9 +53,11 @@ def explore_command(
     ignore: Sequence[str] = (),
     keep_going: bool = False,
     ktap: bool = False,
+    page: Callable[[str, Path], None] | None = None,
 ) -> int:
     """Explore scenarios one after the other; returns the exit code of the worst verdict.
 
+    `page` writes the page of a token's run to a file: for counterexamples, beside their text.
     Raises InputError for unknown names and values.
     """
     options = make_options(
@@ -76,7 +78,7 @@ def explore_command(
             for story in told:
                 print()
                 print("\n".join(story))
-        _write_artefacts(verdict, told, report, emit_test)
+        _write_artefacts(verdict, told, report, emit_test, page)
         if verdict.interrupted:
             break
     if as_json:
@@ -172,7 +174,11 @@ def stories(verdict: Verdict, runner: Runner, how: list[str]) -> list[list[str]]
 
 
 def _write_artefacts(
-    verdict: Verdict, stories: list[list[str]], report: Path | None, emit_test: Path | None
+    verdict: Verdict,
+    stories: list[list[str]],
+    report: Path | None,
+    emit_test: Path | None,
+    page: Callable[[str, Path], None] | None,
 ) -> None:
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
@@ -185,6 +191,8 @@ def _write_artefacts(
             (report / f"test_{stem.replace('-', '_')}_{number}.py").write_text(
                 regression_test(verdict, example)
             )
+            if page is not None and verdict.design:
+                page(example.token, report / f"{stem}-{number}.html")
         print(f"septum: the report is in {report}", file=sys.stderr)
     if emit_test is not None and verdict.counterexamples:
         emit_test.write_text(regression_test(verdict, verdict.counterexamples[0]))

@@ -132,16 +132,16 @@ class Browser:
 
     def click(self, selector: str, dx: float = 0.5, dy: float = 0.5) -> None:
         """Click into what a selector finds, at a part of its width and height."""
-        self.js(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block:'center'}})")
+        self.js(
+            f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block:'center'}})"
+        )
         box = self.js(
             f"(() => {{ const b = document.querySelector({json.dumps(selector)})"
             ".getBoundingClientRect(); return [b.x, b.y, b.width, b.height]; })()"
         )
         x, y = box[0] + box[2] * dx, box[1] + box[3] * dy
         for kind in ("mousePressed", "mouseReleased"):
-            self.call(
-                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
-            )
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def dark(self, wanted: bool) -> None:
         """Prefer dark colours, or light ones."""

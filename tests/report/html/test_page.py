@@ -62,8 +62,8 @@ def step_of(browser: Page) -> int:
 def row_with(browser: Page, words: str) -> str:
     """A selector of the first row in view with these words."""
     number = browser.js(
-        f"[...document.querySelectorAll('.row')].find(r => r.innerText.includes({json.dumps(words)})"
-        ")?.id"
+        "[...document.querySelectorAll('.row')]"
+        f".find(row => row.innerText.includes({json.dumps(words)}))?.id"
     )
     assert number, f"no row says {words}"
     return f"#{number}"
@@ -280,9 +280,7 @@ def test_the_memory_in_the_page_is_the_fold_at_every_step(
             if opening:
                 continue
             layers = fold.vm(1).layers
-            states.append(
-                [fold.values.words(layer.get(gfn)) for layer in layers for gfn in gfns]
-            )
+            states.append([fold.values.words(layer.get(gfn)) for layer in layers for gfn in gfns])
     steps = list(range(len(states)))
     random.Random(7).shuffle(steps)
     found = browser.js(

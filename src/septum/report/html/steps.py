@@ -98,7 +98,15 @@ class Strings:
 class Steps:
     """Collects steps; `tables` gives them in the page's form."""
 
-    __slots__ = ("_delta_ns", "_form_ids", "_last_ns", "_rows", "_step_forms", "_task_ids", "_tasks")
+    __slots__ = (
+        "_delta_ns",
+        "_form_ids",
+        "_last_ns",
+        "_rows",
+        "_step_forms",
+        "_task_ids",
+        "_tasks",
+    )
 
     def __init__(self) -> None:
         self._form_ids: dict[Form, int] = {}

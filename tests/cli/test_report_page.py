@@ -1,0 +1,98 @@
+"""The page through the command line: where it is written, and what bad input is told."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from septum.cli.exits import BROKEN, OK, USAGE, guarded
+from septum.cli.main import app
+from septum.scenarios.run import load_scenario, recipe_for_token
+from septum.sim import RoundRobin, encode_token
+
+SCENARIO = "accept-level-b"
+
+
+def septum(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a command line."""
+    code = guarded(lambda: app(list(words), standalone_mode=True))
+    shown = capfd.readouterr()
+    return code, shown.out, shown.err
+
+
+def test_a_page_is_one_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "page.html"
+    code, out, err = septum(capfd, "report", SCENARIO, "--html", str(target))
+    assert (code, out) == (OK, "")
+    assert str(target) in err
+    assert target.read_text().startswith("<!doctype html>")
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_same_run_is_the_same_page(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pages = [tmp_path / name for name in ("a.html", "b.html")]
+    for page in pages:
+        septum(capfd, "report", SCENARIO, "--html", str(page))
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+
+
+def test_a_scenario_with_a_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "there"
+    code, out, _ = septum(capfd, "run", SCENARIO, "--report", str(folder))
+    assert code == OK
+    assert (folder / f"{SCENARIO}.txt").read_text() == out
+    assert "HELD" in (folder / f"{SCENARIO}.html").read_text()
+
+
+def test_counterexamples_have_their_page_beside_their_text(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, _, _ = septum(
+        capfd,
+        *("explore", "hugetlb-fault-race", "--preemptions", "1", "--schedules", "40"),
+        *("--report", str(tmp_path)),
+    )
+    texts = sorted(path.stem for path in tmp_path.glob("*.txt"))
+    assert texts == sorted(path.stem for path in tmp_path.glob("*.html"))
+    assert (code == BROKEN) == bool(texts)
+
+
+def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
+    """Command line, and a part of the one sentence that answers it."""
+    no_trace = folder / "notes.txt"
+    no_trace.write_text("hello\n")
+    recipe = recipe_for_token(load_scenario(SCENARIO), "v3", "quiet")
+    old = encode_token("0.0.1", msgspec.msgpack.encode(recipe), RoundRobin())
+    page = str(folder / "page.html")
+    return {
+        "not a trace": ([str(no_trace), "--html", page], "this is not a Septum trace"),
+        "no run at all": (["nonsense", "--html", page], "no trace file, no replay token"),
+        "another version": ([old, "--html", page], "the token is of Septum 0.0.1"),
+        "damaged token": (["septum1.xyz", "--html", page], "damaged"),
+        "a folder as target": ([SCENARIO, "--html", str(folder)], "cannot be written"),
+        "no such folder": (
+            [SCENARIO, "--html", str(folder / "no" / "x.html")],
+            "cannot be written",
+        ),
+    }
+
+
+CASES = (
+    "not a trace",
+    "no run at all",
+    "another version",
+    "damaged token",
+    "a folder as target",
+    "no such folder",
+)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_told_in_one_sentence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], case: str
+) -> None:
+    words, part = bad_inputs(tmp_path)[case]
+    code, out, err = septum(capfd, "report", *words)
+    assert (code, out) == (USAGE, "")
+    assert part in err
+    assert err.count("\n") == 1
