@@ -161,10 +161,10 @@ septum.page = (() => {
       septum.open = new Page(await septum.data.load());
       document.documentElement.dataset.ready = "yes";
     } catch (error) {
+      console.error(error);
       const notice = document.getElementById("notice");
-      notice.hidden = false;
       notice.textContent = `The page cannot be shown: ${error.message}`;
-      throw error;
+      notice.hidden = false;
     }
   }
 
