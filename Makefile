@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.septum-installed
 ARGS ?=
 
-.PHONY: setup run test lint types npm bench bench-explore scenarios kill-table clean
+.PHONY: setup run test lint types npm docs bench bench-explore scenarios kill-table clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,14 @@ types: $(STAMP)
 # Other people's parsers, which judge what Septum writes. Tests that need them say so when they skip.
 npm:
 	@cd tests/npm && npm install --no-package-lock --no-audit --no-fund --ignore-scripts --silent
+
+# The documentation as a site, in build/site; open index.html, no server and no network needed.
+docs: $(VENV)/.septum-docs
+	@$(BIN)/python tools/site_builder.py
+
+$(VENV)/.septum-docs: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
 
 bench: $(STAMP)
 	@$(BIN)/python bench/module.py

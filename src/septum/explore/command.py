@@ -78,7 +78,8 @@ def explore_command(
             for story in told:
                 print()
                 print("\n".join(story))
-        _write_artefacts(verdict, told, report, emit_test, page)
+        tests = [regression_test(verdict, x, name, check) for x in verdict.counterexamples]
+        _write_artefacts(verdict, told, tests, report, emit_test, page)
         if verdict.interrupted:
             break
     if as_json:
@@ -176,6 +177,7 @@ def stories(verdict: Verdict, runner: Runner, how: list[str]) -> list[list[str]]
 def _write_artefacts(
     verdict: Verdict,
     stories: list[list[str]],
+    tests: list[str],
     report: Path | None,
     emit_test: Path | None,
     page: Callable[[str, Path], None] | None,
@@ -184,18 +186,15 @@ def _write_artefacts(
         report.mkdir(parents=True, exist_ok=True)
         stem = verdict.subject.replace(":", "-").replace("/", "-")
         (report / f"{stem}.json").write_bytes(msgspec.json.format(msgspec.json.encode(verdict)))
-        for number, (example, story) in enumerate(
-            zip(verdict.counterexamples, stories, strict=True), 1
-        ):
+        for number, (story, test) in enumerate(zip(stories, tests, strict=True), 1):
             (report / f"{stem}-{number}.txt").write_text("\n".join(story) + "\n")
-            (report / f"test_{stem.replace('-', '_')}_{number}.py").write_text(
-                regression_test(verdict, example)
-            )
+            (report / f"test_{stem.replace('-', '_')}_{number}.py").write_text(test)
             if page is not None and verdict.design:
-                page(example.token, report / f"{stem}-{number}.html")
+                token = verdict.counterexamples[number - 1].token
+                page(token, report / f"{stem}-{number}.html")
         print(f"septum: the report is in {report}", file=sys.stderr)
-    if emit_test is not None and verdict.counterexamples:
-        emit_test.write_text(regression_test(verdict, verdict.counterexamples[0]))
+    if emit_test is not None and tests:
+        emit_test.write_text(tests[0])
         print(f"septum: the test is in {emit_test}", file=sys.stderr)
 
 

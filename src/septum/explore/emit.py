@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 TEMPLATE = '''\
 """{summary}
 
-Found by `septum explore {subject}{design_option}`, seed {seed}. The schedule is replayed as it was
-shrunk; when the promise holds on it, this test passes.
+Found by `{command}`.
+The schedule is replayed as it was shrunk; when the promise holds on it, this test passes.
 """
 
 from septum.explore.replay import replay_answers
@@ -23,13 +23,15 @@ ANSWERS = {answers}
 
 def test_{name}() -> None:
     """{promise}: {text}"""
-    finding = replay_answers({subject!r}, {design!r}, ANSWERS)
+    finding = replay_answers({subject}, {design}, ANSWERS{check})
     assert finding is None, f"{{finding.promise}}: {{finding.text}}"
 '''
 
 
-def regression_test(verdict: Verdict, example: Counterexample) -> str:
-    """The source of the test."""
+def regression_test(
+    verdict: Verdict, example: Counterexample, scenario: str = "", check: str = "end"
+) -> str:
+    """The source of the test. `scenario` is what the user called it, by name or file."""
     finding = example.finding
     words = re.sub(r"[^a-z0-9]+", "_", f"{verdict.subject} {finding.promise}".lower()).strip("_")
     answers = textwrap.fill(
@@ -38,12 +40,18 @@ def regression_test(verdict: Verdict, example: Counterexample) -> str:
     text = finding.text if len(finding.text) < 80 else finding.text[:77] + "..."
     return TEMPLATE.format(
         summary=f"Promise {finding.promise} in scenario {verdict.subject}.",
-        subject=verdict.subject,
-        design=verdict.design,
-        design_option=f" --design {verdict.design}" if verdict.design else "",
-        seed=verdict.seed,
+        subject=_quoted(scenario or verdict.subject),
+        design=_quoted(verdict.design),
+        check="" if check == "end" else f", {_quoted(check)}",
+        command=f"septum explore {scenario or verdict.subject}"
+        + (f" --design {verdict.design}" if verdict.design else "")
+        + f" --seed {verdict.seed}",
         answers=answers,
         name=words,
         promise=finding.promise,
         text=text.replace('"', "'").replace("\\", "/"),
     )
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

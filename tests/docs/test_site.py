@@ -1,0 +1,53 @@
+"""The site builds from docs/ as it is, its links lead somewhere, and it is read without network."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import site_builder  # noqa: E402 - tools/ is no package
+
+needs_zensical = pytest.mark.skipif(
+    importlib.util.find_spec("zensical") is None, reason="needs zensical: make docs"
+)
+FETCHED = re.compile(r"""<(?:link|script|img|iframe)\b[^>]*?(?:href|src)=["']?(https?:[^"'\s>]+)""")
+
+
+@needs_zensical
+def test_the_site_builds_and_fetches_nothing(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    assert site_builder.build(site) == 0
+    made = {path.stem for path in site.glob("*.html")}
+    assert {path.stem for path in (ROOT / "docs").glob("*.md")} <= made
+    for page in site.glob("*.html"):
+        assert FETCHED.findall(page.read_text()) == [], page.name
+    index = (site / "index.html").read_text()
+    assert 'href="tutorial.html"' in index
+
+
+@needs_zensical
+@pytest.mark.parametrize("link", ["nowhere.md", "other.md#nowhere"])
+def test_a_link_that_leads_nowhere_is_refused(
+    tmp_path: Path, link: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "index.md").write_text(f"# Home\n\n[there]({link})\n")
+    (docs / "other.md").write_text("# Other\n")
+    assert site_builder.build(tmp_path / "site", docs) != 0
+    assert "does not exist" in capfd.readouterr().err
+
+
+def test_navigation_tolerates_what_is_there(tmp_path: Path) -> None:
+    for name in ("index", "findings", "a-new-page"):
+        (tmp_path / f"{name}.md").write_text("# x\n")
+    assert site_builder.pages(tmp_path) == {
+        "Start": ["index"],
+        "The v3 series": ["findings"],
+        "More": ["a-new-page"],
+    }
