@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -33,10 +34,15 @@ def print_comparison(
         raise InputError("--backing names nothing; write for example 4k,hugetlb-1g")
     image = acquire_firmware(firmware).image
 
-    def progress(backing: str) -> None:
-        print(f"booting on {backing} ...", file=sys.stderr)
+    workers = min(os.cpu_count() or 1, len(backings))
+    print(f"booting on {', '.join(backings)} ({workers} at a time) ...", file=sys.stderr)
 
-    comparison = compare_backing(image, memory_bytes, nr_vcpus, backings, dynamic_pamt, progress)
+    def progress(backing: str) -> None:
+        print(f"  {backing} is done", file=sys.stderr)
+
+    comparison = compare_backing(
+        image, memory_bytes, nr_vcpus, backings, dynamic_pamt, workers, progress
+    )
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(comparison), indent=2).decode())
     else:

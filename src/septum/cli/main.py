@@ -363,8 +363,12 @@ def compare_backing(
         str, typer.Option(help="Backings to compare, with commas.")
     ] = "4k,hugetlb-2m,hugetlb-1g",
     dynamic_pamt: Annotated[
-        bool, typer.Option("--dynamic-pamt", help="PAMT for 4 KB pages only where needed.")
-    ] = False,
+        bool,
+        typer.Option(
+            "--dynamic-pamt/--static-pamt",
+            help="PAMT for 4 KB pages only where needed, or for all.",
+        ),
+    ] = True,
     firmware: Annotated[
         Path | None, typer.Option(help="TDVF image; without it, the one that `run` would use.")
     ] = None,
