@@ -34,14 +34,15 @@ LEAVES = (
     "TDH.PHYMEM.PAGE.WBINVD",
     "TDH.PHYMEM.PAMT.ADD",
 )
-WHY = (
-    "4K backing costs an EPT violation, a SEAMCALL and a read-locked fault for each 4 KB that the"
-    " guest accepts, and four SEAMCALLs to take it away again.",
-    "1 GB backing counts as 2 MB backing: KVM maps a TD's memory by 2 MB at most.",
-    "On huge backing REMOVE goes by 4 KB where memory became shared: KVM hands MapGPA on in pieces"
-    " of 2 MB from where the request begins, so that a request that begins inside a 2 MB page"
-    " splits every page that it touches, and no fault merges them again (patch 06).",
-)
+WHY = """\
+4K backing costs an EPT violation, a SEAMCALL and a read-locked fault for each 4 KB that the guest
+accepts, and four SEAMCALLs to take it away again.
+
+1 GB backing counts as 2 MB backing: KVM maps a TD's memory by 2 MB at most.
+
+On huge backing REMOVE goes by 4 KB where memory became shared: KVM hands MapGPA on in pieces of
+2 MB from where the request begins, so that a request that begins inside a 2 MB page splits every
+page that it touches, and no fault merges them again (patch 06)."""
 
 
 class BackingRun(msgspec.Struct, frozen=True):
@@ -151,9 +152,9 @@ def render_comparison(comparison: BackingComparison) -> str:
     names = [run.backing for run in runs]
     if len(runs) > 1:
         names.append("first/last")
+    shape = f"{size_text(comparison.memory_bytes)}, {comparison.nr_vcpus} vCPUs, {pamt}"
     lines = [
-        f"The same boot of a TD: {size_text(comparison.memory_bytes)},"
-        f" {comparison.nr_vcpus} vCPUs, {pamt}",
+        f"The same boot of a TD: {shape}",
         "",
         " " * NAME_WIDTH + "".join(f"{name:>{COLUMN_WIDTH}}" for name in names),
         "Up to login",
@@ -163,8 +164,8 @@ def render_comparison(comparison: BackingComparison) -> str:
     ]
     held = "".join(f"{'held' if run.held else 'BROKEN':>{COLUMN_WIDTH}}" for run in runs)
     lines += [f"{'All promises':<{NAME_WIDTH}}{held}", ""]
-    for text in WHY:
-        lines += wrap(text, "- ", "  ")
+    for paragraph in WHY.split("\n\n"):
+        lines += wrap(paragraph, "- ", "  ")
     return "\n".join(lines) + "\n"
 
 
