@@ -272,6 +272,9 @@ def explore(
     ktap: Annotated[
         bool, typer.Option("--ktap", help="Verdicts as KTAP on stdout, for kernel CI.")
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch/--no-watch", help="Show how far it is, on a terminal.")
+    ] = True,
 ) -> None:
     """Try every interleaving and failure of a scenario; tell the shortest story of what broke."""
     from septum.cli.report import write_token_page
@@ -293,6 +296,7 @@ def explore(
             report,
             emit_test,
             ktap=ktap,
+            watch=watch,
             page=write_token_page,
         )
     )

@@ -75,7 +75,8 @@ def _run(subject: Watched, bounds: Bounds, strategy: Strategy, schedules: int) -
         keep_going=True,
         per_promise=True,
     )
-    running = Search(subject, options, None)
+    running = Search(subject, options)
+    running.start()
     verdict = running.run()
     how = command_lines(subject.name, subject.design, bounds.check, options)
     told = stories(verdict, running.runner_searcher.runner, how)

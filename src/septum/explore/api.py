@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from septum import __version__
 from septum.explore.parallel import Workers
+from septum.explore.progress import Progress
 from septum.explore.search import Found, Job, JobResult, Searcher
 from septum.explore.shrink import kind_of, shrink
 from septum.explore.split import split
@@ -15,7 +16,7 @@ from septum.explore.verdict import Counterexample, Outcome, Verdict
 from septum.sim import ListSchedule, encode_token
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from septum.explore.subject import Options, Subject
 
@@ -23,7 +24,6 @@ BATCH_RUNS = 25
 AUTO_RUNS = 200
 NR_JOBS = 8
 EXAMPLES_MAX = 12
-Progress = "Callable[[str], None]"
 
 
 class Totals:
@@ -56,36 +56,37 @@ class Search:
     """One search under way."""
 
     __slots__ = (
-        "_done",
         "_local",
         "_numbers",
         "_options",
-        "_progress",
         "_subject",
         "_until",
         "_workers",
         "level",
+        "progress",
         "totals",
     )
 
-    def __init__(
-        self, subject: Subject, options: Options, progress: Callable[[str], None] | None
-    ) -> None:
+    def __init__(self, subject: Subject, options: Options) -> None:
         self._subject = subject
         self._options = options
-        self._progress = progress
+        on = f"{subject.name} on {subject.design}" if subject.design else subject.name
+        self.progress = Progress(on, options)
         self.totals = Totals()
         self._local = Searcher(subject, options)
         self._workers = Workers(subject, options, self._local)
         self._until = time.monotonic() + options.time_s if options.time_s is not None else 0.0
         self._numbers = 0
-        self._done = 0
+        self.progress.running = self._workers.nr_runs
         self.level = -1
 
-    def run(self) -> Verdict:
-        """The whole search."""
-        options = self._options
+    def start(self) -> None:
+        """Fork, when more than one worker is wanted: before anybody has a thread."""
         self._workers.start()
+
+    def run(self) -> Verdict:
+        """The whole search, from `start` on."""
+        options = self._options
         try:
             complete, why = self._by_strategy(options.strategy)
         finally:
@@ -151,24 +152,18 @@ class Search:
         return bool(self._until) and time.monotonic() > self._until
 
     def _do(self, jobs: Iterator[Job]) -> list[JobResult]:
-        results = self._workers.do(jobs, self._told, not self._options.keep_going)
+        results = self._workers.do(jobs, self.progress.told, not self._options.keep_going)
         for result in results:
             self.totals.add(result)
         return results
 
-    def _told(self, result: JobResult) -> None:
-        self._done += result.schedules
-        if self._progress is not None:
-            seconds = time.monotonic() - self.totals.started
-            self._progress(
-                f"{self._done} schedules, {self._done / max(seconds, 0.001):.0f} per second"
-            )
-
     # Random
 
     def _sample(self, strategies: list[Strategy], limit: int | None) -> tuple[bool, str]:
-        self._do(self._batches(strategies, limit))
         how = " and ".join(strategy.value for strategy in strategies)
+        parts = -(-limit // BATCH_RUNS) if limit is not None else 0
+        self.progress.begin(f"random schedules ({how})", parts)
+        self._do(self._batches(strategies, limit))
         if self._workers.interrupted:
             return False, "interrupted"
         if self.totals.found:
@@ -239,6 +234,8 @@ class Search:
                     until=self._until,
                 )
             )
+        bound = "any number of" if preemptions == UNBOUNDED else str(preemptions)
+        self.progress.begin(f"all with {bound} preemptions", len(jobs))
         results = self._do(iter(jobs))
         return len(results) == len(jobs) and all(result.complete for result in results)
 
@@ -291,8 +288,8 @@ class Search:
         return self._local
 
 
-def explore(
-    subject: Subject, options: Options, progress: Callable[[str], None] | None = None
-) -> Verdict:
+def explore(subject: Subject, options: Options) -> Verdict:
     """Search the schedules of `subject` within the bounds of `options`."""
-    return Search(subject, options, progress).run()
+    search = Search(subject, options)
+    search.start()
+    return search.run()

@@ -18,6 +18,7 @@ from septum.explore.reproduce import command_lines
 from septum.explore.story import consequence_of, heading, story_lines
 from septum.explore.subject import Options, Strategy
 from septum.explore.verdict import Outcome, Verdict
+from septum.explore.watch import watching
 from septum.report.ktap import Case, ktap_lines
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def explore_command(
     ignore: Sequence[str] = (),
     keep_going: bool = False,
     ktap: bool = False,
+    watch: bool = True,
     page: Callable[[str, Path], None] | None = None,
 ) -> int:
     """Explore scenarios one after the other; returns the exit code of the worst verdict.
@@ -66,9 +68,10 @@ def explore_command(
     verdicts: list[Verdict] = []
     cases: list[Case] = []
     for name in names:
-        search = Search(find_subject(name, design, check), options, _progress(name))
-        verdict = search.run()
-        _clear_progress()
+        search = Search(find_subject(name, design, check), options)
+        search.start()
+        with watching(search.progress, wanted=watch):
+            verdict = search.run()
         verdicts.append(verdict)
         how = command_lines(name, verdict.design, check, options)
         told = stories(verdict, search.runner_searcher.runner, how)
@@ -196,19 +199,3 @@ def _write_artefacts(
     if emit_test is not None and tests:
         emit_test.write_text(tests[0])
         print(f"septum: the test is in {emit_test}", file=sys.stderr)
-
-
-def _progress(name: str) -> Callable[[str], None] | None:
-    if not sys.stderr.isatty():
-        return None
-
-    def show(text: str) -> None:
-        print(f"\r{name}: {text}; Ctrl-C keeps what is found", end="", file=sys.stderr)
-        sys.stderr.flush()
-
-    return show
-
-
-def _clear_progress() -> None:
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import threading
+import time
 import traceback
 from multiprocessing.connection import Connection, wait
+from multiprocessing.sharedctypes import RawArray
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,10 +21,12 @@ from septum.explore.search import Job, JobResult, Searcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from ctypes import Array, c_ulonglong
     from multiprocessing.process import BaseProcess
 
     from septum.explore.subject import Options, Subject
 
+COUNT_EVERY_S = 0.25
 _ENCODE = msgspec.msgpack.Encoder()
 _JOB = msgspec.msgpack.Decoder(Job)
 
@@ -41,7 +46,15 @@ class SearchDefect(Exception):
 class Workers:
     """Does jobs, by itself (one worker) or with forks."""
 
-    __slots__ = ("_connections", "_local", "_options", "_processes", "_subject", "interrupted")
+    __slots__ = (
+        "_connections",
+        "_counts",
+        "_local",
+        "_options",
+        "_processes",
+        "_subject",
+        "interrupted",
+    )
 
     def __init__(self, subject: Subject, options: Options, local: Searcher) -> None:
         self._subject = subject
@@ -49,16 +62,24 @@ class Workers:
         self._local = local
         self._processes: list[BaseProcess] = []
         self._connections: list[Connection] = []
+        # Runs that each fork has made, written by itself every COUNT_EVERY_S.
+        self._counts = RawArray("Q", max(1, options.workers))
         self.interrupted = False
+
+    def nr_runs(self) -> int:
+        """Runs made so far, also by jobs that go on."""
+        return sum(self._counts) if self._connections else self._local.runner.nr_runs
 
     def start(self) -> None:
         """Fork, when more than one worker is wanted."""
         context = multiprocessing.get_context("fork")
         self._local.close()
-        for _ in range(self._options.workers if self._options.workers > 1 else 0):
+        for index in range(self._options.workers if self._options.workers > 1 else 0):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_work, args=(theirs, self._subject, self._options), daemon=True
+                target=_work,
+                args=(theirs, self._subject, self._options, self._counts, index),
+                daemon=True,
             )
             process.start()
             theirs.close()
@@ -139,7 +160,19 @@ def _in_order(results: dict[int, JobResult], stop_at_first: bool) -> list[JobRes
     return ordered
 
 
-def _work(connection: Connection, subject: Subject, options: Options) -> None:
+def _count(counts: Array[c_ulonglong], index: int, searcher: Searcher) -> None:
+    while True:
+        counts[index] = searcher.runner.nr_runs
+        time.sleep(COUNT_EVERY_S)
+
+
+def _work(
+    connection: Connection,
+    subject: Subject,
+    options: Options,
+    counts: Array[c_ulonglong],
+    index: int,
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     searcher: Searcher | None = None
     while True:
@@ -150,6 +183,8 @@ def _work(connection: Connection, subject: Subject, options: Options) -> None:
         try:
             if searcher is None:
                 searcher = Searcher(subject, options)
+                args = (counts, index, searcher)
+                threading.Thread(target=_count, args=args, daemon=True).start()
             reply = _Reply(searcher.do(job))
         except Exception:
             reply = _Reply(error=traceback.format_exc())

@@ -25,7 +25,8 @@ def search_for_test(
     Raises InputError for unknown names and values.
     """
     options = make_options("auto", preemptions, failures, time_s, schedules, 1, seed)
-    search = Search(find_subject(scenario, design, check), options, None)
+    search = Search(find_subject(scenario, design, check), options)
+    search.start()
     verdict = search.run()
     if verdict.outcome is Outcome.HELD:
         return verdict, ""
