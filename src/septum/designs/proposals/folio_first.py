@@ -32,8 +32,8 @@ DESIGN = Design(
     "WIP guest_memfd (hugetlb), 2025-12-08; without FIXUP 2 of v3",
     "conversion splits the folio before it touches the S-EPT; v3's folio checks stay",
     on_v3(gmem=FolioFirst),
-    breaks=("no-bug", "mapping-in-folio", "private-unreachable", "teardown", "cache"),
-    scenarios=("convert-aligned-2m", "finding-without-fixup-2", "finding-folio-split-enomem"),
+    breaks=("no-bug", "cache", "mapping-in-folio", "teardown"),
+    scenarios=("convert-aligned-2m", "dpamt-convert", "finding-folio-split-enomem"),
 )
 
 BY_PFN = Design(

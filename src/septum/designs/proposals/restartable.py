@@ -59,8 +59,8 @@ FATAL = Design(
     "before PATCH v3 02/24; its log, 2026-01-06",
     "huge pages on modules whose DEMOTE is interrupted, and no retry",
     on_v3(x86_tdx=RestartableFatalTdxArch),
-    breaks=("no-bug",),
-    scenarios=("interrupted-once", "interrupt-storm"),
+    breaks=("no-bug", "mapping-in-folio", "cache", "teardown"),
+    scenarios=("demote-interrupted",),
 )
 
 RETRY = Design(
@@ -69,5 +69,5 @@ RETRY = Design(
     "huge pages on modules whose DEMOTE is interrupted, and a retry without a bound",
     on_v3(x86_tdx=RestartableRetryTdxArch),
     breaks=("progress",),
-    scenarios=("interrupted-once", "interrupt-storm"),
+    scenarios=("demote-interrupted", "interrupt-storm"),
 )

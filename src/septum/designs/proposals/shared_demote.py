@@ -141,8 +141,8 @@ UNBLOCK = Design(
     "refused by PATCH v3 09/24, 2026-01-06, Yan Zhao (author)",
     "a fault splits under mmu_lock for reading: BLOCK, TRACK, DEMOTE, and UNBLOCK when BUSY",
     on_v3(tdx=SharedUnblockTdx, x86_tdx=UnblockTdxArch),
-    breaks=("progress", "mirror", "no-bug"),
-    scenarios=("accept-parallel-4k", "accept-level-prefault"),
+    breaks=("no-bug", "mapping-in-folio", "teardown"),
+    scenarios=("accept-demote-busy", "accept-parallel-4k", "finding-fault-meets-leaf"),
 )
 
 NON_BLOCKING = Design(
@@ -151,5 +151,5 @@ NON_BLOCKING = Design(
     "a fault splits under mmu_lock for reading by DEMOTE alone (NON-BLOCKING-RESIZE)",
     on_v3(tdx=SharedNonBlockingTdx),
     module=lambda: NonBlockingResizeModule,
-    scenarios=("accept-parallel-4k", "accept-level-prefault", "convert-one-page"),
+    scenarios=("accept-demote-busy", "accept-level-prefault", "finding-fault-meets-leaf"),
 )

@@ -57,5 +57,10 @@ DESIGN = Design(
     "Yan Zhao (author of v3), 2026-01-12, review of 00/24",
     "conversion splits the S-EPT over the whole folio, then the folio, and zaps last",
     on_v3(gmem=SplitSeptFirst),
-    scenarios=("finding-folio-split-enomem", "folio-1g-convert-4k", "convert-aligned-2m"),
+    scenarios=(
+        "finding-folio-split-enomem",
+        "folio-1g-convert-4k",
+        "finding-fault-meets-leaf",
+        "convert-aligned-2m",
+    ),
 )

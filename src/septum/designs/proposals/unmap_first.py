@@ -38,6 +38,6 @@ DESIGN = Design(
     "rule of the primary MMU, named by Yan Zhao (author of v3), 2026-01-12, review of 00/24",
     "conversion unmaps the whole folio before it splits it; the S-EPT is never split",
     on_v3(gmem=UnmapFirst),
-    breaks=("precise-zap", "guest-data", "accept-once", "all-or-nothing"),
-    scenarios=("convert-one-page", "finding-folio-split-enomem", "folio-1g-convert-4k"),
+    breaks=("precise-zap", "guest-data", "accept-once"),
+    scenarios=("convert-one-page", "finding-folio-split-enomem"),
 )
