@@ -33,6 +33,11 @@ def texts(outcome: ScenarioOutcome) -> str:
     return "\n".join(f"{f.promise}: {f.text}" for f in outcome.findings)
 
 
+def section_of(name: str) -> str:
+    """What docs/designs.md says of a design."""
+    return next(part for part in DOC.split("\n### ") if part.startswith(f"{name}\n"))
+
+
 def result(outcome: ScenarioOutcome, op: str) -> str:
     """What the operation that begins like this came to."""
     return next(r.result for r in outcome.results if r.op.startswith(op))
@@ -63,8 +68,7 @@ REMOVES = [
 def test_removes_a_finding(design: str, scenario: str, finding: str, removed: set[str]) -> None:
     assert removed <= promises(run(scenario))
     assert not removed & promises(run(scenario, design)), texts(run(scenario, design))
-    section = DOC[DOC.index(f"### {find_design(design).name}") :].split("\n### ")[1]
-    assert finding in section
+    assert finding in section_of(design)
 
 
 # The errors of F2 as user space sees them: scenario, operation, v3, by design.
@@ -298,7 +302,7 @@ def test_a_blocking_module_refuses_the_non_blocking_host(monkeypatch: pytest.Mon
 def test_each_is_told(design: Design) -> None:
     assert design.kind == "proposal"
     assert re.search(r"20\d\d-\d\d-\d\d", design.origin), design.origin
-    section = DOC[DOC.index(f"### {design.name}\n") :].split("\n### ")[0]
+    section = section_of(design.name)
     for promise in design.breaks:
         assert f"`{promise}`" in section, promise
     for scenario in design.scenarios:

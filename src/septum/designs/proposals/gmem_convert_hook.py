@@ -87,5 +87,5 @@ DESIGN = Design(
     "Sean Christopherson (KVM), 2026-01-28, review of 16/24; RFC PATCH v5 43 and 44/45",
     "guest_memfd calls kvm_arch_gmem_convert(); TDX splits head and tail behind it",
     on_v3(gmem=GmemConvertHook, tdx=GmemConvertTdx, tdp_mmu=MirrorsSplitTdpMmu),
-    scenarios=("finding-convert-enomem", "two-vms-one-inode", "odd-two-slots"),
+    scenarios=("finding-convert-enomem", "two-vms-one-inode"),
 )
