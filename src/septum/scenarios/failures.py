@@ -11,9 +11,13 @@ from septum.errors import InputError
 from septum.sim import ALTERNATIVE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from septum.scenarios.scenario import Injection
 
 SEAMCALL = "seamcall:"
+BUSY_ONLY = "=busy"
+"""Ends the name of a SEAMCALL in `allow` that may be BUSY and nothing else."""
 
 
 class Failures:
@@ -54,7 +58,7 @@ class Failures:
         allowed = self._allowed.get(name)
         if allowed is None:
             allowed = not self.is_failure(name) or any(
-                fnmatchcase(name, pattern) for pattern in self.allow
+                fnmatchcase(name, pattern.removesuffix(BUSY_ONLY)) for pattern in self.allow
             )
             self._allowed[name] = allowed
         return allowed
@@ -68,6 +72,16 @@ class Failures:
         """The leaves whose wrappers must have a choice point. Raises InputError for an unknown
         name."""
         names = [injection.name for injection in self.injections] + list(self.allow)
+        return self._leaves(name.removesuffix(BUSY_ONLY) for name in names)
+
+    def busy_leaves(self) -> frozenset[int]:
+        """Those of them that a search may let be BUSY, and nothing else."""
+        return self._leaves(
+            name.removesuffix(BUSY_ONLY) for name in self.allow if name.endswith(BUSY_ONLY)
+        )
+
+    @staticmethod
+    def _leaves(names: Iterable[str]) -> frozenset[int]:
         leaves: set[int] = set()
         for name in names:
             if not name.startswith(SEAMCALL):

@@ -121,7 +121,9 @@ class ScenarioWorld:
             self._take(step)
         for vmm in self.vmms.values():
             vmm.renew_guest()
-        self.world.host.x86_tdx.state.inject = self.failures.seamcall_leaves()
+        x86 = self.world.host.x86_tdx.state
+        x86.inject = self.failures.seamcall_leaves()
+        x86.inject_busy_only = self.failures.busy_leaves()
         self.sim.answers = []
 
     def _add_vm(self, name: str) -> None:

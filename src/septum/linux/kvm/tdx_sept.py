@@ -173,8 +173,12 @@ class TdxSept(TdxInit):
         else:
             ret = self.tdx_mem_page_add(kvm, gfn, level, pfn)
         if ret and self.needs_pamt_pair(level):
-            x86.tdx_pamt_put(pfn)
+            self.tdx_page_unused(pfn)
         return ret
+
+    def tdx_page_unused(self, pfn: int) -> None:
+        """The page could not be mapped after all: undo its tdx_pamt_get(). Source: patch 17."""
+        self.host.x86_tdx.tdx_pamt_put(pfn)
 
     def needs_pamt_pair(self, level: int) -> bool:
         """Whether a leaf of this level needs the PAMT page pair of its 2 MB. Source: patch 17."""

@@ -98,7 +98,8 @@ class TdxSeamcall(Unit):
         leaf = fn & LEAF_MASK
         if leaf not in self.state.inject:
             return 0
-        outcome = self.sim.choose(f"seamcall:{seamcall_name(leaf)}", 3)
+        outcomes = 2 if leaf in self.state.inject_busy_only else 3
+        outcome = self.sim.choose(f"seamcall:{seamcall_name(leaf)}", outcomes)
         if outcome == INJECTED_BUSY:
             return TDX_OPERAND_BUSY | OPERAND_ID_SEPT_TREE
         if outcome == INJECTED_ERROR:

@@ -73,6 +73,7 @@ class TdxArchState:
 
     __slots__ = (
         "inject",
+        "inject_busy_only",
         "keyid_ida",
         "pamt_lock",
         "pamt_refcounts",
@@ -90,3 +91,5 @@ class TdxArchState:
         self.regs_pool: list[Regs] = []
         # SEAMCALL leaves whose outcome is a choice point `seamcall:<leaf>`.
         self.inject: frozenset[int] = frozenset()
+        # Those of them that can be BUSY, but not fail for good.
+        self.inject_busy_only: frozenset[int] = frozenset()

@@ -1,0 +1,120 @@
+"""Dynamic PAMT: pairs, reference counts, and the cache of a split."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.designs.bugs._seeded import seeded
+from septum.linux.kvm.tdx import KvmTdxUnit
+from septum.linux.x86.state import PTE_SHIFT
+from septum.linux.x86.tdx import TdxArch
+
+if TYPE_CHECKING:
+    from septum.linux.kvm.types import Kvm
+
+
+class PairFor2M(KvmTdxUnit):
+    """A 2 MB leaf counts as one more user of the pair of its 4 KB pages."""
+
+    __slots__ = ()
+
+    def needs_pamt_pair(self, level: int) -> bool:
+        return True
+
+
+class AugFailureLeaks(KvmTdxUnit):
+    """AUG fails and the reference to the pair is kept."""
+
+    __slots__ = ()
+
+    def tdx_page_unused(self, pfn: int) -> None:
+        """Nothing."""
+
+
+class GetNotRechecked(TdxArch):
+    """tdx_pamt_get() does not look at the count again under pamt_lock."""
+
+    __slots__ = ()
+
+    def pamt_get_lost_race(self, frame: int) -> bool:
+        return False
+
+
+class PutNotRechecked(TdxArch):
+    """tdx_pamt_put() does not look at the count again under pamt_lock."""
+
+    __slots__ = ()
+
+    def pamt_put_lost_race(self, frame: int) -> bool:
+        return False
+
+
+class OnePair(KvmTdxUnit):
+    """The cache is filled for the guest's page, and not for the new S-EPT page."""
+
+    __slots__ = ()
+
+    def tdx_min_split_cache_sz(self, kvm: Kvm, level: int) -> int:
+        return super().tdx_min_split_cache_sz(kvm, level) // 2
+
+
+class DemotedOneShort(TdxArch):
+    """After a DEMOTE the count is the number of pages beside the one that was split for."""
+
+    __slots__ = ()
+
+    def demoted(self, guest_base_pfn: int) -> None:
+        super().demoted(guest_base_pfn)
+        self.state.pamt_refcounts[guest_base_pfn >> PTE_SHIFT] -= 1
+
+
+DESIGNS = (
+    seeded(
+        "pamt-pair-for-2m",
+        "hazard J-43; v3 patch 17",
+        "A 2 MB leaf takes and drops a reference to the pair of its 4 KB pages",
+        "dpamt-convert",
+        "no-bug",
+        tdx=PairFor2M,
+    ),
+    seeded(
+        "pamt-aug-failure",
+        "hazard J-46; v3 patch 17",
+        "When AUG fails the PAMT reference of its page is not dropped",
+        "dpamt-aug-busy",
+        "pamt",
+        tdx=AugFailureLeaks,
+    ),
+    seeded(
+        "pamt-get-not-rechecked",
+        "hazard J-47; Dynamic PAMT v4 08/16",
+        "Two tdx_pamt_get() of one 2 MB frame both think that they are the first",
+        "dpamt-fault-against-fault",
+        "pamt",
+        x86_tdx=GetNotRechecked,
+    ),
+    seeded(
+        "pamt-put-not-rechecked",
+        "hazard J-47; Dynamic PAMT v4 08/16",
+        "tdx_pamt_put() removes the pair that a tdx_pamt_get() counts on",
+        "dpamt-slot-against-fault",
+        "no-bug",
+        x86_tdx=PutNotRechecked,
+    ),
+    seeded(
+        "split-cache-one-pair",
+        "v3 patches 20 and 21",
+        "The split cache is filled for one pair, where a split can take two",
+        "dpamt-split-two-pairs",
+        "no-bug",
+        tdx=OnePair,
+    ),
+    seeded(
+        "pamt-demote-511",
+        "hazard J-42; v3 patch 23",
+        "After DEMOTE the reference count of the frame is 511",
+        "dpamt-convert",
+        "pamt",
+        x86_tdx=DemotedOneShort,
+    ),
+)

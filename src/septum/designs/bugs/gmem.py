@@ -1,0 +1,116 @@
+"""guest_memfd: conversion, holes, host mappings, several VMs on one inode."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.abi.errno import EACCES
+from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
+from septum.designs.bugs._seeded import seeded
+from septum.linux.kvm.guest_memfd import GuestMemfd
+from septum.linux.ranges import range_store
+
+if TYPE_CHECKING:
+    from septum.linux.kvm.types import Folio, GmemInode
+
+
+class OnlyFirstVm(GuestMemfd):
+    """Of several VMs on one inode, the first has its leaves split."""
+
+    __slots__ = ()
+
+    def kvm_gmem_split_private(
+        self, inode: GmemInode, start: int, end: int, cause: str = "conversion"
+    ) -> int:
+        return self.kvm_gmem_split_private_file(inode.file_list[0], start, end)
+
+
+class HostFaultUnlocked(GuestMemfd):
+    """A host fault tests the attributes before it takes the invalidate_lock."""
+
+    __slots__ = ()
+
+    def kvm_gmem_shared_folio(self, inode: GmemInode, index: int) -> tuple[int, Folio | None]:
+        if self.kvm_gmem_get_attributes(inode, index) & KVM_MEMORY_ATTRIBUTE_PRIVATE:
+            return -EACCES, None
+        inode.invalidate_lock.down_read()
+        ret, folio = self.kvm_gmem_get_folio(inode, index)
+        inode.invalidate_lock.up_read()
+        return ret, folio
+
+
+class PinsIgnored(GuestMemfd):
+    """A page that somebody holds a reference to may become private."""
+
+    __slots__ = ()
+
+    def kvm_gmem_has_safe_refcount(self, inode: GmemInode, start: int, nr_pages: int) -> int:
+        return -1
+
+
+class HostStillMaps(GuestMemfd):
+    """Memory becomes private while host page tables have it."""
+
+    __slots__ = ()
+
+    def unmap_mapping_pages(self, inode: GmemInode, start: int, nr_pages: int) -> None:
+        """Nothing."""
+
+
+class AttributesBeforeSplit(GuestMemfd):
+    """The attributes are stored before the split, so that no fault sees the old ones, and stay
+    when the split fails."""
+
+    __slots__ = ()
+
+    def kvm_gmem_convert_mappings(
+        self, inode: GmemInode, start: int, end: int, to_private: bool
+    ) -> int:
+        range_store(
+            inode.attributes, start, end, KVM_MEMORY_ATTRIBUTE_PRIVATE if to_private else 0
+        )
+        return super().kvm_gmem_convert_mappings(inode, start, end, to_private)
+
+
+DESIGNS = (
+    seeded(
+        "split-first-vm-only",
+        "hazard J-30; v3 patch 16",
+        "Of two VMs on one guest_memfd only the first has its leaves split",
+        "two-vms-straddling",
+        "precise-zap",
+        gmem=OnlyFirstVm,
+    ),
+    seeded(
+        "host-fault-unlocked",
+        "guest_memfd.c kvm_gmem_fault_user_mapping()",
+        "A host fault tests the attributes before it takes the invalidate_lock",
+        "host-fault-against-convert",
+        "private-unreachable",
+        gmem=HostFaultUnlocked,
+    ),
+    seeded(
+        "pins-ignored",
+        "hazard J-49",
+        "A page that a driver holds may become private",
+        "gmem-conversions-pinned",
+        "private-unreachable",
+        gmem=PinsIgnored,
+    ),
+    seeded(
+        "host-still-maps",
+        "hazard J-52",
+        "Memory becomes private while host page tables have it",
+        "gmem-private-and-shared-4k",
+        "private-unreachable",
+        gmem=HostStillMaps,
+    ),
+    seeded(
+        "attributes-before-split",
+        "docs/findings.md F6, repaired at the wrong place",
+        "Attributes are stored before the split, and stay when the split fails",
+        "convert-enomem",
+        "all-or-nothing",
+        gmem=AttributesBeforeSplit,
+    ),
+)

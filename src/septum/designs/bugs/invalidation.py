@@ -1,0 +1,162 @@
+"""The protocol of mmu_invalidate_seq, in faults and in those who take memory away."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.abi.kvm import KVM_MEMSLOT_INVALID, RET_PF_RETRY
+from septum.designs.bugs._seeded import seeded
+from septum.linux.kvm.guest_memfd import GuestMemfd
+from septum.linux.kvm.main import KvmMain
+from septum.linux.kvm.mmu import KvmMmu
+from septum.linux.kvm.tdx import KvmTdxUnit
+
+if TYPE_CHECKING:
+    from septum.linux.kvm.types import GmemInode, Kvm, KvmGfnRange, KvmPageFault, KvmVcpu
+
+
+class SeqNotChecked(KvmMmu):
+    """A fault maps what it has found, whatever was invalidated since."""
+
+    __slots__ = ()
+
+    def mmu_invalidate_retry_gfn(self, kvm: Kvm, mmu_seq: int, gfn: int) -> bool:
+        return False
+
+
+class SeqNotBumped(KvmMmu):
+    """The end of an invalidation leaves no trace for a fault that slept through all of it."""
+
+    __slots__ = ()
+
+    def kvm_mmu_invalidate_end(self, kvm: Kvm) -> None:
+        seq = kvm.mmu_invalidate_seq
+        super().kvm_mmu_invalidate_end(kvm)
+        kvm.mmu_invalidate_seq = seq
+
+
+class SnapshotLate(KvmMmu):
+    """The snapshot of mmu_invalidate_seq is taken after the attributes were looked at."""
+
+    __slots__ = ()
+
+    def _kvm_mmu_faultin_pfn(self, vcpu: KvmVcpu, fault: KvmPageFault) -> int:
+        self.sim.point("smp_rmb")
+        fault.mmu_seq = vcpu.kvm.mmu_invalidate_seq
+        return super()._kvm_mmu_faultin_pfn(vcpu, fault)
+
+
+class EdgesNotCovered(KvmMmu):
+    """The invalidation covers the range, not the huge pages that it cuts through."""
+
+    __slots__ = ()
+
+    def invalidate_edge_hugepages(self, kvm: Kvm, rng: KvmGfnRange) -> None:
+        """Nothing."""
+
+
+class PunchNeverEnds(GuestMemfd):
+    """A hole that could not be punched leaves its invalidation open."""
+
+    __slots__ = ()
+
+    def kvm_gmem_punch_failed(self, inode: GmemInode, start: int, end: int) -> None:
+        inode.invalidate_lock.up_write()
+
+
+class RetriesGoingSlot(KvmTdxUnit):
+    """The local retry of an EPT violation does not look at the slot."""
+
+    __slots__ = ()
+
+    def slot_is_going(self, vcpu: KvmVcpu, gpa: int) -> bool:
+        return False
+
+
+class PrefaultsGoingSlot(KvmMmu):
+    """KVM_PRE_FAULT_MEMORY retries in a slot that is being deleted, like a guest's fault."""
+
+    __slots__ = ()
+
+    def kvm_mmu_faultin_pfn(self, vcpu: KvmVcpu, fault: KvmPageFault) -> int:
+        slot = fault.slot
+        if slot is not None and slot.flags & KVM_MEMSLOT_INVALID:
+            return RET_PF_RETRY
+        return super().kvm_mmu_faultin_pfn(vcpu, fault)
+
+
+class NoSrcu(KvmMain):
+    """A slot goes without waiting for faults that have not seen that it does."""
+
+    __slots__ = ()
+
+    def kvm_swap_active_memslots(self, kvm: Kvm) -> None:
+        self.sim.point("rcu_assign_pointer")
+
+
+DESIGNS = (
+    seeded(
+        "seq-not-checked",
+        "kvm_host.h mmu_invalidate_retry_gfn()",
+        "A fault does not check mmu_invalidate_seq before it maps",
+        "convert-against-fault",
+        "mapping-in-folio",
+        mmu=SeqNotChecked,
+    ),
+    seeded(
+        "seq-not-bumped",
+        "kvm_main.c kvm_mmu_invalidate_end()",
+        "The end of an invalidation does not change mmu_invalidate_seq",
+        "convert-against-fault",
+        "mapping-in-folio",
+        mmu=SeqNotBumped,
+    ),
+    seeded(
+        "snapshot-late",
+        "mmu.c kvm_mmu_faultin_pfn(), comment at the snapshot",
+        "mmu_invalidate_seq is read after the memory attributes, not before",
+        "convert-against-fault",
+        "mapping-in-folio",
+        mmu=SnapshotLate,
+    ),
+    seeded(
+        "edges-not-covered",
+        "hazard J-32, commit 9129633d568e",
+        "A 2 MB page that a conversion cuts through can be mapped in the middle of it",
+        "convert-against-fault",
+        "mapping-in-folio",
+        mmu=EdgesNotCovered,
+    ),
+    seeded(
+        "punch-never-ends",
+        "review of v3 patch 16",
+        "When a hole cannot be punched, the invalidation that it began is never ended",
+        "punch-enomem",
+        "progress",
+        gmem=PunchNeverEnds,
+    ),
+    seeded(
+        "retries-going-slot",
+        "hazard J-31, commit 2bc2694fe20b",
+        "A vCPU retries a fault in a slot whose deletion waits for the vCPU",
+        "slot-delete-against-fault",
+        "progress",
+        tdx=RetriesGoingSlot,
+    ),
+    seeded(
+        "prefaults-going-slot",
+        "hazard J-31, commit 3ccbf6f47098",
+        "KVM_PRE_FAULT_MEMORY retries in a slot whose deletion waits for it",
+        "slot-delete-against-prefault",
+        "progress",
+        mmu=PrefaultsGoingSlot,
+    ),
+    seeded(
+        "no-srcu",
+        "kvm_main.c kvm_swap_active_memslots()",
+        "A memory slot is deleted without synchronize_srcu()",
+        "slot-delete-against-fault",
+        "mapping-in-folio",
+        main=NoSrcu,
+    ),
+)

@@ -1,0 +1,53 @@
+"""The end of a VM, and vCPUs that move."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.designs.bugs._seeded import seeded
+from septum.linux.kvm.guest_memfd import GuestMemfd
+from septum.linux.kvm.tdx import KvmTdxUnit
+
+if TYPE_CHECKING:
+    from septum.linux.kvm.types import GmemFile, KvmVcpu
+
+
+class DeadVmKeepsPages(GuestMemfd):
+    """The pages of a VM that is dead are not taken out of its S-EPT when the file is closed."""
+
+    __slots__ = ()
+
+    def kvm_gmem_zap_file(self, f: GmemFile, start: int, end: int, attr_filter: int) -> None:
+        if not f.kvm.vm_dead:
+            super().kvm_gmem_zap_file(f, start, end, attr_filter)
+
+
+class MovesUnflushed(KvmTdxUnit):
+    """A vCPU is loaded on another CPU without TDH.VP.FLUSH on the one that it comes from."""
+
+    __slots__ = ()
+
+    def tdx_vcpu_load(self, vcpu: KvmVcpu, cpu: int) -> None:
+        if vcpu.cpu != cpu:
+            self.tdx_disassociate_vp(vcpu)
+            self.state.associated_tdvcpus[cpu].append(vcpu)
+
+
+DESIGNS = (
+    seeded(
+        "dead-vm-keeps-pages",
+        "hazard J-59",
+        "The pages of a VM that is dead stay in its S-EPT when its memory is closed",
+        "dead-vm-closes",
+        "teardown",
+        gmem=DeadVmKeepsPages,
+    ),
+    seeded(
+        "vcpu-moves-unflushed",
+        "hazard J-57",
+        "A vCPU moves to another CPU without TDH.VP.FLUSH",
+        "convert-against-prefault",
+        "no-bug",
+        tdx=MovesUnflushed,
+    ),
+)

@@ -1,0 +1,170 @@
+"""The mirror page table: freezing of entries, and walks that drop mmu_lock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.designs.bugs._seeded import seeded
+from septum.linux.kvm.tdp_mmu import TdpMmu
+from septum.linux.kvm.tdx import KvmTdxUnit
+
+if TYPE_CHECKING:
+    from septum.linux.kvm.tdp_iter import TdpIter
+    from septum.linux.kvm.types import Kvm, KvmMemorySlot, KvmMmuPage, KvmVcpu
+
+
+class FrozenIgnored(TdpMmu):
+    """A fault takes a frozen entry for one that is not present."""
+
+    __slots__ = ()
+
+    def is_frozen_spte(self, spte: int) -> bool:
+        return False
+
+
+class NotFrozen(TdpMmu):
+    """The new value is in the mirror while the S-EPT is still to be changed."""
+
+    __slots__ = ()
+
+    def freeze_spte(self, it: TdpIter, old_spte: int, new_spte: int) -> bool:
+        self.sim.point("cmpxchg")
+        return it.table.try_cmpxchg(it.index, old_spte, new_spte) == old_spte
+
+
+class FrozenForEver(TdpMmu):
+    """When the S-EPT change fails, the entry stays frozen."""
+
+    __slots__ = ()
+
+    def thaw_spte(self, it: TdpIter, old_spte: int, new_spte: int, ret: int) -> None:
+        if not ret:
+            super().thaw_spte(it, old_spte, new_spte, ret)
+
+
+class StaleAfterLock(TdpMmu):
+    """A split goes on with the entry that it saw before mmu_lock was dropped to allocate."""
+
+    __slots__ = ()
+
+    def look_again(self, it: TdpIter) -> None:
+        """Nothing."""
+
+
+class AllocUnderLock(TdpMmu):
+    """A split allocates with waiting while it holds mmu_lock."""
+
+    __slots__ = ()
+
+    def alloc_sp_without_mmu_lock(
+        self, kvm: Kvm, root: KvmMmuPage, shared: bool
+    ) -> KvmMmuPage | None:
+        return self.tdp_mmu_alloc_sp_for_split(root.is_mirror)
+
+
+class HeadOnly(TdpMmu):
+    """Of the huge leaves that cross a range, the one at its start is split."""
+
+    __slots__ = ()
+
+    def tdp_mmu_split_huge_pages(
+        self,
+        kvm: Kvm,
+        types: int,
+        start: int,
+        end: int,
+        target_level: int,
+        shared: bool,
+        only_cross_boundary: bool,
+    ) -> int:
+        return super().tdp_mmu_split_huge_pages(
+            kvm, types, start, start + 1, target_level, shared, only_cross_boundary
+        )
+
+
+class InhibitFirst(KvmTdxUnit):
+    """The guest's accept level is in lpage_info before the split: others test it without a lock."""
+
+    __slots__ = ()
+
+    def tdx_split_for_accept(self, vcpu: KvmVcpu, slot: KvmMemorySlot, gfn: int, level: int) -> int:
+        self.tdx_inhibit_above(slot, gfn, level)
+        return super().tdx_split_for_accept(vcpu, slot, gfn, level)
+
+
+class LevelOffByOne(KvmTdxUnit):
+    """The exit qualification's level, which counts from 0, is taken for a PG_LEVEL_*."""
+
+    __slots__ = ()
+
+    def tdx_guest_accept_level(self, vcpu: KvmVcpu) -> int:
+        level = super().tdx_guest_accept_level(vcpu)
+        return max(level - 1, 0)
+
+
+DESIGNS = (
+    seeded(
+        "frozen-ignored",
+        "hazard J-33",
+        "A fault takes a frozen mirror SPTE for one that is not present",
+        "fault-against-fault",
+        "no-bug",
+        tdp_mmu=FrozenIgnored,
+    ),
+    seeded(
+        "not-frozen",
+        "review of v3 patch 09; hazard J-33",
+        "A mirror SPTE gets its new value before the SEAMCALL, without FROZEN_SPTE",
+        "fault-against-fault",
+        "no-bug",
+        tdp_mmu=NotFrozen,
+    ),
+    seeded(
+        "frozen-for-ever",
+        "hazard J-33",
+        "When TDH.MEM.PAGE.AUG fails the mirror SPTE stays frozen",
+        "fault-aug-busy",
+        "progress",
+        tdp_mmu=FrozenForEver,
+    ),
+    seeded(
+        "stale-after-lock",
+        "hazard J-28",
+        "A split goes on with the SPTE that it read before it dropped mmu_lock",
+        "convert-against-accept",
+        "no-bug",
+        tdp_mmu=StaleAfterLock,
+    ),
+    seeded(
+        "alloc-under-mmu-lock",
+        "hazard J-37",
+        "A split allocates with GFP_KERNEL while it holds mmu_lock",
+        "convert-one-page",
+        "locking",
+        tdp_mmu=AllocUnderLock,
+    ),
+    seeded(
+        "split-head-only",
+        "hazard J-1; v3 patch 11",
+        "Only the leaf at the start of a range is split, not the one at its end",
+        "convert-straddling",
+        "precise-zap",
+        tdp_mmu=HeadOnly,
+    ),
+    seeded(
+        "inhibit-before-split",
+        "hazard J-22; v3 patch 13",
+        "The guest's accept level is in lpage_info before the leaf is split",
+        "accept-parallel-4k",
+        "no-bug",
+        tdx=InhibitFirst,
+    ),
+    seeded(
+        "accept-level-off-by-one",
+        "hazard J-25; v3 patch 13",
+        "The TDX level of an ACCEPT is taken for a PG_LEVEL_*",
+        "accept-level-prefault",
+        "progress",
+        tdx=LevelOffByOne,
+    ),
+)

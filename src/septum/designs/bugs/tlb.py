@@ -1,0 +1,122 @@
+"""BLOCK, TRACK, kick, and the second attempt with all vCPUs kept out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.abi.kvm import KVM_REQ_OUTSIDE_GUEST_MODE
+from septum.designs.bugs._seeded import seeded
+from septum.linux.kvm.tdx import KvmTdxUnit
+
+if TYPE_CHECKING:
+    from septum.linux.kvm.types import Kvm
+
+
+class NoTrack(KvmTdxUnit):
+    """Kicks the vCPUs without a new epoch."""
+
+    __slots__ = ()
+
+    def tdx_track(self, kvm: Kvm) -> None:
+        self.host.main.kvm_make_all_cpus_request(kvm, KVM_REQ_OUTSIDE_GUEST_MODE)
+
+
+class NoKick(KvmTdxUnit):
+    """Starts a new epoch and leaves the vCPUs of the old one where they are."""
+
+    __slots__ = ()
+
+    def tdx_track(self, kvm: Kvm) -> None:
+        self.host.x86_tdx.tdh_mem_track(kvm.tdx)
+
+
+class KickFirst(KvmTdxUnit):
+    """Kicks the vCPUs before the new epoch: one can be back, in the old epoch, by then."""
+
+    __slots__ = ()
+
+    def tdx_track(self, kvm: Kvm) -> None:
+        self.host.main.kvm_make_all_cpus_request(kvm, KVM_REQ_OUTSIDE_GUEST_MODE)
+        self.host.x86_tdx.tdh_mem_track(kvm.tdx)
+
+
+class BlockBusyIgnored(KvmTdxUnit):
+    """A split goes on when BLOCK was BUSY."""
+
+    __slots__ = ()
+
+    def block_and_track(self, kvm: Kvm, gpa: int, level: int) -> int:
+        self.host.x86_tdx.tdh_mem_range_block(kvm.tdx, gpa, level - 1)
+        self.tdx_track(kvm)
+        return 0
+
+
+class NotBarred(KvmTdxUnit):
+    """Kicks for the second attempt, but lets vCPUs enter again before it."""
+
+    __slots__ = ()
+
+    def tdx_no_vcpus_enter_start(self, kvm: Kvm) -> None:
+        self.host.main.kvm_make_all_cpus_request(kvm, KVM_REQ_OUTSIDE_GUEST_MODE)
+
+
+class BarredLate(KvmTdxUnit):
+    """Kicks the vCPUs out, then keeps them out: one can slip in between."""
+
+    __slots__ = ()
+
+    def tdx_no_vcpus_enter_start(self, kvm: Kvm) -> None:
+        self.host.main.kvm_make_all_cpus_request(kvm, KVM_REQ_OUTSIDE_GUEST_MODE)
+        kvm.tdx.wait_for_sept_zap = True
+
+
+DESIGNS = (
+    seeded(
+        "no-track",
+        "hazard J-2",
+        "No TDH.MEM.TRACK between BLOCK and DEMOTE or REMOVE",
+        "convert-against-write",
+        "no-bug",
+        tdx=NoTrack,
+    ),
+    seeded(
+        "no-kick",
+        "hazard J-2",
+        "vCPUs are not kicked after TDH.MEM.TRACK",
+        "convert-against-write",
+        "no-bug",
+        tdx=NoKick,
+    ),
+    seeded(
+        "kick-before-track",
+        "hazards J-2 and J-5",
+        "The kick comes before TDH.MEM.TRACK, not after it",
+        "convert-against-write",
+        "no-bug",
+        tdx=KickFirst,
+    ),
+    seeded(
+        "block-busy-ignored",
+        "hazard J-3, canonical/tdx #213",
+        "OPERAND_BUSY from TDH.MEM.RANGE.BLOCK is ignored before DEMOTE",
+        "convert-against-accept",
+        "no-bug",
+        tdx=BlockBusyIgnored,
+    ),
+    seeded(
+        "entry-not-barred",
+        "hazard J-4",
+        "vCPUs may enter between the kick and the second attempt of a SEAMCALL",
+        "convert-against-accept",
+        "no-bug",
+        tdx=NotBarred,
+    ),
+    seeded(
+        "entry-barred-late",
+        "hazard J-4",
+        "wait_for_sept_zap is set after the kick, not before it",
+        "convert-against-accept",
+        "no-bug",
+        tdx=BarredLate,
+    ),
+)
