@@ -192,6 +192,12 @@ class Checker:
         self._credit += CREDIT_PER_QUIET_POINT
         self._look(where, spans if spans is not None else {}, near, wide)
 
+    def look_now(self, where: str) -> None:
+        """Look at everything, in whatever mode. No task may be in the middle of anything."""
+        self.where = where
+        self._meet_vms()
+        self._full_look()
+
     def ept_violation_handled(self, vcpu: KvmVcpu) -> None:
         """KVM has handled an EPT violation of the vCPU."""
         for promise in self.promises:

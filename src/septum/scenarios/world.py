@@ -201,6 +201,7 @@ class ScenarioWorld:
         for step in self.scenario.after:
             self._take(step)
         self.sim.schedule = schedule
+        self.checker.look_now("end of the programs")
         self._look()
 
     def _look(self) -> None:

@@ -81,7 +81,7 @@ DESIGNS = (
         "pamt-aug-failure",
         "hazard J-46; v3 patch 17",
         "When AUG fails the PAMT reference of its page is not dropped",
-        "dpamt-aug-busy",
+        "dpamt-fault-against-fault",
         "pamt",
         tdx=AugFailureLeaks,
     ),

@@ -94,7 +94,7 @@ DESIGNS = (
         "hazard J-49",
         "A page that a driver holds may become private",
         "gmem-conversions-pinned",
-        "private-unreachable",
+        "no-bug",
         gmem=PinsIgnored,
     ),
     seeded(

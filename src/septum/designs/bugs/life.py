@@ -46,7 +46,7 @@ DESIGNS = (
         "vcpu-moves-unflushed",
         "hazard J-57",
         "A vCPU moves to another CPU without TDH.VP.FLUSH",
-        "convert-against-prefault",
+        "prefault-by-thread",
         "no-bug",
         tdx=MovesUnflushed,
     ),
