@@ -105,11 +105,12 @@ def _world(built: Built) -> ScenarioWorld:
 
 
 def _end(world: ScenarioWorld) -> tuple[object, ...]:
-    """What tells apart the ends of runs as far as teardown goes: who has which memory, and what is
-    mapped how. Taking a VM down costs more than most runs, so that ends which are alike are taken
-    down once in a process."""
+    """What tells apart the ends of runs as far as teardown goes: who has which memory, what is
+    mapped how, where vCPUs are, and what the module holds locked. Taking a VM down costs more than
+    most runs, so that ends which are alike are taken down once in a process."""
     host = world.world.host
     mm = host.mm.state
+    module = world.world.module
     return (
         tuple(world.pages),
         tuple(world.dead),
@@ -120,5 +121,11 @@ def _end(world: ScenarioWorld) -> tuple[object, ...]:
         tuple(
             (kvm.stat.get("pages_2m"), kvm.stat.get("pages_4k"), tuple(kvm.mem_attr_array))
             for kvm in host.kvms.values()
+        ),
+        tuple(vcpu.cpu for kvm in host.kvms.values() for vcpu in kvm.vcpus),
+        tuple(vcpu.assoc_lp for vcpu in module.vcpus.values()),
+        tuple(
+            (td.p4k.lock, td.p2m.lock, td.p1g.lock, td.op_state_lock.lock, td.sept_lock.lock)
+            for td in module.tds.values()
         ),
     )

@@ -48,15 +48,6 @@ class PinsIgnored(GuestMemfd):
         return -1
 
 
-class HostStillMaps(GuestMemfd):
-    """Memory becomes private while host page tables have it."""
-
-    __slots__ = ()
-
-    def unmap_mapping_pages(self, inode: GmemInode, start: int, nr_pages: int) -> None:
-        """Nothing."""
-
-
 class AttributesBeforeSplit(GuestMemfd):
     """The attributes are stored before the split, so that no fault sees the old ones, and stay
     when the split fails."""
@@ -66,9 +57,7 @@ class AttributesBeforeSplit(GuestMemfd):
     def kvm_gmem_convert_mappings(
         self, inode: GmemInode, start: int, end: int, to_private: bool
     ) -> int:
-        range_store(
-            inode.attributes, start, end, KVM_MEMORY_ATTRIBUTE_PRIVATE if to_private else 0
-        )
+        range_store(inode.attributes, start, end, KVM_MEMORY_ATTRIBUTE_PRIVATE if to_private else 0)
         return super().kvm_gmem_convert_mappings(inode, start, end, to_private)
 
 
@@ -96,14 +85,6 @@ DESIGNS = (
         "gmem-conversions-pinned",
         "no-bug",
         gmem=PinsIgnored,
-    ),
-    seeded(
-        "host-still-maps",
-        "hazard J-52",
-        "Memory becomes private while host page tables have it",
-        "gmem-private-and-shared-4k",
-        "private-unreachable",
-        gmem=HostStillMaps,
     ),
     seeded(
         "attributes-before-split",

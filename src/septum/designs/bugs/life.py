@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.designs.bugs._seeded import seeded
+from septum.linux.kvm.gmem_range import MAX_INDEX
 from septum.linux.kvm.guest_memfd import GuestMemfd
 from septum.linux.kvm.tdx import KvmTdxUnit
 
@@ -20,6 +21,20 @@ class DeadVmKeepsPages(GuestMemfd):
     def kvm_gmem_zap_file(self, f: GmemFile, start: int, end: int, attr_filter: int) -> None:
         if not f.kvm.vm_dead:
             super().kvm_gmem_zap_file(f, start, end, attr_filter)
+
+
+class ReleaseUnannounced(GuestMemfd):
+    """A file is closed without an invalidation: a fault that has its page already maps it."""
+
+    __slots__ = ()
+
+    def kvm_gmem_invalidate_begin_file(self, f: GmemFile, start: int, end: int) -> None:
+        if end != MAX_INDEX:
+            super().kvm_gmem_invalidate_begin_file(f, start, end)
+
+    def kvm_gmem_invalidate_end_file(self, f: GmemFile, start: int, end: int) -> None:
+        if end != MAX_INDEX:
+            super().kvm_gmem_invalidate_end_file(f, start, end)
 
 
 class MovesUnflushed(KvmTdxUnit):
@@ -39,8 +54,16 @@ DESIGNS = (
         "hazard J-59",
         "The pages of a VM that is dead stay in its S-EPT when its memory is closed",
         "dead-vm-closes",
-        "teardown",
+        "mapping-in-folio",
         gmem=DeadVmKeepsPages,
+    ),
+    seeded(
+        "release-unannounced",
+        "hazard J-55; guest_memfd.c kvm_gmem_release()",
+        "The memory is closed without an invalidation: a fault under way maps it afterwards",
+        "teardown-memory-closed-under-vcpu",
+        "mapping-in-folio",
+        gmem=ReleaseUnannounced,
     ),
     seeded(
         "vcpu-moves-unflushed",

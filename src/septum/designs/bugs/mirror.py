@@ -92,6 +92,18 @@ class InhibitFirst(KvmTdxUnit):
         return super().tdx_split_for_accept(vcpu, slot, gfn, level)
 
 
+class InhibitTooLate(KvmTdxUnit):
+    """mmu_lock is dropped between the split and the flag in lpage_info."""
+
+    __slots__ = ()
+
+    def tdx_split_for_accept(self, vcpu: KvmVcpu, slot: KvmMemorySlot, gfn: int, level: int) -> int:
+        ret = super().tdx_split_for_accept(vcpu, slot, gfn, level)
+        vcpu.kvm.mmu_lock.write_unlock()
+        vcpu.kvm.mmu_lock.write_lock()
+        return ret
+
+
 class LevelOffByOne(KvmTdxUnit):
     """The exit qualification's level, which counts from 0, is taken for a PG_LEVEL_*."""
 
@@ -158,6 +170,14 @@ DESIGNS = (
         "accept-parallel-4k",
         "no-bug",
         tdx=InhibitFirst,
+    ),
+    seeded(
+        "lock-dropped-early",
+        "hazard J-22; v3 patch 13",
+        "mmu_lock is dropped between the split and the flag that keeps 2 MB away",
+        "accept-4k-against-2m",
+        "no-bug",
+        tdx=InhibitTooLate,
     ),
     seeded(
         "accept-level-off-by-one",

@@ -98,7 +98,7 @@ DESIGNS = (
         "review of v3: does DEMOTE keep the accepted state?",
         "TDH.MEM.PAGE.DEMOTE makes pending pages of an accepted one",
         "convert-one-page",
-        "accept-once",
+        "precise-zap",
         module=DemoteForgetsAccept,
     ),
     seeded(
@@ -106,7 +106,7 @@ DESIGNS = (
         "hazard J-10, the other way round",
         "TDH.MEM.PAGE.DEMOTE makes mapped pages of a pending one",
         "accept-level-prefault",
-        "accept-once",
+        "expectation",
         module=DemoteAccepts,
     ),
     seeded(
@@ -146,7 +146,7 @@ DESIGNS = (
         "TDX module, host priority of S-EPT entries",
         "The host priority of an S-EPT entry stays when the host has got its lock",
         "accept-against-block",
-        "progress",
+        "expectation",
         module=PriorityStays,
     ),
     seeded(
