@@ -8,8 +8,9 @@ from septum.compare.result import AS_EXPECTED, Bounds, Broken, Searched
 from septum.explore.api import Search
 from septum.explore.command import stories
 from septum.explore.reproduce import command_lines
-from septum.explore.scenario import EXPECTATION, ScenarioSubject
+from septum.explore.scenario import ScenarioSubject
 from septum.explore.subject import Options, Strategy
+from septum.scenarios.outcome import EXPECTATION
 
 if TYPE_CHECKING:
     from septum.sim import Finding

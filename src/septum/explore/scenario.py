@@ -9,6 +9,7 @@ import msgspec
 from septum.designs import find_design
 from septum.explore.subject import Built, Witness
 from septum.scenarios.failures import Failures
+from septum.scenarios.outcome import EXPECTATION, beside_promises, unmet_expectations
 from septum.scenarios.run import load_scenario, recipe_for_token
 from septum.scenarios.world import ScenarioWorld
 
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from septum.checks.checker import Mode
     from septum.scenarios.scenario import Scenario
     from septum.sim import Finding
-
-EXPECTATION = "expectation"
-"""The promise of findings about what a scenario says must come of it."""
 
 
 class ScenarioSubject:
@@ -74,19 +72,16 @@ class ScenarioSubject:
 
     def finish(self, built: Built) -> None:
         """The steps after, the expectations, and the end of the VMs."""
-        from septum.scenarios.outcome import unmet_expectations
-
         world = _world(built)
         world.finish()
-        unmet = unmet_expectations(world)
+        unmet = beside_promises(unmet_expectations(world))
         end = _end(world)
         if end not in self._torn_down:
             world.teardown()
             # Not before: an end that breaks a promise must break it again when it is replayed.
             self._torn_down.add(end)
         for text in unmet:
-            if not text.startswith("promise "):
-                world.sim.find(EXPECTATION, text, where="end")
+            world.sim.find(EXPECTATION, text, where="end")
 
     def is_failure(self, choice: str) -> bool:
         """All but the alternatives of the scenario's programs."""

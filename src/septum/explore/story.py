@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from septum.checks import PROMISES, consequence
 from septum.explore.origin import patch_of
 from septum.explore.recording import changes_between
-from septum.explore.scenario import EXPECTATION
 from septum.explore.why import why_lines
 from septum.linux.kvm.events import KvmTdpMmuSpteChanged
 from septum.module.events import SeamcallEvent
+from septum.scenarios.outcome import EXPECTATION
 from septum.sim.events import ChoiceEvent, FindingEvent, SwitchEvent
 from septum.trace.describe import describe
 from septum.trace.ladder import folded, is_quiet
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     from septum.explore.recording import Beat, Recording
     from septum.explore.verdict import Counterexample, Verdict
+    from septum.scenarios.outcome import EXPECTATION
     from septum.scenarios.states import WorldState
-    from septum.sim import Finding
+from septum.sim import Finding
 
 WIDTH = 80
 PREEMPTED = ">>"

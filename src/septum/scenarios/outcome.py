@@ -65,6 +65,15 @@ class ScenarioOutcome(msgspec.Struct, kw_only=True):
         return not self.findings
 
 
+EXPECTATION = "expectation"
+"""Stands for a promise where what is broken is what a scenario says must come of it."""
+
+
+def beside_promises(unmet: list[str]) -> list[str]:
+    """The unmet expectations that are not about promises, which findings tell of."""
+    return [text for text in unmet if not text.startswith("promise ")]
+
+
 def unmet_expectations(run: ScenarioWorld) -> list[str]:
     """What is not as the scenario says, one sentence each."""
     expect = run.scenario.expect

@@ -13,10 +13,16 @@ from septum.designs import find_design
 from septum.errors import InputError
 from septum.scenarios.failures import Failures
 from septum.scenarios.opening import tell_memory
-from septum.scenarios.outcome import ScenarioOutcome, outcome_of
+from septum.scenarios.outcome import (
+    EXPECTATION,
+    ScenarioOutcome,
+    beside_promises,
+    outcome_of,
+)
 from septum.scenarios.reader import read_scenario
 from septum.scenarios.world import ScenarioWorld
 from septum.sim import ListSchedule, RandomSchedule, RoundRobin, Schedule, encode_token
+from septum.sim.events import FindingEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,4 +154,10 @@ def run_in(
         __version__, msgspec.msgpack.encode(recipe), ListSchedule(list(run.sim.answers))
     )
     kind, seed = schedule.spec()
-    return outcome_of(run, token, kind, seed)
+    outcome = outcome_of(run, token, kind, seed)
+    if sink is not None:
+        # A trace is all that some readers have: it says what is not as the scenario says, too.
+        main = run.sim.current
+        for text in beside_promises(outcome.unmet):
+            sink(FindingEvent(main.time_ns, main.name, main.cpu, EXPECTATION, text))
+    return outcome

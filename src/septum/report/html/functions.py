@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-import re
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+
+from septum.explore.origin import patch_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -16,19 +17,16 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).resolve().parents[2]
 ROOMS = ("linux", "vmm", "designs")
 """Where functions of the kernel and of the VMM are; designs override some."""
-_PATCH = re.compile(r"\bpatch(?:es)? (\d\d(?:(?:, | and |-)\d\d)*)")
 
 
 class Function(msgspec.Struct, omit_defaults=True):
     """A function of the host under its kernel name.
 
-    `place` is its file below src/septum and its line; `patch` is what the docstring says of the
-    v3 series' patches, `text` its first paragraph.
+    `place` is its file below src/septum and its line, `text` the first paragraph of its docstring.
     """
 
     place: str
     text: str = ""
-    patch: str = ""
 
 
 @cache
@@ -49,12 +47,18 @@ def _functions_in(path: Path) -> Iterator[tuple[str, Function]]:
         doc = ast.get_docstring(node) or ""
         place = f"{path.relative_to(PACKAGE).as_posix()}:{node.lineno}"
         text = " ".join(doc.partition("\n\n")[0].split())
-        patches = ", ".join(dict.fromkeys(_PATCH.findall(doc)))
-        yield node.name, Function(place, text, patches)
+        yield node.name, Function(place, text)
 
 
-def functions_of(vias: Iterable[str]) -> dict[str, list[Function]]:
-    """Of each function that the paths name ("callee < caller < ..."), where it is defined."""
+class Known(msgspec.Struct, omit_defaults=True):
+    """What is known of a function's name: its patches of the v3 series, where it is defined."""
+
+    places: list[Function]
+    patch: str = ""
+
+
+def functions_of(vias: Iterable[str]) -> dict[str, Known]:
+    """Of each function that the paths name ("callee < caller < ..."), what is known of it."""
     known = all_functions()
     names = dict.fromkeys(name for via in vias for name in via.split(" < ") if name)
-    return {name: known[name] for name in names if name in known}
+    return {name: Known(known[name], patch_of(name)) for name in names if name in known}

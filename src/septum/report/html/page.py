@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from septum.abi.operands import INPUTS, OUTPUTS, REFUSED_BY_ENTRY
 from septum.errors import InputError
 from septum.report.html.columns import Blob, ColumnSpec
-from septum.report.html.functions import Function, functions_of
+from septum.report.html.functions import Known, functions_of
 from septum.report.html.memory import LAYER_NAMES, Change, MemoryFold
 from septum.report.html.steps import FormTable, Steps, StepTable, Strings
 from septum.report.html.verdict import VerdictText, verdict_of
@@ -74,7 +74,7 @@ class Head(msgspec.Struct):
     layers: tuple[str, ...]
     values: list[tuple[str, int | None]]
     vms: list[VmHead]
-    functions: dict[str, list[Function]]
+    functions: dict[str, Known]
     inputs: dict[str, dict[str, str]]
     outputs: dict[str, dict[str, str]]
     refused: dict[str, str]

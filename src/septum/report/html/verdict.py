@@ -9,6 +9,7 @@ import msgspec
 from septum.checks import PROMISES
 from septum.checks.promise import consequence, sentence
 from septum.errors import InputError
+from septum.scenarios.outcome import EXPECTATION
 from septum.scenarios.run import load_scenario
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ def verdict_of(
         first = next((text for text in texts if not text.foreseen), texts[0])
         said = " So the scenario expects." if first.foreseen else ""
         line = f"Promise {first.promise} was broken: {first.text}.{said}"
+        if first.promise == EXPECTATION:
+            line = f"The run is not as the scenario says: {first.text}."
         return VerdictText("BROKEN", line, summary, texts)
     if not complete:
         return VerdictText("UNFINISHED", "The trace was cut short.", summary, texts)

@@ -7,6 +7,7 @@ septum.details = (() => {
   const SIGNED = new Set(["errno", "ret", "order"]);
   const GPA_LEAVES_PATTERN = /^TDH\.MEM\.(PAGE|SEPT|RANGE)\./;
   const CHANGES_MAX = 60;
+  const BUSY_LOOK_MAX = 5000; // steps
   const { hex } = septum.words;
 
   class Details {
@@ -32,6 +33,7 @@ septum.details = (() => {
       this._path(form);
       if (form.tag === "seamcall") this._seamcall(form, run.row[step]);
       else this._fields(form, run.row[step]);
+      if (/OPERAND_BUSY/.test(form.texts.status)) this._busy(step);
       this._changes(step);
       this._held(step, form);
     }
@@ -62,9 +64,9 @@ septum.details = (() => {
       const section = this._section("Kernel path, innermost first");
       const item = section.append("ol").attr("class", "path").selectAll("li").data(names).join("li");
       item.append("code").text((name) => name);
-      const known = (name) => this.run.head.functions[name]?.[0];
-      item.filter((name) => known(name)?.patch).append("span").attr("class", "patch")
-        .text((name) => `patch ${known(name).patch}`);
+      const known = (name) => this.run.head.functions[name]?.places[0];
+      const patch = (name) => this.run.head.functions[name]?.patch;
+      item.filter(patch).append("span").attr("class", "patch").text(patch);
       item.filter((name) => known(name)).append("span").attr("class", "dim")
         .text((name) => known(name).place);
       item.filter((name) => known(name)?.text).append("span").attr("class", "doc")
@@ -92,6 +94,20 @@ septum.details = (() => {
       const entry = form.field("sept", row);
       if (entry !== undefined)
         section.append("p").text(`S-EPT entry after the call: ${hex(entry)} (${state})`);
+    }
+
+    // Who was inside the module: the call of another task that ends next.
+    _busy(step) {
+      const { run } = this;
+      const last = Math.min(run.nr, step + BUSY_LOOK_MAX);
+      for (let at = step + 1; at < last; at++) {
+        const form = run.formOf(at);
+        if (!["seamcall", "tdcall"].includes(form.tag) || run.task[at] === run.task[step]) continue;
+        const line = this._section("Why it is busy").append("p");
+        line.append("span").text(`${run.tasks[run.task[at]]} is inside ${form.verb}, which ends at `);
+        line.append("a").attr("href", `#step=${at}`).text(`step ${at}`);
+        return;
+      }
     }
 
     _meaning(input, output, before, after) {
