@@ -1,5 +1,6 @@
 """`septum report`: every kind of run, every form, through the command line's own functions."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,26 @@ def test_what_is_no_run_is_told() -> None:
 def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         report_run(SCENARIO, ReportOptions(ftrace=tmp_path / "no" / "such"))
+
+
+def test_a_run_that_breaks_something_is_told_as_a_story(capfd: pytest.CaptureFixture[str]) -> None:
+    """Also what the scenario foresees, which a search would pass over."""
+    assert report_run("finding-demote-busy-dpamt", ReportOptions()) == 1
+    text = capfd.readouterr().out
+    assert text.startswith("BROKEN: promise no-bug in scenario finding-demote-busy-dpamt on design")
+    assert "Cause: KVM_BUG_ON" in text
+    assert "the scenario makes seamcall:TDH.MEM.PAGE.DEMOTE fail" in text
+    assert "shortest" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert report_run("finding-demote-busy-dpamt", ReportOptions(only="seamcall")) == 1
+    assert "BROKEN" not in capfd.readouterr().out
+
+
+def test_the_token_of_a_finding_is_told_as_a_story(capfd: pytest.CaptureFixture[str]) -> None:
+    """The tokens that docs/findings.md gives, line breaks and all."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "findings.md").read_text()
+    tokens = re.findall(r"septum1\.[\w-]+", page)
+    assert len(tokens) > 5
+    token = tokens[0]
+    assert report_run(f"{token[:40]}\n{token[40:]}", ReportOptions()) in (0, 1)
+    assert capfd.readouterr().out

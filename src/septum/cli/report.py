@@ -79,11 +79,27 @@ def report_run(run: str, options: ReportOptions) -> int:
             _write_states(path, options.itf)
         if options.html is not None:
             _write_page(path, options.html)
+        broken = has_finding(path)
         if options.text or not (options.files() or options.itf or options.html):
+            story = _story(path) if broken and not options.only else []
             with TraceReader(path) as reader:
                 events = (event for event in reader if wanted(event))
-                write_pieces(render(events, reader.header, "ladder"), None)
-        return BROKEN if has_finding(path) else OK
+                ladder = render(events, reader.header, "ladder")
+                write_pieces([line.encode() for line in story] or ladder, None)
+        return BROKEN if broken else OK
+
+
+def _story(trace: Path) -> list[str]:
+    """What broke in the run of a scenario, as a search would tell it; of others the ladder does."""
+    from septum.explore.retell import retell
+
+    with TraceReader(trace) as reader:
+        recipe, schedule = decode_run(reader.header.token)
+    if not isinstance(recipe, ScenarioRecipe):
+        return []
+    scenario = scenario_of_recipe(recipe)
+    lines = retell(scenario, recipe.design, schedule, cast("Mode", recipe.check))
+    return [f"{line}\n" for line in lines]
 
 
 def _write_page(trace: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from septum.explore.ktap import verdict_case
 from septum.explore.recording import Recording
 from septum.explore.replay import find_subject
 from septum.explore.reproduce import command_lines
-from septum.explore.story import consequence_of, heading, story_lines
+from septum.explore.story import WIDTH, consequence_of, heading, story_lines
 from septum.explore.subject import Options, Strategy
 from septum.explore.verdict import Outcome, Verdict
 from septum.explore.watch import watching
@@ -136,20 +137,22 @@ def verdict_lines(verdict: Verdict, options: Options) -> list[str]:
     bound = "any number of" if verdict.preemptions is None else f"at most {verdict.preemptions}"
     on = f" on {verdict.design}" if verdict.design else ""
     counts = f"{verdict.schedules} schedules, {verdict.states} states, {verdict.steps} steps"
-    lines = [
-        f"{word}: {verdict.subject}{on} (seed {verdict.seed})",
-        f"  {verdict.why}",
-        f"  {bound} preemptions, at most {verdict.failures} failures, by {verdict.strategy}",
-        f"  {counts} in {verdict.seconds:.1f} s",
+    said = [
+        verdict.why,
+        f"{bound} preemptions, at most {verdict.failures} failures, by {verdict.strategy}",
+        f"{counts} in {verdict.seconds:.1f} s",
     ]
     if verdict.missing_witnesses:
-        lines.append(f"  never reached: {', '.join(verdict.missing_witnesses)}")
+        said.append(f"never reached: {', '.join(verdict.missing_witnesses)}")
     if verdict.outcome is not Outcome.BROKEN and verdict.coverage:
-        lines += _coverage_lines(verdict)
+        said.append(_reached(verdict))
+    lines = [f"{word}: {verdict.subject}{on} (seed {verdict.seed})"]
+    for text in said:
+        lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
     return lines
 
 
-def _coverage_lines(verdict: Verdict) -> list[str]:
+def _reached(verdict: Verdict) -> str:
     kinds: dict[str, int] = {}
     for item in verdict.coverage:
         kind = item.partition(":")[0]
@@ -162,7 +165,7 @@ def _coverage_lines(verdict: Verdict) -> list[str]:
         "sept": "S-EPT state, call, status",
     }
     words = ", ".join(f"{count} {names.get(kind, kind)}" for kind, count in kinds.items())
-    return [f"  reached: {words}"]
+    return f"reached: {words}"
 
 
 def stories(verdict: Verdict, runner: Runner, how: list[str]) -> list[list[str]]:
@@ -171,8 +174,10 @@ def stories(verdict: Verdict, runner: Runner, how: list[str]) -> list[list[str]]
     told = []
     for example in verdict.counterexamples:
         recording = Recording(runner, example.answers)
-        consequence = consequence_of(example, verdict.design)
-        story = story_lines(example, recording, heading(verdict, example), consequence)
+        finding = example.finding
+        said = heading(finding, verdict.subject, verdict.design, verdict.seed)
+        consequence = consequence_of(finding, verdict.design)
+        story = story_lines(example, recording, said, consequence)
         told.append([*story, "", *how])
     return told
 

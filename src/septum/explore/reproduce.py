@@ -20,7 +20,7 @@ def command_lines(name: str, design: str, check: str, options: Options) -> list[
     return [
         "TOKEN is the word above, with or without its line breaks, between quotes.",
         *_wrapped("Again:", f"septum replay {TOKEN}"),
-        *_wrapped("Picture:", f"septum report {TOKEN} --mermaid it.mmd --perfetto it.pftrace"),
+        *_wrapped("Picture:", f"septum report {TOKEN} --html it.html --mermaid it.mmd"),
         *_wrapped("Test:", f"{explore_words(name, design, check, options)} --emit-test test_it.py"),
     ]
 

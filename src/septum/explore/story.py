@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator
 
     from septum.explore.recording import Beat, Recording
-    from septum.explore.verdict import Counterexample, Verdict
-    from septum.scenarios.outcome import EXPECTATION
+    from septum.explore.verdict import Counterexample
     from septum.scenarios.states import WorldState
-from septum.sim import Finding
+    from septum.sim import Finding
 
 WIDTH = 80
 PREEMPTED = ">>"
@@ -54,9 +53,14 @@ class Row:
 
 
 def story_lines(
-    example: Counterexample, recording: Recording, heading: str, consequence: str = ""
+    example: Counterexample,
+    recording: Recording,
+    heading: str,
+    consequence: str = "",
+    *,
+    searched: bool = True,
 ) -> list[str]:
-    """The report of a counterexample."""
+    """The report of a counterexample. `searched`: it was shrunk, and its neighbours were tried."""
     finding = example.finding
     lines = _wrap(heading, "")
     lines += _wrap(f"token: {example.token}", "", break_long=True)
@@ -66,7 +70,7 @@ def story_lines(
     if consequence:
         lines += _wrap(consequence, "")
     lines.append("")
-    lines += _wrap(_size(example), "")
+    lines += _wrap(_size(example, "The shortest schedule found" if searched else "The run"), "")
     lines += _wrap(
         f"{PREEMPTED} preempted here; {INJECTED} injected; {BROKEN} broken; below a step, what it "
         "changed: old -> new.",
@@ -79,26 +83,26 @@ def story_lines(
         lines += ["", "Why:"]
         for line in why:
             lines += _wrap(line, "  ")
-    lines.append("")
-    lines += _passing(example, rows)
+    if searched:
+        lines += ["", *_passing(example, rows)]
     return lines
 
 
-def heading(verdict: Verdict, example: Counterexample) -> str:
-    """Verdict, promise, scenario, design, seed."""
-    finding = example.finding
+def heading(finding: Finding, scenario: str, design: str, seed: int | None) -> str:
+    """Verdict, promise, scenario, design; and the seed of a search."""
     what = _NOT_EXPECTED if finding.promise == EXPECTATION else f"promise {finding.promise}"
-    on = f" on design {verdict.design}" if verdict.design else ""
-    return f"BROKEN: {what} in scenario {verdict.subject}{on} (seed {verdict.seed})"
+    on = f" on design {design}" if design else ""
+    drawn = "" if seed is None else f" (seed {seed})"
+    return f"BROKEN: {what} in scenario {scenario}{on}{drawn}"
 
 
-def consequence_of(example: Counterexample, design: str) -> str:
+def consequence_of(finding: Finding, design: str) -> str:
     """What the broken promise means on hardware; "" for what is no promise about it."""
-    promise = PROMISES.get(example.finding.promise)
+    promise = PROMISES.get(finding.promise)
     return consequence(promise) if promise is not None and design else ""
 
 
-def _size(example: Counterexample) -> str:
+def _size(example: Counterexample, what: str) -> str:
     """How long the schedule is, and how long it was before it was shrunk."""
     parts = (
         (example.steps, example.first_steps, "scheduling point"),
@@ -109,7 +113,7 @@ def _size(example: Counterexample) -> str:
         _count(now, noun) + (f" (found with {first})" if first != now else "")
         for now, first, noun in parts
     ]
-    return f"The shortest schedule found: {', '.join(words)}."
+    return f"{what}: {', '.join(words)}."
 
 
 def _cause(finding: Finding, rows: list[Row]) -> str:
@@ -245,7 +249,9 @@ def _text(beat: Beat) -> str:
 
 
 def _said(beat: Beat) -> list[str]:
-    return [name for name in beat.path if name and not name.startswith(_UNSAID)]
+    return [
+        name for name in beat.path if name not in ("", "fails") and not name.startswith(_UNSAID)
+    ]
 
 
 def _place(beat: Beat) -> str:
