@@ -1,5 +1,8 @@
 """`septum compare-backing`: what each backing costs, side by side."""
 
+import os
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -57,3 +60,25 @@ def test_an_unknown_backing_is_an_input_error(workers: int) -> None:
     image = parse_tdvf(synthetic_tdvf(), "own.fd")
     with pytest.raises(InputError, match="'paper': choose from"):
         compare_backing(image, 384 * MB, 1, ["paper", "ink"], workers=workers)
+
+
+def test_golden_comparison(comparison: BackingComparison) -> None:
+    """The whole text, with numbers of its own: SEPTUM_UPDATE_GOLDEN=1, and look at the diff."""
+    run = comparison.runs[0]
+
+    def numbered(names: dict[str, int], factor: int) -> dict[str, int]:
+        return {name: factor * at * at for at, name in enumerate(sorted(names))}
+
+    made = BackingComparison(
+        4 << 30,
+        8,
+        [
+            BackingRun(name, True, held, numbered(run.at_login, n), numbered(run.whole_life, 7 * n))
+            for name, held, n in (("4k", True, 512), ("hugetlb-2m", False, 9), ("thp", True, 1))
+        ],
+    )
+    path = Path(__file__).parent / "golden" / "backing.txt"
+    text = render_comparison(made)
+    if os.environ.get("SEPTUM_UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
