@@ -8,6 +8,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,14 @@ from septum.designs.proposals import DESIGNS
 from septum.linux.kvm.tdp_iter import TdpIter
 from septum.scenarios.outcome import ScenarioOutcome
 from septum.scenarios.reader import read_scenario
-from septum.scenarios.run import RandomRun, load_scenario, run_scenario
+from septum.scenarios.run import (
+    RandomRun,
+    ScenarioRecipe,
+    load_scenario,
+    replay_scenario,
+    run_scenario,
+)
+from septum.sim import decode_token
 
 DOC = (Path(__file__).parents[2] / "docs" / "designs.md").read_text(encoding="utf-8")
 NAMES = [design.name for design in DESIGNS]
@@ -308,6 +316,25 @@ def test_each_is_told(design: Design) -> None:
     for scenario in design.scenarios:
         assert load_scenario(scenario).summary
         assert scenario in section, scenario
+
+
+ROWS = re.findall(
+    r"^\| ([\w-]+) \| ([\w-]+) \| ([^|]+) \| `(septum1\.[\w-]+)` \|$", DOC, re.MULTILINE
+)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}-{row[1]}")
+def test_tokens_replay(row: tuple[str, str, str, str]) -> None:
+    """If one does not any more: python tools/design_tokens.py."""
+    design, scenario, broken, token = row
+    _, packed, schedule = decode_token(token)
+    recipe = msgspec.msgpack.decode(packed, type=ScenarioRecipe)
+    assert (recipe.design, recipe.name) == (design, scenario)
+    assert promises(replay_scenario(recipe, schedule)) == set(broken.split(", "))
+
+
+def test_each_design_that_breaks_has_a_token() -> None:
+    assert {design.name for design in BREAKING} == {row[0] for row in ROWS}
 
 
 def test_names_are_unique() -> None:
