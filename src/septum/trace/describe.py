@@ -67,14 +67,19 @@ def _level(names: tuple[str, ...], level: int) -> str:
     return names[level] if 0 <= level < len(names) else f"level {level}"
 
 
+def seamcall_address(event: SeamcallEvent) -> int | None:
+    """The address that a SEAMCALL's step shows: of its GPA or page; None when RCX is 0."""
+    if event.leaf in leaves.GPA_LEAVES:
+        return event.rcx & PAGE_MASK
+    return event.rcx if event.rcx or event.leaf == leaves.TDH_MR_EXTEND else None
+
+
 def _seamcall(event: SeamcallEvent) -> Step:
     name = seamcall_name(event.leaf)
-    if event.leaf == leaves.TDH_MR_EXTEND:
-        detail = f"{event.rcx:#x}"
-    elif event.leaf in leaves.GPA_LEAVES:
-        detail = f"{event.rcx & PAGE_MASK:#x} {_level(TDX_LEVELS, event.rcx & 7)}"
-    else:
-        detail = f"{event.rcx:#x}" if event.rcx else ""
+    address = seamcall_address(event)
+    detail = "" if address is None else f"{address:#x}"
+    if event.leaf in leaves.GPA_LEAVES:
+        detail += f" {_level(TDX_LEVELS, event.rcx & 7)}"
     result = status_name(event.status) if event.status else ""
     return Step(name, detail, result, name.lower().replace(".", "_"))
 

@@ -11,7 +11,9 @@ import pytest
 from septum.cli.report import trace_of
 from septum.module.events import SeamcallEvent
 from septum.report.html import PageData, page_html, write_page
+from septum.report.html.columns import Blob
 from septum.report.html.memory import MemoryFold
+from septum.report.html.steps import Steps, Strings
 from septum.sim.events import Event, FindingEvent
 from septum.trace import TraceHeader, TraceReader, TraceWriter
 from septum.trace.describe import describe
@@ -294,6 +296,25 @@ def test_the_memory_in_the_page_is_the_fold_at_every_step(
     assert len({tuple(state) for state in states}) > 5
     for step, state in zip(steps, found, strict=True):
         assert state == states[step], step
+
+
+def test_a_seamcall_is_the_same_step_whichever_way_its_form_is_found(
+    traces: dict[str, Path],
+) -> None:
+    """The quick way, by what the call has in common with an earlier one, and the plain way."""
+    quick, plain = Steps(), Steps()
+    with TraceReader(traces["failure"]) as reader:
+        for event in reader:
+            quick.add(event, reader.via())
+            plain.add_plainly(event, reader.via())
+    assert len(quick) == len(plain)
+    assert packed(quick) == packed(plain)
+
+
+def packed(steps: Steps) -> str:
+    blob, strings = Blob(), Strings()
+    head = steps.tables(blob, strings)
+    return blob.pack((head, strings.all))
 
 
 def test_the_page_needs_no_network_and_carries_its_licences(traces: dict[str, Path]) -> None:

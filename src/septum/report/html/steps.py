@@ -7,16 +7,18 @@ a million steps; the rows of one form are a table of columns (`columns`).
 from __future__ import annotations
 
 import re
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from septum.abi.leaves import seamcall_name, tdcall_name
+from septum.abi.leaves import GPA_LEAVES, seamcall_name, tdcall_name
+from septum.abi.sept import STATE_MASK as SEPT_STATE_MASK
 from septum.abi.sept import state_name
 from septum.abi.status import status_name
 from septum.module.events import SeamcallEvent, TdcallEvent
 from septum.sim.events import ChoiceEvent, FindingEvent, SwitchEvent
-from septum.trace.describe import describe
+from septum.trace.describe import describe, seamcall_address
 from septum.trace.filters import tag_of
 from septum.trace.ladder import is_quiet
 from septum.trace.registry import fields_of
@@ -32,6 +34,8 @@ COMMON = frozenset(("time_ns", "task", "cpu"))
 SIGNED = frozenset(("errno", "ret", "order"))
 PREEMPTED, INJECTED, BROKEN = "preempted", "injected", "broken"
 REGISTERS = ("rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13")
+_registers = attrgetter(*(name for r in REGISTERS for name in (r, f"out_{r}")))
+"""Of a SEAMCALL each register before and after."""
 
 
 class Form(NamedTuple):
@@ -103,6 +107,7 @@ class Steps:
         "_form_ids",
         "_last_ns",
         "_rows",
+        "_shapes",
         "_step_forms",
         "_task_ids",
         "_tasks",
@@ -111,6 +116,7 @@ class Steps:
     def __init__(self) -> None:
         self._form_ids: dict[Form, int] = {}
         self._rows: list[list[tuple[int, ...]]] = []
+        self._shapes: dict[tuple[object, ...], int] = {}
         self._step_forms: list[int] = []
         self._task_ids: dict[str, int] = {}
         self._tasks: list[int] = []
@@ -127,17 +133,58 @@ class Steps:
 
     def add(self, event: Event, via: str) -> None:
         """One more step. `via` are the kernel functions that it came from, innermost first."""
-        form, numbers = form_of(event, via)
-        number = self._form_ids.get(form)
-        if number is None:
-            number = self._form_ids[form] = len(self._rows)
-            self._rows.append([])
+        if isinstance(event, SeamcallEvent):
+            self._keep(event, *self._seamcall(event, via))
+        else:
+            self.add_plainly(event, via)
+
+    def add_plainly(self, event: Event, via: str) -> None:
+        """`add` without what makes it quick."""
+        self._keep(event, *self._form(event, via))
+
+    def _keep(self, event: Event, number: int, numbers: tuple[int, ...]) -> None:
         self._rows[number].append(numbers)
         self._step_forms.append(number)
         task = self._task_ids.setdefault(event.task, len(self._task_ids))
         self._tasks.append(task)
         self._delta_ns.append(event.time_ns - self._last_ns.get(task, 0))
         self._last_ns[task] = event.time_ns
+
+    def _form(self, event: Event, via: str) -> tuple[int, tuple[int, ...]]:
+        """The number of an event's form, which may be new, and its row there."""
+        form, numbers = form_of(event, via)
+        number = self._form_ids.get(form)
+        if number is None:
+            number = self._form_ids[form] = len(self._rows)
+            self._rows.append([])
+        return number, numbers
+
+    def _seamcall(self, event: SeamcallEvent, via: str) -> tuple[int, tuple[int, ...]]:
+        """The same, quickly: of a long run most steps are SEAMCALLs, and few of them differ."""
+        address = seamcall_address(event)
+        registers = _registers(event)
+        sept = event.sept
+        shape = (
+            event.leaf,
+            event.version,
+            event.status,
+            via,
+            event.rcx & 7 if event.leaf in GPA_LEAVES else address is None,
+            sept & SEPT_STATE_MASK if sept >= 0 else -1,
+            *map(bool, registers),
+        )
+        number = self._shapes.get(shape)
+        if number is None:
+            number, numbers = self._form(event, via)
+            self._shapes[shape] = number
+            return number, numbers
+        row = [] if address is None else [address]
+        if sept >= 0:
+            row.append(sept)
+        for before, after in zip(registers[::2], registers[1::2], strict=True):
+            if before or after:
+                row += (before, after)
+        return number, tuple(row)
 
     def tables(self, blob: Blob, strings: Strings) -> tuple[StepTable, list[FormTable]]:
         """The steps and their forms; columns go to `blob`, words to `strings`."""
@@ -248,8 +295,8 @@ def _seamcall_fields(event: SeamcallEvent) -> Fields:
         texts.append(("state", state_name(event.sept)))
         names.append("sept")
         values.append(event.sept)
-    for name in REGISTERS:
-        before, after = getattr(event, name), getattr(event, f"out_{name}")
+    registers = _registers(event)
+    for name, before, after in zip(REGISTERS, registers[::2], registers[1::2], strict=True):
         if before or after:
             names += (name, f"out_{name}")
             values += (before, after)
