@@ -177,12 +177,15 @@ def test_busy_names_the_call_that_is_under_way() -> None:
 
 
 def test_failures_say_who_wanted_them() -> None:
-    recording = beats(ChoiceEvent(0, "vcpu0", 0, "alloc", 1), ChoiceEvent(0, "h", 0, "alloc", 1))
+    recording = beats(
+        ChoiceEvent(0, "vcpu0", 0, "alloc:tdx_split_cache", 1),
+        ChoiceEvent(0, "host", 0, "seamcall:TDH.MEM.TRACK", 1),
+    )
     recording.beats[0].injected = True
     numbers = {id(beat): at for at, beat in enumerate(recording.beats, 1)}
     assert why_lines(recording, numbers) == [
-        "step 1: the search makes alloc fail",
-        "step 2: the scenario makes alloc fail",
+        "step 1: the search injects it: the allocation tdx_split_cache fails",
+        "step 2: the scenario injects it: TDH.MEM.TRACK returns TDX_OPERAND_BUSY|SEPT_TREE",
     ]
 
 

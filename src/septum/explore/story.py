@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from septum.checks import PROMISES, consequence
 from septum.explore.origin import patch_of
 from septum.explore.recording import changes_between
-from septum.explore.why import why_lines
+from septum.explore.why import failure_words, why_lines
 from septum.linux.kvm.events import KvmTdpMmuSpteChanged
 from septum.module.events import SeamcallEvent
 from septum.scenarios.outcome import EXPECTATION
@@ -33,6 +33,7 @@ PREEMPTED = ">>"
 INJECTED = "!!"
 BROKEN = "XX"
 CHANGES_MAX = 6
+NEEDS_MAX = 3
 _NOT_EXPECTED = "an end that is not expected"
 _UNSAID = ("tdh_", "_", "trace_")
 """Functions that do not say where a step is: wrappers, which the SEAMCALL names, and helpers."""
@@ -129,7 +130,9 @@ def _cause(finding: Finding, rows: list[Row]) -> str:
         if isinstance(event, SwitchEvent) and row.mark == PREEMPTED:
             needs.append(f"{event.to} runs while {event.task} is at {_place(row.beat)}")
         elif isinstance(event, ChoiceEvent) and row.mark == INJECTED:
-            needs.append(f"{event.name} fails in {_place(row.beat)}")
+            needs.append(f"{failure_words(event)} in {_place(row.beat)}")
+    if len(needs) > NEEDS_MAX:
+        needs = [*needs[: NEEDS_MAX - 1], f"{len(needs) - NEEDS_MAX + 1} things more happen"]
     return f"{text}, once {', and '.join(needs)}." if needs else f"{text}."
 
 
@@ -150,7 +153,7 @@ def _passing(example: Counterexample, rows: list[Row]) -> list[str]:
         elif isinstance(event, SwitchEvent):
             how = f"runs another task than {event.to} at step {at_step.number}"
         elif isinstance(event, ChoiceEvent):
-            how = f"lets {event.name} succeed at step {at_step.number}"
+            how = f"lets step {at_step.number} succeed"
         else:
             how = f"goes another way at step {at_step.number}"
         return _wrap(f"The nearest schedule that passes {how}.", "")
@@ -244,7 +247,7 @@ def _text(beat: Beat) -> str:
     patch = patch_of(where) if where else ""
     words = ", ".join(word for word in (where, patch) if word)
     if isinstance(event, ChoiceEvent):
-        return f"{event.name} fails" + (f"  [{words}]" if words else "")
+        return failure_words(event) + (f"  [{words}]" if words else "")
     return f"{step.text}  [{words}]" if words else step.text
 
 

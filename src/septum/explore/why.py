@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.abi.status import TDX_OPERAND_BUSY, status_name
+from septum.abi.status import (
+    OPERAND_ID_SEPT_TREE,
+    TDX_OPERAND_BUSY,
+    TDX_OPERAND_INVALID,
+    status_name,
+)
 from septum.module.events import SeamcallEvent, TdcallEvent
 from septum.sim.events import ChoiceEvent, LockEvent
 from septum.trace.describe import describe
@@ -61,13 +66,25 @@ def _lock(
     return ""
 
 
+def failure_words(event: ChoiceEvent) -> str:
+    """What went wrong at a choice point, in the kernel's and the module's words."""
+    kind, _, what = event.name.partition(":")
+    if kind == "seamcall":
+        injected = {1: TDX_OPERAND_BUSY | OPERAND_ID_SEPT_TREE, 2: TDX_OPERAND_INVALID}
+        status = injected.get(event.value)
+        return f"{what} returns {status_name(status)}" if status else f"{what} fails"
+    if kind == "alloc":
+        return f"the allocation {what} fails"
+    return f"{event.name} is true" if event.value == 1 else f"{event.name} is {event.value}"
+
+
 def _choice(beat: Beat, number: int) -> str:
     event = beat.event
     assert isinstance(event, ChoiceEvent)
     if event.name.startswith("choose:"):
         return ""
     who = "the search" if beat.injected else "the scenario"
-    return f"step {number}: {who} makes {event.name} fail"
+    return f"step {number}: {who} injects it: {failure_words(event)}"
 
 
 def _is_busy(event: SeamcallEvent | TdcallEvent) -> bool:
