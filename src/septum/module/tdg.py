@@ -90,6 +90,8 @@ def tdg_mem_page_accept(
         unlock_entry(page, index)
         return TDX_PAGE_ALREADY_ACCEPTED | level
     if state != STATE_PENDING:
+        # The host meets the lock here: BUSY for whatever call works on this entry.
+        m.sim.point("module.sept_entry")
         unlock_entry(page, index)
         return _ept_exit(m, lp, rcx, level, entry, level, EEQ_ACCEPT)
     # effects

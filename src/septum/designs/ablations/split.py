@@ -201,7 +201,7 @@ DESIGNS = (
         "DEMOTE that is BUSY is not tried again with the vCPUs kicked out",
         on_v3(tdx=DemoteWithoutSecondTry),
         breaks=VM_DIES,
-        scenarios=("busy-once",),
+        scenarios=("demote-against-accept", "busy-once"),
         piece="kick",
     ),
     ablation(
