@@ -130,7 +130,7 @@ def test_what_needs_a_race(name: str) -> None:
     design = find_design(name)
     scenario, *others = design.scenarios
     options = make_options("auto", 1, 0, 30.0, 1000, 1, 0)
-    verdict = Search(find_subject(scenario, name, "quiet"), options, None).run()
+    verdict = Search(find_subject(scenario, name, "quiet"), options).run()
     example = verdict.counterexamples[0]
     assert example.finding.promise == design.breaks[0]
     assert re.search(RACES[name], example.finding.text)
