@@ -34,7 +34,8 @@ types: $(STAMP)
 npm:
 	@cd tests/npm && npm install --no-package-lock --no-audit --no-fund --ignore-scripts --silent
 
-# The documentation as a site, in build/site; open index.html, no server and no network needed.
+# The documentation as a site, in build/site: open index.html. Nothing is fetched from a network; only
+# the search box wants a server, such as `python3 -m http.server -d build/site`.
 docs: $(VENV)/.septum-docs
 	@$(BIN)/python tools/site_builder.py
 
