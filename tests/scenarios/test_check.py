@@ -1,6 +1,7 @@
 """`make scenarios`: one world for many runs is as good as a new one for each, and where it is not,
 the check says so."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from septum.linux.host import v3_units
 from septum.linux.kvm.gmem_types import GmemInode
 from septum.linux.kvm.guest_memfd import GuestMemfd
 from septum.scenarios.bench import ScenarioBench
-from septum.scenarios.check import Bounds, judge, main, run_recorded
+from septum.scenarios.check import Bounds, Verdict, judge, main, run_recorded
 from septum.scenarios.reader import read_scenario
 from septum.scenarios.run import RandomRun, load_scenario
 
@@ -75,8 +76,31 @@ def test_a_bench_builds_anew_after_a_run_that_was_stopped(
 def test_the_check_by_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--seeds", "2", "--workers", "1", "convert-one-page", "reference"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "[ 1/2] convert-one-page  as expected, the only order"
-    assert out[1] == "[ 2/2] reference         as expected, 4 schedules"
-    assert out[2].startswith("2 of 2 scenarios as expected: round-robin and seeds 0 to 1, 5 runs")
+    assert out == [
+        "[1/2] convert-one-page  as expected, the only order",
+        "[2/2] reference         as expected, 4 schedules",
+        "2 of 2 scenarios as expected: round-robin, 2 seeds from 0 on, 0 with failures; 5 runs",
+    ]
     assert main(["--seeds", "2", "no-such"]) == 2
     assert "no scenario is called 'no-such'" in capsys.readouterr().err
+
+
+def test_an_interrupt_keeps_what_was_judged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(names: list[str], bounds: Bounds, workers: int) -> Iterator[Verdict]:
+        yield judge(names[0], bounds)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("septum.scenarios.check._verdicts", interrupted)
+    assert main(["--seeds", "1", "convert-one-page", "reference"]) == 130
+    printed = capsys.readouterr()
+    assert "1 of 1 scenarios as expected" in printed.out
+    assert "1 scenarios were not judged" in printed.err
+
+
+def test_failures_come_where_the_scenario_allows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert judge("punch-against-accept", Bounds(seeds=0, failing=3)).nr_runs == 5
+    monkeypatch.setattr("septum.scenarios.check.FAILURE_ODDS", 1)
+    found = judge("convert-against-accept", Bounds(seeds=0, failing=2))
+    assert found.nr_runs == 4 and not found.problems

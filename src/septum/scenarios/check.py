@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
 import sys
 from functools import partial
 from typing import TYPE_CHECKING
@@ -60,11 +61,10 @@ def schedules(bounds: Bounds, scenario: Scenario) -> Iterator[Schedule]:
     """Round-robin by one and by many scheduling points, then random ones."""
     yield RoundRobin()
     yield RoundRobin(50)
-    seeds = range(bounds.first, bounds.first + bounds.seeds)
-    for seed in seeds:
+    for seed in range(bounds.first, bounds.first + bounds.seeds):
         yield RandomRun(seed)
     if scenario.document.failures.allow:
-        for seed in seeds[: bounds.failing]:
+        for seed in range(bounds.first, bounds.first + bounds.failing):
             yield RandomRun(seed, FAILURE_ODDS)
 
 
@@ -113,12 +113,17 @@ def judge(name: str, bounds: Bounds) -> Verdict:
     return Verdict(name, nr_runs, tuple(found.values()), not bench.was_asked)
 
 
+def _leave_interrupts() -> None:
+    """Control-C is the parent's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _verdicts(names: Sequence[str], bounds: Bounds, workers: int) -> Iterable[Verdict]:
     job = partial(judge, bounds=bounds)
     if workers <= 1:
         yield from map(job, names)
         return
-    with multiprocessing.get_context("fork").Pool(workers) as pool:
+    with multiprocessing.get_context("fork").Pool(workers, _leave_interrupts) as pool:
         yield from pool.imap(job, names)
 
 
@@ -136,6 +141,14 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(list(arguments))
 
 
+def _tell(verdict: Verdict, counter: str, width: int) -> None:
+    word = "NOT as expected" if verdict.problems else "as expected"
+    runs = "the only order" if verdict.only_one else f"{verdict.nr_runs} schedules"
+    print(f"[{counter}] {verdict.name:<{width}}  {word}, {runs}", flush=True)
+    for text in verdict.problems:
+        print("  " + text.replace("\n", "\n    "), flush=True)
+
+
 def main(arguments: Sequence[str]) -> int:
     """0 when all is as the scenarios say, 1 when something is not, 2 for a wrong name."""
     asked = _arguments(arguments)
@@ -147,22 +160,25 @@ def main(arguments: Sequence[str]) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    failed = nr_runs = 0
+    done: list[Verdict] = []
+    interrupted = False
     width = max(len(name) for name in names)
-    for number, verdict in enumerate(_verdicts(names, bounds, asked.workers), 1):
-        failed += bool(verdict.problems)
-        nr_runs += verdict.nr_runs
-        word = "NOT as expected" if verdict.problems else "as expected"
-        runs = "the only order" if verdict.only_one else f"{verdict.nr_runs} schedules"
-        print(f"[{number:2}/{len(names)}] {verdict.name:<{width}}  {word}, {runs}", flush=True)
-        for text in verdict.problems:
-            print("  " + text.replace("\n", "\n    "), flush=True)
-    last = bounds.first + bounds.seeds - 1
+    try:
+        for verdict in _verdicts(names, bounds, asked.workers):
+            done.append(verdict)
+            _tell(verdict, f"{len(done):{len(str(len(names)))}}/{len(names)}", width)
+    except KeyboardInterrupt:
+        interrupted = True
+    good = sum(not verdict.problems for verdict in done)
+    nr_runs = sum(verdict.nr_runs for verdict in done)
     print(
-        f"{len(names) - failed} of {len(names)} scenarios as expected: round-robin and seeds"
-        f" {bounds.first} to {last}, {nr_runs} runs"
+        f"{good} of {len(done)} scenarios as expected: round-robin, {bounds.seeds} seeds from"
+        f" {bounds.first} on, {bounds.failing} with failures; {nr_runs} runs"
     )
-    return 1 if failed else 0
+    if interrupted:
+        print(f"interrupted: {len(names) - len(done)} scenarios were not judged", file=sys.stderr)
+        return 130
+    return 0 if good == len(done) else 1
 
 
 if __name__ == "__main__":
