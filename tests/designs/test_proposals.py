@@ -13,10 +13,14 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from septum.abi.errno import EBUSY
 from septum.abi.kvm import PG_LEVEL_2M
-from septum.designs import Design, find_design
+from septum.designs import Design, designs, find_design, on_v3
 from septum.designs.proposals import DESIGNS
+from septum.designs.proposals.range_unblock import UnblockTdxArch
+from septum.designs.proposals.shared_demote import SharedUnblockTdx
 from septum.linux.kvm.tdp_iter import TdpIter
+from septum.linux.kvm.tdx_base import tdx_operand_busy
 from septum.scenarios.outcome import ScenarioOutcome
 from septum.scenarios.reader import read_scenario
 from septum.scenarios.run import (
@@ -293,6 +297,40 @@ def test_the_race_that_unblock_loses_is_there_without_injection() -> None:
     )
     assert run_scenario(scenario, "v3", RandomRun(seed)).held
     assert run_scenario(scenario, "shared-demote-non-blocking", RandomRun(seed)).held
+
+
+class ToleratesBlocked(SharedUnblockTdx):
+    """A split that takes a leaf which is blocked already as one that it has blocked."""
+
+    __slots__ = ()
+
+    def tdx_sept_block_shared(self, kvm, gpa, level):
+        err, _, _ = self.host.x86_tdx.tdh_mem_range_block(kvm.tdx, gpa, level - 1)
+        return -EBUSY if tdx_operand_busy(err) else 0
+
+
+LEFT_BLOCKED = """
+summary = "While an accept tries again and again to split its leaf, a part of it is converted."
+setup = ["host: prefault frame 0", "vcpu0: accept 4K page 0 of frame 1"]
+[vm]
+memory = "4M"
+[guest]
+vcpu0 = ["signal go", "accept 4K page 5"]
+[host]
+vmm = ["wait go", "set-attributes page 7 to shared"]
+[failures]
+inject = ["seamcall:TDH.MEM.PAGE.DEMOTE=busy @1-9", "seamcall:TDH.MEM.RANGE.UNBLOCK=busy @1-9"]
+"""
+
+
+def test_to_tolerate_a_blocked_leaf_moves_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The retry of the split then goes well; whoever else blocks the leaf first does not."""
+    units = on_v3(tdx=ToleratesBlocked, x86_tdx=UnblockTdxArch)
+    monkeypatch.setitem(designs(), "tolerates", Design("tolerates", "a test", "", units))
+    assert run_scenario("accept-demote-busy", "tolerates").held
+    scenario = read_scenario("left-blocked", LEFT_BLOCKED, "left-blocked")
+    runs = (texts(run_scenario(scenario, "tolerates", RandomRun(seed))) for seed in range(40))
+    assert any(re.search("RANGE_BLOCK failed: .*ALREADY_BLOCKED", text) for text in runs)
 
 
 def test_a_blocking_module_refuses_the_non_blocking_host(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,11 +93,9 @@ class SharedUnblockTdx(SharedSplitTdx):
         x86 = self.host.x86_tdx
         assert isinstance(x86, UnblockTdxArch)
         gpa = gfn << 12
-        err, entry, level_state = x86.tdh_mem_range_block(kvm.tdx, gpa, level - 1)
-        if tdx_operand_busy(err):
-            return -EBUSY
-        if self.tdx_bug_on(err, "TDH_MEM_RANGE_BLOCK", kvm, entry, level_state):
-            return -EIO
+        ret = self.tdx_sept_block_shared(kvm, gpa, level)
+        if ret:
+            return ret
         err, _, _ = x86.tdh_mem_track(kvm.tdx)
         ret = -EBUSY
         if not err:
@@ -107,6 +105,16 @@ class SharedUnblockTdx(SharedSplitTdx):
             err, _, _ = x86.tdh_mem_range_unblock(kvm.tdx, gpa, level - 1)
             kvm.stat.add("unblock.failed" if err else "unblock.done")
         return ret
+
+    def tdx_sept_block_shared(self, kvm: Kvm, gpa: int, level: int) -> int:
+        """RANGE.BLOCK once. 0, -EBUSY, or -EIO and the VM is bugged: also for a leaf that is
+        blocked already, as everywhere in v3."""
+        err, entry, level_state = self.host.x86_tdx.tdh_mem_range_block(kvm.tdx, gpa, level - 1)
+        if tdx_operand_busy(err):
+            return -EBUSY
+        if self.tdx_bug_on(err, "TDH_MEM_RANGE_BLOCK", kvm, entry, level_state):
+            return -EIO
+        return 0
 
 
 class SharedNonBlockingTdx(SharedSplitTdx):
