@@ -56,7 +56,8 @@ class GuestContext:
     """The software state of a virtual CPU: the program it runs, wherever it is entered.
 
     `interrupt`: its virtual APIC has an interrupt that the program has not taken (RVI > PPR).
-    MODEL: one bit, and the program runs with interrupts off but for after HLT.
+    MODEL: a guest's interrupts are one bit, and its program has them off until it comes back from
+    HLT.
     """
 
     __slots__ = ("coroutine", "interrupt", "lp", "name")
