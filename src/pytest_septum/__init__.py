@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 MARKER = "septum"
 DESIGN = "septum_design"
 EXPLORE = "septum_explore"
-SEARCH_KEYS = frozenset(("preemptions", "failures", "time_s", "schedules", "seed", "check"))
+SEARCH_KEYS = frozenset(
+    ("preemptions", "failures", "time_s", "schedules", "strategy", "seed", "check")
+)
 """What a marker may say of the search; None or absent: the command line's, or the default."""
 TABLES = frozenset(("guest", "host", "vm"))
 """A TOML file is a scenario when it has a summary and one of these."""
@@ -35,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--septum-designs", metavar="A,B", help="Designs to run scenarios on.")
     group.addoption("--septum-preemptions", type=int, metavar="N", help="Preemptions, at most.")
     group.addoption("--septum-failures", type=int, metavar="N", help="Failures, at most.")
+    group.addoption("--septum-strategy", metavar="S", help="auto, exhaustive, pct or random.")
     group.addoption("--septum-time", type=float, metavar="S", help="Seconds for each search.")
 
 
@@ -43,8 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "septum(scenario, designs=['v3'], preemptions=2, failures=0, time_s=60, schedules=None,"
-        " seed=0, check='end'): search the schedules of a scenario on each design; the test fails"
-        " with the counterexample. The body runs after a search that held.",
+        " strategy='auto', seed=0, check='end'): search the schedules of a scenario on each"
+        " design; the test fails with the counterexample. The body runs after a search that held.",
     )
 
 
@@ -126,6 +129,7 @@ def search(config: pytest.Config, scenario: str, design: str, asked: dict[str, o
     options = {
         "preemptions": config.getoption("--septum-preemptions"),
         "failures": config.getoption("--septum-failures"),
+        "strategy": config.getoption("--septum-strategy"),
         "time_s": config.getoption("--septum-time"),
     }
     bounds = {key: value for key, value in options.items() if value is not None} | asked

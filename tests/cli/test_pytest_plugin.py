@@ -53,7 +53,9 @@ def test_the_examples_of_the_document(pytester: pytest.Pytester) -> None:
 def test_scenario_files_on_several_designs(pytester: pytest.Pytester) -> None:
     (pytester.path / "mine.toml").write_text(SCENARIO)
     (pytester.path / "wrong.toml").write_text('summary = "x"\n[guest\n')
-    done = run(pytester, "mine.toml", "wrong.toml", "--septum-designs", "v3,v3-without-09", "-v")
+    options = ("--septum-strategy", "exhaustive", "--septum-preemptions", "1", "-v")
+    designs = ("--septum-designs", "v3,v3-without-09")
+    done = run(pytester, "mine.toml", "wrong.toml", *designs, *options)
     done.assert_outcomes(passed=2, failed=2)
     done.stdout.fnmatch_lines(["*mine.toml::v3 PASSED*", "*mine.toml::v3-without-09 PASSED*"])
     done.stdout.fnmatch_lines(["septum: *wrong.toml*at line 2*"])

@@ -110,7 +110,7 @@ def test_a_search_that_finds_and_one_that_holds(capsys: pytest.CaptureFixture[st
     (broken,) = [subtest for subtest in test.subtests if not subtest.ok]
     assert broken.name == "no-bug"
     assert any("Cause: " in line for line in broken.diagnostics)
-    assert explore_command(["accept-level-b"], preemptions=0, ktap=True) == 0
+    assert explore_command(["accept-level-b"], strategy="exhaustive", preemptions=0, ktap=True) == 0
     (test,) = whole(capsys.readouterr().out)
     assert test.ok
     assert all(subtest.ok for subtest in test.subtests)

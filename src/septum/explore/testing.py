@@ -17,6 +17,7 @@ def search_for_test(
     failures: int = 0,
     time_s: float | None = 60.0,
     schedules: int | None = None,
+    strategy: str = "auto",
     seed: int = 0,
     check: str = "end",
 ) -> tuple[Verdict, str]:
@@ -24,7 +25,7 @@ def search_for_test(
 
     Raises InputError for unknown names and values.
     """
-    options = make_options("auto", preemptions, failures, time_s, schedules, 1, seed)
+    options = make_options(strategy, preemptions, failures, time_s, schedules, 1, seed)
     search = Search(find_subject(scenario, design, check), options)
     search.start()
     verdict = search.run()
