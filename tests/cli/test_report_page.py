@@ -9,6 +9,7 @@ from septum.cli.exits import BROKEN, OK, USAGE, guarded
 from septum.cli.main import app
 from septum.scenarios.run import load_scenario, recipe_for_token
 from septum.sim import RoundRobin, encode_token
+from septum.trace import TraceHeader, TraceWriter
 
 SCENARIO = "accept-level-b"
 
@@ -63,11 +64,15 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
     """Command line, and a part of the one sentence that answers it."""
     no_trace = folder / "notes.txt"
     no_trace.write_text("hello\n")
+    empty = folder / "empty.jsonl"
+    with TraceWriter(empty, TraceHeader(septum_version="0")):
+        pass
     recipe = recipe_for_token(load_scenario(SCENARIO), "v3", "quiet")
     old = encode_token("0.0.1", msgspec.msgpack.encode(recipe), RoundRobin())
     page = str(folder / "page.html")
     return {
         "not a trace": ([str(no_trace), "--html", page], "this is not a Septum trace"),
+        "no steps": ([str(empty), "--html", page], "has no steps"),
         "no run at all": (["nonsense", "--html", page], "no trace file, no replay token"),
         "another version": ([old, "--html", page], "the token is of Septum 0.0.1"),
         "damaged token": (["septum1.xyz", "--html", page], "damaged"),
@@ -81,6 +86,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
 
 CASES = (
     "not a trace",
+    "no steps",
     "no run at all",
     "another version",
     "damaged token",

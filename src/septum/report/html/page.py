@@ -191,9 +191,12 @@ def facts_of(data: PageData) -> list[tuple[str, str]]:
 
 
 def write_page(trace: Path, target: Path) -> None:
-    """Write the page of a trace. Raises InputError for a bad trace and a file that cannot be
-    written."""
-    text = page_html(PageData(trace))
+    """Write the page of a trace. Raises InputError for a bad trace, one without steps, and a file
+    that cannot be written."""
+    data = PageData(trace)
+    if not data.nr_steps:
+        raise InputError(f"{trace} has no steps, so there is nothing to show; record another run")
+    text = page_html(data)
     try:
         target.write_text(text, encoding="utf-8")
     except OSError as error:

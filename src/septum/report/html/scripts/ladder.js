@@ -5,6 +5,8 @@ septum.ladder = (() => {
   const SCROLL_MAX = 8e6; // pixels; browsers lose precision beyond some more
   const MORE = 12; // rows drawn above and below the view
   const SLOTS = 4; // bars beside each other in one lane
+  const LANE_MIN = 3; // pixels: some hundred vCPUs fit
+  const NAME_WIDTH = 13; // pixels that a lane's name needs
   const MARKS = {
     preempted: ["▶", "preempted here"],
     injected: ["!", "injected failure"],
@@ -36,7 +38,9 @@ septum.ladder = (() => {
       const lanes = this.run.tasks.length;
       this.rowHeight = narrow ? 40 : 24;
       const room = narrow ? 84 : lanes <= 3 ? 130 : 240;
-      this.laneWidth = Math.max(narrow ? 12 : 18, Math.min(narrow ? 28 : 70, room / lanes));
+      this.laneWidth = Math.max(LANE_MIN, Math.min(narrow ? 28 : 70, room / lanes));
+      this.view.parentElement.classList.toggle("narrow", narrow);
+      this.view.classList.toggle("names-tasks", this.laneWidth < NAME_WIDTH);
       this.view.style.setProperty("--row", `${this.rowHeight}px`);
       this.view.parentElement.style.setProperty("--lane", `${this.laneWidth}px`);
       this.view.parentElement.style.setProperty("--lanes", lanes);
@@ -49,8 +53,10 @@ septum.ladder = (() => {
     }
 
     _drawHead() {
+      const each = Math.ceil(NAME_WIDTH / this.laneWidth); // name every so many lanes
       d3.select(this.head).selectAll("span").data(this.run.tasks).join("span")
-        .attr("class", "lane-name").attr("title", (task) => task).text((task) => task);
+        .attr("class", "lane-name").attr("title", (task) => task)
+        .text((task, at) => (at % each ? "" : task));
     }
 
     get visible() {

@@ -160,6 +160,7 @@ septum.page = (() => {
     try {
       septum.open = new Page(await septum.data.load());
       document.documentElement.dataset.ready = "yes";
+      performance.mark("ready");
     } catch (error) {
       console.error(error);
       const notice = document.getElementById("notice");
