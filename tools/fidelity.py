@@ -8,9 +8,10 @@ import re
 import sys
 from pathlib import Path
 
+from generated import keep
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "septum"
-TARGET = ROOT / "docs" / "fidelity.md"
 
 HEAD = """# Where the model is coarser than the real thing
 
@@ -69,17 +70,5 @@ def page() -> str:
     return "".join(out).rstrip() + "\n"
 
 
-def main() -> int:
-    """Write or check; returns the exit code."""
-    text = page()
-    if "--check" in sys.argv[1:]:
-        if TARGET.exists() and TARGET.read_text() == text:
-            return 0
-        print("docs/fidelity.md is out of date; run: python tools/fidelity.py", file=sys.stderr)
-        return 1
-    TARGET.write_text(text)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(keep("fidelity.md", page()))

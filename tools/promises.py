@@ -5,11 +5,10 @@ python tools/promises.py --check    exit 1 when the file is not what the source 
 """
 
 import sys
-from pathlib import Path
+
+from generated import keep
 
 from septum.checks import PROMISES, consequence, sentence
-
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "promises.md"
 
 HEAD = """# What a run is held to
 
@@ -29,17 +28,5 @@ def page() -> str:
     return "".join(parts).rstrip() + "\n"
 
 
-def main() -> int:
-    """Write or check; returns the exit code."""
-    text = page()
-    if "--check" in sys.argv[1:]:
-        if TARGET.exists() and TARGET.read_text() == text:
-            return 0
-        print("docs/promises.md is out of date; run: python tools/promises.py", file=sys.stderr)
-        return 1
-    TARGET.write_text(text)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(keep("promises.md", page()))

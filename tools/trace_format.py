@@ -6,16 +6,14 @@ python tools/trace_format.py --check    exit 1 when the file is not what the sou
 
 import inspect
 import sys
-from pathlib import Path
 
 import msgspec
+from generated import keep
 
 from septum.sim.events import Event
 from septum.trace.filters import BY_CONTENT, BY_TAG
 from septum.trace.header import TraceEnd, TraceHeader
 from septum.trace.registry import event_types
-
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "trace-format.md"
 
 HEAD = """# The trace
 
@@ -207,20 +205,5 @@ def page() -> str:
     return "".join(parts).rstrip() + "\n"
 
 
-def main() -> int:
-    """Write or check; returns the exit code."""
-    text = page()
-    if "--check" in sys.argv[1:]:
-        if TARGET.exists() and TARGET.read_text() == text:
-            return 0
-        print(
-            "docs/trace-format.md is out of date; run: python tools/trace_format.py",
-            file=sys.stderr,
-        )
-        return 1
-    TARGET.write_text(text)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(keep("trace-format.md", page()))

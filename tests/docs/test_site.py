@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
-import site_builder  # noqa: E402 - tools/ is no package
+import generated  # noqa: E402 - tools/ is no package
+import site_builder  # noqa: E402
 
 needs_zensical = pytest.mark.skipif(
     importlib.util.find_spec("zensical") is None, reason="needs zensical: make docs"
@@ -51,3 +52,16 @@ def test_navigation_tolerates_what_is_there(tmp_path: Path) -> None:
         "The v3 series": ["findings"],
         "More": ["a-new-page"],
     }
+
+
+def test_a_generated_page_that_is_out_of_date_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(generated, "DOCS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tools/it.py", "--check"])
+    assert generated.keep("it.md", "new\n") == 1
+    assert "run: python tools/it.py" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["tools/it.py"])
+    assert generated.keep("it.md", "new\n") == 0
+    monkeypatch.setattr(sys, "argv", ["tools/it.py", "--check"])
+    assert generated.keep("it.md", "new\n") == 0
