@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.septum-installed
 ARGS ?=
 
-.PHONY: setup run test lint types npm docs bench bench-explore scenarios kill-table clean
+.PHONY: setup run test lint types npm docs bench bench-explore scenarios kill-table compare clean
 
 setup: $(STAMP)
 
@@ -56,5 +56,11 @@ scenarios: $(STAMP)
 kill-table: $(STAMP)
 	@$(BIN)/python -m septum.conform.mutate $(ARGS)
 
+# Every ablation and proposal: the verdict table, with a story for each promise that one breaks.
+# Exit code 1 (something broke) and 3 (a budget ran out) are answers, too.
+compare: $(STAMP)
+	@$(BIN)/septum compare --ablations --proposals --workers 2 $(ARGS); \
+	code=$$?; case $$code in 0|1|3) ;; *) exit $$code ;; esac
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis septum-report
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis septum-report septum-compare

@@ -48,7 +48,7 @@ class Broken(msgspec.Struct, frozen=True):
     preemptions: int
     failures: int
     story: list[str] = []
-    """Lines of 80 columns."""
+    """Lines of 80 columns; of a long one, the beginning and the end."""
 
 
 class Searched(msgspec.Struct, frozen=True):
@@ -131,12 +131,14 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Example(msgspec.Struct, frozen=True):
-    """A numbered counterexample. `file` is that of its story in the report folder."""
+    """A numbered counterexample: `broken` first, `then` what broke later in the same run. `file`
+    is that of its story in the report folder."""
 
     number: int
     design: str
     scenario: str
     broken: Broken
+    then: list[Broken] = []
     file: str = ""
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from septum.compare.result import AS_EXPECTED, Bounds, Broken, Searched
 from septum.explore.api import Search
 from septum.explore.command import stories
@@ -15,8 +17,19 @@ from septum.scenarios.outcome import EXPECTATION
 if TYPE_CHECKING:
     from septum.sim import Finding
 
+ROUNDS_MAX = 6
+STORY_LINES = 160
 SAMPLES = 200
 """Random schedules of a scenario that is too large to be searched to the end."""
+
+
+def _fold(story: list[str]) -> list[str]:
+    """The beginning and the end of a long story; `septum replay --trace` has all of it."""
+    left_out = len(story) - STORY_LINES
+    if left_out <= 0:
+        return story
+    half = STORY_LINES // 2
+    return [*story[:half], "", f"        ... {left_out} lines ...", "", *story[-half:]]
 
 
 class Watched(ScenarioSubject):
@@ -40,41 +53,73 @@ class Watched(ScenarioSubject):
 def search(design: str, scenario: str, bounds: Bounds) -> Searched:
     """Try every schedule within the bounds, then random ones if they were too many.
 
-    A run ends with the first promise that it breaks, so that one which would break later in the
-    same run is seen only if another run shows it. Raises InputError for unknown names.
+    A run ends with the first promise that it breaks. So what was found is looked past in another
+    round, until a round finds nothing more: what breaks later in the same runs is seen, too.
+    Raises InputError for unknown names.
     """
-    subject = Watched(scenario, design, bounds)
-    first = _run(subject, bounds, Strategy.EXHAUSTIVE, bounds.schedules)
+    found = last = _round(design, scenario, bounds, ())
+    for _ in range(ROUNDS_MAX):
+        left_s = bounds.time_s - found.seconds
+        if not _promises(last) or found.interrupted or left_s <= 0:
+            break
+        past = tuple(f"{promise}: " for promise in _promises(found))
+        last = _round(design, scenario, msgspec.structs.replace(bounds, time_s=left_s), past)
+        found = _together(found, last)
+    if _promises(last):
+        # Nobody has looked past what it found.
+        return msgspec.structs.replace(found, complete=False, level=-1)
+    return found
+
+
+def _promises(searched: Searched) -> list[str]:
+    """What broke before the end of a run. What the scenario expects is compared at the end, so
+    that nothing comes after it."""
+    return [broken.promise for broken in searched.broken if broken.promise != AS_EXPECTED]
+
+
+def _round(design: str, scenario: str, bounds: Bounds, past: tuple[str, ...]) -> Searched:
+    """One search that looks past findings which begin with `past`."""
+    first = _run(Watched(scenario, design, bounds), bounds, Strategy.EXHAUSTIVE, past)
     if first.complete or first.broken or first.interrupted:
         return first
-    second = _run(subject, bounds, Strategy.PCT, SAMPLES)
+    sampled = msgspec.structs.replace(bounds, schedules=SAMPLES)
+    second = _run(Watched(scenario, design, bounds), sampled, Strategy.PCT, past)
+    return _together(first, second)
+
+
+def _together(first: Searched, second: Searched) -> Searched:
+    """Two searches of the same. An exhaustive one says how far every schedule was tried: the
+    second, when it went past what the first had found."""
+    exhaustive = second if first.broken else first
+    promises = {broken.promise for broken in first.broken}
     return Searched(
-        design,
-        scenario,
-        complete=False,
-        level=first.level,
+        first.design,
+        first.scenario,
+        complete=exhaustive.complete,
+        level=exhaustive.level,
         why=f"{first.why}; then {second.why}",
         schedules=first.schedules + second.schedules,
-        states=first.states,
+        states=first.states + second.states,
         steps=first.steps + second.steps,
         seconds=first.seconds + second.seconds,
-        out_of_time=first.out_of_time or second.out_of_time,
-        broken=second.broken,
-        known=dict(sorted(subject.known.items())),
-        interrupted=second.interrupted,
+        out_of_time=exhaustive.out_of_time,
+        broken=[*first.broken, *(b for b in second.broken if b.promise not in promises)],
+        known=dict(sorted((first.known | second.known).items())),
+        interrupted=first.interrupted or second.interrupted,
     )
 
 
-def _run(subject: Watched, bounds: Bounds, strategy: Strategy, schedules: int) -> Searched:
+def _run(subject: Watched, bounds: Bounds, strategy: Strategy, past: tuple[str, ...]) -> Searched:
     options = Options(
         strategy=strategy,
         preemptions=None if bounds.preemptions < 0 else bounds.preemptions,
         failures=bounds.failures,
-        schedules=schedules,
+        schedules=bounds.schedules,
         time_s=bounds.time_s,
         seed=bounds.seed,
         keep_going=True,
         per_promise=True,
+        ignore=past,
     )
     running = Search(subject, options)
     running.start()
@@ -100,7 +145,7 @@ def _run(subject: Watched, bounds: Bounds, strategy: Strategy, schedules: int) -
                 x.steps,
                 x.preemptions,
                 x.failures,
-                story,
+                _fold(story),
             )
             for x, story in zip(verdict.counterexamples, told, strict=True)
         ],

@@ -44,34 +44,53 @@ class Table:
             self.rows.append(self._row(design, own))
 
     def _row(self, design: Design, own: list[Searched]) -> Row:
-        cells = {promise: self._cell(promise, own) for promise in COLUMNS}
-        seen = {s.scenario: s for s in own}
-        unseen = [p for p in design.breaks if not any(s.breaks(p) for s in seen.values())]
+        decided = {promise: self._decide(promise, own) for promise in COLUMNS}
+        numbers: dict[str, int] = {}
+        for searched in own:
+            shown = [
+                broken
+                for broken in searched.broken
+                if decided[broken.promise][1] is searched and self._shown(broken, decided)
+            ]
+            self._number(searched, shown, numbers)
         return Row(
             design.name,
             design.kind,
             design.origin,
             design.summary,
-            cells,
+            {promise: _cell(promise, *decided[promise], numbers) for promise in COLUMNS},
             complete=bool(own) and all(s.complete for s in own),
             level=min((s.level for s in own), default=-1),
-            unseen=unseen,
+            unseen=[p for p in design.breaks if not any(s.breaks(p) for s in own)],
         )
 
-    def _cell(self, promise: str, own: list[Searched]) -> Cell:
-        cells = [(self._mark(promise, searched), searched) for searched in own]
-        if not cells:
-            return Cell(Mark.UNDETERMINED)
-        mark, searched = min(cells, key=lambda cell: _RANK.index(cell[0]))
-        broken = _example_of(promise, searched)
-        if mark is Mark.BROKEN and broken is not None:
-            return Cell(mark, self._number(searched, broken), "", searched.scenario)
-        if mark is Mark.V3:
-            text = broken.text if broken is not None else searched.known.get(promise, "")
-            finding = finding_of(searched.scenario, promise, text)
-            number = self._number(searched, broken) if broken is not None and not finding else 0
-            return Cell(mark, number, finding, searched.scenario)
-        return Cell(mark, 0, "", searched.scenario)
+    def _decide(self, promise: str, own: list[Searched]) -> tuple[Mark, Searched | None]:
+        """The cell's mark, and the search that gave it."""
+        found = [(self._mark(promise, searched), searched) for searched in own]
+        if not found:
+            return Mark.UNDETERMINED, None
+        return min(found, key=lambda one: _RANK.index(one[0]))
+
+    def _shown(self, broken: Broken, decided: dict[str, tuple[Mark, Searched | None]]) -> bool:
+        """Whether it needs a number: what v3 breaks has one when docs/findings.md has none."""
+        mark, searched = decided[broken.promise]
+        if mark is Mark.V3 and searched is not None:
+            return not finding_of(searched.scenario, broken.promise, broken.text)
+        return mark is Mark.BROKEN
+
+    def _number(self, searched: Searched, shown: list[Broken], numbers: dict[str, int]) -> None:
+        """Number what broke, in the order of being found; what broke in one run is one example."""
+        runs: dict[str, list[Broken]] = {}
+        for broken in shown:
+            # That a run comes out otherwise than expected is no news when a promise broke in it.
+            run = broken.token
+            if broken.promise == AS_EXPECTED and runs:
+                run = next(iter(runs))
+            runs.setdefault(run, []).append(broken)
+        for first, *then in runs.values():
+            number = len(self.examples) + 1
+            self.examples.append(Example(number, searched.design, searched.scenario, first, then))
+            numbers.update((broken.promise, number) for broken in (first, *then))
 
     def _mark(self, promise: str, searched: Searched) -> Mark:
         """What one search says of one promise."""
@@ -85,11 +104,12 @@ class Table:
             return Mark.UNDETERMINED
         return Mark.MENDED if by_v3 else Mark.HELD
 
-    def _number(self, searched: Searched, broken: Broken) -> int:
-        number = len(self.examples) + 1
-        self.examples.append(Example(number, searched.design, searched.scenario, broken))
-        return number
 
-
-def _example_of(promise: str, searched: Searched) -> Broken | None:
-    return next((broken for broken in searched.broken if broken.promise == promise), None)
+def _cell(promise: str, mark: Mark, searched: Searched | None, numbers: dict[str, int]) -> Cell:
+    if searched is None:
+        return Cell(mark)
+    finding = ""
+    if mark is Mark.V3:
+        text = next((b.text for b in searched.broken if b.promise == promise), "")
+        finding = finding_of(searched.scenario, promise, text or searched.known.get(promise, ""))
+    return Cell(mark, numbers.get(promise, 0), finding, searched.scenario)

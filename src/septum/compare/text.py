@@ -106,6 +106,8 @@ def _example(lines: Lines, example: Example, folder: str) -> None:
         f"{example.design}: {broken.promise} in {example.scenario}", head, "     ", style="head"
     )
     lines.paragraph(broken.text, "     ")
+    for later in example.then:
+        lines.paragraph(f"then {later.promise}: {later.text}", "     ", "       ")
     counts = (
         f"{plural(broken.steps, 'step')}, {plural(broken.preemptions, 'preemption')},"
         f" {plural(broken.failures, 'injected failure')}"
