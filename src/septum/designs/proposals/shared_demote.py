@@ -16,12 +16,30 @@ from septum.abi.spte import spte_to_pfn
 from septum.abi.status import STATUS_MASK, TDX_TLB_TRACKING_NOT_DONE
 from septum.designs.proposals.range_unblock import UnblockTdxArch
 from septum.designs.registry import Design, on_v3
+from septum.linux.kvm.tdp_mmu import TdpMmu
 from septum.linux.kvm.tdx import KvmTdxUnit
 from septum.linux.kvm.tdx_base import tdx_operand_busy
 from septum.module import Module
 
 if TYPE_CHECKING:
-    from septum.linux.kvm.types import Kvm, KvmVcpu
+    from septum.linux.kvm.tdp_iter import TdpIter
+    from septum.linux.kvm.types import Kvm, KvmMmuPage, KvmVcpu
+
+
+class SharedSplitTdpMmu(TdpMmu):
+    """A TDP MMU that says of a split in a fault whether an ACCEPT has caused it."""
+
+    __slots__ = ()
+
+    def tdp_mmu_split_huge_page(self, kvm: Kvm, it: TdpIter, sp: KvmMmuPage, shared: bool) -> int:
+        main = self.host.main
+        vcpu = main.kvm_get_running_vcpu()
+        if not shared or vcpu is None or not self.host.tdx.tdx_guest_accept_level(vcpu):
+            return super().tdp_mmu_split_huge_page(kvm, it, sp, shared)
+        cause = main.set_cause("accept")
+        r = super().tdp_mmu_split_huge_page(kvm, it, sp, shared)
+        main.set_cause(cause)
+        return r
 
 
 class SharedSplitTdx(KvmTdxUnit):
@@ -148,7 +166,7 @@ UNBLOCK = Design(
     "shared-demote-unblock",
     "refused by PATCH v3 09/24, 2026-01-06, Yan Zhao (author)",
     "a fault splits under mmu_lock for reading: BLOCK, TRACK, DEMOTE, and UNBLOCK when BUSY",
-    on_v3(tdx=SharedUnblockTdx, x86_tdx=UnblockTdxArch),
+    on_v3(tdx=SharedUnblockTdx, tdp_mmu=SharedSplitTdpMmu, x86_tdx=UnblockTdxArch),
     breaks=("no-bug", "mapping-in-folio", "teardown"),
     scenarios=("accept-demote-busy", "accept-parallel-4k", "finding-fault-meets-leaf"),
 )
@@ -157,7 +175,7 @@ NON_BLOCKING = Design(
     "shared-demote-non-blocking",
     "foreseen by PATCH v3 09 and 13/24, 2026-01-06, Yan Zhao (author); a TDX module to come",
     "a fault splits under mmu_lock for reading by DEMOTE alone (NON-BLOCKING-RESIZE)",
-    on_v3(tdx=SharedNonBlockingTdx),
+    on_v3(tdx=SharedNonBlockingTdx, tdp_mmu=SharedSplitTdpMmu),
     module=lambda: NonBlockingResizeModule,
     scenarios=("accept-demote-busy", "accept-level-prefault", "finding-fault-meets-leaf"),
 )
