@@ -140,6 +140,7 @@ class Browser:
             ".getBoundingClientRect(); return [b.x, b.y, b.width, b.height]; })()"
         )
         x, y = box[0] + box[2] * dx, box[1] + box[3] * dy
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 

@@ -3,18 +3,20 @@
 import json
 import random
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from septum.cli.report import trace_of
+from septum.linux.kvm.events import KvmMmuSplitHugePage
 from septum.module.events import SeamcallEvent
 from septum.report.html import PageData, page_html, write_page
 from septum.report.html.columns import Blob
 from septum.report.html.memory import MemoryFold
 from septum.report.html.steps import Steps, Strings
-from septum.sim.events import Event, FindingEvent
+from septum.sim.events import Event, FindingEvent, LockEvent
 from septum.trace import TraceHeader, TraceReader, TraceWriter
 from septum.trace.describe import describe
 from septum.trace.opening import OPENING
@@ -195,6 +197,71 @@ def test_dark_and_light(browser: Page, pages: dict[str, Path]) -> None:
         backs.append(browser.js("getComputedStyle(document.body).backgroundColor"))
     dark_sum, light_sum = (sum(map(int, re.findall(r"\d+", back))) for back in backs)
     assert dark_sum < 200 < 600 < light_sum
+
+
+@pytest.fixture(scope="module")
+def long_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve vCPUs, 6,000 steps, a split now and then."""
+    trace = tmp_path_factory.mktemp("long") / "long.jsonl"
+    with TraceWriter(trace, TraceHeader(septum_version="0")) as writer:
+        for number in range(3000):
+            at = (number * 1000, f"vcpu{number % 12}", 0)
+            writer.write(SeamcallEvent(*at, 41, 0, number << 12, 0, 0, 0, number << 12, 0))
+            if number % 500 == 7:
+                writer.write(KvmMmuSplitHugePage(*at, number << 9, 0x80, 2, 0))
+            else:
+                writer.write(LockEvent(*at, "wait", f"lock {number % 2}", "ex"))
+    target = trace.with_suffix(".html")
+    write_page(trace, target)
+    return target
+
+
+def test_a_long_run_has_charts_that_lead_to_its_steps(browser: Page, long_page: Path) -> None:
+    browser.open(long_page)
+    assert browser.js("document.querySelectorAll('#charts .uplot').length") == 4
+    totals = browser.js("septum.open.charts.series.map(s => s.reduce((a, b) => a + b, 0))")
+    assert totals[:4] == [0, 6, 0, 3000]
+    browser.click("#charts .u-over", 0.5, 0.5)
+    assert 2000 < step_of(browser) < 4000
+    assert browser.problems == []
+
+
+def test_rounds_of_alike_steps_are_folded_and_open(browser: Page, long_page: Path) -> None:
+    browser.open(long_page)
+    rows = browser.js("septum.open.rows.all.length")
+    assert rows < 600
+    browser.key("Home")
+    for _ in range(60):
+        if "more rounds of these" in text_of(browser, ".row.selected"):
+            break
+        browser.key("ArrowDown")
+    assert "more rounds of these" in text_of(browser, ".row.selected")
+    step = step_of(browser)
+    browser.key("Enter")
+    assert step_of(browser) == step
+    assert text_of(browser, ".row.selected .number") == str(step)
+    assert browser.js("septum.open.rows.all.length") > rows
+    covered = browser.js("septum.open.rows.all.map(row => [row.start, row.end])")
+    assert covered[0][0] == 0
+    assert all(before[1] == after[0] for before, after in pairwise(covered))
+
+
+AXE = ROOT / "tests" / "npm" / "node_modules" / "axe-core" / "axe.min.js"
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="`make npm` installs axe-core, which judges the page")
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_nothing_that_axe_calls_inaccessible(
+    browser: Page, pages: dict[str, Path], dark: bool, width: int
+) -> None:
+    browser.dark(dark)
+    browser.open(pages["failure"], width=width)
+    browser.js(f"{AXE.read_text()}; 0")
+    found = browser.js(
+        "axe.run().then(run => run.violations.map(v => [v.id, v.nodes.map(n => n.html)]))"
+    )
+    assert found == []
 
 
 def test_a_page_whose_data_is_damaged_says_so(
