@@ -9,8 +9,18 @@ from typing import Any
 
 import pytest
 
-from septum.abi.leaves import TDH_MEM_PAGE_AUG, TDH_MEM_PAGE_DEMOTE
-from septum.abi.status import OPERAND_ID_SEPT_ENTRY, TDX_OPERAND_BUSY
+from septum.abi.leaves import (
+    TDH_MEM_PAGE_AUG,
+    TDH_MEM_PAGE_DEMOTE,
+    TDH_MEM_PAGE_REMOVE,
+    TDH_MEM_TRACK,
+)
+from septum.abi.status import (
+    OPERAND_ID_SEPT_ENTRY,
+    OPERAND_ID_TD_EPOCH,
+    TDX_OPERAND_BUSY,
+    TDX_TLB_TRACKING_NOT_DONE,
+)
 from septum.cli.main import app
 from septum.cli.run import decode_run
 from septum.explore.command import explore_command
@@ -18,6 +28,7 @@ from septum.explore.origin import patch_of
 from septum.explore.recording import Beat
 from septum.explore.story import WIDTH
 from septum.explore.why import why_lines
+from septum.linux.kvm.events import KvmEntry, KvmExit
 from septum.module.events import SeamcallEvent
 from septum.scenarios.changes import changes, lock_changes
 from septum.scenarios.states import Pages, VmState, WorldState
@@ -35,7 +46,7 @@ vcpu1 = ["accept 4K page 1"]
 FINDINGS = {
     "race": ("race.toml", "v3"),
     "split": ("convert-one-page", "v3-without-11"),
-    "busy": ("convert-one-page", "v3-without-08"),
+    "track": ("convert-against-write", "bug-no-kick"),
 }
 
 
@@ -50,7 +61,7 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         found = {}
         for name, (scenario, design) in FINDINGS.items():
             report = folder / name
-            assert explore_command([scenario], design, report=report) == 1
+            assert explore_command([scenario], design, check="quiet", report=report) == 1
             (text,) = (path.read_text() for path in report.glob("*.txt"))
             found[name] = text
         return found
@@ -94,7 +105,8 @@ def test_ten_points(stories: dict[str, str], name: str) -> None:
     assert re.search(r"^   1    [*|]", text, re.M)  # 4
     assert "quiet step" in text
     assert re.search(r"^ +\d+ XX ", text, re.M)  # 5
-    assert re.search(r"~ S-EPT GFN 0x80\d+(\+0x200)?: none -> \w+ pending at PFN", text)  # 6
+    assert re.search(r"~ S-EPT GFN 0x80\d+(\+0x200)?: \w+.* -> \w+", text)  # 6
+    assert ("Why:" in text) == (name == "track")  # 7
     assert re.search(r"\[[a-z_]+, patch(es)? \d\d", joined)  # 8
     assert "assing schedule" in text or "schedule that passes" in text  # 9
     for command in ("Again: ", "Picture: ", "Test: "):  # 10
@@ -174,6 +186,25 @@ def test_busy_names_the_call_that_is_under_way() -> None:
     assert line.startswith("step 1: TDX_OPERAND_BUSY|SEPT_ENTRY: vcpu0 is inside TDH.MEM.PAGE.AUG")
     assert line.endswith(", which ends at step 2")
     assert "did not end" in why(call("host", TDH_MEM_PAGE_DEMOTE, busy))[0]
+
+
+def test_a_busy_track_names_who_has_not_left() -> None:
+    busy = call("host", TDH_MEM_TRACK, TDX_OPERAND_BUSY | OPERAND_ID_TD_EPOCH)
+    entry, leave = KvmEntry(0, "vcpu1", 1, 1), KvmExit(0, "vcpu1", 1, 1, "EXTERNAL_INTERRUPT")
+    (line,) = why(entry, busy)
+    assert line.endswith("in the TD is vcpu1 since step 1")
+    assert "vcpu1" not in why(entry, leave, busy)[0]
+
+
+def test_a_status_names_the_call_that_it_needed() -> None:
+    remove = call("host", TDH_MEM_PAGE_REMOVE, TDX_TLB_TRACKING_NOT_DONE)
+    track = call("host", TDH_MEM_TRACK, TDX_OPERAND_BUSY | OPERAND_ID_TD_EPOCH)
+    assert why(track, remove)[-1] == (
+        "step 2: TDX_TLB_TRACKING_NOT_DONE: it needs TDH.MEM.TRACK to have succeeded; step 1"
+        " returned TDX_OPERAND_BUSY|TD_EPOCH"
+    )
+    assert why(remove)[-1].endswith("needs TDH.MEM.TRACK first, and there was none")
+    assert "the last, step 1," in why(call("host", TDH_MEM_TRACK), remove)[-1]
 
 
 def test_failures_say_who_wanted_them() -> None:
