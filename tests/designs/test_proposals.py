@@ -63,6 +63,8 @@ REMOVES = [
     ("folio-first", "finding-folio-split-enomem", "F3", {"all-or-nothing"}),
     ("folio-first-pfn", "finding-folio-split-enomem", "F3", {"all-or-nothing"}),
     ("folio-first-pfn", "finding-without-fixup-2", "F5", {"no-bug", "private-unreachable"}),
+    ("seven-steps", "finding-folio-split-enomem", "F3", {"all-or-nothing"}),
+    ("seven-steps", "folio-1g-convert-4k", "F5", {"no-bug", "cache", "mapping-in-folio"}),
     ("pfn-wrappers", "folio-1g-convert-4k", "F5", {"no-bug", "cache", "mapping-in-folio"}),
     ("pfn-wrappers", "folio-1g-convert-2m", "F5", {"no-bug", "cache"}),
     ("no-vm-attributes", "finding-attributes-enomem", "F2", {"mapping-in-folio"}),
@@ -153,6 +155,18 @@ def test_a_failed_folio_split_loses_data_or_not_by_the_order() -> None:
     }
     assert run(scenario.name).pages["page 0"] == "private 4K"
     assert run(scenario.name, "unmap-first").pages["page 0"] == "unmapped"
+
+
+def test_attributes_that_are_stored_in_time_leave_no_window() -> None:
+    """F6: the schedule that v3 breaks under is only one that seven-steps holds under."""
+    late = "finding-attributes-late"
+    seeds = range(40)
+    broken = {seed for seed in seeds if promises(run_scenario(late, "v3", RandomRun(seed)))}
+    assert broken
+    assert not any(
+        promises(run_scenario(late, "seven-steps", RandomRun(seed))) for seed in broken | {0, 1, 2}
+    )
+    assert "F6" in section_of("seven-steps")
 
 
 COSTS = [

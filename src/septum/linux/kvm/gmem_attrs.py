@@ -149,18 +149,36 @@ class GmemAttrs(GmemRange):
         inv_start, inv_end = self.kvm_gmem_compute_invalidate_range(inode, start, end)
         self.kvm_gmem_invalidate_begin(inode, inv_start, inv_end)
         ret = self.kvm_gmem_convert_mappings(inode, start, end, to_private)
-        self.kvm_gmem_invalidate_end(inode, inv_start, inv_end)
         if ret:
+            self.kvm_gmem_invalidate_end(inode, inv_start, inv_end)
             return ret, start
+        ret = self.kvm_gmem_convert_commit(inode, start, nr_pages, attrs)
+        return ret, start if ret else 0
 
+    def kvm_gmem_convert_commit(
+        self, inode: GmemInode, start: int, nr_pages: int, attrs: int
+    ) -> int:
+        """What comes after the zap: end of the invalidation, folios, attributes. 0 or -ENOMEM.
+
+        Source: the order of the FIXUPs.
+        """
+        end = start + nr_pages
+        to_private = attrs & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
+        self.kvm_gmem_invalidate_end(
+            inode, *self.kvm_gmem_compute_invalidate_range(inode, start, end)
+        )
         ret = self.kvm_gmem_restructure(inode, start, nr_pages, to_private)
         if ret:
-            return ret, start
+            return ret
+        self.kvm_gmem_store_attributes(inode, start, end, attrs)
+        return 0
+
+    def kvm_gmem_store_attributes(self, inode: GmemInode, start: int, end: int, attrs: int) -> None:
+        """mas_store_prealloc(): it cannot fail."""
         self.sim.point("mas_store")
         range_store(inode.attributes, start, end, attrs)
         if self.sim.tracing:
             self.trace_inode_attributes(inode, start, end)
-        return 0, 0
 
     def kvm_gmem_set_attributes_range(
         self, inode: GmemInode, start: int, nr_pages: int, attrs: int
