@@ -129,7 +129,7 @@ DESIGNS = (
         "module-entry-unflushed",
         "hazard J-2",
         "TDH.VP.ENTER in a new epoch does not flush the TLB",
-        "touch-after-convert",
+        "write-against-convert",
         "tlb",
         module=NoFlushOnEntry,
     ),
