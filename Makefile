@@ -7,7 +7,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.septum-installed
 ARGS ?=
 
+<<<<<<< HEAD
 .PHONY: setup run test lint types npm docs bench bench-explore scenarios kill-table compare clean
+=======
+.PHONY: setup run test lint types npm docs bench bench-explore scenarios bugs kill-table clean
+>>>>>>> cd9f7b2 (make bugs: every seeded bug is searched for, timed and told; a search injects a failure where the scenario allows one)
 
 setup: $(STAMP)
 
@@ -52,6 +56,9 @@ bench-explore: $(STAMP)
 
 scenarios: $(STAMP)
 	@$(BIN)/python -m septum.scenarios.check $(ARGS)
+
+bugs: $(STAMP)
+	@$(BIN)/python tools/bugs.py $(ARGS)
 
 kill-table: $(STAMP)
 	@$(BIN)/python -m septum.conform.mutate $(ARGS)

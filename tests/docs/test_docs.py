@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("tool", ["fidelity", "promises", "trace_format"])
+@pytest.mark.parametrize("tool", ["fidelity", "promises", "trace_format", "bugs"])
 def test_generated_documents_are_current(tool: str) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools" / f"{tool}.py"), "--check"],

@@ -254,7 +254,12 @@ def explore(
     preemptions: Annotated[
         int, typer.Option(help="At most so many preemptions; -1 for no bound.")
     ] = 2,
-    failures: Annotated[int, typer.Option(help="At most so many injected failures.")] = 0,
+    failures: Annotated[
+        int | None,
+        typer.Option(
+            help="At most so many injected failures; without it one, where the scenario allows any."
+        ),
+    ] = None,
     time: Annotated[float, typer.Option(help="Seconds for each scenario.")] = 60.0,
     schedules: Annotated[
         int | None, typer.Option(help="At most so many schedules for each scenario.")

@@ -43,7 +43,7 @@ def explore_command(
     design: str = "v3",
     strategy: str = "auto",
     preemptions: int | None = 2,
-    failures: int = 0,
+    failures: int | None = None,
     time_s: float | None = 60.0,
     schedules: int | None = None,
     workers: int = 1,
@@ -60,16 +60,26 @@ def explore_command(
 ) -> int:
     """Explore scenarios one after the other; returns the exit code of the worst verdict.
 
-    `page` writes the page of a token's run to a file: for counterexamples, beside their text.
+    `failures` None: one where the scenario allows any, else none. `page` writes the page of a
+    token's run to a file: for counterexamples, beside their text.
     Raises InputError for unknown names and values.
     """
-    options = make_options(
-        strategy, preemptions, failures, time_s, schedules, workers, seed, ignore, keep_going
-    )
     verdicts: list[Verdict] = []
     cases: list[Case] = []
     for name in names:
-        search = Search(find_subject(name, design, check), options)
+        subject = find_subject(name, design, check)
+        options = make_options(
+            strategy,
+            preemptions,
+            int(subject.may_fail) if failures is None else failures,
+            time_s,
+            schedules,
+            workers,
+            seed,
+            ignore,
+            keep_going,
+        )
+        search = Search(subject, options)
         search.start()
         with watching(search.progress, wanted=watch):
             verdict = search.run()

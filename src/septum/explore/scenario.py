@@ -57,6 +57,11 @@ class ScenarioSubject:
         expect = self.scenario.expect
         return bool(expect.broken or expect.may_break)
 
+    @property
+    def may_fail(self) -> bool:
+        """The scenario allows failures."""
+        return bool(self.scenario.document.failures.allow)
+
     def expects(self, finding: Finding) -> bool:
         """The scenario says that this promise breaks."""
         return self.scenario.expect.foresees(finding.promise, finding.text)

@@ -64,6 +64,10 @@ class Subject(Protocol):
     def may_break(self) -> bool:
         """Whether some findings are as the scenario says, so that a run goes on after one."""
 
+    @property
+    def may_fail(self) -> bool:
+        """Whether there is a failure that a search may inject."""
+
     def expects(self, finding: Finding) -> bool:
         """Whether a finding is as the scenario says, and no news."""
 

@@ -216,6 +216,11 @@ class Toy:
         """Toys break by surprise."""
         return False
 
+    @property
+    def may_fail(self) -> bool:
+        """A program has an operation that can fail."""
+        return any(op[0] == "fail" for program in self.programs for op in program)
+
     def expects(self, finding: Finding) -> bool:
         """Toys break by surprise."""
         return False

@@ -3,12 +3,15 @@
 from septum.designs.bugs import dpamt, gmem, invalidation, life, mirror, module, tlb
 from septum.designs.registry import Design
 
-DESIGNS: tuple[Design, ...] = (
-    *tlb.DESIGNS,
-    *mirror.DESIGNS,
-    *invalidation.DESIGNS,
-    *dpamt.DESIGNS,
-    *gmem.DESIGNS,
-    *life.DESIGNS,
-    *module.DESIGNS,
-)
+SUBJECTS: dict[str, tuple[Design, ...]] = {
+    "TLBs and kicks": tlb.DESIGNS,
+    "The mirror page table": mirror.DESIGNS,
+    "Invalidation": invalidation.DESIGNS,
+    "Dynamic PAMT": dpamt.DESIGNS,
+    "guest_memfd": gmem.DESIGNS,
+    "The end of a VM": life.DESIGNS,
+    "The TDX module": module.DESIGNS,
+}
+"""The designs by subject, in reading order."""
+
+DESIGNS: tuple[Design, ...] = tuple(design for group in SUBJECTS.values() for design in group)

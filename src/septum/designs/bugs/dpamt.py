@@ -13,15 +13,6 @@ if TYPE_CHECKING:
     from septum.linux.kvm.types import Kvm
 
 
-class PairFor2M(KvmTdxUnit):
-    """A 2 MB leaf counts as one more user of the pair of its 4 KB pages."""
-
-    __slots__ = ()
-
-    def needs_pamt_pair(self, level: int) -> bool:
-        return True
-
-
 class AugFailureLeaks(KvmTdxUnit):
     """AUG fails and the reference to the pair is kept."""
 
@@ -70,14 +61,6 @@ class DemotedOneShort(TdxArch):
 
 DESIGNS = (
     seeded(
-        "pamt-pair-for-2m",
-        "hazard J-43; v3 patch 17",
-        "A 2 MB leaf takes and drops a reference to the pair of its 4 KB pages",
-        "dpamt-convert",
-        "no-bug",
-        tdx=PairFor2M,
-    ),
-    seeded(
         "pamt-aug-failure",
         "hazard J-46; v3 patch 17",
         "When AUG fails the PAMT reference of its page is not dropped",
@@ -91,6 +74,7 @@ DESIGNS = (
         "Two tdx_pamt_get() of one 2 MB frame both think that they are the first",
         "dpamt-fault-against-fault",
         "pamt",
+        "no-bug",
         x86_tdx=GetNotRechecked,
     ),
     seeded(
@@ -105,7 +89,7 @@ DESIGNS = (
         "split-cache-one-pair",
         "v3 patches 20 and 21",
         "The split cache is filled for one pair, where a split can take two",
-        "dpamt-split-two-pairs",
+        "dpamt-fresh-sept-page",
         "no-bug",
         tdx=OnePair,
     ),
@@ -115,6 +99,7 @@ DESIGNS = (
         "After DEMOTE the reference count of the frame is 511",
         "dpamt-convert",
         "pamt",
+        "no-bug",
         x86_tdx=DemotedOneShort,
     ),
 )

@@ -68,6 +68,7 @@ DESIGNS = (
         "Of two VMs on one guest_memfd only the first has its leaves split",
         "two-vms-straddling",
         "precise-zap",
+        "accept-once",
         gmem=OnlyFirstVm,
     ),
     seeded(

@@ -99,7 +99,7 @@ DESIGNS = (
         "seq-not-checked",
         "kvm_host.h mmu_invalidate_retry_gfn()",
         "A fault does not check mmu_invalidate_seq before it maps",
-        "convert-against-fault",
+        "convert-against-fault-there",
         "mapping-in-folio",
         mmu=SeqNotChecked,
     ),

@@ -55,6 +55,7 @@ DESIGNS = (
         "The pages of a VM that is dead stay in its S-EPT when its memory is closed",
         "dead-vm-closes",
         "mapping-in-folio",
+        "no-bug",
         gmem=DeadVmKeepsPages,
     ),
     seeded(

@@ -82,16 +82,6 @@ class HeadOnly(TdpMmu):
         )
 
 
-class InhibitFirst(KvmTdxUnit):
-    """The guest's accept level is in lpage_info before the split: others test it without a lock."""
-
-    __slots__ = ()
-
-    def tdx_split_for_accept(self, vcpu: KvmVcpu, slot: KvmMemorySlot, gfn: int, level: int) -> int:
-        self.tdx_inhibit_above(slot, gfn, level)
-        return super().tdx_split_for_accept(vcpu, slot, gfn, level)
-
-
 class InhibitTooLate(KvmTdxUnit):
     """mmu_lock is dropped between the split and the flag in lpage_info."""
 
@@ -161,15 +151,8 @@ DESIGNS = (
         "Only the leaf at the start of a range is split, not the one at its end",
         "convert-straddling-per-vm",
         "precise-zap",
+        "accept-once",
         tdp_mmu=HeadOnly,
-    ),
-    seeded(
-        "inhibit-before-split",
-        "hazard J-22; v3 patch 13",
-        "The guest's accept level is in lpage_info before the leaf is split",
-        "accept-parallel-4k",
-        "no-bug",
-        tdx=InhibitFirst,
     ),
     seeded(
         "lock-dropped-early",

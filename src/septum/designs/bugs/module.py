@@ -99,6 +99,7 @@ DESIGNS = (
         "TDH.MEM.PAGE.DEMOTE makes pending pages of an accepted one",
         "convert-one-page",
         "precise-zap",
+        "accept-once",
         module=DemoteForgetsAccept,
     ),
     seeded(
@@ -106,7 +107,7 @@ DESIGNS = (
         "hazard J-10, the other way round",
         "TDH.MEM.PAGE.DEMOTE makes mapped pages of a pending one",
         "accept-level-prefault",
-        "expectation",
+        "no-bug",
         module=DemoteAccepts,
     ),
     seeded(
@@ -138,6 +139,7 @@ DESIGNS = (
         "a reference count wrong by one on an error path",
         "A host call that is BUSY on an S-EPT entry keeps its shared lock of the TDR",
         "accept-against-block",
+        "no-bug",
         "teardown",
         module=BusyKeepsTdr,
     ),
@@ -154,6 +156,7 @@ DESIGNS = (
         "TDX module, interrupted TDG.MEM.PAGE.ACCEPT",
         "An interrupted ACCEPT of 2 MB leaves a 4 KB chunk uninitialised",
         "accept-against-convert",
+        "no-bug",
         "guest-data",
         module=AcceptSkipsChunk,
     ),
