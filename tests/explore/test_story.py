@@ -23,10 +23,12 @@ from septum.abi.status import (
 )
 from septum.cli.main import app
 from septum.cli.run import decode_run
-from septum.explore.command import explore_command
+from septum.explore.command import explore_command, verdict_lines
 from septum.explore.origin import patch_of
 from septum.explore.recording import Beat
 from septum.explore.story import WIDTH
+from septum.explore.subject import Options
+from septum.explore.verdict import Outcome, Verdict
 from septum.explore.why import why_lines
 from septum.linux.kvm.events import KvmEntry, KvmExit
 from septum.module.events import SeamcallEvent
@@ -111,6 +113,20 @@ def test_ten_points(stories: dict[str, str], name: str) -> None:
     assert "assing schedule" in text or "schedule that passes" in text  # 9
     for command in ("Again: ", "Picture: ", "Test: "):  # 10
         assert command in text
+
+
+def test_a_verdict_is_80_columns_wide() -> None:
+    verdict = Verdict(
+        Outcome.UNDETERMINED, "a-scenario-with-a-long-name", "v3-without-08-kick", "auto", 0, 2, 1,
+        complete=False, why="a budget ran out in the search of all with 2 preemptions; " * 2,
+        schedules=10**8, states=10**8, steps=10**10, seconds=10**5,
+        coverage={f"{kind}:{n}": 1 for kind in ("call", "tdcall", "choice", "wait", "sept")
+                  for n in range(1000)},
+        missing_witnesses=[f"call:TDH.MEM.PAGE.DEMOTE:{n}" for n in range(9)],
+    )  # fmt: skip
+    lines = verdict_lines(verdict, Options())
+    assert max(map(len, lines)) <= WIDTH
+    assert "never reached: call:TDH.MEM.PAGE.DEMOTE:0" in "\n".join(lines)
 
 
 def test_the_race_names_who_is_where(stories: dict[str, str]) -> None:

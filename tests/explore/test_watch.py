@@ -48,7 +48,7 @@ def test_golden_view() -> None:
         "late on v3: 0 schedules, 0/s",
         "  now       getting ready",
         "  left      60 s, 5,000 schedules; Ctrl-C keeps what is found",
-        "  reached   0 things  ",
+        "  reached   0 outcomes  ",
         "  best      nothing is broken so far",
     ]
     progress.begin("all with 1 preemptions", 8)
@@ -62,7 +62,7 @@ def test_golden_view() -> None:
         "late on v3: 250 schedules, 125/s, 20 states",
         "  now       all with 1 preemptions, part 3 of 8",
         "  left      58 s, 4,750 schedules; Ctrl-C keeps what is found",
-        f"  reached   12 things  {BARS[7]}{BARS[4]}",
+        f"  reached   12 outcomes  {BARS[7]}{BARS[4]}",
         "  best      tlb (2 preemptions, 0 failures, 60 points): cpu1 can still use it...",
     ]
 

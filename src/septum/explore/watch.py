@@ -51,7 +51,7 @@ class View:
             ("", f"{progress.subject}: {count_text(runs)} schedules, {count_text(rate)}/s{states}"),
             ("now", self._now()),
             ("left", self._left(elapsed_s, runs)),
-            ("reached", f"{len(progress.reached)} things  {self._sparkline()}"),
+            ("reached", f"{len(progress.reached)} outcomes  {self._sparkline()}"),
             ("best", self._best()),
         ]
         return [_fit(label, text) for label, text in rows]
