@@ -58,7 +58,7 @@ DESIGNS = (
         "what the guest accepts at 4 KB is first mapped at 2 MB, and split at the second violation",
         on_v3(mmu=ForgetsAcceptLevel),
         breaks=(),
-        scenarios=("accept-level-b", "accept-frame-by-4k"),
+        scenarios=("accept-level-b", "accept-32-pages"),
     ),
     ablation(
         13,
@@ -71,7 +71,7 @@ DESIGNS = (
         13,
         "the bit is set before the split instead of after it",
         on_v3(tdx=InhibitsFirst),
-        breaks=("no-bug",),
+        breaks=("no-bug", "mirror"),
         scenarios=("accept-level-race",),
         piece="order",
     ),
@@ -80,7 +80,7 @@ DESIGNS = (
         "mmu_lock is taken for writing for every accept, whether the bit is set or not",
         on_v3(mmu=AlwaysLocks),
         breaks=(),
-        scenarios=("accept-frame-by-4k",),
+        scenarios=("accept-32-pages",),
         piece="test",
     ),
 )

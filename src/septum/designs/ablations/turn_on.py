@@ -39,7 +39,7 @@ DESIGNS = (
         "everything private is mapped by 4 KB",
         on_v3(tdx=OnlySmallPages),
         breaks=(),
-        scenarios=("accept-frames",),
+        scenarios=("accept-one-frame",),
     ),
     ablation(
         24,
