@@ -26,7 +26,7 @@ from septum.cli.run import decode_run
 from septum.explore.command import explore_command, verdict_lines
 from septum.explore.origin import patch_of
 from septum.explore.recording import Beat
-from septum.explore.story import WIDTH
+from septum.explore.story import WIDTH, Row, cause
 from septum.explore.subject import Options
 from septum.explore.verdict import Outcome, Verdict
 from septum.explore.why import why_lines
@@ -34,7 +34,8 @@ from septum.linux.kvm.events import KvmEntry, KvmExit
 from septum.module.events import SeamcallEvent
 from septum.scenarios.changes import changes, lock_changes
 from septum.scenarios.states import Pages, VmState, WorldState
-from septum.sim.events import ChoiceEvent, Event, LockEvent
+from septum.sim import Finding
+from septum.sim.events import ChoiceEvent, Event, LockEvent, SwitchEvent
 
 GOLDEN = Path(__file__).parent / "golden"
 RACE = """\
@@ -280,3 +281,12 @@ def test_locks_change_hands() -> None:
     old = world(locks={"a": (("t", "sh"),), "b": (("t", "ex"),)})
     new = world(locks={"b": (("t", "ex"), ("t", "ex"))})
     assert lock_changes(old, new, frozenset("a")) == ["a: t (sh) -> free"]
+
+
+def test_a_cause_with_too_many_needs_counts_them() -> None:
+    """A round robin preempts at every point: its story does not begin with all of them."""
+    beat = Beat(SwitchEvent(0, "vcpu0", 0, "vcpu1", "lock", True), ("f",), 0)
+    broken = Finding("tlb", "it broke", "there", "vcpu1", 0)
+    few, many = ([Row(1, "vcpu0", ">>", "", beat)] * count for count in (2, 9))
+    assert cause(broken, few).count("vcpu1 runs while vcpu0 is at `lock` in f") == 2
+    assert cause(broken, many).endswith(", after 9 preemptions and injected failures.")

@@ -67,7 +67,7 @@ def story_lines(
     lines += _wrap(f"token: {example.token}", "", break_long=True)
     lines.append("")
     rows = _rows(recording, finding)
-    lines += _wrap(_cause(finding, rows), "")
+    lines += _wrap(cause(finding, rows), "")
     if consequence:
         lines += _wrap(consequence, "")
     lines.append("")
@@ -117,7 +117,7 @@ def _size(example: Counterexample, what: str) -> str:
     return f"{what}: {', '.join(words)}."
 
 
-def _cause(finding: Finding, rows: list[Row]) -> str:
+def cause(finding: Finding, rows: list[Row]) -> str:
     """One sentence: what broke, in whom, and what had to happen on the way."""
     where = f"{finding.task}, {finding.where}" if finding.where else finding.task
     unexpected = "the scenario does not expect that " * (finding.promise == EXPECTATION)
@@ -132,7 +132,7 @@ def _cause(finding: Finding, rows: list[Row]) -> str:
         elif isinstance(event, ChoiceEvent) and row.mark == INJECTED:
             needs.append(f"{failure_words(event)} in {_place(row.beat)}")
     if len(needs) > NEEDS_MAX:
-        needs = [*needs[: NEEDS_MAX - 1], f"{len(needs) - NEEDS_MAX + 1} things more happen"]
+        return f"{text}, after {len(needs)} preemptions and injected failures."
     return f"{text}, once {', and '.join(needs)}." if needs else f"{text}."
 
 
