@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from septum.cli.run import boot_case
 from septum.cli.scenario import run_one
 from septum.explore.command import explore_command
 from septum.report.ktap import Case, ktap_lines
+from septum.report.result import RunResult
 
 RESULT = re.compile(
     r"(?P<result>ok|not ok) (?P<number>\d+)(?: (?P<name>[^#]*?))?(?: # ?(?P<said>.*))?"
@@ -120,6 +122,17 @@ def test_a_search_without_an_answer_is_timeout(capsys: pytest.CaptureFixture[str
     assert explore_command(["hugetlb-fault-race"], schedules=1, strategy="random", ktap=True) == 3
     (test,) = whole(capsys.readouterr().out)
     assert (test.ok, test.directive) == (False, "TIMEOUT")
+
+
+def test_a_boot(held: RunResult, broken: RunResult) -> None:
+    (test,) = whole("\n".join(ktap_lines([boot_case(held)])))
+    assert test.ok and len(test.subtests) == len(held.promises)
+    assert any("septum replay septum1." in line for line in test.diagnostics)
+    (test,) = whole("\n".join(ktap_lines([boot_case(broken)])))
+    assert not test.ok
+    assert {t.name for t in test.subtests if not t.ok} == {
+        promise.name for promise in broken.promises if promise.nr_broken
+    }
 
 
 # Any tree of tests

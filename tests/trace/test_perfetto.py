@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from septum.cli.report import trace_of
+from septum.errors import InputError
 from septum.sim.events import Event, LockEvent
 from septum.trace import TraceReader, read_trace
-from septum.trace.command import render
+from septum.trace.command import render, trace
 from septum.trace.perfetto import perfetto_chunks
 from septum.trace.pftrace import pftrace_chunks
 
@@ -145,3 +146,12 @@ def test_reader_is_streamed_into_both(tmp_path: Path) -> None:
         with TraceReader(path) as reader:
             assert next(iter(render(reader, reader.header, fmt)))
             assert not reader.complete
+
+
+def test_packets_are_not_for_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = trace_of("accept-level-b", tmp_path / "t.jsonl")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    with pytest.raises(InputError, match="--output"):
+        trace(path, "pftrace")
+    trace(path, "pftrace", output=tmp_path / "t.pftrace")
+    assert packets((tmp_path / "t.pftrace").read_bytes())

@@ -198,7 +198,7 @@ def record_boot(boot: Boot, token: str, path: Path) -> int:
 def _show(result: RunResult, options: RunOptions) -> int:
     files = write_report(result, options.report)
     if options.ktap:
-        print("\n".join(ktap_lines([_case(result)])))
+        print("\n".join(ktap_lines([boot_case(result)])))
     elif options.json:
         sys.stdout.write(report_json(result))
     else:
@@ -208,7 +208,7 @@ def _show(result: RunResult, options: RunOptions) -> int:
     return OK if result.complete else UNDETERMINED
 
 
-def _case(result: RunResult) -> Case:
+def boot_case(result: RunResult) -> Case:
     """The boot as a KTAP test with a subtest for each promise."""
     texts = {finding.promise: finding.text for finding in reversed(result.findings)}
     subtests = [

@@ -101,6 +101,8 @@ def trace(
     """Show a recorded trace: a ladder, ftrace text, Perfetto (JSON, pftrace), or Mermaid."""
     words = parse_only(only)
     wanted = make_filter(words)
+    if fmt == "pftrace" and output is None and sys.stdout.isatty():
+        raise InputError("--as pftrace is no text; name a file with --output")
     with TraceReader(file) as reader:
         events = (e for e in reader if wanted(e) and task in e.task)
         if fmt == "jsonl":
