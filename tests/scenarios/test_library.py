@@ -12,7 +12,7 @@ from septum.scenarios.check import Bounds, judge
 from septum.scenarios.run import LIBRARY, load_scenario, scenario_names
 
 NAMES = sorted(path.stem for path in LIBRARY.glob("*.toml"))
-BOUNDS = Bounds(seeds=8, failing=4)
+BOUNDS = Bounds(seeds=5, failing=3)
 SELFTESTS = (
     "tdx_vm_huge_page",
     "tdx_upm_test",
