@@ -17,9 +17,11 @@ from septum.abi.errno import EBUSY
 from septum.abi.kvm import PG_LEVEL_2M
 from septum.designs import Design, designs, find_design, on_v3
 from septum.designs.proposals import DESIGNS
+from septum.designs.proposals.pamt_at_alloc import ControlPageTdpMmu
 from septum.designs.proposals.range_unblock import UnblockTdxArch
 from septum.designs.proposals.shared_demote import SharedUnblockTdx
 from septum.linux.kvm.tdp_iter import TdpIter
+from septum.linux.kvm.tdp_mmu import TdpMmu
 from septum.linux.kvm.tdx_base import tdx_operand_busy
 from septum.scenarios.outcome import ScenarioOutcome
 from septum.scenarios.reader import read_scenario
@@ -201,6 +203,12 @@ def test_pamt_at_alloc_takes_more_pairs_and_no_cache() -> None:
     assert any(top_up in injection.name for injection in scenario.injections)
     assert result(run(scenario.name), "set-attributes").startswith("1")
     assert result(run(scenario.name, "pamt-at-alloc"), "set-attributes") == "ok"
+
+
+def test_a_page_that_goes_without_its_pair_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The promise `pamt` allows counts ahead of use, and still sees one that is never dropped."""
+    monkeypatch.setattr(ControlPageTdpMmu, "tdp_mmu_free_sp", TdpMmu.tdp_mmu_free_sp)
+    assert "pamt" in promises(run_scenario("dpamt-convert", "pamt-at-alloc"))
 
 
 LARGE = """

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from septum.machine.tables import TablePage
 
 
+_SPLIT_SITE = "tdp_mmu_alloc_sp_for_split.external_spt"
+_FAULT_SITE = "tdx_fault_cache.external_spt"
+_SITES = (_SPLIT_SITE, _FAULT_SITE)
+
+
 class PamtMmuPage(KvmMmuPage):
     """struct kvm_mmu_page with `leaf_level_private`: the pair for the 2 MB that it will map."""
 
@@ -39,8 +44,7 @@ class ControlPageTdpMmu(TdpMmu):
     __slots__ = ()
 
     def alloc_external_for_split(self, sp: KvmMmuPage) -> bool:
-        site = "tdp_mmu_alloc_sp_for_split.external_spt"
-        sp.external_spt = self.host.x86_tdx.tdx_alloc_page(site)
+        sp.external_spt = self.host.x86_tdx.tdx_alloc_page(_SPLIT_SITE)
         return sp.external_spt is not None
 
     def tdp_mmu_free_sp(self, sp: KvmMmuPage) -> None:
@@ -99,7 +103,7 @@ class ControlPageTdx(KvmTdxUnit):
         """x86 op: `cnt` S-EPT pages with their PAMT, and the pages for the leaf's. 0 or -ENOMEM."""
         x86 = self.host.x86_tdx
         while len(vcpu.mmu_external_spt_cache) < cnt:
-            page = x86.tdx_alloc_page("tdx_fault_cache.external_spt")
+            page = x86.tdx_alloc_page(_FAULT_SITE)
             if page is None:
                 return -ENOMEM
             vcpu.mmu_external_spt_cache.append(page)
@@ -148,13 +152,9 @@ class ControlPageTdxArch(TdxArch):
     __slots__ = ()
 
     def pages_counted_ahead(self) -> list[int]:
-        """The S-EPT pages in the vCPUs' caches."""
-        return [
-            page
-            for kvm in self.host.kvms.values()
-            for vcpu in kvm.vcpus
-            for page in vcpu.mmu_external_spt_cache
-        ]
+        """S-EPT pages: in the vCPUs' caches, and in the hands of a split."""
+        site_of = self.host.mm.state.site_of
+        return [page for page, site in sorted(site_of.items()) if site in _SITES]
 
 
 class PamtAtAllocTdxArch(ControlPageTdxArch):

@@ -80,8 +80,8 @@ class TdxPamt(TdxSeamcall):
     # PAMT.ADD and PAMT.REMOVE
 
     def pages_counted_ahead(self) -> list[int]:
-        """Pages that tdx_pamt_get() has counted although the module has not got them, while nothing
-        is under way: none in v3, where the two go together."""
+        """Pages that tdx_pamt_get() may have counted before the module has them: none in v3, where
+        the two go together."""
         return []
 
     def pamt_2mb_arg(self, page: int) -> int:
