@@ -123,6 +123,6 @@ DESIGN = Design(
         gmem=RfcV5GuestMemfd,
         x86_tdx=RfcV5TdxArch,
     ),
-    breaks=("no-bug", "mapping-in-folio", "pamt", "teardown"),
+    breaks=("no-bug", "mapping-in-folio", "teardown"),
     scenarios=("dpamt-demote-busy", "finding-attributes-enomem", "folio-1g-convert-4k"),
 )
