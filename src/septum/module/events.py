@@ -7,7 +7,8 @@ class SeamcallEvent(Event, tag="seamcall", frozen=True, omit_defaults=True):
     """A SEAMCALL ended. `rcx` to `r13` are inputs; the `out_` values are after the call.
 
     `sept` is the S-EPT entry at the GPA and level of RCX, without the HKID, when the call ended,
-    of a leaf that takes them; -1 when the walk does not get there.
+    of a leaf that takes them; -1 when the walk does not get there. `sept_child` is the first entry
+    of the table that `sept` points to, of a DEMOTE that succeeded.
     """
 
     leaf: int
@@ -30,6 +31,7 @@ class SeamcallEvent(Event, tag="seamcall", frozen=True, omit_defaults=True):
     out_r12: int = 0
     out_r13: int = 0
     sept: int = -1
+    sept_child: int = -1
 
 
 class TdcallEvent(Event, tag="tdcall", frozen=True, omit_defaults=True):

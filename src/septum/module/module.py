@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar
 from septum.abi import leaves
 from septum.abi.features import TDX_TD_ATTR_DEBUG, TDX_XFAM_FIXED0
 from septum.abi.leaves import (
-    GPA_LEAVES,
     LEAF_MASK,
     RAX_RESERVED,
     TDH_PHYMEM_PAGE_WBINVD,
@@ -26,9 +25,9 @@ from septum.abi.status import (
 )
 from septum.abi.types import PMD_SIZE, PTRS_PER_TABLE
 from septum.module import views
-from septum.module.common import CONTROL_TOKEN, walk_sept
+from septum.module.common import CONTROL_TOKEN
 from septum.module.dispatch import SEAMCALLS, TDCALLS
-from septum.module.events import GuestAccessEvent, SeamcallEvent, TdcallEvent
+from septum.module.events import GuestAccessEvent, TdcallEvent
 from septum.module.guest import access_step
 from septum.module.locks_held import LockHold, hold_lock
 from septum.module.outcome import RETURNED, GuestOutcome, OutcomeKind
@@ -44,6 +43,7 @@ from septum.module.state import (
     Vcpu,
 )
 from septum.module.steps import Steps
+from septum.module.telling import operands, seamcall_event, sept_entry
 from septum.module.vp_enter import async_exit, enter, external_interrupt_exit, note_vm_exit
 
 if TYPE_CHECKING:
@@ -57,23 +57,6 @@ PLATFORM_XFAM = 0x7
 """Extended state that the processors have: x87, SSE, AVX."""
 GUEST_VE = -1
 """`guest_access`: the access raised #VE (see TDG.VP.VEINFO.GET)."""
-
-
-Operands = tuple[int, int, int, int, int, int, int, int]
-
-
-def _operands(regs: Regs) -> Operands:
-    """RCX, RDX and R8 to R13: what SEAMCALLs pass operands in."""
-    return (
-        regs.rcx,
-        regs.rdx,
-        regs.r8,
-        regs.r9,
-        regs.r10,
-        regs.r11,
-        regs.r12,
-        regs.r13,
-    )
 
 
 class Module(Steps):
@@ -162,7 +145,7 @@ class Module(Steps):
         rax = regs.rax
         leaf = rax & LEAF_MASK
         sim = self.sim
-        inputs = _operands(regs) if sim.tracing else None
+        inputs = operands(regs) if sim.tracing else None
         if rax & RAX_RESERVED:
             status = TDX_OPERAND_INVALID | OPERAND_ID_RAX
         else:
@@ -182,7 +165,7 @@ class Module(Steps):
         key = (leaf, status >> 32)
         counts[key] = counts.get(key, 0) + 1
         if inputs is not None:
-            self._trace_seamcall(lp, rax, inputs, regs)
+            sim.emit(seamcall_event(self, lp, rax, inputs, regs))
 
     def wbinvd_2m(self, rcx: int) -> bool:
         """The effect of TDH.PHYMEM.PAGE.WBINVD of all 512 pages of the 2 MB at `rcx`, when each of
@@ -194,41 +177,6 @@ class Module(Steps):
             key = (TDH_PHYMEM_PAGE_WBINVD, 0)
             self.counts[key] = self.counts.get(key, 0) + PTRS_PER_TABLE
         return all_succeed
-
-    def _trace_seamcall(self, lp: LogicalProcessor, rax: int, inputs: Operands, regs: Regs) -> None:
-        current = self.sim.current
-        leaf = rax & LEAF_MASK
-        rcx, rdx, r8 = inputs[:3]
-        outputs = _operands(regs)
-        sept = -1
-        if leaf in GPA_LEAVES:
-            sept = self._sept_entry(self.td_by_hpa.get(rdx & HPA_MASK), rcx)
-        self.sim.emit(
-            SeamcallEvent(
-                current.time_ns,
-                current.name,
-                lp.id,
-                leaf,
-                rax >> VERSION_SHIFT,
-                rcx,
-                rdx,
-                r8,
-                regs.rax,
-                outputs[0],
-                outputs[1],
-                *inputs[3:],
-                *outputs[2:],
-                sept,
-            )
-        )
-
-    def _sept_entry(self, td: Td | None, rcx: int) -> int:
-        """The S-EPT entry at the GPA and level of `rcx`, without the HKID; -1 when the walk ends
-        above it."""
-        if td is None or td.root is None or rcx & 7 > td.root_level:
-            return -1
-        _, _, entry, reached = walk_sept(self, td, rcx, rcx & 7)
-        return entry & ~self.pamt.hkid_mask if reached == rcx & 7 else -1
 
     def _run(self, lp: LogicalProcessor, regs: Regs) -> None:
         """The guest runs until it leaves; its exit registers become the result of VP.ENTER."""
@@ -306,7 +254,7 @@ class Module(Steps):
                     rcx,
                     outcome.kind,
                     status,
-                    self._sept_entry(vcpu.td, rcx) if accept else -1,
+                    sept_entry(self, vcpu.td, rcx) if accept else -1,
                 )
             )
         return outcome

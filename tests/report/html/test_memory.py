@@ -168,6 +168,9 @@ class Compared:
                 assert ours == truth.layers[layer], (layer, self.nr_events)
 
 
+DESIGNS = ("bug-module-demote-accepts", "bug-module-demote-pending", "bug-attributes-before-split")
+"""Hosts that do otherwise what events tell of, and a module that does."""
+
 RUNS = [
     (name, seed) for name in SCENARIOS for seed in (None, 1) if seed is None or "1g" not in name
 ]
@@ -208,6 +211,18 @@ def test_the_memory_of_a_boot_is_folded_right_at_login() -> None:
     boot.login = login
     boot.run()
     assert seen and seen[0] > 1000
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("name", ["accept-level-prefault", "finding-folio-split-enomem"])
+def test_the_memory_of_other_designs_is_folded_right(name: str, design: str) -> None:
+    run = ScenarioWorld(load_scenario(name), design)
+    compared = Compared(run.world)
+    run.sim.set_sink(compared.see)
+    tell_memory(run.world)
+    run.spawn()
+    run.sim.run()
+    compared.compare()
 
 
 DEAF = {

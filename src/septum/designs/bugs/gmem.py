@@ -8,7 +8,6 @@ from septum.abi.errno import EACCES
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.designs.bugs._seeded import seeded
 from septum.linux.kvm.guest_memfd import GuestMemfd
-from septum.linux.ranges import range_store
 
 if TYPE_CHECKING:
     from septum.linux.kvm.types import Folio, GmemInode
@@ -57,7 +56,8 @@ class AttributesBeforeSplit(GuestMemfd):
     def kvm_gmem_convert_mappings(
         self, inode: GmemInode, start: int, end: int, to_private: bool
     ) -> int:
-        range_store(inode.attributes, start, end, KVM_MEMORY_ATTRIBUTE_PRIVATE if to_private else 0)
+        attrs = KVM_MEMORY_ATTRIBUTE_PRIVATE if to_private else 0
+        self.mas_store(inode, start, end, attrs)
         return super().kvm_gmem_convert_mappings(inode, start, end, to_private)
 
 

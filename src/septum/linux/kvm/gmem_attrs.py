@@ -15,7 +15,7 @@ from septum.abi.errno import EACCES, EAGAIN, EINVAL, ENOMEM, ENOTTY
 from septum.abi.kvm import GUEST_MEMFD_FLAG_MMAP, KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.linux.kvm.gmem_folio import ALL_ATTRIBUTES
 from septum.linux.kvm.gmem_range import GmemRange
-from septum.linux.ranges import range_get, range_has, range_store
+from septum.linux.ranges import range_get, range_has
 
 if TYPE_CHECKING:
     from septum.linux.kvm.types import Folio, GmemFile, GmemInode, Kvm
@@ -176,9 +176,7 @@ class GmemAttrs(GmemRange):
     def kvm_gmem_store_attributes(self, inode: GmemInode, start: int, end: int, attrs: int) -> None:
         """mas_store_prealloc(): it cannot fail."""
         self.sim.point("mas_store")
-        range_store(inode.attributes, start, end, attrs)
-        if self.sim.tracing:
-            self.trace_inode_attributes(inode, start, end)
+        self.mas_store(inode, start, end, attrs)
 
     def kvm_gmem_set_attributes_range(
         self, inode: GmemInode, start: int, nr_pages: int, attrs: int

@@ -13,7 +13,7 @@ from septum.linux.kvm.events import (
     KvmMemoryAttributesEvent,
     KvmMemslotEvent,
 )
-from septum.linux.ranges import range_extent
+from septum.linux.ranges import range_extent, range_store
 from septum.linux.unit import Unit
 
 if TYPE_CHECKING:
@@ -120,6 +120,12 @@ class GmemTrace(Unit):
             )
         )
         self.trace_attributes(kvm, kvm.mem_attr_array, slot.base_gfn, slot.end_gfn)
+
+    def mas_store(self, inode: GmemInode, start: int, end: int, attrs: int) -> None:
+        """mas_store_prealloc() into the attributes of the inode."""
+        range_store(inode.attributes, start, end, attrs)
+        if self.sim.tracing:
+            self.trace_inode_attributes(inode, start, end)
 
     def trace_inode_attributes(self, inode: GmemInode, start: int, end: int) -> None:
         """The attributes that guest_memfd holds changed at the indexes [start, end)."""

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from septum.abi import leaves
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE, LEVEL_NAMES
-from septum.abi.sept import HPA_MASK, STATE_NL_MAPPED, is_leaf, state_name
-from septum.abi.sept import STATE_MASK as SEPT_STATE_MASK
+from septum.abi.sept import HPA_MASK, is_leaf, state_name
 from septum.abi.spte import is_last_spte, is_shadow_present_pte, spte_to_pfn
 from septum.linux.kvm import events as kvm
 from septum.module.events import PamtPairEvent, SeamcallEvent, SeptLeavesEvent, TdcallEvent
@@ -221,19 +220,16 @@ class MemoryFold:
         pfn = (entry & HPA_MASK) >> 12 & -PAGES[level]
         return self.values.of(f"{state_name(entry)} {TDX_LEVEL_NAMES[level]}", pfn - gfn), pfn
 
-    def _entry(self, vm: int, rcx: int, entry: int, split: bool) -> Iterable[Change]:
-        """The entry at the GPA and level of `rcx` is `entry` now; `split`: it was a leaf before."""
+    def _entry(self, vm: int, rcx: int, entry: int, child: int = -1) -> Iterable[Change]:
+        """The entry at the GPA and level of `rcx` is `entry` now; `child` is the first one of the
+        table that a DEMOTE made of it."""
         level = rcx & 7
         gfn = (rcx & HPA_MASK) >> 12
-        if is_leaf(entry):
+        if child >= 0:
+            value, _ = self._sept_value(child, gfn, level - 1)
+        elif is_leaf(entry):
             value, _ = self._sept_value(entry, gfn, level)
-        elif entry & SEPT_STATE_MASK == STATE_NL_MAPPED:
-            if not split:
-                return ()
-            words, offset = self.values.table[self.vm(vm).layers[SEPT].get(gfn)]
-            state = "PENDING" if words.startswith("PENDING") else "MAPPED"
-            value = self.values.of(f"{state} {TDX_LEVEL_NAMES[level - 1]}", offset)
-        elif entry & SEPT_STATE_MASK and not state_name(entry).startswith("NL_"):
+        elif state_name(entry) in ("FREE", "REMOVED"):
             value = 0
         else:
             return ()
@@ -243,16 +239,15 @@ class MemoryFold:
         vm = self._tds.get(event.td)
         if event.sept < 0 or vm is None:
             return ()
-        return self._entry(vm, event.rcx, event.sept, False)
+        return self._entry(vm, event.rcx, event.sept)
 
     def _seamcall(self, event: SeamcallEvent) -> Iterable[Change]:
         leaf = event.leaf
         if event.sept >= 0:
             vm = self._tds.get((event.rdx & HPA_MASK) >> 12)
             if vm is not None:
-                split = leaf == leaves.TDH_MEM_PAGE_DEMOTE and not event.status
-                yield from self._entry(vm, event.rcx, event.sept, split)
-                if split:
+                yield from self._entry(vm, event.rcx, event.sept, event.sept_child)
+                if event.sept_child >= 0:
                     yield from self._demoted(vm, event)
         if event.status:
             return

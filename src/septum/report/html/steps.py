@@ -171,6 +171,7 @@ class Steps:
             via,
             event.rcx & 7 if event.leaf in GPA_LEAVES else address is None,
             sept & SEPT_STATE_MASK if sept >= 0 else -1,
+            event.sept_child & SEPT_STATE_MASK if event.sept_child >= 0 else -1,
             *map(bool, registers),
         )
         number = self._shapes.get(shape)
@@ -179,8 +180,7 @@ class Steps:
             self._shapes[shape] = number
             return number, numbers
         row = [] if address is None else [address]
-        if sept >= 0:
-            row.append(sept)
+        row += [entry for entry in (sept, event.sept_child) if entry >= 0]
         for before, after in zip(registers[::2], registers[1::2], strict=True):
             if before or after:
                 row += (before, after)
@@ -265,7 +265,7 @@ def _fields(event: Event) -> Fields:
     if isinstance(event, TdcallEvent):
         texts += [("name", tdcall_name(event.leaf)), ("status", status_name(event.status))]
         if event.sept >= 0:
-            texts.append(("state", state_name(event.sept)))
+            texts.append(("sept_state", state_name(event.sept)))
     for name in fields_of(type(event)):
         value = getattr(event, name)
         if name in COMMON or (name == "sept" and value < 0):
@@ -291,10 +291,11 @@ def _seamcall_fields(event: SeamcallEvent) -> Fields:
     ]
     names: list[str] = []
     values: list[int] = []
-    if event.sept >= 0:
-        texts.append(("state", state_name(event.sept)))
-        names.append("sept")
-        values.append(event.sept)
+    for name, entry in (("sept", event.sept), ("sept_child", event.sept_child)):
+        if entry >= 0:
+            texts.append((f"{name}_state", state_name(entry)))
+            names.append(name)
+            values.append(entry)
     registers = _registers(event)
     for name, before, after in zip(REGISTERS, registers[::2], registers[1::2], strict=True):
         if before or after:

@@ -3,7 +3,8 @@
 
 septum.details = (() => {
   const REGISTERS = ["rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13"];
-  const TEXTS_SHOWN_ELSEWHERE = new Set(["leaf", "version", "name", "status", "rax", "state"]);
+  const TEXTS_SHOWN_ELSEWHERE = new Set(["leaf", "version", "name", "status", "rax", "sept_state",
+    "sept_child_state"]);
   const SIGNED = new Set(["errno", "ret", "order"]);
   const GPA_LEAVES_PATTERN = /^TDH\.MEM\.(PAGE|SEPT|RANGE)\./;
   const CHANGES_MAX = 60;
@@ -74,7 +75,7 @@ septum.details = (() => {
     }
 
     _seamcall(form, row) {
-      const { leaf, name, version, status, rax, state } = form.texts;
+      const { leaf, name, version, status, rax } = form.texts;
       const section = this._section(`SEAMCALL ${name}`);
       section.append("p").append("b").text(`RAX ${rax}: ${status}`);
       const inputs = this.run.head.inputs[leaf] ?? {};
@@ -91,9 +92,12 @@ septum.details = (() => {
       }
       this._table(section, ["register", "in", "out", "what it is"], rows)
         .attr("class", "registers");
-      const entry = form.field("sept", row);
-      if (entry !== undefined)
-        section.append("p").text(`S-EPT entry after the call: ${hex(entry)} (${state})`);
+      for (const [field, words] of [["sept", "S-EPT entry after the call"],
+        ["sept_child", "first entry of the new table"]]) {
+        const entry = form.field(field, row);
+        if (entry !== undefined)
+          section.append("p").text(`${words}: ${hex(entry)} (${form.texts[field + "_state"]})`);
+      }
     }
 
     // Who was inside the module: the call of another task that ends next.
