@@ -93,7 +93,7 @@ def row(result: Result) -> str:
     example = result.example
     if example is None:
         return f"{name:25} NOT FOUND: {result.verdict.why}"[:80]
-    late = "  (slow)" if result.seconds > WANTED_S else ""
+    late = " !" if result.seconds > WANTED_S else ""
     return (
         f"{name:25} {example.finding.promise:19} {result.verdict.schedules:5} "
         f"{result.seconds:5.1f} {change(example.first_steps, example.steps):>8} "
@@ -166,6 +166,10 @@ def main(arguments: list[str]) -> int:
         return 1
     names = [f"bug-{name.removeprefix('bug-')}" for name in arguments if not name.startswith("-")]
     every = [design for group in SUBJECTS.values() for design in group]
+    unknown = sorted(set(names) - {design.name for design in every})
+    if unknown:
+        print(f"no seeded bug is called {', '.join(unknown)}", file=sys.stderr)
+        return 2
     chosen = [design for design in every if not names or design.name in names]
     print(title())
     results = []
@@ -175,8 +179,9 @@ def main(arguments: list[str]) -> int:
     found = [result for result in results if result.example is not None]
     slowest = max(results, key=lambda result: result.seconds)
     print(
-        f"{len(found)} of {len(results)} found in {sum(r.seconds for r in results):.0f} s of CPU "
-        f"time; the slowest, {slowest.design.name}, took {slowest.seconds:.1f} s"
+        f"{len(found)} of {len(results)} found, in {sum(r.seconds for r in results):.0f} s of CPU "
+        f"time;\n{slowest.design.name} took longest, {slowest.seconds:.1f} s"
+        f" (! marks what took more than {WANTED_S:.0f} s)"
     )
     if "--write" in arguments:
         if len(results) != len(every):
