@@ -74,12 +74,13 @@ def test_a_bench_builds_anew_after_a_run_that_was_stopped(
 
 
 def test_the_check_by_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--seeds", "2", "--workers", "1", "convert-one-page", "reference"]) == 0
+    bounds = ["--seeds", "2", "--failing", "1", "--workers", "1"]
+    assert main([*bounds, "convert-one-page", "reference"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out == [
         "[1/2] convert-one-page  as expected, the only order",
         "[2/2] reference         as expected, 4 schedules",
-        "2 of 2 scenarios as expected: round-robin, 2 seeds from 0 on, 0 with failures; 5 runs",
+        "2 of 2 scenarios as expected: round-robin, 2 seeds from 0 on, 1 with failures; 5 runs",
     ]
     assert main(["--seeds", "2", "no-such"]) == 2
     assert "no scenario is called 'no-such'" in capsys.readouterr().err

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from septum.sim import Event
 
 SEEDS = 200
+FAILING = 50
 FAILURE_ODDS = 6
 """Of failing runs: an allowed failure comes one time in so many."""
 AGAIN_EVERY = 50
@@ -134,7 +135,7 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("scenario", nargs="*", help="names; default: all of the library")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="random schedules for each")
-    parser.add_argument("--failing", type=int, default=0, help="and so many with failures")
+    parser.add_argument("--failing", type=int, default=FAILING, help="and so many with failures")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--check", choices=("end", "quiet", "every-step"), default="quiet")
