@@ -25,7 +25,9 @@ from septum.cli.main import app
 from septum.cli.run import decode_run
 from septum.explore.command import explore_command, verdict_lines
 from septum.explore.origin import patch_of
-from septum.explore.recording import Beat
+from septum.explore.recording import Beat, Recording
+from septum.explore.replay import find_subject
+from septum.explore.run import Runner
 from septum.explore.story import WIDTH, Row, cause
 from septum.explore.subject import Options
 from septum.explore.verdict import Outcome, Verdict
@@ -290,3 +292,10 @@ def test_a_cause_with_too_many_needs_counts_them() -> None:
     few, many = ([Row(1, "vcpu0", ">>", "", beat)] * count for count in (2, 9))
     assert cause(broken, few).count("vcpu1 runs while vcpu0 is at `lock` in f") == 2
     assert cause(broken, many).endswith(", after 9 preemptions and injected failures.")
+
+
+def test_a_story_that_does_not_repeat_is_a_defect() -> None:
+    """What is told is what was found, or nothing is told."""
+    runner = Runner(find_subject("toy:rare"), Options())
+    with pytest.raises(RuntimeError, match="did not repeat: tlb: it broke"):
+        Recording(runner, [], Finding("tlb", "it broke", "there", "vcpu1", 0))

@@ -183,7 +183,7 @@ def stories(verdict: Verdict, runner: Runner, how: list[str]) -> list[list[str]]
     are the commands at its end (see `reproduce.command_lines`)."""
     told = []
     for example in verdict.counterexamples:
-        recording = Recording(runner, example.answers)
+        recording = Recording(runner, example.answers, example.finding)
         finding = example.finding
         said = heading(finding, verdict.subject, verdict.design, verdict.seed)
         consequence = consequence_of(finding, verdict.design)

@@ -41,7 +41,8 @@ class Recording:
 
     __slots__ = ("_failures", "_runner", "_steering", "_watcher", "beats", "start", "tasks")
 
-    def __init__(self, runner: Runner, answers: list[int]) -> None:
+    def __init__(self, runner: Runner, answers: list[int], finding: Finding) -> None:
+        """Raises RuntimeError when the run does not break as it did: a defect of Septum."""
         self._runner = runner
         self.beats: list[Beat] = []
         self._steering = Replaying(answers)
@@ -52,9 +53,11 @@ class Recording:
         try:
             runner.clean()
             self.start = self._watcher.look() if self._watcher is not None else None
-            runner.run(self._steering)
+            again = runner.run(self._steering).finding
         finally:
             runner.sink = None
+        if again is None or (again.promise, again.text) != (finding.promise, finding.text):
+            raise RuntimeError(f"a finding did not repeat: {finding.promise}: {finding.text}")
         self._cut_after_finding()
         self.tasks = list(dict.fromkeys(beat.event.task for beat in self.beats))
 

@@ -52,5 +52,5 @@ def retell(scenario: Scenario, design: str, schedule: Schedule, check: Mode) -> 
     example = Counterexample(run.finding, answers, *numbers, *numbers, token=token)
     said = heading(run.finding, scenario.name, subject.design, None)
     consequence = consequence_of(run.finding, subject.design)
-    recording = Recording(runner, answers)
+    recording = Recording(runner, answers, run.finding)
     return story_lines(example, recording, said, consequence, searched=False)

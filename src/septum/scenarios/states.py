@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from septum.checks.checker import Mode
+    from septum.linux.kvm.types import Kvm
     from septum.machine import LogicalProcessor, TablePage
     from septum.scenarios.scenario import Scenario
     from septum.sim import Schedule
@@ -106,14 +107,15 @@ def scenario_states(
 
 
 class StateWatcher:
-    """Looks at a world. Mirror tables that have not changed are not read again."""
+    """Looks at a world. Tables that have not changed are not read again."""
 
-    __slots__ = ("_locks", "_tables", "world")
+    __slots__ = ("_locks", "_tables", "_views", "world")
 
     def __init__(self, world: World) -> None:
         self.world = world
         self._locks: dict[str, Holders] = {}
         self._tables: dict[int, tuple[object, int, list[Pages]]] = {}
+        self._views: dict[int, VmView] = {}
 
     def after(self, event: Event) -> WorldState:
         """The state now, right after `event`; of every event, or locks are not known."""
@@ -136,13 +138,20 @@ class StateWatcher:
         tlbs = {lp.id: tuple(_merged(_cached(lp))) for lp in world.machine.lps}
         return WorldState(
             vms={
-                f"vm{number}": self._vm(VmView(world, kvm, None))
+                f"vm{number}": self._vm(self._view(number, kvm))
                 for number, kvm in sorted(world.host.kvms.items())
             },
             tlbs={cpu: entries for cpu, entries in tlbs.items() if entries},
             locks={name: holders for name, holders in sorted(self._locks.items()) if holders},
             pamt=_pamt(world),
         )
+
+    def _view(self, number: int, kvm: Kvm) -> VmView:
+        view = self._views.get(number)
+        if view is None or view.kvm is not kvm:
+            view = self._views[number] = VmView(self.world, kvm, None)
+        view.refresh()
+        return view
 
     def _vm(self, view: VmView) -> VmState:
         root = view.mirror_root()
