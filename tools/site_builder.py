@@ -16,7 +16,7 @@ BUILD = ROOT / "build"
 NAV: dict[str, tuple[str, ...]] = {
     "Start": ("index", "tutorial", "reading-guide"),
     "The v3 series": ("series", "findings", "designs", "seeded-bugs"),
-    "Use it": ("scenarios", "page", "pytest", "own-patch", "your-own-design", "compare"),
+    "Use it": ("scenarios", "page", "pytest", "your-own-design", "compare"),
     "Reference": ("promises", "fidelity", "trace-format", "formats"),
 }
 

@@ -1,4 +1,4 @@
-"""The tutorial is true: its files are written, its commands run, what it shows is what comes."""
+"""Pages that teach are true: their files are written, their commands run, what they show comes."""
 
 import re
 import shlex
@@ -8,23 +8,37 @@ import pytest
 
 from septum.cli.main import app
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = DOCS / "tutorial.md"
+OWN = DOCS / "your-own-design.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
 HOST = re.compile(r"0x[12][0-9a-f]{5,}")
-BROKEN = {"septum explore late.toml --check quiet --report found --emit-test test_late.py"}
+BROKEN = {
+    "septum explore late.toml --check quiet --report found --emit-test test_late.py",
+    "septum explore convert-against-fault --design lazy_kick.py:NoKick",
+}
 """Commands of which the page says that a promise is broken: exit code 1."""
 
 
-def blocks(kind: str) -> list[str]:
-    return [text for found, text in BLOCK.findall(PAGE.read_text()) if found == kind]
+def blocks(kind: str, page: Path = PAGE) -> list[str]:
+    return [text for found, text in BLOCK.findall(page.read_text()) if found == kind]
+
+
+def check_command(text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Run the command of a console block, and compare what it shows."""
+    command, *shown = text.rstrip("\n").split("\n")
+    printed = run(command.removeprefix("$ "), capfd).rstrip("\n").split("\n")
+    check_shown(shown, printed)
 
 
 def run(command: str, capfd: pytest.CaptureFixture[str]) -> str:
     """What a command of the page prints."""
     words = shlex.split(command)
     assert words[0] == "septum"
+    # However busy this machine is: a search has the time that it needs.
+    patience = ["--time", "600"] if words[1] in ("explore", "compare") else []
     with pytest.raises(SystemExit) as stop:
-        app(words[1:], standalone_mode=False)
+        app(words[1:] + patience, standalone_mode=False)
         raise SystemExit(0)
     assert stop.value.code == (1 if command in BROKEN else 0), command
     return capfd.readouterr().out
@@ -59,9 +73,7 @@ def test_every_command_of_the_tutorial(
     consoles = blocks("console")
     assert len(consoles) > 5
     for text in consoles:
-        command, *shown = text.rstrip("\n").split("\n")
-        printed = run(command.removeprefix("$ "), capfd).rstrip("\n").split("\n")
-        check_shown(shown, printed)
+        check_command(text, capfd)
     # The files that it names are there, and the regression test fails as it says.
     assert {"late-1.txt", "late.json", "test_late_1.py"} <= {
         p.name for p in Path("found").iterdir()
@@ -96,3 +108,22 @@ def test_what_is_shown_is_held_to_what_is_printed(shown: list[str], wrong: str) 
         return
     with pytest.raises(AssertionError, match=wrong):
         check_shown(shown, ["a", "b", "c"])
+
+
+def test_your_own_design_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The file grows block by block, and each command is run with what is in it by then."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_COLOR", "1")
+    source = ""
+    consoles = 0
+    for kind, text in BLOCK.findall(OWN.read_text()):
+        if kind == "python":
+            source += f"\n\n{text}" if source else text
+            Path("lazy_kick.py").write_text(source)
+        elif kind == "console":
+            consoles += 1
+            check_command(text, capfd)
+    assert consoles == 3
+    assert source == (DOCS / "examples" / "lazy_kick.py").read_text()
