@@ -107,7 +107,6 @@ septum.map = (() => {
       const style = getComputedStyle(document.documentElement);
       this.colours = (name) => style.getPropertyValue(`--map-${name}`).trim();
       this.ink = style.getPropertyValue("--map-ink").trim();
-      this.frame = style.getPropertyValue("--accent").trim();
       this._drawCells(width, changed.keys);
       this._drawPages(width, changed.pages);
       this._drawLegend();
@@ -216,7 +215,7 @@ septum.map = (() => {
 
     _outline(context, x, y, pitch, changed, selected) {
       if (changed) {
-        context.fillStyle = this.frame;
+        context.fillStyle = this.ink;
         context.beginPath();
         context.moveTo(x, y);
         context.lineTo(x + pitch * 0.55, y);
