@@ -86,10 +86,11 @@ WORDS = {
     "td_exit.rdx": "RDX as TDH.VP.ENTER returns it",
     "td_exit.r8": "R8 as TDH.VP.ENTER returns it",
     "status": "the TDX status, RAX",
+    "sept_child": "the first entry of the table that a DEMOTE made; -1: it made none",
     "sept": "the S-EPT entry at the call's GPA and level when it ended; -1: there is none",
     "td": "PFN of the TDR",
     "tdr": "PFN of the TDR",
-    "vcpu": "PFN of the TDVPR",
+    "vcpu": "number of the vCPU in its TD",
     "gpa": "guest physical address",
     "hpa": "host physical address",
     "access": "1 read, 2 write, 4 fetch",
@@ -101,6 +102,7 @@ WORDS = {
     "gfn": "guest frame number, of 4 KB",
     "pfn": "host frame number, of 4 KB",
     "npages": "4 KB pages",
+    "sept_leaves.level": "0 is 4 KB, 1 is 2 MB, 2 is 1 GB",
     "level": "1 is 4 KB, 2 is 2 MB, 3 is 1 GB",
     "spte": "the entry of the (mirror) page table",
     "old_spte": "the entry before",
@@ -142,10 +144,7 @@ WORDS = {
 }
 """Field, or event.field -> what it is. One that is not here has no words: this program says so."""
 ADDED = {
-    "seamcall": (
-        "Lines of a file have `name`, the leaf in the specification's words, and `via`, the"
-        " kernel functions that it came from, innermost first."
-    ),
+    "seamcall": ("Lines of a file have `name`, the leaf in the specification's words."),
     "tdcall": "Lines of a file have `name`, the leaf in the specification's words.",
 }
 
@@ -183,6 +182,8 @@ def page() -> str:
     parts += [doc(TraceEnd), fields(TraceEnd)]
     parts += ["## Every event\n\n", doc(Event), fields(Event)]
     parts.append(
+        "Lines of a file have `via` where kernel functions are on the stack: the innermost ones,"
+        " `callee < caller < ...`. "
         "`type` says which event it is: the titles below. `septum trace --only` takes these, or"
         " kinds of them:\n\n| kind | events |\n| --- | --- |\n"
     )
