@@ -62,12 +62,11 @@ class Frames:
 class MemoryFold:
     """`apply` events in order; each returns what it changed."""
 
-    __slots__ = ("_apply", "_frames", "_tds", "dynamic_pamt", "values", "vms")
+    __slots__ = ("_apply", "_frames", "_tds", "values", "vms")
 
     def __init__(self) -> None:
         self.values = Values()
         self.vms: dict[int, Vm] = {}
-        self.dynamic_pamt = False
         self._frames = Frames()
         self._tds: dict[int, int] = {}  # PFN of the TDR -> VM
         self._apply: dict[type[Event], Callable[..., Iterable[Change]]] = {
@@ -193,7 +192,6 @@ class MemoryFold:
                     yield from _changes(vm, PAMT, self._pamt_of(vm, there, low, high - low))
 
     def _set_pair(self, hpa: int, there: bool) -> Iterable[Change]:
-        self.dynamic_pamt = True
         frame = hpa >> 21
         if there:
             self._frames.pairs.add(frame)

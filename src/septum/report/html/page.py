@@ -79,7 +79,6 @@ class Head(msgspec.Struct):
     outputs: dict[str, dict[str, str]]
     refused: dict[str, str]
     findings: list[int]
-    dynamic_pamt: bool
 
 
 class PageData:
@@ -144,7 +143,6 @@ class PageData:
             outputs={f"{leaf}": operands for leaf, operands in OUTPUTS.items()},
             refused=REFUSED_BY_ENTRY,
             findings=[step for step, _ in self.findings],
-            dynamic_pamt=fold.dynamic_pamt,
         )
         return blob.pack(head)
 

@@ -31,7 +31,6 @@ HEX, DECIMAL = "\ue000", "\ue001"
 """Stand in a form's words for a number, which is the next one of the row."""
 _NUMBER = re.compile(r"\b(?:0x[0-9a-f]+|\d+)\b")
 COMMON = frozenset(("time_ns", "task", "cpu"))
-SIGNED = frozenset(("errno", "ret", "order"))
 PREEMPTED, INJECTED, BROKEN = "preempted", "injected", "broken"
 REGISTERS = ("rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13")
 _registers = attrgetter(*(name for r in REGISTERS for name in (r, f"out_{r}")))
@@ -54,7 +53,7 @@ class Form(NamedTuple):
     names: tuple[str, ...]
 
 
-class FormTable(msgspec.Struct, rename={"nr_in_text": "k"}):
+class FormTable(msgspec.Struct):
     """A form as the page reads it: numbers of strings, then how to read its columns."""
 
     tag: int
@@ -78,7 +77,6 @@ class StepTable(msgspec.Struct):
     form: ColumnSpec
     task: ColumnSpec
     delta_ns: ColumnSpec
-    start_ns: int
 
 
 class Strings:
@@ -210,7 +208,6 @@ class Steps:
             form=blob.add(self._step_forms),
             task=blob.add(self._tasks),
             delta_ns=blob.add(self._delta_ns),
-            start_ns=0,
         )
         return steps, forms
 
