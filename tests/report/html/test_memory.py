@@ -8,8 +8,6 @@ import pytest
 
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.abi.sept import STATE_NAMES
-from septum.abi.tdvf import parse_tdvf
-from septum.abi.tdvf_build import synthetic_tdvf
 from septum.checks.view import VmView
 from septum.linux.kvm.events import (
     KvmGmemFolioEvent,
@@ -29,7 +27,6 @@ from septum.report.html.memory import (
     TDX_LEVEL_NAMES,
     MemoryFold,
 )
-from septum.scenarios.boot import Boot, BootRecipe
 from septum.scenarios.opening import mirror_runs, tell_memory
 from septum.scenarios.run import load_scenario
 from septum.scenarios.world import ScenarioWorld
@@ -38,12 +35,10 @@ from septum.sim.events import Event
 from septum.vmm.world import World
 
 SCENARIOS = (
-    "accept-2m-on-4k",
     "accept-parallel-4k",
     "busy-once",
-    "convert-against-convert",
     "convert-against-prefault",
-    "convert-straddling",
+    "convert-straddling-per-vm",
     "dpamt-convert",
     "dpamt-two-vms",
     "dying-vm",
@@ -53,6 +48,8 @@ SCENARIOS = (
     "finding-private-again",
     "folio-1g-convert-2m",
     "odd-slot-offset",
+    "odd-two-slots",
+    "private-mem-exits-plain-slot",
     "private-mem-punch-target",
     "promotion-after-return",
     "slot-delete-in-use",
@@ -171,9 +168,8 @@ class Compared:
 DESIGNS = ("bug-module-demote-accepts", "bug-module-demote-pending", "bug-attributes-before-split")
 """Hosts that do otherwise what events tell of, and a module that does."""
 
-RUNS = [
-    (name, seed) for name in SCENARIOS for seed in (None, 1) if seed is None or "1g" not in name
-]
+RACES = ("convert-against-prefault", "finding-fresh-folio-race", "upm-parallel-convert")
+RUNS = [(name, None) for name in SCENARIOS] + [(name, 1) for name in RACES]
 
 
 @pytest.mark.parametrize(("name", "seed"), RUNS)
@@ -193,24 +189,6 @@ def test_the_memory_folded_from_events_is_the_worlds(name: str, seed: int | None
     except RunStopped:
         return
     assert compared.nr_changes
-
-
-def test_the_memory_of_a_boot_is_folded_right_at_login() -> None:
-    """From nothing, with KVM's attributes, and shared memory that is not guest_memfd's."""
-    image = parse_tdvf(synthetic_tdvf(), "own.fd")
-    recipe = BootRecipe(384 << 20, 2, image.sha256, dynamic_pamt=True)
-    boot = Boot(recipe, image, schedule=RoundRobin(2000))
-    compared = Compared(boot.world)
-    boot.world.sim.set_sink(compared.see)
-    seen: list[int] = []
-
-    def login(_: Boot) -> None:
-        compared.compare()
-        seen.append(compared.nr_changes)
-
-    boot.login = login
-    boot.run()
-    assert seen and seen[0] > 1000
 
 
 @pytest.mark.parametrize("design", DESIGNS)
