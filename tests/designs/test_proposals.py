@@ -194,6 +194,15 @@ def test_costs(design: str, scenario: str, counter: str, posted: int, now: int) 
     assert counts == [posted, now]
 
 
+def test_a_vmm_that_gives_pages_back_fails_conversions_where_holes_are_whole() -> None:
+    """As QEMU: attributes, then a hole; a hole that is refused is a MapGPA that is refused."""
+    setup = "convert page 5 to shared"
+    assert result(run("private-again-per-vm"), setup) == "ok"
+    assert result(run("private-again-per-vm", "punch-whole"), setup) == "refused"
+    assert result(run("finding-punch-enomem", "punch-whole"), "punch") == "-EINVAL"
+    assert result(run("private-again-per-vm", "rfc-v5"), setup) == "ok"
+
+
 def test_pamt_at_alloc_takes_more_pairs_and_no_cache() -> None:
     """Its S-EPT pages have their PAMT before the module has them; a split tops nothing up."""
     v3, now = run("dpamt-convert"), run("dpamt-convert", "pamt-at-alloc")

@@ -42,5 +42,5 @@ DESIGN = Design(
     "Vishal Annapurve (guest_memfd), 2026-01-20, review of 11/24; Sean Christopherson, 2026-01-29",
     "PUNCH_HOLE takes whole huge pages only and splits nothing",
     on_v3(gmem=PunchWhole),
-    scenarios=("finding-punch-enomem", "punch-against-accept"),
+    scenarios=("finding-punch-enomem", "punch-against-accept", "private-again-per-vm"),
 )

@@ -20,7 +20,6 @@ from septum.designs.proposals.pamt_at_alloc import (
     ControlPageTdxArch,
 )
 from septum.designs.proposals.pfn_wrappers import PfnGuestMemfd, PfnTdxArch
-from septum.designs.proposals.punch_whole import PunchWhole
 from septum.designs.registry import Design, on_v3
 from septum.linux.kvm.types import KvmTdx
 from septum.sim import Mutex
@@ -100,8 +99,12 @@ class RfcV5Tdx(OneHookTdx, AcceptToLevelTdx, GmemConvertTdx, NoVmAttributesTdx, 
         return ret if ret else x86.topup_tdx_prealloc_page(vcpu.tdx.prealloc, pages)
 
 
-class RfcV5GuestMemfd(GmemConvertHook, PunchWhole, PfnGuestMemfd):
-    """The hook for conversions, holes of whole huge pages, and no word of folios to TDX."""
+class RfcV5GuestMemfd(GmemConvertHook, PfnGuestMemfd):
+    """The hook for conversions, and no word of folios to TDX.
+
+    Assumed: a hole in a part of a huge page is split by the hook, too. The RFC has no split for it,
+    and relies on the rule of the design punch-whole, under which QEMU does not boot with THP.
+    """
 
     __slots__ = ()
 
