@@ -318,14 +318,15 @@ def test_one_hook_is_all_that_tdx_is_asked_by(monkeypatch: pytest.MonkeyPatch) -
 # Split under mmu_lock for reading
 
 
-def test_the_race_that_unblock_loses_is_there_without_injection() -> None:
-    """vCPUs accept in one 2 MB page: UNBLOCK is BUSY, as another walks the S-EPT."""
-    scenario = "dpamt-accept-parallel"
-    seed = next(
-        seed
-        for seed in range(400)
-        if promises(run_scenario(scenario, "shared-demote-unblock", RandomRun(seed)))
-    )
+def test_unblock_wants_the_tracking_that_has_failed() -> None:
+    """Without injection: TRACK is BUSY while a vCPU enters, and UNBLOCK is then refused."""
+    scenario = "accept-parallel-4k"
+    for seed in range(400):
+        outcome = run_scenario(scenario, "shared-demote-unblock", RandomRun(seed))
+        if promises(outcome):
+            break
+    assert outcome.counts["unblock.failed"] >= 1
+    assert "RANGE_BLOCK failed: 0xb0700000001" in texts(outcome)
     assert run_scenario(scenario, "v3", RandomRun(seed)).held
     assert run_scenario(scenario, "shared-demote-non-blocking", RandomRun(seed)).held
 
