@@ -2,9 +2,9 @@
 
 Patch 09 of v3 refuses the first. Its log says why: all vCPUs cannot be kept out under the shared
 lock, so DEMOTE may be BUSY; then the leaf, which is BLOCKED, has to be unblocked; and UNBLOCK may
-be BUSY, too. (The search finds a nearer one: TRACK is BUSY as a vCPU enters, and UNBLOCK wants that
-tracking to be done.) It keeps the door open for a module with NON-BLOCKING-RESIZE, whose DEMOTE needs
-neither BLOCK nor TRACK (patches 09 and 13, 2026-01-06).
+be BUSY, too. (A search finds a nearer one: TRACK is BUSY as a vCPU enters, and UNBLOCK wants that
+tracking to be done.) It keeps the door open for a module with NON-BLOCKING-RESIZE, whose DEMOTE
+needs neither BLOCK nor TRACK (patches 09 and 13, 2026-01-06).
 """
 
 from __future__ import annotations
