@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
+from septum.cli.main import run_command
 from septum.compare.cost import Measured, conversion_script, measure
 from septum.compare.pool import Pool
 from septum.compare.result import Broken, Searched
@@ -74,30 +77,48 @@ def marks(row: dict[str, Any]) -> set[str]:
     return {cell["mark"] for cell in row["cells"].values()}
 
 
-def test_who_breaks_nothing_and_who_does_appear_as_such(tmp_path: Path) -> None:
-    done = compare("mine.py:Same", "mine.py:NoTrack", *QUICK, cwd=tmp_path)
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a comparison of a design that is v3 and of one that is broken."""
+    folder = tmp_path_factory.mktemp("table")
+    done = compare("mine.py:Same", "mine.py:NoTrack", *QUICK, "--workers", "2", cwd=folder)
     assert done.returncode == 1, done.stderr
-    lines = done.stdout.splitlines()
+    assert done.stdout == (folder / "septum-compare" / "compare.txt").read_text()
+    return folder
+
+
+def test_who_breaks_nothing_and_who_does_appear_as_such(table: Path) -> None:
+    folder = table / "septum-compare"
+    lines = (folder / "compare.txt").read_text().splitlines()
     assert max(map(len, lines)) <= 80
     same = next(line for line in lines if line.startswith("mine.py:Same")).split()
     broken = next(line for line in lines if line.startswith("mine.py:NoTrack")).split()
     assert same[1:] == ["."] * 15 + ["all"]
     assert "1" in broken[1:-1]
     assert "  1. mine.py:NoTrack: no-bug in convert-one-page" in lines
-    folder = tmp_path / "septum-compare"
+    # Looked past: what breaks later in the same run.
+    assert any(line.startswith("     then teardown: ") for line in lines)
+
+
+def test_stories_and_page_are_in_the_folder(table: Path) -> None:
+    folder = table / "septum-compare"
     story = (folder / "01-mine-py-NoTrack-no-bug.txt").read_text()
     assert story.startswith("BROKEN: promise no-bug in scenario convert-one-page")
     assert "The shortest schedule found" in story
-    assert done.stdout == (folder / "compare.txt").read_text()
-    assert json.loads((folder / "compare.json").read_bytes())["schema"] == "septum.compare"
+    page = (folder / "compare.html").read_text()
+    assert "mine.py:NoTrack" in page and story.splitlines()[0] in page
+    # Complete in itself: nothing is fetched, nothing is run.
+    assert not re.search(r"<(script|link|img|iframe)|https?://|url\(", page)
+    for number in re.findall(r'href="#example-(\d+)"', page):
+        assert f'id="example-{number}"' in page
 
 
-def test_the_token_of_a_cell_replays(tmp_path: Path) -> None:
-    done = compare("mine.py:NoTrack", *QUICK, "--json", cwd=tmp_path)
-    example = json.loads(done.stdout)["examples"][0]
+def test_the_token_of_a_cell_replays(table: Path) -> None:
+    answer = json.loads((table / "septum-compare" / "compare.json").read_bytes())
+    assert (answer["schema"], answer["schema_version"]) == ("septum.compare", 1)
     again = subprocess.run(
-        [sys.executable, "-m", "septum", "replay", example["broken"]["token"]],
-        cwd=tmp_path,
+        [sys.executable, "-m", "septum", "replay", answer["examples"][0]["broken"]["token"]],
+        cwd=table,
         env=environment(),
         capture_output=True,
         text=True,
@@ -107,15 +128,14 @@ def test_the_token_of_a_cell_replays(tmp_path: Path) -> None:
     assert "TDX_TLB_TRACKING_NOT_DONE" in again.stdout
 
 
-def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
-    answers = []
-    for workers in ("1", "2"):
-        done = compare("mine.py:NoTrack", *QUICK, "--json", "--workers", workers, cwd=tmp_path)
-        answer = json.loads(done.stdout)
+def test_the_number_of_workers_changes_nothing(table: Path, tmp_path: Path) -> None:
+    first = json.loads((table / "septum-compare" / "compare.json").read_bytes())
+    args = ("mine.py:Same", "mine.py:NoTrack", *QUICK, "--json", "--workers", "1")
+    second = json.loads(compare(*args, cwd=tmp_path).stdout)
+    for answer in (first, second):
         for searched in answer["searches"]:
             del searched["seconds"]
-        answers.append(answer)
-    assert answers[0] == answers[1]
+    assert first == second
 
 
 def test_what_v3_breaks_is_not_the_designs_own(tmp_path: Path) -> None:
@@ -151,11 +171,21 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("args", "words"), MISTAKES, ids=lambda value: str(value)[:30])
-def test_a_mistake_is_one_sentence_and_2(args: list[str], words: str, tmp_path: Path) -> None:
-    done = compare(*args, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_mistake_is_one_sentence_and_2(
+    args: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.setattr(sys, "argv", ["septum", "compare", *args])
+    assert run_command() == 2
+    told = capfd.readouterr()
+    assert words in told.err
+    assert told.out == ""
+    assert "Traceback" not in told.err
 
 
 INTERRUPTED = """
@@ -174,8 +204,7 @@ sys.exit(run_command())
 
 def test_an_interrupt_keeps_what_was_found(tmp_path: Path) -> None:
     """Ctrl-C when the first search has ended: its row is there, and so is what was left out."""
-    (tmp_path / "mine.py").write_text(MINE)
-    args = ("compare", "mine.py:NoTrack", *QUICK, "--json", "--workers", "1")
+    args = ("compare", "v3-without-02", *QUICK, "--json", "--workers", "1")
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, *args],
         cwd=tmp_path,
@@ -229,6 +258,21 @@ def test_each_mark_means_what_the_legend_says() -> None:
     assert cell_of(searched("mine", complete=False), broken, "tlb") == "?"
     assert cell_of(searched("mine", known="tlb"), searched("v3", known="tlb"), "tlb") == "v3"
     assert cell_of(searched("mine", "tlb", complete=False), clean, "tlb") == "1"
+    assert cell_of(searched("mine", "as-expected"), clean, "as-expected") == "1"
+
+
+def test_what_breaks_in_one_run_is_one_example() -> None:
+    """The cells of a run share its number; the first that broke leads, a mere mismatch follows."""
+    design = find_design("v3")
+    other = type(design)("mine", "here", "mine", design.units, breaks=("tlb", "cache"))
+    run = searched("mine", "teardown", "tlb", "as-expected")
+    run.broken[2] = structs.replace(run.broken[2], token="another")
+    table = Table([other], [searched("v3"), run])
+    (example,) = table.examples
+    assert example.broken.promise == "teardown"
+    assert [later.promise for later in example.then] == ["tlb", "as-expected"]
+    assert {sign(table.rows[0].cells[p]) for p in ("teardown", "tlb", "as-expected")} == {"1"}
+    assert table.rows[0].unseen == ["cache"]
 
 
 # Costs and workers
@@ -239,13 +283,13 @@ def test_the_conversion_load_keeps_the_guests_data_and_counts(
 ) -> None:
     """Its own verify finds every page that was not converted as it was; a design that is v3 costs
     what v3 costs."""
-    monkeypatch.setattr("septum.compare.cost.CONVERT_HUGE", 10)
+    monkeypatch.setattr("septum.compare.cost.CONVERT_HUGE", 5)
     measured = Measured("v3", "convert")
     first = measured.run()
     assert first.ended == ""
     assert isinstance(measured.guest, ScriptGuest)
     assert [min(results) for results in measured.guest.results] == [0] * 4
-    assert first.seamcalls["TDH.MEM.PAGE.DEMOTE"] == first.splits > 10
+    assert first.seamcalls["TDH.MEM.PAGE.DEMOTE"] == first.splits > 5
     assert first.huge > 0
     assert first.pamt_pages > 0
     assert measure("v3", "convert") == first

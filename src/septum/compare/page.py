@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SPOKEN = {
     Mark.HELD: "held",
     Mark.BROKEN: "broken",
+    Mark.DIFFERS: "not as the scenario expects of v3",
     Mark.V3: "broken, as v3 breaks it",
     Mark.MENDED: "held, where v3 breaks it",
     Mark.UNDETERMINED: "undetermined",
@@ -80,7 +81,7 @@ def _groups(comparison: Comparison) -> list[tuple[str, list[Row]]]:
 
 def _spoken(promise: str, cell: Cell) -> str:
     """A cell in words: for a screen reader, and when the mouse rests on it."""
-    where = f" in {cell.scenario}" if cell.mark in (Mark.BROKEN, Mark.V3) else ""
+    where = f" in {cell.scenario}" if cell.mark in (Mark.BROKEN, Mark.DIFFERS, Mark.V3) else ""
     return f"{promise}: {SPOKEN[cell.mark]}{where}"
 
 

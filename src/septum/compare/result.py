@@ -15,12 +15,14 @@ AS_EXPECTED = "as-expected"
 class Mark(StrEnum):
     """What a cell says.
 
-    `v3`: broken, and v3 breaks the same promise in the same scenario. `mended`: held where v3
-    breaks it. `failed`: the search raised, which is a defect.
+    `differs`: a run is not as the scenario expects of v3, which is no broken promise. `v3`: broken,
+    and v3 breaks the same promise in the same scenario. `mended`: held where v3 breaks it.
+    `failed`: the search raised, which is a defect.
     """
 
     HELD = "held"
     BROKEN = "broken"
+    DIFFERS = "differs"
     V3 = "v3"
     MENDED = "mended"
     UNDETERMINED = "undetermined"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (*PROMISES, AS_EXPECTED)
 V3 = "v3"
-_RANK = (Mark.BROKEN, Mark.FAILED, Mark.V3, Mark.UNDETERMINED, Mark.MENDED, Mark.HELD)
+_RANK = (Mark.BROKEN, Mark.DIFFERS, Mark.FAILED, Mark.V3, Mark.UNDETERMINED, Mark.MENDED, Mark.HELD)
 """A design's cell is the first of these that a scenario gives it."""
 
 
@@ -76,7 +76,7 @@ class Table:
         mark, searched = decided[broken.promise]
         if mark is Mark.V3 and searched is not None:
             return not finding_of(searched.scenario, broken.promise, broken.text)
-        return mark is Mark.BROKEN
+        return mark in (Mark.BROKEN, Mark.DIFFERS)
 
     def _number(self, searched: Searched, shown: list[Broken], numbers: dict[str, int]) -> None:
         """Number what broke, in the order of being found; what broke in one run is one example."""
@@ -99,7 +99,9 @@ class Table:
         v3 = self._of_v3.get(searched.scenario)
         by_v3 = v3 is not None and v3.breaks(promise)
         if searched.breaks(promise):
-            return Mark.V3 if by_v3 or promise in searched.known else Mark.BROKEN
+            if by_v3 or promise in searched.known:
+                return Mark.V3
+            return Mark.DIFFERS if promise == AS_EXPECTED else Mark.BROKEN
         if not searched.complete:
             return Mark.UNDETERMINED
         return Mark.MENDED if by_v3 else Mark.HELD

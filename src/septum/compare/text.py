@@ -27,7 +27,14 @@ NAME_WIDTH = 28
 CELL_WIDTH = 3
 COST_NAME_WIDTH = 24
 COST_WIDTHS = (6, 8, 6, 6, 8, 6, 5, 6, 5)
-_STYLES = {"broken": "bad", "v3": "warn", "undetermined": "warn", "failed": "bad", "mended": "good"}
+_STYLES = {
+    "broken": "bad",
+    "differs": "warn",
+    "v3": "warn",
+    "undetermined": "warn",
+    "failed": "bad",
+    "mended": "good",
+}
 
 
 def comparison_lines(comparison: Comparison, folder: str) -> Lines:

@@ -37,7 +37,10 @@ SIGNS = {
 }
 MEANINGS = (
     (".", "held: every schedule and failure within the bounds was tried"),
-    ("1, 2..", "broken by this design and not by v3: the counterexample of that number"),
+    (
+        "1, 2..",
+        "broken by this design and not by v3, see that number; under ex: not as expected of v3",
+    ),
     ("F1, F2..", "broken, as v3 breaks it there: docs/findings.md (v3: not a numbered finding)"),
     ("+", "held, where v3 breaks it"),
     ("?", "undetermined: not seen broken, but a budget ran out first"),
@@ -52,7 +55,7 @@ def short(promise: str) -> str:
 
 def sign(cell: Cell) -> str:
     """What a cell shows, at most three characters."""
-    if cell.mark is Mark.BROKEN:
+    if cell.mark in (Mark.BROKEN, Mark.DIFFERS):
         return str(cell.number)
     if cell.mark is Mark.V3:
         return cell.finding or "v3"
