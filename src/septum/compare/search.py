@@ -117,7 +117,8 @@ def _run(subject: Watched, bounds: Bounds, strategy: Strategy, past: tuple[str, 
         schedules=bounds.schedules,
         time_s=bounds.time_s,
         seed=bounds.seed,
-        keep_going=True,
+        # Random runs are for what is too large: one that breaks something is enough for a round.
+        keep_going=strategy is Strategy.EXHAUSTIVE,
         per_promise=True,
         ignore=past,
     )
