@@ -6,7 +6,7 @@ must agree on all findings and on all final states, for every bound on preemptio
 
 import pytest
 
-from septum.explore.fast import FastSteering
+from septum.explore.graph import GraphSearch
 from septum.explore.plain import plain_search
 from septum.explore.search import Job, Searcher
 from septum.explore.subject import Options, Strategy
@@ -51,6 +51,7 @@ def compare(toy: Toy, preemptions: int | None) -> tuple[int, int] | None:
         return None
     noted = FinalsOf(toy)
     searcher = Searcher(noted, options)
+    searcher.prepare()
     noted.finals.clear()
     try:
         result = searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=options.max_preemptions()))
@@ -85,6 +86,6 @@ def test_dice(tasks: int, length: int, seeds: int) -> None:
 
 def test_judge_notices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fast search that never takes a task to be worth preempting is caught."""
-    monkeypatch.setattr(FastSteering, "_wanted", lambda self, node, task: False)
+    monkeypatch.setattr(GraphSearch, "_wanted", lambda self, node, task: False)
     with pytest.raises(AssertionError):
         compare(TOYS[0], 1)

@@ -57,58 +57,137 @@ def add_to(total: Summary, task: int, masks: Masks) -> None:
         total[task] = masks if have is None else join(have, masks)
 
 
+Held = frozenset[int]
+"""Locks that a task holds."""
+
+
+class Context:
+    """The locks that a task holds while it touches something, and what it touched so before.
+
+    `shared` are the accesses of locations that tasks share. `kept` are those of them that make
+    steps depend on each other: not where a lock that every access of the location is made under
+    is held exclusively. Nobody can get at it then, before the lock has gone from hand to hand,
+    and that is an access of the lock.
+    """
+
+    __slots__ = ("exclusive", "held", "kept", "known", "shared", "task")
+
+    def __init__(self, task: int, held: Held, exclusive: Held) -> None:
+        self.task = task
+        self.held = held
+        self.exclusive = exclusive
+        self.known: set[int] = set()
+        self.shared: set[int] = set()
+        self.kept: set[int] = set()
+
+
 class Footprints:
     """Numbers the locations that tasks share, and turns accesses into masks.
 
     An access is an int: location << 2 | kind. Locations that only one task ever touches, or that
-    all only read, do not count. `grown` is set when a location begins to count: what was
-    computed before then lacks it, and a search that used it starts over.
+    all only read, do not count. `grown` is set when an access begins to count: what was computed
+    before then lacks it, and a search that used it starts over.
     """
 
-    __slots__ = ("_bits", "_known", "_masks", "_users", "grown", "shared")
+    __slots__ = ("_bits", "_contexts", "_guards", "_masks", "_users", "grown", "parts", "whole_of")
 
     def __init__(self) -> None:
         self._users: dict[int, list[int]] = {}  # location -> tasks that touched it, by kind
+        self._guards: dict[int, Held] = {}  # location -> locks held at every access so far
         self._bits: dict[int, int] = {}
         self._masks: dict[int, Masks] = {}
-        self._known: dict[int, set[int]] = {}  # task -> accesses registered
-        self.shared: set[int] = set()  # accesses of locations that count
+        self._contexts: dict[tuple[int, Held, Held], Context] = {}
         self.grown = False
+        # Locations of parts by that of their whole, and the other way round. Where a whole counts,
+        # its parts do.
+        self.parts: dict[int, list[int]] = {}
+        self.whole_of: dict[int, int] = {}
 
-    def known(self, task: int) -> set[int]:
-        """The accesses of `task` that are registered."""
-        found = self._known.get(task)
+    def add_part(self, whole: int, part: int) -> None:
+        """`part` is the location of an element of what is at `whole`."""
+        if whole in self._bits and whole not in self.parts:
+            self.grown = True  # it was taken for something without parts
+        self.parts.setdefault(whole, []).append(part)
+        self.whole_of[part] = whole
+
+    def shared(self) -> Iterable[int]:
+        """The locations that count."""
+        return self._bits
+
+    def context(self, task: int, held: Held, exclusive: Held) -> Context:
+        """What `task` touches while it holds `held`, of those `exclusive` exclusively."""
+        key = (task, held, exclusive)
+        found = self._contexts.get(key)
         if found is None:
-            found = self._known[task] = set()
+            found = self._contexts[key] = Context(task, held, exclusive)
         return found
 
-    def register(self, task: int, accesses: Iterable[int]) -> None:
-        """Accesses that `task` has not made before."""
-        known = self.known(task)
-        bit = 1 << task
+    @property
+    def nr_shared(self) -> int:
+        """How many locations count."""
+        return len(self._bits)
+
+    def register(self, context: Context, accesses: Iterable[int]) -> None:
+        """Accesses that were not made in `context` before."""
+        bit = 1 << context.task
         for access in accesses:
-            known.add(access)
+            context.known.add(access)
             location = access >> 2
             users = self._users.get(location)
             if users is None:
                 users = self._users[location] = [0, 0, 0, 0]
+                self._guards[location] = context.held
+            elif not self._guards[location] <= context.held:
+                self._unguard(location, context.held)
             users[access & 3] |= bit
-            if location not in self._bits and _clash(users):
+            if location in self._bits:
+                self._keep(context, access)  # the first of its kind: nothing lacks it
+            elif _clash(users) or self.whole_of.get(location) in self._bits:
                 self._count(location)
+
+    def _unguard(self, location: int, held: Held) -> None:
+        """An access was made without some of the locks that all before were made under."""
+        self._guards[location] &= held
+        if location in self._bits:
+            self._keep_everywhere(location)
 
     def _count(self, location: int) -> None:
         number = 1 << len(self._bits)
         self._bits[location] = number
-        self.grown = True
         at = location << 2
         self._masks[at | S] = (number, 0, number, 0)
         self._masks[at | X] = (number, number, 0, 0)
         self._masks[at | IX] = (number, 0, 0, number)
         self._masks[at | IS] = (number, 0, 0, 0)
-        self.shared.update((at | S, at | X, at | IX, at | IS))
+        self.grown = True
+        self._keep_everywhere(location)
+        for part in self.parts.get(location, ()):
+            if part in self._users and part not in self._bits:
+                self._count(part)
+
+    def _keep_everywhere(self, location: int) -> None:
+        at = location << 2
+        for context in self._contexts.values():
+            for access in (at | S, at | X, at | IX, at | IS):
+                if access in context.known and self._keep(context, access):
+                    self.grown = True
+
+    def _keep(self, context: Context, access: int) -> bool:
+        """Make an access count where it does. Returns whether it did not before."""
+        news = access not in context.shared
+        context.shared.add(access)
+        if access not in context.kept and not self._guards[access >> 2] & context.exclusive:
+            context.kept.add(access)
+            news = True
+        return news
+
+    def only_of(self, location: int, task: int) -> bool:
+        """Whether `task` alone was ever seen to touch a location."""
+        users = self._users.get(location)
+        return users is not None and users[0] | users[1] | users[2] | users[3] == 1 << task
 
     def masks(self, accesses: Iterable[int]) -> Masks:
-        """The masks of accesses that are all in `shared`."""
+        """The masks of accesses that are all kept."""
         every = written = read = changed = 0
         table = self._masks
         for access in accesses:
@@ -137,73 +216,3 @@ def _bits_of(value: int) -> Iterable[int]:
         bit = value & -value
         yield bit
         value ^= bit
-
-
-class TraceHash:
-    """The hash of a run so far as a partial order: equal for runs that differ only in the order
-    of steps that do not depend on each other, and therefore stand in the same state.
-    """
-
-    __slots__ = ("_changes", "_part_reads", "_reads", "_tasks", "_writes", "value")
-
-    def __init__(self) -> None:
-        self._tasks: dict[int, int] = {}
-        self._writes: dict[int, int] = {}
-        self._reads: dict[int, int] = {}
-        self._changes: dict[int, int] = {}
-        self._part_reads: dict[int, int] = {}
-        self.value = 0
-
-    def copy(self) -> TraceHash:
-        """The same, to go on from here in another way."""
-        twin = TraceHash.__new__(TraceHash)
-        twin._tasks = self._tasks.copy()
-        twin._writes = self._writes.copy()
-        twin._reads = self._reads.copy()
-        twin._changes = self._changes.copy()
-        twin._part_reads = self._part_reads.copy()
-        twin.value = self.value
-        return twin
-
-    def step(self, task: int, accesses: Iterable[int], choices: tuple[int, ...]) -> None:
-        """Add a step: what it touched, and how its choice points came out."""
-        kinds: dict[int, int] = {}
-        for access in accesses:
-            location = access >> 2
-            kind = access & 3
-            have = kinds.get(location)
-            kinds[location] = kind if have is None or have == kind else _STRONGER[have << 2 | kind]
-        writes, reads, changes = self._writes, self._reads, self._changes
-        part_reads = self._part_reads
-        before = 0
-        for location, kind in kinds.items():
-            before += hash((location, writes.get(location, 0)))
-            if kind == X:
-                before += reads.get(location, 0) + changes.get(location, 0)
-                before += part_reads.get(location, 0)
-            elif kind == S:
-                before += changes.get(location, 0)
-            elif kind == IX:
-                before += reads.get(location, 0)
-        event = hash((task, self._tasks.get(task, 0), before, choices))
-        self._tasks[task] = event
-        for location, kind in kinds.items():
-            if kind == X:
-                writes[location] = event
-                reads[location] = changes[location] = part_reads[location] = 0
-            elif kind == S:
-                reads[location] = reads.get(location, 0) + event
-            elif kind == IX:
-                changes[location] = changes.get(location, 0) + event
-            else:
-                part_reads[location] = part_reads.get(location, 0) + event
-        self.value = (self.value + event) & 0xFFFFFFFFFFFFFFFF
-
-
-_STRONGER = {
-    a << 2 | b: (
-        a if a == b else X if X in (a, b) or {a, b} == {S, IX} else IX if IX in (a, b) else S
-    )
-    for a in range(4)
-    for b in range(4)
-}

@@ -167,7 +167,7 @@ class Steering(Schedule):
         return ("list", 0)
 
 
-STANDING_DEPTH = 24
+STANDING_DEPTH = 14
 
 
 def standing(skip: int) -> tuple[int, ...]:

@@ -62,6 +62,11 @@ class ScenarioSubject:
         """The scenario allows failures."""
         return bool(self.scenario.document.failures.allow)
 
+    @property
+    def forgets(self) -> bool:
+        """Not where the scenario expects counts."""
+        return not self.scenario.expect.counts
+
     def expects(self, finding: Finding) -> bool:
         """The scenario says that this promise breaks."""
         return self.scenario.expect.foresees(finding.promise, finding.text)

@@ -6,17 +6,20 @@ A job's result depends on nothing but the job, so that it does not matter who do
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from septum.explore.coverage import Coverage
-from septum.explore.fast import FastSteering, Restart
+from septum.explore.graph import GraphSearch, Restart
 from septum.explore.plain import PlainSteering
+from septum.explore.learn import Learning
 from septum.explore.run import Replaying, Runner, StateMissed, Steering
 from septum.explore.sampling import Length, Measuring, Pct, RandomWalk
 from septum.explore.subject import Strategy
 from septum.explore.track import NotTrackable, Tracker
+from septum.explore.transitions import Transitions
 from septum.sim import Finding
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from septum.explore.subject import Options, Subject
 
 CALIBRATION_RUNS = 24
+LEARNING_CALM = 120
+LEARNING_MAX = 1200
 RESTARTS_MAX = 400
 REDONE_MAX = 50
 
@@ -68,7 +73,7 @@ class JobResult(msgspec.Struct):
 class Searcher:
     """Does jobs on one world of its own."""
 
-    __slots__ = ("coverage", "length", "note", "options", "runner", "subject", "tracker")
+    __slots__ = ("coverage", "length", "note", "options", "runner", "subject", "tracker", "transitions")
 
     def __init__(self, subject: Subject, options: Options) -> None:
         self.subject = subject
@@ -76,6 +81,7 @@ class Searcher:
         self.runner = Runner(subject, options)
         self.coverage = Coverage()
         self.tracker: Tracker | None = None
+        self.transitions: Transitions | None = None
         self.note = ""
         self.length = Length()
         self._calibrate()
@@ -95,6 +101,7 @@ class Searcher:
         """Put the model's classes back."""
         self.runner.untrack()
         self.tracker = None
+        self.transitions = None
 
     def do(self, job: Job) -> JobResult:
         """Do a job."""
@@ -110,6 +117,11 @@ class Searcher:
     def one_run(self, steering: Steering) -> Run:
         """A run with coverage on when it is its turn."""
         self.runner.sink = self.coverage.sink_for(self.runner.nr_runs)
+        return self.runner.run(steering)
+
+    def recorded_run(self, steering: Steering) -> Run:
+        """A run whose steps are recorded: nobody watches, as watching looks at what steps do not."""
+        self.runner.sink = None
         return self.runner.run(steering)
 
     # Random
@@ -142,55 +154,106 @@ class Searcher:
     # Exhaustive
 
     def _exhaust(self, job: Job) -> JobResult:
-        if self.options.reduce and job.strategy is not Strategy.PLAIN and self.tracker is None:
+        if job.strategy is not Strategy.PLAIN and self.options.reduce:
             try:
-                self.tracker = self.runner.track()
+                return self._graph(job)
             except NotTrackable as error:
                 self.note = f"without reduction: {error}"
-        result = JobResult(job.number, complete=False)
-        for _ in range(RESTARTS_MAX):
-            result = JobResult(job.number, complete=False, schedules=result.schedules)
+        while True:
+            result = JobResult(job.number, complete=False)
             try:
-                self._walk(job, result)
+                self._plain(job, result)
                 return result
-            except Restart:
-                assert self.tracker is not None
-                self.tracker.footprints.grown = False
             except StateMissed:
                 continue
-        return result
 
-    def _walk(self, job: Job, result: JobResult) -> None:
-        steering: PlainSteering | FastSteering
-        if job.strategy is Strategy.PLAIN or not self.options.reduce:
-            steering = PlainSteering(self.options)
-        else:
-            steering = FastSteering(self.options, job.preemptions, self.tracker, job.prefix)
-        while True:
-            if (job.schedules_max and result.schedules >= job.schedules_max) or (
-                job.until and time.monotonic() > job.until
-            ):
-                break
+    def _out_of_budget(self, job: Job, schedules: int) -> bool:
+        return bool(job.schedules_max and schedules >= job.schedules_max) or bool(
+            job.until and time.monotonic() > job.until
+        )
+
+    def _plain(self, job: Job, result: JobResult) -> None:
+        steering = PlainSteering(self.options)
+        while not self._out_of_budget(job, result.schedules):
             run = self.one_run(steering)
             result.schedules += 1
             result.steps += run.steps
-            if run.finding is not None:
-                key = (run.finding.promise, run.finding.text)
-                if all(key != (f.finding.promise, f.finding.text) for f in result.found):
-                    result.found.append(_found(run.finding, run))
-                if not self.options.keep_going:
-                    break
-            if not (
-                steering.advance()
-                if isinstance(steering, PlainSteering)
-                else steering.next_schedule()
-            ):
+            if run.finding is not None and not self._note(run, result):
+                break
+            if not steering.advance():
                 result.complete = True
                 break
-        if isinstance(steering, FastSteering):
-            result.states = steering.nr_states
         self.runner.settle()
 
+    def _note(self, run: Run, result: JobResult) -> bool:
+        """Keep what a run found; whether to go on."""
+        assert run.finding is not None
+        key = (run.finding.promise, run.finding.text)
+        if all(key != (f.finding.promise, f.finding.text) for f in result.found):
+            result.found.append(_found(run.finding, run))
+        return self.options.keep_going
+
+    def _graph(self, job: Job) -> JobResult:
+        self.prepare()
+        transitions = self.transitions
+        assert transitions is not None and self.tracker is not None
+        result = JobResult(job.number, complete=False)
+        for _ in range(RESTARTS_MAX):
+            result = JobResult(job.number, complete=False)
+            if self.tracker.footprints.grown:
+                self.tracker.footprints.grown = False
+                self.runner.clean()
+                self.tracker.learn_as_built()
+                transitions.clear()
+            search = GraphSearch(
+                self.runner,
+                self.options,
+                job.preemptions,
+                transitions,
+                self.recorded_run,
+                partial(self._note, result=result),
+            )
+            try:
+                search.begin(job.prefix)
+                result.complete = search.walk(lambda s=search: not self._over(job, s))
+                self.runner.settle()
+            except Restart:
+                continue
+            except StateMissed:
+                self.tracker.footprints.grown = True
+                continue
+            finally:
+                result.schedules = search.nr_paths
+                result.states = search.nr_states
+                result.steps = search.nr_steps
+            return result
+        return result
+
+    def prepare(self) -> None:
+        """Learn what tasks share, before the first exhaustive job. Raises NotTrackable."""
+        if self.tracker is None:
+            self.tracker = self.runner.track()
+            self.transitions = Transitions(self.tracker, self.subject.forgets)
+            self._learn(self.tracker)
+
+    def _over(self, job: Job, search: GraphSearch) -> bool:
+        return self._out_of_budget(job, search.nr_paths)
+
+    def _learn(self, tracker: Tracker) -> None:
+        """Random runs until they show nothing new of what tasks share."""
+        options = msgspec.structs.replace(self.options, preemptions=None)
+        calm = number = 0
+        grown = True
+        while calm < LEARNING_CALM and number < LEARNING_MAX:
+            tracker.footprints.grown = False
+            try:
+                self.runner.run(Learning(options, number, self.length, tracker))
+            except StateMissed:
+                continue
+            number += 1
+            grown = tracker.footprints.grown
+            calm = 0 if grown else calm + 1
+        tracker.footprints.grown = True
 
 def _found(finding: Finding, run: Run) -> Found:
     return Found(finding, list(run.answers), run.steps, run.preemptions, run.failures)

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
     Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-# Registers, iterators and arguments: made by a task, used by it, and forgotten.
-PRIVATE = frozenset(("Regs", "TdpIter", "KvmPageFault", "ToyTask"))
-
 # Host-priority lock words: adding or taking away a reader (4) while nobody has or wants it
 # exclusively (bits 1:0) commutes with the same by another. Who looks at the count writes then.
 COUNTING_WORDS = frozenset(
@@ -39,9 +36,6 @@ OBSERVERS = ("septum.checks", "septum.trace")
 
 # Slots whose contents make no step depend on another, by class: statistics that no code of the
 # model acts upon, caches of pure functions, and the pool of unused register sets.
-#
-# MODEL: which frame the allocator hands out next is among them: schedules that differ only in
-# which task got which of two free frames are taken as one. The frames are alike.
 STATISTICS = frozenset(
     (
         ("Machine", "nr_ipis"),
@@ -50,14 +44,11 @@ STATISTICS = frozenset(
         ("KvmStats", "values"),
         ("Module", "counts"),
         ("Failures", "_allowed"),
-        ("Failures", "met"),
         ("Mm", "_choice_names"),
         ("MmUser", "_choice_names"),
         ("TdxArchState", "regs_pool"),
         ("X86TdxState", "regs_pool"),
         ("Vmm", "exits"),
-        ("MmState", "partial_1g"),
-        ("MmState", "partial_2m"),
         ("MmState", "nr_free_pages"),
         ("MmState", "site_of"),
         ("ScenarioGuest", "done"),
@@ -92,41 +83,61 @@ def _locks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
     append = tracker.log.append
     touched = tracker.touched
 
-    def told(before: int | None, after: int | None) -> Wrap:
+    def takes(kind: int, exclusive: bool) -> Wrap:
         def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
-            def call(lock: Any) -> Any:
+            def call(lock: Any) -> None:
                 location = id(lock.waiters) << 10
                 touched[id(lock)] = lock
-                if before is not None:
-                    append(location | before)
-                result = method(lock)
-                if after is not None:
-                    append(location | after)
-                return result
+                append(location | kind)
+                method(lock)
+                append(location | kind)
+                tracker.took(lock, exclusive)
 
             return call
 
         return wrap
 
-    def told_try(method: Callable[..., Any]) -> Callable[..., Any]:
+    def gives(kind: int) -> Wrap:
+        def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+            def call(lock: Any) -> None:
+                touched[id(lock)] = lock
+                tracker.drops(lock)
+                append(id(lock.waiters) << 10 | kind)
+                method(lock)
+
+            return call
+
+        return wrap
+
+    def tries(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(lock: Any) -> Any:
             touched[id(lock)] = lock
             result = method(lock)
             append(id(lock.waiters) << 10 | (X if result else S))
+            if result:
+                tracker.took(lock, True)
             return result
 
         return call
 
+    def looks(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(lock: Any) -> Any:
+            touched[id(lock)] = lock
+            append(id(lock.waiters) << 10 | S)
+            return method(lock)
+
+        return call
+
     return [
-        (_Exclusive, "_take", told(X, X)),
-        (_Exclusive, "_try", told_try),
-        (_Exclusive, "_drop", told(X, None)),
-        (_Exclusive, "locked", told(S, None)),
-        (_ReaderWriter, "_read", told(IX, IX)),
-        (_ReaderWriter, "_unread", told(IX, None)),
-        (_ReaderWriter, "_write", told(X, X)),
-        (_ReaderWriter, "_unwrite", told(X, None)),
-        (RwLock, "is_contended", told(S, None)),
+        (_Exclusive, "_take", takes(X, True)),
+        (_Exclusive, "_try", tries),
+        (_Exclusive, "_drop", gives(X)),
+        (_Exclusive, "locked", looks),
+        (_ReaderWriter, "_read", takes(IX, False)),
+        (_ReaderWriter, "_unread", gives(IX)),
+        (_ReaderWriter, "_write", takes(X, True)),
+        (_ReaderWriter, "_unwrite", gives(X)),
+        (RwLock, "is_contended", looks),
     ]
 
 
@@ -239,13 +250,39 @@ def _observers(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
 
         return call
 
+    def look(method: Callable[..., Any]) -> Callable[..., Any]:
+        unseen_look = unseen(method)
+
+        def call(*args: Any, **named: Any) -> Any:
+            tracker.looked = True
+            return unseen_look(*args, **named)
+
+        return call
+
     checker = (
         *("operation_begin", "operation_end", "quiet_point", "ept_violation_handled"),
-        *("fault_tried", "_step"),
+        *("fault_tried", "_step", "entry_changes", "entry_changed"),
     )
-    record = ("begin", "end", "memory_fault")
-    return [(Checker, name, unseen) for name in checker] + [
-        (Record, name, unseen) for name in record
+    def result(method: Callable[..., Any]) -> Callable[..., Any]:
+        unseen_end = unseen(method)
+        sim = tracker.sim
+        results = tracker.results
+
+        def call(record: Any, *args: Any, **named: Any) -> Any:
+            value = unseen_end(record, *args, **named)
+            last = record.results[-1]
+            task = sim.current.index
+            results[task] = hash((results.get(task, 0), last.actor, last.text, last.result))
+            return value
+
+        return call
+
+    return [
+        *[(Checker, name, unseen) for name in checker],
+        (Checker, "_look", look),
+        (Record, "begin", unseen),
+        (Record, "end", result),
+        (Record, "memory_fault", unseen),
     ]
 
 

@@ -68,6 +68,11 @@ class Subject(Protocol):
     def may_fail(self) -> bool:
         """Whether there is a failure that a search may inject."""
 
+    @property
+    def forgets(self) -> bool:
+        """Whether an end is judged by the state and the results of operations alone, and not by
+        what was counted on the way."""
+
     def expects(self, finding: Finding) -> bool:
         """Whether a finding is as the scenario says, and no news."""
 

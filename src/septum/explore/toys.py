@@ -221,6 +221,11 @@ class Toy:
         """A program has an operation that can fail."""
         return any(op[0] == "fail" for program in self.programs for op in program)
 
+    @property
+    def forgets(self) -> bool:
+        """All that a toy's end is judged by is in its state."""
+        return True
+
     def expects(self, finding: Finding) -> bool:
         """Toys break by surprise."""
         return False

@@ -14,12 +14,17 @@ from __future__ import annotations
 import sys
 import types
 from array import array
+from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
-from septum.explore.footprint import IS, IX, Footprints, S, X
-from septum.explore.special import COUNTING_WORDS, OBSERVERS, PRIVATE, is_statistic, specials
+from septum.explore.footprint import IS, IX, Context, Footprints, S, X
+from septum.explore.private import PRIVATE
+from septum.explore.special import COUNTING_WORDS, OBSERVERS, is_statistic, specials
 from septum.explore.tracked import PLAIN, container_types, put_back
-from septum.sim import Sim
+from septum.explore.values import Contents
+from septum.sim import Sim, WaitQueue
+from septum.sim.locks import _Lock
+from septum.machine.mem import PhysMem
 from septum.sim.state import Snapshot, immutable_children, slots_of
 
 if TYPE_CHECKING:
@@ -30,6 +35,9 @@ if TYPE_CHECKING:
 Patch = tuple[type, str, object]
 _MISSING = object()
 _CONTAINERS = (list, dict, set, array)
+OWN_REFERENCES = 3
+"""References to a container that only one slot refers to, seen with a local name and an argument."""
+
 PART_LOCATION = 1 << 62
 NEW_LOCATION = 1 << 63
 
@@ -42,35 +50,48 @@ class Tracker:
     """Installed for one world at a time; `uninstall` puts the classes back."""
 
     __slots__ = (
+        "_as_built",
         "_base",
         "_building",
+        "_contents",
+        "_contexts",
         "_counts",
         "_installed",
-        "_keep",
+        "_kinds",
         "_logged",
         "_members",
         "_names",
+        "_objects",
+        "_of_base",
         "_parts",
         "_patches",
+        "_segments",
         "_sim_parts",
+        "_twins",
+        "_wholes",
         "footprints",
+        "lock_of",
         "log",
+        "looked",
+        "results",
         "running",
         "sim",
         "touched",
         "undo",
+        "waiting_at",
     )
 
     def __init__(self, sim: Sim) -> None:
         self.sim = sim
         self.log: list[int] = []
+        self.results: dict[int, int] = {}  # by task: the results of its operations so far
+        self.looked = False  # the step had the promises look at everything
         self.undo: dict[object, tuple[object, Callable[..., None] | None, object]] = {}
         self.footprints = Footprints()
         self.running = False
         self._base: set[int] = set()  # ids of the objects of the built world
         self._names: dict[int, int] = {}  # id of an object made in this run -> its stable number
-        self._keep: list[object] = []  # objects made in this run: their ids are not used again
-        self._counts: dict[int, int] = {}  # task -> objects made
+        self._counts: dict[int, int] = {}  # objects made, by task and kind
         self._building = [0]  # id of the object whose __init__ runs
         self._parts: dict[tuple[int, object], int] = {}
         self._patches: list[Patch] = []
@@ -79,6 +100,19 @@ class Tracker:
         self._installed = False
         # Locks and wait queues that the run used, and all of the scheduler's state by owner.
         self.touched: dict[int, object] = {}
+        self._contexts: dict[int, Context] = {}  # by task: the locks that it holds
+        # What the step did before the running task last took or gave back a lock.
+        self._segments: list[tuple[Context, list[int]]] = []
+        # What stands where: objects of the built world by id, those that this run made by name.
+        self._of_base: dict[int, object] = {}
+        self._objects: dict[int, object] = {}
+        self.lock_of: dict[int, object] = {}  # id of a list of waiters -> whose it is
+        self.waiting_at: set[int] = set()
+        self._wholes: dict[int, tuple[object, object]] = {}  # location of a part -> its place
+        self._as_built: dict[int, int | None] = {}  # contents before any run
+        self._contents = Contents(self._known_name)
+        self._kinds: dict[object, int] = {}
+        self._twins: dict[type, type] = {}
         self._sim_parts: dict[int, list[Part]] = {}
 
     # Installation
@@ -88,7 +122,8 @@ class Tracker:
         for part in snapshot.parts:
             if not isinstance(part.obj, _CONTAINERS) and not _trackable(part) and not _apart(part):
                 raise NotTrackable(f"{part.path} is a {type(part.obj).__name__}")
-        _exchange(snapshot, container_types(self))
+        self._twins = container_types(self)
+        _exchange(snapshot, self._twins)
 
     def release(self, snapshot: Snapshot) -> None:
         """Give the world plain containers again. The snapshot must be taken again."""
@@ -96,7 +131,15 @@ class Tracker:
 
     def install(self, snapshot: Snapshot) -> None:
         """Begin to watch. `snapshot` is of the adopted world."""
-        self._base = {id(part.obj) for part in snapshot.parts}
+        self._of_base = {id(part.obj): part.obj for part in snapshot.parts}
+        self._base = set(self._of_base)
+        self.lock_of = {
+            id(part.obj.waiters): part.obj
+            for part in snapshot.parts
+            if isinstance(part.obj, _Lock | WaitQueue)
+        }
+        # Who waits is written by waiting, which is told as a look at what is waited for.
+        self.waiting_at = {oid << 8 for oid in self.lock_of}
         for part in snapshot.parts:
             if _of_sim(part):
                 owner = part
@@ -140,30 +183,55 @@ class Tracker:
             self._members[kind, name] = member
             self._patch(kind, name, property(member.__get__, self._first_write(kind, name)))
         if own and isinstance(vars(kind).get("__init__"), types.FunctionType):
-            self._patch(kind, "__init__", self._construct(vars(kind)["__init__"]))
+            self._patch(kind, "__init__", self._construct(kind, vars(kind)["__init__"]))
 
-    def _construct(self, init: Callable[..., None]) -> Callable[..., None]:
+    def _construct(self, kind: type, init: Callable[..., None]) -> Callable[..., None]:
         building = self._building
-        names = self._names
-        counts = self._counts
-        keep = self._keep
-        sim = self.sim
-
+        name = self._name
         def construct(obj: object, *args: object, **named: object) -> None:
             outer = building[0]
             oid = id(obj)
             if outer != oid:
-                task = sim.current.index
-                number = counts[task] = counts.get(task, 0) + 1
-                names[oid] = NEW_LOCATION | task << 32 | number
-                keep.append(obj)
+                name(obj, kind)
             building[0] = oid
             try:
                 init(obj, *args, **named)
             finally:
                 building[0] = outer
+            if outer != oid and self.running:
+                self._track_containers(obj)
 
         return construct
+
+    def _name(self, obj: object, kind: object) -> None:
+        """Give an object of this run a name: by its kind, counted for each task, so that what
+        others made in between does not matter."""
+        number = self._kinds.get(kind)
+        if number is None:
+            number = self._kinds[kind] = len(self._kinds) + 1
+        first = NEW_LOCATION | self.sim.current.index << 40 | number << 24
+        count = self._counts[first] = self._counts.get(first, 0) + 1
+        self._names[id(obj)] = first + count
+        self._objects[first + count] = obj
+
+    def _track_containers(self, obj: object) -> None:
+        """An object of this run was made: give it tracked containers where it alone has them, and
+        have the others logged whenever they are got hold of."""
+        kind = type(obj)
+        for name, member in slots_of(kind):
+            try:
+                value = member.__get__(obj)
+            except AttributeError:
+                continue
+            if value.__class__ not in PLAIN or is_statistic(kind, name):
+                continue
+            owner = member.__objclass__
+            if value.__class__ in self._twins and getrefcount(value) == OWN_REFERENCES:
+                twin = _twin_of(self._twins[value.__class__], value)
+                member.__set__(obj, twin)
+                self._name(twin, member)
+            elif (owner, name) in self._members and (owner, name) not in self._logged:
+                self._log_slot(owner, name)
 
     # Slots
 
@@ -260,15 +328,82 @@ class Tracker:
         found = self._parts.get(name)
         if found is None:
             found = self._parts[name] = PART_LOCATION | len(self._parts)
+            within = (name[0] << 8) if oid in self._base or oid in self._names else 0
+            if isinstance(whole, PhysMem) and isinstance(key, int) and key >= 0:
+                within = self.part_location(whole, ~(key >> 9))
+            self.footprints.add_part(within, found)
+        self._wholes[found] = (whole, key)
         return found
+
+    # Contents
+
+    def _known_name(self, oid: int) -> int:
+        """The stable name of an object by its id; 0 where it has none."""
+        return oid if oid in self._base else self._names.get(oid, 0)
+
+    def content_of(self, location: int) -> int | None:
+        """The content of a location now; None where it cannot be told."""
+        place = self._wholes.get(location)
+        if place is not None:
+            return self._contents.of_part(*place)
+        name = location >> 8
+        obj = self._of_base.get(name)
+        if obj is None:
+            obj = self._objects.get(name)
+            if obj is None:
+                return None
+        lock = self.lock_of.get(id(obj))
+        if lock is not None:
+            return self._contents.of_lock(lock)
+        if isinstance(obj, _CONTAINERS):
+            return self._contents.of_container(obj)
+        return self._contents.of_slot(obj, location & 255)
+
+    def new_content(self, location: int, event: int) -> int | None:
+        """What a fingerprint says of a location after `event` wrote there; None: as built."""
+        content = self.content_of(location)
+        if content is None:
+            return event
+        return None if content == self._as_built.get(location) else content
+
+    def learn_as_built(self) -> None:
+        """The contents of all that tasks share are as built now. Call when runs have been undone.
+
+        Fingerprints made before do not compare with those made from now on.
+        """
+        self._as_built = {}
+        for location in self.footprints.shared():
+            place = self._wholes.get(location)
+            if (location >> 8 if place is None else id(place[0])) in self._base:
+                self._as_built[location] = self.content_of(location)
+
+    def left_behind(self, task: int) -> int | None:
+        """All that a task has left that no other ever touches, as one number; None where some of it
+        cannot be told. What a task that has ended did matters by this, and by what it shared."""
+        footprints = self.footprints
+        total = 0
+        locations = {(key[0] if isinstance(key, tuple) else key) >> 2 for key in self.undo}
+        for name, obj in self._objects.items():
+            if name >> 40 & 0x3FFFFF == task and getrefcount(obj) > OWN_REFERENCES:
+                locations.update(name << 8 | k for k in range(max(1, len(slots_of(type(obj))))))
+        for location in locations:
+            if not footprints.only_of(location, task):
+                continue
+            content = self.content_of(location)
+            if content is None:
+                return None
+            total += hash((location, content))
+        return hash((total, self.results.get(task, 0)))
 
     # Runs
 
     def begin(self) -> None:
         """A run begins, in the world as it was built."""
-        self.log.clear()
+        self.forget_step()
+        self._contexts.clear()
+        self.results.clear()
         self._names.clear()
-        self._keep.clear()
+        self._objects.clear()
         self._counts.clear()
         self.running = True
 
@@ -284,7 +419,7 @@ class Tracker:
                 # A slot's setter is a bound method of its descriptor; its type says less.
                 put.__self__.__delete__(obj)  # type: ignore[attr-defined]
         self.undo.clear()
-        self.log.clear()
+        self.forget_step()
         for oid in self.touched:
             for part in self._sim_parts.get(oid, ()):
                 part.restore()
@@ -299,15 +434,72 @@ class Tracker:
             if not _apart(part):
                 raise NotTrackable(f"{part.path} was changed unseen")
 
-    def take_step(self, task: int) -> set[int]:
-        """The accesses since the last call that count, as those of a step of `task`."""
+    # Steps
+
+    def forget_step(self) -> None:
+        """What was logged since the last step is of no interest."""
+        self.looked = False
+        self.log.clear()
+        self._segments.clear()
+
+    def _context(self, task: int) -> Context:
+        found = self._contexts.get(task)
+        if found is None:
+            nothing: frozenset[int] = frozenset()
+            found = self._contexts[task] = self.footprints.context(task, nothing, nothing)
+        return found
+
+    def _segment(self, task: int) -> Context:
+        """The locks of the running task are about to change."""
+        context = self._context(task)
+        if self.log:
+            self._segments.append((context, self.log.copy()))
+            self.log.clear()
+        return context
+
+    def took(self, lock: object, exclusive: bool) -> None:
+        """The running task has a lock now."""
+        task = self.sim.current.index
+        context = self._segment(task)
+        one = frozenset((self._name_of(id(lock)),))
+        self._contexts[task] = self.footprints.context(
+            task, context.held | one, context.exclusive | one if exclusive else context.exclusive
+        )
+
+    def drops(self, lock: object) -> None:
+        """The running task gives a lock back."""
+        task = self.sim.current.index
+        context = self._segment(task)
+        one = frozenset((self._name_of(id(lock)),))
+        self._contexts[task] = self.footprints.context(
+            task, context.held - one, context.exclusive - one
+        )
+
+    def _name_of(self, oid: int) -> int:
+        return oid if oid in self._base else self._names.get(oid, NEW_LOCATION)
+
+    def take_step(self, task: int) -> tuple[set[int], set[int]]:
+        """(kept, shared) of the accesses since the last call, as those of a step of `task`."""
         log = self.log
-        if not log:
-            return set()
-        accesses = set(log)
-        log.clear()
-        footprints = self.footprints
-        fresh = accesses - footprints.known(task)
+        kept: set[int] = set()
+        shared: set[int] = set()
+        if self._segments:
+            for context, part in self._segments:
+                accesses = self._named(context, set(part))
+                kept |= accesses & context.kept
+                shared |= accesses & context.shared
+            self._segments.clear()
+        if log:
+            context = self._context(task)
+            accesses = self._named(context, set(log))
+            kept |= accesses & context.kept
+            shared |= accesses & context.shared
+            log.clear()
+        return kept, shared
+
+    def _named(self, context: Context, accesses: set[int]) -> set[int]:
+        """The accesses made in `context`, those of objects of this run by stable names."""
+        fresh = accesses - context.known
         if fresh:
             known: set[int] = set()
             for access in fresh:
@@ -322,11 +514,11 @@ class Tracker:
                     renamed = (NEW_LOCATION << 40 | access >> 2 & 255) << 2 | access & 3
                 accesses.discard(access)
                 accesses.add(renamed)
-                if renamed not in footprints.known(task):
+                if renamed not in context.known:
                     known.add(renamed)
             if known:
-                footprints.register(task, known)
-        return accesses & footprints.shared
+                self.footprints.register(context, known)
+        return accesses
 
 
 def _ours(module: str) -> bool:

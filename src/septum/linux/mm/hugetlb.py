@@ -43,7 +43,7 @@ class MmHugetlb(Unit):
             pool = self.state.pools[order] = HugetlbPool(order)
         fresh: list[int] = []
         while pool.max_huge_pages < nr:
-            pfn = self.state.take_1g() if order == PUD_ORDER else self.state.take_2m()
+            pfn = self.state.take_huge(order)
             if pfn is None:
                 break
             fresh.append(pfn)

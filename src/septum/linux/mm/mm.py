@@ -27,7 +27,11 @@ class Mm(MmUser):
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
-        self.state = MmState(WaitQueue(self.sim, "folio references"), RwSem(self.sim, "mmap_lock"))
+        self.state = MmState(
+            WaitQueue(self.sim, "folio references"),
+            RwSem(self.sim, "mmap_lock"),
+            self.machine.config.num_lps,
+        )
         self._choice_names: dict[str, str] = {}
         for start, end in free_regions(self.machine.config):
             self.state.add_region(start, end)
@@ -54,7 +58,7 @@ class Mm(MmUser):
         self.sim.point("alloc")
         if self.fails(site):
             return None
-        pfn = self.state.take_4k()
+        pfn = self.state.pcp.take(self.sim.current.cpu)
         if pfn is None:
             return None
         self.state.site_of[pfn] = site
@@ -71,7 +75,7 @@ class Mm(MmUser):
         """__free_page(). Freeing what is not allocated is a bad page state: finding `no-bug`."""
         state = self.state
         if state.site_of.pop(pfn, None) is not None:
-            state.give_4k(pfn)
+            state.pcp.give(self.sim.current.cpu, pfn)
             return
         if not self._free_part_of_split_block(pfn):
             self.sim.find("no-bug", f"BUG: bad page state, free of free pfn {pfn:#x}", where="mm")
@@ -89,7 +93,7 @@ class Mm(MmUser):
             block.remaining -= 1
             if not block.remaining:
                 del state.split_blocks[head]
-            state.give_4k(pfn)
+            state.pcp.give(self.sim.current.cpu, pfn)
             return True
         return False
 
@@ -103,11 +107,9 @@ class Mm(MmUser):
             return None
         state = self.state
         if order == 0:
-            pfn = state.take_4k()
-        elif order == PMD_ORDER:
-            pfn = state.take_2m()
+            pfn = state.pcp.take(self.sim.current.cpu)
         else:
-            pfn = state.take_1g()
+            pfn = state.take_huge(order)
         if pfn is None:
             return None
         folio = Folio(Pfn(pfn), order)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from septum.linux.mm.pcp import PcpLists
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -76,6 +78,7 @@ class MmState:
         "nr_total_pages",
         "partial_1g",
         "partial_2m",
+        "pcp",
         "pools",
         "restructured",
         "restructuring_metadata",
@@ -87,13 +90,14 @@ class MmState:
         "wq",
     )
 
-    def __init__(self, wq: WaitQueue, mmap_lock: RwSem) -> None:
+    def __init__(self, wq: WaitQueue, mmap_lock: RwSem, nr_cpus: int) -> None:
         self.wq = wq  # whoever waits for a folio's references to go
         self.mmap_lock = mmap_lock  # of the one user address space
+        self.pcp = PcpLists(self, nr_cpus)
         self.free_1g: list[int] = []  # PFNs of free 1 GB blocks
         self.partial_1g: dict[int, list[int]] = {}  # 1 GB block -> PFNs of its free 2 MB blocks
         self.partial_2m: dict[int, list[int]] = {}  # 2 MB block -> PFNs of its free 4 KB pages
-        self.nr_free_pages = 0
+        self.nr_free_pages = 0  # without those in per-CPU lists
         self.nr_total_pages = 0
         self.site_of: dict[int, str] = {}  # allocated 4 KB page -> call site
         self.folios: dict[int, Folio] = {}  # first PFN -> folio of order > 0
@@ -123,6 +127,15 @@ class MmState:
                 size = 1
             self.nr_free_pages += size
             pfn += size
+
+    def take_huge(self, order: int) -> int | None:
+        """Take a free block of order 9 or 18: the PFN of its first frame, or None."""
+        take = self.take_1g if order == PUD_ORDER else self.take_2m
+        pfn = take()
+        if pfn is None:
+            self.pcp.drain_all()
+            pfn = take()
+        return pfn
 
     def take_1g(self) -> int | None:
         """Take a free 1 GB block: the PFN of its first frame, or None."""

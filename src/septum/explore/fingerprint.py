@@ -1,0 +1,190 @@
+"""The state that a run is in, as a search knows it: equal where the same can follow.
+
+A task's own state (its stack, and what only it touches) is a function of what it has read, so that
+it goes by the hash of all that it observed, step by step: its *chain*. Everything that tasks share
+goes by its content. So runs that came in different ways to the same contents, with tasks that saw
+the same, are in the same state, whatever the order was in which it came to be.
+
+Where a content cannot be told, the step that wrote it stands for it, which tells apart more.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.explore.footprint import IS, IX, S, X
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from septum.explore.track import Tracker
+
+_MASK = 0xFFFFFFFFFFFFFFFF
+CHAINS, CONTENTS, WHOLES = range(3)
+"""The tables: of tasks, of locations, and of locations that have parts."""
+
+Write = tuple[int, int, int | None]
+"""(table, key, new value); None: as at the beginning."""
+
+
+class Fingerprint:
+    """A state. `rewind` takes changes back. `value` is the fingerprint of all of it."""
+
+    __slots__ = ("_digests", "_journal", "_whole_of", "tables", "value")
+
+    def __init__(self, whole_of: dict[int, int]) -> None:
+        """`whole_of`: locations of parts, and those of their wholes."""
+        self._whole_of = whole_of
+        self._digests: dict[int, int] = {}  # of all parts of a whole
+        self.tables: tuple[dict[int, int], dict[int, int], dict[int, int]] = ({}, {}, {})
+        self._journal: list[Write] = []
+        self.value = 0
+
+    def copy(self) -> Fingerprint:
+        """The same state, with nothing to take back."""
+        twin = Fingerprint(self._whole_of)
+        twin._digests = self._digests.copy()
+        chains, contents, wholes = self.tables
+        twin.tables = (chains.copy(), contents.copy(), wholes.copy())
+        twin.value = self.value
+        return twin
+
+    def mark(self) -> int:
+        """A place to come back to."""
+        return len(self._journal)
+
+    def rewind(self, mark: int) -> None:
+        """Take back all changes since `mark`."""
+        journal = self._journal
+        while len(journal) > mark:
+            self._put(*journal.pop())
+
+    def since(self, mark: int) -> list[Write]:
+        """What was changed since `mark`, as it is now."""
+        keys = dict.fromkeys((table, key) for table, key, _ in self._journal[mark:])
+        return [(table, key, self.tables[table].get(key)) for table, key in keys]
+
+    def _put(self, table: int, key: int, new: int | None) -> None:
+        entries = self.tables[table]
+        old = entries.get(key)
+        value = self.value
+        if old is not None:
+            value -= hash((table, key, old))
+        if new is None:
+            entries.pop(key, None)
+        else:
+            entries[key] = new
+            value += hash((table, key, new))
+        self.value = value & _MASK
+        if table == CONTENTS:
+            whole = self._whole_of.get(key)
+            if whole is not None:
+                digest = self._digests.get(whole, 0)
+                if old is not None:
+                    digest -= hash((key, old))
+                if new is not None:
+                    digest += hash((key, new))
+                self._digests[whole] = digest & _MASK
+
+    def set(self, table: int, key: int, new: int | None) -> None:
+        """Change one entry of a table."""
+        old = self.tables[table].get(key)
+        if old != new:
+            self._journal.append((table, key, old))
+            self._put(table, key, new)
+
+    def apply(self, writes: Iterable[Write]) -> None:
+        """Change several."""
+        for table, key, new in writes:
+            self.set(table, key, new)
+
+    def chain(self, task: int) -> int:
+        """The hash of all that a task observed."""
+        return self.tables[CHAINS].get(task, 0)
+
+    def content(self, location: int, parts: dict[int, list[int]]) -> int:
+        """The content of a location, with that of all its parts."""
+        _, contents, wholes = self.tables
+        now = hash((wholes.get(location, 0), contents.get(location, 0)))
+        return hash((now, self._digests.get(location, 0))) if location in parts else now
+
+    # Steps of a real run
+
+    def observe(self, kinds: dict[int, int], parts: dict[int, list[int]]) -> tuple[int, Seen]:
+        """(what a step that touches `kinds` saw of them, as one number; on what that rests)."""
+        _, contents, wholes = self.tables
+        observed = 0
+        seen: list[tuple[int, int]] = []
+        for location, kind in kinds.items():
+            if kind == S or kind == X:
+                now = self.content(location, parts)
+                seen.append((~location if location in parts else location, now))
+            else:
+                now = wholes.get(location, 0)
+                # What comes of a change depends on what was there, if not for the one who makes it.
+                seen.append((location, hash((now, contents.get(location, 0)))))
+            observed += hash((location, kind, now))
+        return observed & _MASK, tuple(seen)
+
+    def sees(self, seen: Seen, parts: dict[int, list[int]]) -> bool:
+        """Whether a step that saw `seen` would see the same now."""
+        _, contents, wholes = self.tables
+        for location, now in seen:
+            if location >= 0:
+                if hash((wholes.get(location, 0), contents.get(location, 0))) != now:
+                    return False
+            elif self.content(~location, parts) != now:
+                return False
+        return True
+
+    def write(self, kinds: dict[int, int], event: int, tracker: Tracker) -> None:
+        """What the step `event` touched has the contents now that the tracked world has."""
+        parts = tracker.footprints.parts
+        for location, kind in kinds.items():
+            if (kind == S or kind == IS) and location not in tracker.waiting_at:
+                continue
+            if location not in parts:
+                self.set(CONTENTS, location, tracker.new_content(location, event))
+            elif kind == X:
+                content = tracker.content_of(location)
+                self.set(WHOLES, location, event if content is None else content)
+                self._drop_parts(location, parts)
+        # Parts that were written together with their whole have their content again.
+        for location, kind in kinds.items():
+            if kind != X or location in parts:
+                continue
+            self.set(CONTENTS, location, tracker.new_content(location, event))
+
+    def _drop_parts(self, whole: int, parts: dict[int, list[int]]) -> None:
+        _, contents, wholes = self.tables
+        for part in parts[whole]:
+            if part in contents:
+                self.set(CONTENTS, part, None)
+            if part in wholes:
+                self.set(WHOLES, part, None)
+            if part in parts:
+                self._drop_parts(part, parts)
+
+
+Seen = tuple[tuple[int, int], ...]
+"""Locations (complemented: with all of their parts) and their contents."""
+
+
+def kinds_of(accesses: Iterable[int]) -> dict[int, int]:
+    """The strongest kind of access to each location."""
+    kinds: dict[int, int] = {}
+    for access in sorted(accesses):
+        location = access >> 2
+        kind = access & 3
+        have = kinds.get(location)
+        kinds[location] = kind if have is None or have == kind else _STRONGER[have << 2 | kind]
+    return kinds
+
+
+_STRONGER = {
+    a << 2 | b: (
+        a if a == b else X if X in (a, b) or {a, b} == {S, IX} else IX if IX in (a, b) else S
+    )
+    for a in range(4)
+    for b in range(4)
+}

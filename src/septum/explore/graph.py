@@ -1,0 +1,582 @@
+"""The exhaustive search: all states within the bounds, step by step, by known steps.
+
+Depth-first over states (Fingerprint). A step that is not known yet is learned in a real run along
+the path (Recording), which goes on to the end and so learns the steps after it, too. What cuts the
+search down keeps at least one schedule of every class of schedules that differ only in the order
+of independent steps, with no more preemptions than the cheapest of the class:
+
+- Another task is preferred to the running one only where the step that the running one would
+  take depends on something that another task does later (anywhere in what was explored below).
+- A task that was passed over sleeps until a step depends on the step that it would take.
+- A state that was reached before, with at least as much left to spend, is not entered again.
+- A task that goes round without change is put aside, at no cost, until what it looks at changes.
+
+With a bound on preemptions, only the running task's own step decides and sleeps, because passing
+over any other may cost a preemption. Without one, the tasks to try at a state are the least set
+that is closed under dependence, and every task that was tried sleeps.
+
+Promises are judged in real runs alone: every state in which a step begins that has them look, and
+every state in which runs end, is reached by one.
+
+Sources: Flanagan, Godefroid, POPL 2005; Yang et al., SPIN 2008 (stateful); Coons, Musuvathi,
+McKinley, OOPSLA 2013 (bounded); Musuvathi, Qadeer, PLDI 2008 (fair).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.explore.fingerprint import CHAINS, Fingerprint
+from septum.explore.footprint import (
+    NOTHING,
+    Masks,
+    Summary,
+    add_to,
+    depend,
+    join,
+    join_into,
+)
+from septum.explore.loops import (
+    TIMES,
+    RowEntry,
+    Spinning,
+    entry_of,
+    looks_at,
+    period_of,
+    still_spinning,
+)
+from septum.explore.learn import Move, Recording, Translating
+from septum.explore.run import Abandoned, Replaying
+from septum.explore.subject import UNBOUNDED
+from septum.explore.transitions import DONE, POINT, Step, Transitions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from septum.explore.run import Run, Runner
+    from septum.explore.subject import Options
+    from septum.explore.track import Tracker
+    from septum.sim import Finding
+
+ANYTHING: Masks = (-1, -1, -1, -1)
+"""The footprint of whatever may follow: it depends on every step that touches anything shared."""
+
+ROUNDS_MAX = 3
+"""So often all tasks go round without any change before nobody is taken to get on."""
+
+
+class Restart(Abandoned):
+    """A location turned out to be shared: what was computed without it does not count."""
+
+
+class Node:
+    """A state on the current path, and what was tried from it.
+
+    `tasks`: who could run, the running one first unless it cannot (`forced`). `answer`: who is
+    being tried, `pending` with which other outcomes of its choice points, `todo`: who is still to
+    be tried. `below`: what was touched in what was explored from here; `steps`: by each task that
+    was tried first. `sleep`: tasks that need not run here, with their steps. `free`: that another
+    one runs costs nothing.
+    """
+
+    __slots__ = (
+        "alive",
+        "answer",
+        "below",
+        "current",
+        "failures_left",
+        "free",
+        "key",
+        "mark",
+        "pending",
+        "preemptions_left",
+        "ready",
+        "rounds",
+        "row",
+        "row_length",
+        "sleep",
+        "spinning",
+        "step",
+        "steps",
+        "taken",
+        "tasks",
+        "todo",
+        "whole",
+    )
+
+    def __init__(self) -> None:
+        self.whole = True  # it will have been explored to the end
+        self.tasks: list[int] = []
+        self.ready: tuple[int, ...] = ()
+        self.alive: frozenset[int] = frozenset()
+        self.current = -1
+        self.free = True
+        self.preemptions_left = 0
+        self.failures_left = 0
+        self.spinning: Spinning = {}
+        self.rounds = 0
+        self.row: list[RowEntry] = []
+        self.row_length = 0
+        self.sleep: dict[int, Masks] = {}
+        self.key = 0
+        self.mark = 0
+        self.answer = -1
+        self.todo: list[int] = []
+        self.pending: list[tuple[int, ...]] = []
+        self.taken: Step | None = None
+        self.step: Masks | None = None
+        self.steps: dict[int, Masks] = {}
+        self.below: Summary = {}
+
+
+class Visited:
+    """What was explored from one state: with how much to spend, without which sleepers."""
+
+    __slots__ = ("below", "current", "failures_left", "preemptions_left", "sleep")
+
+    def __init__(self, node: Node) -> None:
+        self.current = node.current
+        self.preemptions_left = node.preemptions_left
+        self.failures_left = node.failures_left
+        self.sleep = frozenset(node.sleep)
+        self.below = node.below
+
+    def covers(self, node: Node) -> bool:
+        """Whether entering the state as `node` would find nothing new."""
+        need = node.preemptions_left
+        if self.current != node.current:
+            need += 1
+        return (
+            self.preemptions_left >= need
+            and self.failures_left >= node.failures_left
+            and self.sleep <= node.sleep.keys()
+        )
+
+
+class GraphSearch:
+    """Walks the states. `found` is called with every run that broke a promise for the first time
+    in its kind; it says whether to go on."""
+
+    __slots__ = (
+        "_ends",
+        "_found",
+        "_kinds",
+        "_looks",
+        "_path",
+        "_prefix",
+        "_run",
+        "_runner",
+        "_state",
+        "_tasks",
+        "_tracker",
+        "_transitions",
+        "_visited",
+        "bounded",
+        "failures_max",
+        "max_points",
+        "nr_paths",
+        "nr_runs",
+        "nr_states",
+        "nr_steps",
+        "preemptions_max",
+        "stopped",
+    )
+
+    def __init__(
+        self,
+        runner: Runner,
+        options: Options,
+        preemptions: int,
+        transitions: Transitions,
+        run: Callable[[Recording | Replaying], Run],
+        found: Callable[[Run], bool],
+    ) -> None:
+        assert runner.tracker is not None
+        self._runner = runner
+        self._tracker: Tracker = runner.tracker
+        self._transitions = transitions
+        self._run = run
+        self._found = found
+        self.preemptions_max = preemptions
+        self.failures_max = options.failures
+        self.max_points = options.max_points
+        self.bounded = preemptions < UNBOUNDED
+        self._state = Fingerprint(self._tracker.footprints.whole_of)
+        self._path: list[Node] = []
+        self._prefix: list[Move] = []  # before the first node
+        self._tasks: dict[int, bool] = {}
+        self._visited: dict[int, list[Visited]] = {}
+        self._looks: dict[tuple[int, int], Finding | None] = {}
+        self._ends: dict[int, Finding | None] = {}
+        self._kinds: set[tuple[str, str]] = set()
+        self.nr_paths = 0
+        self.nr_runs = 0
+        self.nr_states = 0
+        self.nr_steps = 0
+        self.stopped = False
+
+    # The walk
+
+    def begin(self, prefix: list[int]) -> None:
+        """Stand at the state that the answers `prefix` lead to."""
+        recording = self._real([])
+        if not recording.ready:
+            return
+        node = Node()
+        node.ready = recording.ready[0]
+        node.alive = frozenset(t for t in node.ready if not self._tasks[t])
+        node.preemptions_left = self.preemptions_max
+        node.failures_left = self.failures_max
+        if not prefix:
+            self._enter(node)
+            return
+        translating = Translating(prefix)
+        self._run(translating)
+        moves: list[Move] = [(task, tuple(choices)) for task, choices in translating.moves]
+        self._real(moves, first=0)
+        for task, choices in moves[:-1]:
+            _order(node)
+            node.answer = node.tasks.index(task)
+            step = self._transitions.find(self._state, task, node.ready == (task,), choices)
+            if step is None or step.finding is not None:
+                return  # it ends before: the same is seen from a shorter prefix
+            chain = self._state.chain(task)
+            self._state.apply(step.writes)
+            self._prefix.append((task, choices))
+            node = self._child(node, task, step, chain)
+        _order(node)
+        node.mark = self._state.mark()
+        node.whole = False
+        node.answer = node.tasks.index(moves[-1][0])
+        node.step = None
+        node.pending = [moves[-1][1]]
+        self._path.append(node)
+
+    def walk(self, go_on: Callable[[], bool]) -> bool:
+        """Everything from there. Returns False when `go_on` or `found` says to stop before."""
+        path = self._path
+        while path:
+            node = path[-1]
+            if not node.pending:
+                if node.answer >= 0:
+                    self._tried(node)
+                answer = self._next(node)
+                if answer is None:
+                    self._leave(node)
+                    continue
+                node.answer = answer
+                node.step = None
+                node.pending = [()]
+            if self.stopped or not go_on():
+                return False
+            self._state.rewind(node.mark)
+            self._move(node, node.pending.pop())
+        return not self.stopped
+
+    def _moves(self) -> list[Move]:
+        moves = list(self._prefix)
+        for node in self._path[:-1]:
+            assert node.taken is not None
+            moves.append((node.tasks[node.answer], node.taken.answers()))
+        return moves
+
+    def _move(self, node: Node, choices: tuple[int, ...]) -> None:
+        """Take the step of the task that is being tried, its choice points as in `choices`."""
+        self.nr_steps += 1
+        task = node.tasks[node.answer]
+        found, step = self._step(node, task, choices)
+        if found is not None:
+            self._report([*self._moves(), (task, choices)], found)
+        if step is None:
+            node.step = ANYTHING
+            self._broken(node)
+            return
+        node.taken = step
+        node.step = step.masks if node.step is None else join(node.step, step.masks)
+        self._add_variants(node, step, len(choices))
+        if found is not None or step.finding is not None:
+            self._broken(node)
+            return
+        chain = self._state.chain(task)
+        self._state.apply(step.writes)
+        child = self._child(node, task, step, chain)
+        if not child.alive or not child.ready:
+            self._end(node, task, step)
+        elif len(self._path) > self.max_points:
+            self._no_end(node, task, step)
+        else:
+            self._enter(child)
+
+    def _step(
+        self, node: Node, task: int, choices: tuple[int, ...]
+    ) -> tuple[Finding | None, Step | None]:
+        """(what it breaks, the step); the step is None when it broke something half-way."""
+        alone = node.ready == (task,)
+        state = self._state
+        step = self._transitions.find(state, task, alone, choices)
+        look = (state.value, task)
+        if step is None or (step.looked and look not in self._looks):
+            self._real([*self._moves(), (task, choices)])
+            step = self._transitions.find(state, task, alone, choices)
+        if step is None or step.looked:
+            found = self._looks.get(look)
+            if step is None and found is None:
+                raise AssertionError("a step that was made is not known")
+            if found is not None:
+                return found, step
+        assert step is not None
+        return step.finding, step
+
+    def _add_variants(self, node: Node, step: Step, given: int) -> None:
+        left = node.failures_left - sum(c.failure and c.value > 0 for c in step.choices[:given])
+        answers = step.answers()
+        for at in range(len(step.choices) - 1, given - 1, -1):
+            choice = step.choices[at]
+            if not choice.failure or left > 0:
+                node.pending += [(*answers[:at], value) for value in range(choice.n - 1, 0, -1)]
+
+    def _child(self, node: Node, task: int, step: Step, chain: int) -> Node:
+        child = Node()
+        ready = set(node.ready)
+        if step.end != POINT:
+            ready.discard(task)
+        ready.update(step.woken)
+        child.ready = tuple(sorted(ready))
+        fresh = {t for t in step.woken if t not in node.alive and not self._tasks[t]}
+        child.alive = node.alive | fresh if fresh else node.alive
+        if step.end == DONE:
+            child.alive -= {task}
+        child.preemptions_left = node.preemptions_left - (node.answer > 0 and not node.free)
+        child.failures_left = node.failures_left - sum(
+            c.failure and c.value > 0 for c in step.choices
+        )
+        child.current = task if step.end == POINT else -1
+        parts = self._tracker.footprints.parts
+        child.spinning, child.rounds = node.spinning, node.rounds
+        if child.spinning:
+            child.spinning = still_spinning(child.spinning, self._state, parts)
+            if len(child.spinning) < len(node.spinning):
+                child.rounds = 0
+        if step.end == POINT:
+            same = node.current == task
+            child.row = node.row if same else []
+            del child.row[node.row_length if same else 0 :]
+            child.row.append(entry_of(step, chain))
+            period = period_of(child.row)
+            if period:
+                saw = looks_at(child.row, period, self._state, parts)
+                child.spinning = {**child.spinning, task: saw}
+                self._state.set(CHAINS, task, child.row[-(TIMES - 1) * period][2])
+                child.row = []
+            child.row_length = len(child.row)
+        return child
+
+    def _enter(self, node: Node) -> None:
+        """Go on from a new node, unless what follows is known."""
+        ready = node.ready
+        parent = self._path[-1] if self._path else None
+        if node.spinning and all(task in node.spinning for task in ready):
+            node.rounds += 1
+            if node.rounds > ROUNDS_MAX:
+                assert parent is not None
+                self._go_round(parent)
+                return
+            node.spinning = {}
+        _order(node)
+        if parent is not None:
+            self._inherit_sleep(node, parent)
+        node.mark = self._state.mark()
+        node.key = hash((self._state.value, ready, node.alive, *sorted(node.spinning)))
+        for visited in self._visited.get(node.key, ()):
+            if visited.covers(node):
+                self.nr_paths += 1
+                if parent is not None:
+                    join_into(parent.below, visited.below)
+                return
+        awake = [
+            answer
+            for answer, task in enumerate(node.tasks)
+            if task not in node.sleep and task not in node.spinning
+        ]
+        if not node.free and node.preemptions_left <= 0:
+            awake = [answer for answer in awake if answer == 0]
+        if not awake:
+            self.nr_paths += 1
+            if parent is not None:
+                join_into(parent.below, self._below_sleepers(node.sleep))
+            return
+        node.todo = awake
+        self._path.append(node)
+
+    def _inherit_sleep(self, node: Node, parent: Node) -> None:
+        """Who still sleeps after the step that led here."""
+        step = parent.step
+        assert step is not None and parent.taken is not None
+        step = parent.taken.masks
+        ran = parent.tasks[parent.answer]
+        node.sleep = {
+            task: masks
+            for task, masks in parent.sleep.items()
+            if task != ran and not depend(masks, step)
+        }
+        for answer, masks in parent.steps.items():
+            task = parent.tasks[answer]
+            if task == ran or depend(masks, step):
+                continue
+            if not self.bounded or (answer == 0 and not parent.free):
+                node.sleep[task] = masks
+
+    def _below_sleepers(self, sleep: dict[int, Masks]) -> Summary:
+        """What may follow where only sleepers could go on: all that followed where each of them
+        was passed over."""
+        total: Summary = {}
+        for node in self._path:
+            if any(node.tasks[answer] in sleep for answer in node.steps):
+                join_into(total, node.below)
+        for task, masks in sleep.items():
+            add_to(total, task, masks)
+        return total
+
+    # Leaving
+
+    def _tried(self, node: Node) -> None:
+        """All outcomes of the step of one task have been explored."""
+        step = node.step if node.step is not None else NOTHING
+        add_to(node.below, node.tasks[node.answer], step)
+        node.steps[node.answer] = step
+
+    def _leave(self, node: Node) -> None:
+        self._path.pop()
+        self.nr_states += 1
+        if node.whole:
+            self._visited.setdefault(node.key, []).append(Visited(node))
+        if self._path:
+            join_into(self._path[-1].below, node.below)
+
+    def _next(self, node: Node) -> int | None:
+        """Who must be tried next at `node`."""
+        todo = node.todo
+        if not todo:
+            return None
+        if node.answer < 0:
+            return todo.pop(0)
+        if self.bounded:
+            if not node.free and not self._wanted(node, node.tasks[0]):
+                return None
+            return todo.pop(0)
+        tried = {node.tasks[answer]: masks for answer, masks in node.steps.items()}
+        wanted = {
+            task
+            for task, masks in node.below.items()
+            if task not in tried and any(depend(masks, step) for step in tried.values())
+        }
+        if not wanted:
+            return None
+        ready = [answer for answer in todo if node.tasks[answer] in wanted]
+        if len(ready) < len(wanted):
+            return todo.pop(0)  # one that is wanted is not ready: any may lead to it
+        todo.remove(ready[0])
+        return ready[0]
+
+    def _wanted(self, node: Node, task: int) -> bool:
+        """Whether anything that others do below depends on the step of `task` here."""
+        step = node.steps.get(0)
+        if step is None:
+            return True  # it slept: nothing is known of its step here
+        return any(depend(masks, step) for other, masks in node.below.items() if other != task)
+
+    # Ends of runs
+
+    def _end(self, node: Node, task: int, step: Step) -> None:
+        """A run ends here; that it does so as it should is judged in a real one."""
+        self.nr_paths += 1
+        value = self._state.value
+        moves = [*self._moves(), (task, step.answers())]
+        if value not in self._ends:
+            self._state.rewind(node.mark)
+            self._real(moves)
+            if value not in self._ends:
+                raise AssertionError("a run did not end in the state that it was known to end in")
+        finding = self._ends[value]
+        if finding is not None:
+            self._report(moves, finding)
+
+    def _broken(self, node: Node) -> None:
+        """What would have followed is not known: take it that everything would."""
+        self.nr_paths += 1
+        for task in node.ready:
+            node.below[task] = ANYTHING
+
+    def _no_end(self, node: Node, task: int, step: Step) -> None:
+        self._lasting([*self._moves(), (task, step.answers())], node)
+
+    def _go_round(self, parent: Node) -> None:
+        assert parent.taken is not None
+        task = parent.tasks[parent.answer]
+        self._lasting([*self._moves(), (task, parent.taken.answers())], parent)
+
+    def _lasting(self, moves: list[Move], node: Node) -> None:
+        """A real run says whether this ever ends."""
+        self._broken(node)
+        if ("progress", "lasting") in self._kinds:
+            return
+        answers = self._answers(moves)
+        run = self._run(Replaying(answers))
+        if run.finding is not None:
+            self._kinds.add(("progress", "lasting"))
+            self._tell(run)
+
+    def _report(self, moves: list[Move], finding: Finding) -> None:
+        kind = (finding.promise, finding.text)
+        if kind in self._kinds:
+            return
+        run = self._run(Replaying(self._answers(moves)))
+        if run.finding is None:
+            raise AssertionError(f"a finding did not repeat: {finding.promise}: {finding.text}")
+        self._kinds.add(kind)
+        self._tell(run)
+
+    def _tell(self, run: Run) -> None:
+        assert run.finding is not None
+        self._kinds.add((run.finding.promise, run.finding.text))
+        if not self._found(run):
+            self.stopped = True
+
+    # Real runs
+
+    def _answers(self, moves: list[Move]) -> list[int]:
+        recording = Recording(moves, self._state.copy(), self._tracker, self._transitions)
+        recording.silent = True
+        run = self._run(recording)
+        return list(run.answers)
+
+    def _real(self, moves: list[Move], first: int | None = None) -> Recording:
+        """A run that makes `moves`, the last of them from the state that we stand at, and goes on.
+        Raises Restart when it showed that more is shared than was known."""
+        self.nr_runs += 1
+        recording = Recording(moves, self._state.copy(), self._tracker, self._transitions)
+        if first is not None:
+            recording.first = first
+        run = self._run(recording)
+        self._tasks.update(recording.tasks)
+        if self._tracker.footprints.grown:
+            raise Restart
+        for look in recording.looked_before:
+            self._looks.setdefault(look, None)
+        if recording.end is not None:
+            last = recording.steps[-1] if recording.steps else None
+            if last is not None and last.finding is not None:
+                if last.looked:
+                    self._looks[recording.looked_before[-1]] = last.finding
+            else:
+                self._ends[recording.end.value] = run.finding
+        return recording
+
+
+def _order(node: Node) -> None:
+    """Who could run, the running one first."""
+    current = node.current
+    node.tasks = [task for task in node.ready if task != current]
+    if current >= 0:
+        node.tasks.insert(0, current)
+        node.free = current in node.spinning

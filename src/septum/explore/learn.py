@@ -1,0 +1,211 @@
+"""Real runs that a search makes to learn steps: along a path that it knows, and on from its end.
+
+Also the runs in which it learns beforehand what tasks share.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.explore.run import Replaying, Steering, standing
+from septum.explore.sampling import Length, RandomWalk
+from septum.explore.transitions import BLOCKED, DONE, POINT, Choice, Ends, Unfaithful
+
+if TYPE_CHECKING:
+    from septum.explore.fingerprint import Fingerprint
+    from septum.explore.run import Runner
+    from septum.explore.subject import Options
+    from septum.explore.track import Tracker
+    from septum.explore.transitions import Step, Transitions
+    from septum.sim import Sim
+
+ALONG_MAX = 48
+"""So many decisions in a row a task goes on beyond the path; then the run is broken off."""
+
+Move = tuple[int, tuple[int, ...]]
+"""A task, and how the choice points of its step come out."""
+
+
+class Learning(RandomWalk):
+    """A random run that tells the tracker what each step touches."""
+
+    __slots__ = ("tracker",)
+
+    def __init__(self, options: Options, number: int, length: Length, tracker: Tracker) -> None:
+        self.tracker = tracker
+        super().__init__(options, number, length)
+
+    def only_one(self) -> None:
+        self.tracker.take_step(self.sim.current.index)
+
+    def pick_task(self, n: int, forced: bool, spins: bool) -> int:
+        self.tracker.take_step(self.sim.current.index)
+        return super().pick_task(n, forced, spins)
+
+    def ended(self) -> None:
+        self.tracker.take_step(self.sim.current.index)
+
+
+class Recording(Steering):
+    """Takes `moves`, then lets tasks run as they come; records every step from the last move on.
+
+    `state` is the state before the move `first`, which is the last if nothing else is said;
+    `steps` are the steps from there. The world's ready tasks before each move are in `ready`, the
+    first pick's included.
+    """
+
+    __slots__ = (
+        "_at",
+        "_choices",
+        "_in_a_row",
+        "_is_news",
+        "_last",
+        "_tracker",
+        "_transitions",
+        "end",
+        "first",
+        "looked_before",
+        "moves",
+        "ready",
+        "silent",
+        "state",
+        "steps",
+        "tasks",
+    )
+
+    def __init__(
+        self, moves: list[Move], state: Fingerprint, tracker: Tracker, transitions: Transitions
+    ) -> None:
+        self.moves = moves
+        self.state = state
+        self.first = max(0, len(moves) - 1)
+        self.silent = False  # take the moves and the end that follows, record nothing
+        self._tracker = tracker
+        self._transitions = transitions
+        self.steps: list[Step] = []
+        self.ready: list[tuple[int, ...]] = []
+        self.end: Fingerprint | None = None  # the state at the end of the run
+        # The states in which steps began in which promises were looked at, and who made them.
+        self.looked_before: list[tuple[int, int]] = []
+        self.tasks: dict[int, bool] = {}  # every task that was ready -> whether it is a daemon
+        super().__init__()
+
+    def reset(self) -> None:
+        super().reset()
+        self._at = -1
+        self._choices: list[Choice] = []
+        self._last: int | None = None  # the task whose step is under way
+        self._in_a_row = 0
+        self.steps = []
+        self.ready = []
+
+    def only_one(self) -> None:
+        if not self.stopped:
+            self.pick_task(1, True, False)
+
+    def pick_task(self, n: int, forced: bool, spins: bool) -> int:
+        sim = self.sim
+        ring = sim.ready_ring(forced)
+        self._close(sim, forced)
+        ready = tuple(sorted(task.index for task in ring))
+        self.ready.append(ready)
+        for task in ring:
+            self.tasks[task.index] = task.daemon
+        self._at = at = self._at + 1
+        answer = 0
+        if at < len(self.moves):
+            wanted = self.moves[at][0]
+            answer = next((a for a, task in enumerate(ring) if task.index == wanted), -1)
+            if answer < 0:
+                raise Unfaithful(f"task {wanted} is not ready; {ready} are")
+        else:
+            if self.silent:
+                return 1 if spins and n > 1 else 0
+            self._in_a_row = 0 if forced else self._in_a_row + 1
+            if self._in_a_row > ALONG_MAX:
+                self.stop()
+        self._last = ring[answer].index
+        return answer
+
+    def choose_value(self, name: str, n: int) -> int:
+        met = len(self._choices)
+        given = self.moves[self._at][1] if 0 <= self._at < len(self.moves) else ()
+        value = given[met] if met < len(given) else 0
+        self._choices.append(Choice(self.is_failure(name), n, value))
+        return value
+
+    def _close(self, sim: Sim, forced: bool) -> None:
+        """The step under way is complete."""
+        tracker = self._tracker
+        task = self._last
+        choices = tuple(self._choices)
+        self._choices.clear()
+        if task is None or self.silent or self._at < self.first:
+            tracker.forget_step()
+            return
+        before = set(self.ready[-1])
+        now = {ready.index for ready in sim.ready_ring(forced)}
+        end = POINT
+        if not any(t.index == task for t in sim.tasks if not t.done):
+            end = DONE
+        elif task not in now:
+            end = BLOCKED
+        fresh = now - before
+        ends = Ends(end, tuple(sorted(fresh)))
+        ends.place = hash(standing(4)) if end == POINT else 0
+        self._record(task, before == {task}, choices, ends)
+
+    def _record(self, task: int, alone: bool, choices: tuple[Choice, ...], ends: Ends) -> None:
+        if self._tracker.looked:
+            self.looked_before.append((self.state.value, task))
+        step = self._transitions.record(self.state, task, alone, choices, ends)
+        self.steps.append(step)
+
+    def ended(self) -> None:
+        task = self._last
+        if task is None or self.stopped:
+            return
+        sim = self.sim
+        choices = tuple(self._choices)
+        self._choices.clear()
+        if self.silent or self._at < self.first:
+            return
+        finding = next((f for f in sim.findings if self._is_news(f)), None)
+        over = not any(t.index == task and not t.done for t in sim.tasks)
+        ends = Ends(DONE if over else BLOCKED, ())
+        ends.finding = finding
+        self._record(task, set(self.ready[-1]) == {task}, choices, ends)
+        self.end = self.state
+
+    def begin(self, sim: Sim, runner: Runner) -> None:
+        super().begin(sim, runner)
+        self._is_news = runner.is_news
+
+
+class Translating(Replaying):
+    """Replays answers and says which moves they are. The last may be of a step half-way."""
+
+    __slots__ = ("moves",)
+
+    def reset(self) -> None:
+        super().reset()
+        self.moves: list[tuple[int, list[int]]] = []
+
+    def pick_task(self, n: int, forced: bool, spins: bool) -> int:
+        if self._at >= len(self.answers):
+            self.stop()
+        answer = super().pick_task(n, forced, spins)
+        self.moves.append((self.sim.ready_ring(forced)[answer].index, []))
+        return answer
+
+    def only_one(self) -> None:
+        if not self.stopped:
+            self.moves.append((self.sim.ready_ring(True)[0].index, []))
+
+    def choose_value(self, name: str, n: int) -> int:
+        if self._at >= len(self.answers):
+            self.stop()
+        value = super().choose_value(name, n)
+        if self.moves:
+            self.moves[-1][1].append(value)
+        return value

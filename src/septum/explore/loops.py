@@ -1,0 +1,64 @@
+"""Tasks that go round a loop without change: seen, put aside, and woken by what they look at.
+
+A task that retries sees the same again and again until another task changes something that it
+looks at. Until then it need not run. When all that are ready go round like that, nobody will ever
+change anything.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from septum.explore.fingerprint import Fingerprint
+    from septum.explore.transitions import Step
+
+PERIOD_MAX = 60
+"""Steps of the longest loop that is recognised."""
+
+TIMES = 3
+"""So often a task does the same before it is taken to go round."""
+
+RowEntry = tuple[int, int, int, tuple[int, ...]]
+"""(what a step saw, where the task stood after it, its chain before it, what it looked at)."""
+
+Spinning = dict[int, tuple[tuple[int, int], ...]]
+"""Tasks that go round: what they look at, and its content."""
+
+
+def entry_of(step: Step, chain: int) -> RowEntry:
+    """What a row of steps keeps of one."""
+    return (step.observed, step.place, chain, step.looks_at)
+
+
+def period_of(row: list[RowEntry]) -> int:
+    """The length of the loop that the task whose last steps are `row` has gone round TIMES times;
+    0: it gets on. In a loop it sees the same, and stands at the same places in the code."""
+    last = row[-1][:2]
+    length = len(row)
+    for period in range(1, min(PERIOD_MAX, length // TIMES) + 1):
+        if row[-1 - period][:2] == last and all(
+            row[at][:2] == row[at - period][:2]
+            for at in range(length - 2, length - 1 - (TIMES - 1) * period, -1)
+        ):
+            return period
+    return 0
+
+
+def looks_at(
+    row: list[RowEntry], period: int, state: Fingerprint, parts: dict[int, list[int]]
+) -> tuple[tuple[int, int], ...]:
+    """What a task looks at in a loop of `period` steps, and how it is now."""
+    locations = sorted({location for entry in row[-period:] for location in entry[3]})
+    return tuple((location, state.content(location, parts)) for location in locations)
+
+
+def still_spinning(
+    spinning: Spinning, state: Fingerprint, parts: dict[int, list[int]]
+) -> Spinning:
+    """Those that would see what they saw."""
+    return {
+        task: saw
+        for task, saw in spinning.items()
+        if all(state.content(location, parts) == content for location, content in saw)
+    }

@@ -1,0 +1,191 @@
+"""Steps that were made once, so that they need not be made again.
+
+What a step of a task does is a function of where the task stands (its chain), of whether it is
+alone, of how its choice points come out, and of the contents that it looks at. A step that was made
+in a real run is kept with what it saw; wherever the same task stands in the same place and would
+see the same, the step is known, and a search applies it to a state without running the model.
+Every step, wherever it is known from, was made by the model once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.explore.fingerprint import CHAINS, CONTENTS, WHOLES, Fingerprint, Seen, Write, kinds_of
+from septum.explore.run import Abandoned
+
+if TYPE_CHECKING:
+    from septum.explore.footprint import Masks
+    from septum.explore.track import Tracker
+    from septum.sim import Finding
+
+POINT, BLOCKED, DONE = range(3)
+"""How a step ends: the task could go on, it waits, it has ended."""
+
+
+class Choice:
+    """A choice point that a step met."""
+
+    __slots__ = ("failure", "n", "value")
+
+    def __init__(self, failure: bool, n: int, value: int) -> None:
+        self.failure = failure
+        self.n = n
+        self.value = value
+
+
+class Step:
+    """What a step did. `seen`: on what that rests. `looked`: promises were looked at in it, whose
+    judgement rests on everything. `finding` ends the run."""
+
+    __slots__ = (
+        "chain",
+        "choices",
+        "end",
+        "finding",
+        "looked",
+        "looks_at",
+        "masks",
+        "observed",
+        "place",
+        "seen",
+        "woken",
+        "writes",
+    )
+
+    def __init__(self, seen: Seen, observed: int, choices: tuple[Choice, ...]) -> None:
+        self.seen = seen
+        self.observed = observed
+        self.choices = choices
+        self.chain = 0
+        self.end = POINT
+        self.finding: Finding | None = None
+        self.looked = False
+        self.looks_at: tuple[int, ...] = ()
+        self.masks: Masks = (0, 0, 0, 0)
+        self.place = 0
+        self.woken: tuple[int, ...] = ()
+        self.writes: tuple[Write, ...] = ()
+
+    def answers(self) -> tuple[int, ...]:
+        """How its choice points came out."""
+        return tuple(choice.value for choice in self.choices)
+
+    def effect(self) -> tuple[object, ...]:
+        """What another step that saw the same must have done, too."""
+        return (self.chain, self.end, self.woken, self.writes, self.place)
+
+
+class Unfaithful(Abandoned):
+    """A step came out in two ways though it saw the same: something that matters is not seen."""
+
+
+class Transitions:
+    """All steps known, of one world. `forgets`: of a task that has ended, only what it left behind
+    and the results of its operations matter, not how it came to them."""
+
+    __slots__ = ("_forgets", "_steps", "_tracker", "nr_known")
+
+    def __init__(self, tracker: Tracker, forgets: bool) -> None:
+        self._tracker = tracker
+        self._forgets = forgets
+        self._steps: dict[tuple[int, int, bool], list[Step]] = {}
+        self.nr_known = 0
+
+    def clear(self) -> None:
+        """Forget all: what counts as shared has changed."""
+        self._steps.clear()
+        self.nr_known = 0
+
+    def find(
+        self, state: Fingerprint, task: int, alone: bool, choices: tuple[int, ...]
+    ) -> Step | None:
+        """The step of `task` in `state` whose choice points come out as `choices`, and 0 after."""
+        steps = self._steps.get((task, state.chain(task), alone))
+        if steps is None:
+            return None
+        parts = self._tracker.footprints.parts
+        length = len(choices)
+        for step in steps:
+            made = step.answers()
+            if (
+                made[:length] == choices
+                and len(made) >= length
+                and not any(made[length:])
+                and state.sees(step.seen, parts)
+            ):
+                return step
+        return None
+
+    def record(
+        self, state: Fingerprint, task: int, alone: bool, choices: tuple[Choice, ...], ends: Ends
+    ) -> Step:
+        """A step was made in `state`, in the tracked world: keep it, and make `state` what it led
+        to. Raises Unfaithful when it is known to come out otherwise."""
+        tracker = self._tracker
+        parts = tracker.footprints.parts
+        looked = tracker.looked
+        kept, shared = tracker.take_step(task)
+        kinds = kinds_of(shared)
+        observed, seen = state.observe(kinds, parts)
+        values = tuple(choice.value for choice in choices)
+        chain = state.chain(task)
+        observed = hash((observed, values, alone))
+        step = Step(seen, observed, choices)
+        step.chain = hash((task, chain, observed)) or 1
+        if ends.end == DONE and self._forgets and ends.finding is None:
+            left = tracker.left_behind(task)
+            if left is not None:
+                step.chain = hash((DONE, task, left)) or 1
+        mark = state.mark()
+        state.set(CHAINS, task, step.chain)
+        state.write(kinds, step.chain, tracker)
+        step.writes = tuple(sorted(state.since(mark), key=lambda write: write[:2]))
+        step.looked = looked
+        step.looks_at = tuple(kinds)
+        step.masks = tracker.footprints.masks(kept)
+        step.end, step.woken = ends.end, ends.woken
+        step.place, step.finding = ends.place, ends.finding
+        same = self._known(task, chain, alone, step)
+        if same is not None:
+            if same.effect() != step.effect() and not ends.finding and not same.finding:
+                raise Unfaithful(f"task {task}: {_difference(same, step)}")
+            return same
+        if ends.finding is None or not looked:
+            self._steps.setdefault((task, chain, alone), []).append(step)
+            self.nr_known += 1
+        return step
+
+    def _known(self, task: int, chain: int, alone: bool, step: Step) -> Step | None:
+        answers = step.answers()
+        for known in self._steps.get((task, chain, alone), ()):
+            if known.seen == step.seen and known.answers() == answers:
+                return known
+        return None
+
+
+class Ends:
+    """How a real step ended, as the scheduler saw it."""
+
+    __slots__ = ("end", "finding", "place", "woken")
+
+    def __init__(self, end: int, woken: tuple[int, ...]) -> None:
+        self.end = end
+        self.woken = woken
+        self.place = 0
+        self.finding: Finding | None = None
+
+
+def _difference(a: Step, b: Step) -> str:
+    for name, x, y in zip(
+        ("chain", "end", "woken", "writes", "place"), a.effect(), b.effect(), strict=True
+    ):
+        if x != y:
+            if name == "writes":
+                assert isinstance(x, tuple) and isinstance(y, tuple)
+                return f"{name} {set(x) ^ set(y)}"
+            return f"{name} {x} {y}"
+    return "nothing"
+
+
+__all__ = ["CONTENTS", "WHOLES", "Choice", "Ends", "Step", "Transitions", "Unfaithful"]

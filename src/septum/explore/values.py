@@ -1,0 +1,186 @@
+"""What stands at a location right now, as a number: the content that a fingerprint is made of.
+
+Objects of the built world go by their identity, which no run changes; objects that a run made go
+by the name that the tracker gave them. A content that is not known gives None.
+"""
+
+from __future__ import annotations
+
+from array import array
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import TYPE_CHECKING
+
+from septum.explore.private import PRIVATE
+from septum.linux.srcu import Srcu
+from septum.machine.mem import FrameBlock, PhysMem
+from septum.machine.tables import TablePage
+from septum.module.locks import EX, HP
+from septum.sim.state import slots_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_ATOMS = (int, str, bytes, float, Enum)
+_PLAIN_DEPTH = 4
+_NONE = 0x6C62272E07BB0142
+_ABSENT = _NONE + 1
+
+# Words of the module's locks: what counts while the lock is held exclusively. Attempts that fail
+# leave their increments, which the release wipes.
+LOCK_WORDS = {
+    ("PamtEntry", "lock"): EX | HP,
+    ("PamtEntry1G", "lock"): EX | HP,
+    ("PamtEntry2M", "lock"): EX | HP,
+    ("HpLock", "lock"): EX | HP,
+    ("PlainLock", "word"): EX,
+}
+
+# The descriptors themselves: a tracked class has others in their place, which would tell.
+_table = {name: member for name, member in slots_of(TablePage)}
+_block = {name: member for name, member in slots_of(FrameBlock)}
+_srcu = {name: member for name, member in slots_of(Srcu)}
+_blocks_of = dict(slots_of(PhysMem))["_blocks"].__get__
+_base, _stride = _table["base"].__get__, _table["stride"].__get__
+_entries = _table["entries"].__get__
+_token, _key = _block["token"].__get__, _block["key"].__get__
+_dirty = _block["dirty"].__get__
+
+
+class Unknown(Exception):
+    """A value whose content cannot be told."""
+
+
+class Contents:
+    """Tells contents. `name_of` gives the stable name of an object by its id."""
+
+    __slots__ = ("_name_of",)
+
+    def __init__(self, name_of: Callable[[int], int]) -> None:
+        self._name_of = name_of
+
+    def of_slot(self, obj: object, k: int) -> int | None:
+        """Slot `k` of a slotted object; of a table page or frame block, all of it."""
+        if isinstance(obj, TablePage):
+            entries = _entries(obj)
+            return hash((_base(obj), _stride(obj), entries.tobytes() if entries else None))
+        try:
+            if isinstance(obj, FrameBlock):
+                return _of_block(obj)
+            if isinstance(obj, Srcu):
+                counts = _srcu["nr_readers"].__get__(obj)
+                readers = sorted(task.index for task in _srcu["readers"].__get__(obj))
+                return hash((_srcu["idx"].__get__(obj), *list.__iter__(counts), *readers))
+            rows = slots_of(type(obj))
+            if k >= len(rows):
+                return None
+            name, member = rows[k]
+            value = member.__get__(obj)
+            held = LOCK_WORDS.get((type(obj).__name__, name))
+            if held is not None and value & EX:
+                value &= held
+            return self._value(value, _PLAIN_DEPTH)
+        except AttributeError:
+            return _ABSENT
+        except Unknown:
+            return None
+
+    def of_container(self, obj: object) -> int | None:
+        """All elements of a container, in their order."""
+        try:
+            return self._elements(obj, _PLAIN_DEPTH)
+        except Unknown:
+            return None
+
+    def of_part(self, whole: object, key: object) -> int | None:
+        """One entry of a page table, one frame or 2 MB block of memory, one value of a dict."""
+        if isinstance(whole, TablePage):
+            assert isinstance(key, int)
+            entries = _entries(whole)
+            return hash(entries[key] if entries else _base(whole) + key * _stride(whole))
+        if isinstance(whole, PhysMem):
+            assert isinstance(key, int)
+            pfn = key if key >= 0 else ~key << 9
+            block = dict.get(_blocks_of(whole), pfn >> 9)
+            if block is None:
+                return 0
+            if key < 0:
+                return _of_block(block)
+            index = pfn & 511
+            return hash(
+                tuple(
+                    values[index] if isinstance(values, array) else values
+                    for values in (_token(block), _key(block), _dirty(block))
+                )
+            )
+        assert isinstance(whole, dict)
+        try:
+            return self._value(dict.get(whole, key, Unknown), _PLAIN_DEPTH)
+        except Unknown:
+            return None
+
+    def of_lock(self, lock: object) -> int:
+        """Who has a lock or waits for it."""
+        owner = getattr(lock, "owner", None) or getattr(lock, "writer", None)
+        readers = getattr(lock, "readers", ())
+        waiters = getattr(lock, "waiters", ())
+        return hash(
+            (
+                owner.index if owner is not None else 0,
+                tuple(sorted(task.index for task in readers)),
+                tuple(sorted(task.index for task in waiters)),
+                getattr(lock, "nr_writers_waiting", 0),
+            )
+        )
+
+    def _value(self, value: object, depth: int) -> int:
+        if value is None:
+            return _NONE
+        if isinstance(value, _ATOMS):
+            return hash(value)
+        if isinstance(value, tuple | frozenset):
+            inner = [self._value(element, depth) for element in value]
+            return hash(tuple(inner) if isinstance(value, tuple) else frozenset(inner))
+        if isinstance(value, list | dict | set | array):
+            name = self._name_of(id(value))
+            if name:
+                return hash((3, name))
+            if depth <= 0:
+                raise Unknown
+            return self._elements(value, depth - 1)
+        if isinstance(value, MethodType):
+            return hash((4, id(value.__func__), self._value(value.__self__, depth)))
+        if isinstance(value, type | FunctionType | BuiltinFunctionType):
+            if isinstance(value, FunctionType) and value.__closure__:
+                raise Unknown
+            return hash((5, id(value)))
+        name = self._name_of(id(value))
+        if type(value).__name__ in PRIVATE and depth > 0:
+            inner = [self._value(m.__get__(value), depth - 1) for _, m in slots_of(type(value))]
+            return hash((10, name, tuple(inner)))
+        if not name:
+            raise Unknown
+        return hash((6, name))
+
+    def _elements(self, obj: object, depth: int) -> int:
+        if isinstance(obj, dict):
+            keys = [self._value(key, depth) for key in dict.__iter__(obj)]
+            values = [self._value(value, depth) for value in dict.values(obj)]
+            return hash((7, tuple(keys), tuple(values)))
+        if isinstance(obj, set):
+            return hash(frozenset(self._value(value, depth) for value in set.__iter__(obj)))
+        if isinstance(obj, array):
+            return hash((8, array.tobytes(obj)))
+        assert isinstance(obj, list)
+        return hash((9, tuple([self._value(value, depth) for value in list.__iter__(obj)])))
+
+
+def _of_block(block: FrameBlock) -> int:
+    return hash(tuple(map(_frames, (_token(block), _key(block), _dirty(block)))))
+
+
+def _frames(values: object) -> object:
+    return array.tobytes(values) if isinstance(values, array) else values
+
+
+__all__ = ["Contents"]
