@@ -121,14 +121,10 @@ class ScenarioWorld:
             self._take(step)
         for vmm in self.vmms.values():
             vmm.renew_guest()
-<<<<<<< HEAD
         x86 = self.world.host.x86_tdx.state
         x86.inject = self.failures.seamcall_leaves()
         x86.inject_busy_only = self.failures.busy_leaves()
-=======
-        self.world.host.x86_tdx.state.inject = self.failures.seamcall_leaves()
         self.world.host.mm.state.pcp.refill_all()
->>>>>>> a1494ba (Explore: states by content, steps made once; a search applies known steps and runs the model for new ones)
         self.sim.answers = []
 
     def _add_vm(self, name: str) -> None:

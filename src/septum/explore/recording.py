@@ -1,0 +1,108 @@
+"""A run made once more with its events on, and with a look at the whole world at each of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from septum.explore.run import Replaying
+from septum.scenarios.changes import changes, lock_changes
+from septum.scenarios.states import StateWatcher
+from septum.scenarios.world import ScenarioWorld
+from septum.sim import Finding
+from septum.sim.events import ChoiceEvent, Event, FindingEvent, LockEvent, SwitchEvent
+from septum.trace.via import kernel_path
+
+if TYPE_CHECKING:
+    from septum.explore.run import Runner
+    from septum.scenarios.states import WorldState
+
+PATH_DEPTH = 6
+
+
+class Beat(msgspec.Struct):
+    """An event of the run with what was known when it happened.
+
+    `path` are the kernel functions that it came from, innermost first; `decision` is the index of
+    the latest answer of the schedule before it; `injected` and `preempted` are the schedule's wish.
+    """
+
+    event: Event
+    path: tuple[str, ...]
+    decision: int
+    state: WorldState | None = None
+    preempted: bool = False
+    injected: bool = False
+
+
+class Recording:
+    """A run, event by event, up to where it broke."""
+
+    __slots__ = ("_failures", "_runner", "_steering", "_watcher", "beats", "start", "tasks")
+
+    def __init__(self, runner: Runner, answers: list[int], finding: Finding) -> None:
+        """Raises RuntimeError when the run does not break as it did: a defect of Septum."""
+        self._runner = runner
+        self.beats: list[Beat] = []
+        self._steering = Replaying(answers)
+        self._failures = 0
+        world = runner.built.world
+        self._watcher = StateWatcher(world.world) if isinstance(world, ScenarioWorld) else None
+        runner.sink = self._see
+        try:
+            runner.clean()
+            self.start = self._watcher.look() if self._watcher is not None else None
+            again = runner.run(self._steering).finding
+        finally:
+            runner.sink = None
+        if again is None or (again.promise, again.text) != (finding.promise, finding.text):
+            raise RuntimeError(f"a finding did not repeat: {finding.promise}: {finding.text}")
+        self._cut_after_finding()
+        self.tasks = list(dict.fromkeys(beat.event.task for beat in self.beats))
+
+    def _cut_after_finding(self) -> None:
+        """What happens after the promise is broken is no part of the story."""
+        for at, beat in enumerate(self.beats):
+            event = beat.event
+            if isinstance(event, FindingEvent) and self._runner.is_news(
+                Finding(event.promise, event.text, "", event.task, event.time_ns)
+            ):
+                del self.beats[at + 1 :]
+                return
+
+    def _see(self, event: Event) -> None:
+        steering = self._steering
+        if steering.sim is None:
+            return
+        path = tuple(kernel_path(PATH_DEPTH).split(" < "))
+        beat = Beat(event, path, len(self._runner.built.sim.answers) - 1)
+        if isinstance(event, SwitchEvent):
+            beat.preempted = steering.preempting
+        elif isinstance(event, ChoiceEvent):
+            beat.injected = steering.failures > self._failures
+            self._failures = steering.failures
+        if self._watcher is not None:
+            beat.state = self._watcher.after(event)
+        self.beats.append(beat)
+
+    def contended(self) -> frozenset[str]:
+        """Locks that several tasks take, one of them at least for itself alone."""
+        takers: dict[str, set[str]] = {}
+        alone: set[str] = set()
+        for beat in self.beats:
+            event = beat.event
+            if isinstance(event, LockEvent):
+                takers.setdefault(event.lock, set()).add(event.task)
+                if event.mode == "ex":
+                    alone.add(event.lock)
+        return frozenset(lock for lock, tasks in takers.items() if len(tasks) > 1 and lock in alone)
+
+
+def changes_between(
+    old: WorldState | None, new: WorldState | None, locks: frozenset[str], *, mirror: bool
+) -> list[str]:
+    """What changed, old -> new; nothing where nobody could look."""
+    if old is None or new is None or old == new:
+        return []
+    return [*changes(old, new, mirror=mirror), *lock_changes(old, new, locks)]
