@@ -116,7 +116,7 @@ class Fingerprint:
         observed = 0
         seen: list[tuple[int, int]] = []
         for location, kind in kinds.items():
-            if kind == S or kind == X:
+            if kind in (S, X):
                 now = self.content(location, parts)
                 seen.append((~location if location in parts else location, now))
             else:
@@ -141,7 +141,7 @@ class Fingerprint:
         """What the step `event` touched has the contents now that the tracked world has."""
         parts = tracker.footprints.parts
         for location, kind in kinds.items():
-            if (kind == S or kind == IS) and location not in tracker.waiting_at:
+            if kind in (S, IS) and location not in tracker.waiting_at:
                 continue
             if location not in parts:
                 self.set(CONTENTS, location, tracker.new_content(location, event))

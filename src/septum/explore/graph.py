@@ -36,6 +36,7 @@ from septum.explore.footprint import (
     join,
     join_into,
 )
+from septum.explore.learn import Move, Recording, Translating
 from septum.explore.loops import (
     TIMES,
     RowEntry,
@@ -45,7 +46,6 @@ from septum.explore.loops import (
     period_of,
     still_spinning,
 )
-from septum.explore.learn import Move, Recording, Translating
 from septum.explore.run import Abandoned, Replaying
 from septum.explore.subject import UNBOUNDED
 from septum.explore.transitions import DONE, POINT, Step, Transitions

@@ -53,9 +53,7 @@ def looks_at(
     return tuple((location, state.content(location, parts)) for location in locations)
 
 
-def still_spinning(
-    spinning: Spinning, state: Fingerprint, parts: dict[int, list[int]]
-) -> Spinning:
+def still_spinning(spinning: Spinning, state: Fingerprint, parts: dict[int, list[int]]) -> Spinning:
     """Those that would see what they saw."""
     return {
         task: saw

@@ -24,6 +24,10 @@ ROUNDS_MAX = 6
 """So often a task may stand at the same place in the code before others get their turn."""
 
 
+LOOK_FROM = 64
+"""Scheduling points in a row after which a task is looked at."""
+
+
 class Length:
     """How long runs are, as seen in an undisturbed one: what points are drawn from."""
 
@@ -80,7 +84,10 @@ class Sampled(Steering):
             self._places.clear()
 
     def goes_round(self) -> bool:
-        """Whether the current task has been here ROUNDS_MAX times since it was switched to."""
+        """Whether the current task has been here ROUNDS_MAX times since it was switched to, and ran
+        for a while: where it stands is only looked at from then on."""
+        if self._in_row < LOOK_FROM:
+            return False
         place = standing(3)
         rounds = self._places[place] = self._places.get(place, 0) + 1
         return rounds >= ROUNDS_MAX

@@ -13,8 +13,8 @@ import msgspec
 
 from septum.explore.coverage import Coverage
 from septum.explore.graph import GraphSearch, Restart
-from septum.explore.plain import PlainSteering
 from septum.explore.learn import Learning
+from septum.explore.plain import PlainSteering
 from septum.explore.run import Replaying, Runner, StateMissed, Steering
 from septum.explore.sampling import Length, Measuring, Pct, RandomWalk
 from septum.explore.subject import Strategy
@@ -73,7 +73,16 @@ class JobResult(msgspec.Struct):
 class Searcher:
     """Does jobs on one world of its own."""
 
-    __slots__ = ("coverage", "length", "note", "options", "runner", "subject", "tracker", "transitions")
+    __slots__ = (
+        "coverage",
+        "length",
+        "note",
+        "options",
+        "runner",
+        "subject",
+        "tracker",
+        "transitions",
+    )
 
     def __init__(self, subject: Subject, options: Options) -> None:
         self.subject = subject
@@ -120,7 +129,7 @@ class Searcher:
         return self.runner.run(steering)
 
     def recorded_run(self, steering: Steering) -> Run:
-        """A run whose steps are recorded: nobody watches, as watching looks at what steps do not."""
+        """A run whose steps are recorded. Nobody watches: who watches looks at more."""
         self.runner.sink = None
         return self.runner.run(steering)
 
@@ -215,7 +224,7 @@ class Searcher:
             )
             try:
                 search.begin(job.prefix)
-                result.complete = search.walk(lambda s=search: not self._over(job, s))
+                result.complete = search.walk(partial(self._goes_on, job, search))
                 self.runner.settle()
             except Restart:
                 continue
@@ -236,8 +245,8 @@ class Searcher:
             self.transitions = Transitions(self.tracker, self.subject.forgets)
             self._learn(self.tracker)
 
-    def _over(self, job: Job, search: GraphSearch) -> bool:
-        return self._out_of_budget(job, search.nr_paths)
+    def _goes_on(self, job: Job, search: GraphSearch) -> bool:
+        return not self._out_of_budget(job, search.nr_paths)
 
     def _learn(self, tracker: Tracker) -> None:
         """Random runs until they show nothing new of what tasks share."""
@@ -254,6 +263,7 @@ class Searcher:
             grown = tracker.footprints.grown
             calm = 0 if grown else calm + 1
         tracker.footprints.grown = True
+
 
 def _found(finding: Finding, run: Run) -> Found:
     return Found(finding, list(run.answers), run.steps, run.preemptions, run.failures)

@@ -263,6 +263,7 @@ def _observers(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
         *("operation_begin", "operation_end", "quiet_point", "ept_violation_handled"),
         *("fault_tried", "_step", "entry_changes", "entry_changed"),
     )
+
     def result(method: Callable[..., Any]) -> Callable[..., Any]:
         unseen_end = unseen(method)
         sim = tracker.sim

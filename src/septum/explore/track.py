@@ -22,9 +22,9 @@ from septum.explore.private import PRIVATE
 from septum.explore.special import COUNTING_WORDS, OBSERVERS, is_statistic, specials
 from septum.explore.tracked import PLAIN, container_types, put_back
 from septum.explore.values import Contents
+from septum.machine.mem import PhysMem
 from septum.sim import Sim, WaitQueue
 from septum.sim.locks import _Lock
-from septum.machine.mem import PhysMem
 from septum.sim.state import Snapshot, immutable_children, slots_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ Patch = tuple[type, str, object]
 _MISSING = object()
 _CONTAINERS = (list, dict, set, array)
 OWN_REFERENCES = 3
-"""References to a container that only one slot refers to, seen with a local name and an argument."""
+"""References to a container that one slot alone refers to: its, a local name, an argument."""
 
 PART_LOCATION = 1 << 62
 NEW_LOCATION = 1 << 63
@@ -188,6 +188,7 @@ class Tracker:
     def _construct(self, kind: type, init: Callable[..., None]) -> Callable[..., None]:
         building = self._building
         name = self._name
+
         def construct(obj: object, *args: object, **named: object) -> None:
             outer = building[0]
             oid = id(obj)
@@ -382,7 +383,7 @@ class Tracker:
         cannot be told. What a task that has ended did matters by this, and by what it shared."""
         footprints = self.footprints
         total = 0
-        locations = {(key[0] if isinstance(key, tuple) else key) >> 2 for key in self.undo}
+        locations = {_access_of(key) >> 2 for key in self.undo}
         for name, obj in self._objects.items():
             if name >> 40 & 0x3FFFFF == task and getrefcount(obj) > OWN_REFERENCES:
                 locations.update(name << 8 | k for k in range(max(1, len(slots_of(type(obj))))))
@@ -519,6 +520,13 @@ class Tracker:
             if known:
                 self.footprints.register(context, known)
         return accesses
+
+
+def _access_of(key: object) -> int:
+    """The access that an undo entry was made for."""
+    access = key[0] if isinstance(key, tuple) else key
+    assert isinstance(access, int)
+    return access
 
 
 def _ours(module: str) -> bool:

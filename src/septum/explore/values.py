@@ -37,9 +37,9 @@ LOCK_WORDS = {
 }
 
 # The descriptors themselves: a tracked class has others in their place, which would tell.
-_table = {name: member for name, member in slots_of(TablePage)}
-_block = {name: member for name, member in slots_of(FrameBlock)}
-_srcu = {name: member for name, member in slots_of(Srcu)}
+_table = dict(slots_of(TablePage))
+_block = dict(slots_of(FrameBlock))
+_srcu = dict(slots_of(Srcu))
 _blocks_of = dict(slots_of(PhysMem))["_blocks"].__get__
 _base, _stride = _table["base"].__get__, _table["stride"].__get__
 _entries = _table["entries"].__get__

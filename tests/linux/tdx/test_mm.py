@@ -62,6 +62,7 @@ def test_everything_can_be_taken_and_comes_back_whole() -> None:
         mm.free_page(pfn)
     for folio in huge:
         mm.folio_put(folio)
+    mm.state.pcp.drain_all()
     assert sorted(mm.state.free_1g) == [4 * GB >> 12, 5 * GB >> 12]
     assert mm.nr_free_pages == mm.state.nr_total_pages and not list(mm.outstanding())
 
@@ -165,4 +166,22 @@ def test_order_of_frees_does_not_matter(order: Callable[[list[int]], Any]) -> No
     host = make_host()
     for _ in range(3):
         churn(host, order)
+    host.mm.state.pcp.drain_all()
     assert len(host.mm.state.free_1g) == 2
+
+
+def test_pages_come_from_lists_of_the_cpu() -> None:
+    """What one CPU takes and frees does not change which pages another one gets."""
+    first, second = make_host(), make_host()
+    for host in (first, second):
+        host.mm.state.pcp.refill_all()
+    first.sim.current.cpu = 1
+    pages = [first.mm.alloc_page("test") for _ in range(8)]
+    for pfn in pages[:4]:
+        assert pfn is not None
+        first.mm.free_page(pfn)
+    first.sim.current.cpu = 2
+    second.sim.current.cpu = 2
+    assert [first.mm.alloc_page("test") for _ in range(8)] == [
+        second.mm.alloc_page("test") for _ in range(8)
+    ]

@@ -195,6 +195,6 @@ class Mm(MmUser):
 
     @property
     def nr_free_pages(self) -> int:
-        """Free 4 KB pages, those in hugetlb pools included."""
+        """Free 4 KB pages, those in per-CPU lists and hugetlb pools included."""
         pooled = sum(len(p.free) << p.order for p in self.state.pools.values())
-        return self.state.nr_free_pages + pooled
+        return self.state.nr_free_pages + self.state.pcp.nr_pages + pooled

@@ -24,6 +24,11 @@ class PcpLists:
         self._state = state
         self._lists: list[list[int]] = [[] for _ in range(nr_cpus)]
 
+    @property
+    def nr_pages(self) -> int:
+        """Free pages in all lists."""
+        return sum(map(len, self._lists))
+
     def take(self, cpu: int) -> int | None:
         """rmqueue_pcplist(): the PFN of a free page for `cpu`, or None when memory is used up."""
         pages = self._lists[cpu]
