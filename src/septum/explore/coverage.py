@@ -2,7 +2,8 @@
 witnesses.
 
 Items are texts: "call:TDH.MEM.PAGE.AUG:TDX_SUCCESS", "choice:alloc:tdx_split_cache=1",
-"wait:mmu_lock:ex". Watching costs time, so that not every run is watched once the first were.
+"wait:mmu_lock:ex"; of the exhaustive search also the S-EPT state that a call met and who was in
+whose way: "sept:MAPPED:TDH.MEM.RANGE.BLOCK:TDX_SUCCESS", "contend:mmu_lock:vcpu0:host.convert". Watching costs time, so that not every run is watched once the first were.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ class Coverage:
         """What was seen, by name."""
         return dict(sorted(self._counts.items()))
 
+    def reach(self, item: str) -> None:
+        """Something was reached."""
+        self._counts[item] = self._counts.get(item, 0) + 1
+
     def _see(self, event: Event) -> None:
         if isinstance(event, SeamcallEvent):
             name = SEAMCALL_NAMES.get(event.leaf, hex(event.leaf))
@@ -56,4 +61,4 @@ class Coverage:
             item = f"choice:{event.name}={event.value}"
         else:
             return
-        self._counts[item] = self._counts.get(item, 0) + 1
+        self.reach(item)

@@ -132,6 +132,8 @@ class Recording(Steering):
         given = self.moves[self._at][1] if 0 <= self._at < len(self.moves) else ()
         value = given[met] if met < len(given) else 0
         self._choices.append(Choice(self.is_failure(name), n, value))
+        if value:
+            self._tracker.reach(f"choice:{name}={value}")
         return value
 
     def _close(self, sim: Sim, forced: bool) -> None:

@@ -242,6 +242,7 @@ class Searcher:
         """Learn what tasks share, before the first exhaustive job. Raises NotTrackable."""
         if self.tracker is None:
             self.tracker = self.runner.track()
+            self.tracker.reach = self.coverage.reach
             self.transitions = Transitions(self.tracker, self.subject.forgets)
             self._learn(self.tracker)
 

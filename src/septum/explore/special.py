@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from septum.explore.footprint import IS, IX, S, X
+from septum.explore.reached import reached_hooks
 from septum.sim.locks import RwLock, WaitQueue, _Exclusive, _ReaderWriter
 from septum.sim.sim import Sim
 
@@ -75,6 +76,7 @@ def specials(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
         *_machine(tracker),
         *_plain_locks(tracker),
         *_observers(tracker),
+        *reached_hooks(tracker),
     ]
 
 

@@ -73,6 +73,7 @@ class Tracker:
         "lock_of",
         "log",
         "looked",
+        "reach",
         "results",
         "running",
         "sim",
@@ -85,6 +86,7 @@ class Tracker:
         self.sim = sim
         self.log: list[int] = []
         self.results: dict[int, int] = {}  # by task: the results of its operations so far
+        self.reach: Callable[[str], None] = lambda item: None  # is told what runs reach
         self.looked = False  # the step had the promises look at everything
         self.undo: dict[object, tuple[object, Callable[..., None] | None, object]] = {}
         self.footprints = Footprints()
