@@ -54,7 +54,9 @@ def compare(toy: Toy, preemptions: int | None) -> tuple[int, int] | None:
     searcher.prepare()
     noted.finals.clear()
     try:
-        result = searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=options.max_preemptions()))
+        result = searcher.do(
+            Job(1, Strategy.EXHAUSTIVE, preemptions=options.max_preemptions(), failures=1)
+        )
     finally:
         searcher.close()
     assert result.complete and not result.note

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from septum import __version__
 from septum.explore.parallel import Workers
 from septum.explore.progress import Progress
@@ -194,27 +196,34 @@ class Search:
         levels = [0, 1, 2, bound] if bound == UNBOUNDED else list(range(bound + 1))
         if options.strategy is Strategy.PLAIN or not options.reduce:
             levels = [bound]
+        # Failures multiply what there is to search: without them first, which says more sooner.
+        rounds = [(level, 0) for level in levels]
+        if options.failures:
+            rounds = [*rounds, *((level, options.failures) for level in levels)]
+        if len(levels) == 1:
+            rounds = rounds[-1:]
         done = "nothing"
-        for level in levels:
-            words = "all schedules" if level == UNBOUNDED else f"all with {level} preemptions"
-            if not self._level(level):
+        for level, failures in rounds:
+            words = _bounds(level, failures)
+            if not self._level(level, failures):
                 if self._workers.interrupted:
                     return False, f"interrupted; complete: {done}"
                 if self.totals.found and not options.keep_going:
                     return False, f"found in the search of {words}; complete: {done}"
                 return False, f"a budget ran out in the search of {words}; complete: {done}"
             done = words
-            self.level = level
+            if failures == options.failures:
+                self.level = level
             if self._stop_now():
                 break
-        complete = done == words and level == bound
-        return complete, f"complete: {done}, {options.failures} failures"
+        complete = (level, failures) == rounds[-1]
+        return complete, f"complete: {done}"
 
-    def _level(self, preemptions: int) -> bool:
+    def _level(self, preemptions: int, failures: int) -> bool:
         options = self._options
-        self._local.close()
         single = options.strategy is Strategy.PLAIN or not options.reduce or preemptions == 0
-        prefixes = [[]] if single else split(self._local.runner, options, preemptions, NR_JOBS)
+        bounds = msgspec.structs.replace(options, failures=failures)
+        prefixes = [[]] if single else split(self._local.runner, bounds, preemptions, NR_JOBS)
         budget = 0
         if options.schedules is not None:
             left = options.schedules - self.totals.schedules
@@ -229,13 +238,13 @@ class Search:
                     self._numbers,
                     Strategy.PLAIN if options.strategy is Strategy.PLAIN else Strategy.EXHAUSTIVE,
                     preemptions=preemptions,
+                    failures=failures,
                     prefix=prefix,
                     schedules_max=budget,
                     until=self._until,
                 )
             )
-        bound = "any number of" if preemptions == UNBOUNDED else str(preemptions)
-        self.progress.begin(f"all with {bound} preemptions", len(jobs))
+        self.progress.begin(_bounds(preemptions, failures), len(jobs))
         results = self._do(iter(jobs))
         return len(results) == len(jobs) and all(result.complete for result in results)
 
@@ -293,3 +302,8 @@ def explore(subject: Subject, options: Options) -> Verdict:
     search = Search(subject, options)
     search.start()
     return search.run()
+
+
+def _bounds(preemptions: int, failures: int) -> str:
+    bound = "any number of" if preemptions == UNBOUNDED else str(preemptions)
+    return f"all with {bound} preemptions and {failures} failures"

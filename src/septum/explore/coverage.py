@@ -2,8 +2,9 @@
 witnesses.
 
 Items are texts: "call:TDH.MEM.PAGE.AUG:TDX_SUCCESS", "choice:alloc:tdx_split_cache=1",
-"wait:mmu_lock:ex"; of the exhaustive search also the S-EPT state that a call met and who was in
-whose way: "sept:MAPPED:TDH.MEM.RANGE.BLOCK:TDX_SUCCESS", "contend:mmu_lock:vcpu0:host.convert". Watching costs time, so that not every run is watched once the first were.
+"wait:mmu_lock:ex"; of the exhaustive search also the S-EPT state that a call met, and who was in
+whose way: "sept:MAPPED:TDH.MEM.RANGE.BLOCK:TDX_SUCCESS", "contend:mmu_lock:vcpu0:host.convert".
+Watching random runs costs time, so that not all are watched once the first were.
 """
 
 from __future__ import annotations

@@ -48,12 +48,13 @@ from septum.explore.loops import (
 )
 from septum.explore.run import Abandoned, Replaying
 from septum.explore.subject import UNBOUNDED
-from septum.explore.transitions import DONE, POINT, Step, Transitions
+from septum.explore.transitions import DONE, POINT, Step, Transitions, Unfaithful
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from septum.explore.run import Run, Runner
+    from septum.explore.search import Job
     from septum.explore.subject import Options
     from septum.explore.track import Tracker
     from septum.sim import Finding
@@ -186,7 +187,7 @@ class GraphSearch:
         self,
         runner: Runner,
         options: Options,
-        preemptions: int,
+        job: Job,
         transitions: Transitions,
         run: Callable[[Recording | Replaying], Run],
         found: Callable[[Run], bool],
@@ -197,10 +198,10 @@ class GraphSearch:
         self._transitions = transitions
         self._run = run
         self._found = found
-        self.preemptions_max = preemptions
-        self.failures_max = options.failures
+        self.preemptions_max = job.preemptions
+        self.failures_max = job.failures
         self.max_points = options.max_points
-        self.bounded = preemptions < UNBOUNDED
+        self.bounded = job.preemptions < UNBOUNDED
         self._state = Fingerprint(self._tracker.footprints.whole_of)
         self._path: list[Node] = []
         self._prefix: list[Move] = []  # before the first node
@@ -321,7 +322,7 @@ class GraphSearch:
         if step is None or step.looked:
             found = self._looks.get(look)
             if step is None and found is None:
-                raise AssertionError("a step that was made is not known")
+                raise Unfaithful("a step that was made is not known")
             if found is not None:
                 return found, step
         assert step is not None
@@ -366,7 +367,8 @@ class GraphSearch:
             if period:
                 saw = looks_at(child.row, period, self._state, parts)
                 child.spinning = {**child.spinning, task: saw}
-                self._state.set(CHAINS, task, child.row[-(TIMES - 1) * period][2])
+                if self._transitions.forgets:
+                    self._state.set(CHAINS, task, child.row[-(TIMES - 1) * period][2])
                 child.row = []
             child.row_length = len(child.row)
         return child
@@ -496,7 +498,7 @@ class GraphSearch:
             self._state.rewind(node.mark)
             self._real(moves)
             if value not in self._ends:
-                raise AssertionError("a run did not end in the state that it was known to end in")
+                raise Unfaithful("a run did not end in the state that it was known to end in")
         finding = self._ends[value]
         if finding is not None:
             self._report(moves, finding)
@@ -532,7 +534,7 @@ class GraphSearch:
             return
         run = self._run(Replaying(self._answers(moves)))
         if run.finding is None:
-            raise AssertionError(f"a finding did not repeat: {finding.promise}: {finding.text}")
+            raise Unfaithful(f"a finding did not repeat: {finding.promise}: {finding.text}")
         self._kinds.add(kind)
         self._tell(run)
 

@@ -19,7 +19,7 @@ from septum.explore.run import Replaying, Runner, StateMissed, Steering
 from septum.explore.sampling import Length, Measuring, Pct, RandomWalk
 from septum.explore.subject import Strategy
 from septum.explore.track import NotTrackable, Tracker
-from septum.explore.transitions import Transitions
+from septum.explore.transitions import Transitions, Unfaithful
 from septum.sim import Finding
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from septum.explore.subject import Options, Subject
 
 CALIBRATION_RUNS = 24
-LEARNING_CALM = 120
-LEARNING_MAX = 1200
+LEARNING_CALM = 32
+LEARNING_MAX = 320
 RESTARTS_MAX = 400
 REDONE_MAX = 50
 
@@ -42,6 +42,7 @@ class Job(msgspec.Struct, frozen=True):
     first: int = 0
     count: int = 0
     preemptions: int = 0
+    failures: int = 0
     prefix: list[int] = []
     schedules_max: int = 0
     until: float = 0.0  # time.monotonic() by which to give up; 0: never
@@ -182,7 +183,7 @@ class Searcher:
         )
 
     def _plain(self, job: Job, result: JobResult) -> None:
-        steering = PlainSteering(self.options)
+        steering = PlainSteering(msgspec.structs.replace(self.options, failures=job.failures))
         while not self._out_of_budget(job, result.schedules):
             run = self.one_run(steering)
             result.schedules += 1
@@ -217,7 +218,7 @@ class Searcher:
             search = GraphSearch(
                 self.runner,
                 self.options,
-                job.preemptions,
+                job,
                 transitions,
                 self.recorded_run,
                 partial(self._note, result=result),
@@ -229,6 +230,13 @@ class Searcher:
             except Restart:
                 continue
             except StateMissed:
+                self.tracker.footprints.grown = True
+                continue
+            except Unfaithful:
+                if not transitions.forgets:
+                    raise
+                # What the search takes for forgotten was not, or it is no loop: go without.
+                transitions.forgets = False
                 self.tracker.footprints.grown = True
                 continue
             finally:
@@ -254,7 +262,9 @@ class Searcher:
         options = msgspec.structs.replace(self.options, preemptions=None)
         calm = number = 0
         grown = True
-        while calm < LEARNING_CALM and number < LEARNING_MAX:
+        # Where nobody ever meets anybody there is nothing to learn.
+        calm_enough = LEARNING_CALM if self.length.picks > 1 else 1
+        while calm < calm_enough and number < LEARNING_MAX:
             tracker.footprints.grown = False
             try:
                 self.runner.run(Learning(options, number, self.length, tracker))

@@ -584,7 +584,8 @@ def _apart(part: Part) -> bool:
         _of_sim(at)
         or kind.__name__ in PRIVATE
         or kind.__module__.startswith(OBSERVERS)
-        or any(is_statistic(kind, name) for name, _ in slots_of(kind))
+        # What has statistics beside other slots; its containers were judged by their own slots.
+        or (at is part and any(is_statistic(kind, name) for name, _ in slots_of(kind)))
     )
 
 

@@ -84,11 +84,11 @@ class Transitions:
     """All steps known, of one world. `forgets`: of a task that has ended, only what it left behind
     and the results of its operations matter, not how it came to them."""
 
-    __slots__ = ("_forgets", "_steps", "_tracker", "nr_known")
+    __slots__ = ("_steps", "_tracker", "forgets", "nr_known")
 
     def __init__(self, tracker: Tracker, forgets: bool) -> None:
         self._tracker = tracker
-        self._forgets = forgets
+        self.forgets = forgets
         self._steps: dict[tuple[int, int, bool], list[Step]] = {}
         self.nr_known = 0
 
@@ -133,7 +133,7 @@ class Transitions:
         observed = hash((observed, values, alone))
         step = Step(seen, observed, choices)
         step.chain = hash((task, chain, observed)) or 1
-        if ends.end == DONE and self._forgets and ends.finding is None:
+        if ends.end == DONE and self.forgets and ends.finding is None:
             left = tracker.left_behind(task)
             if left is not None:
                 step.chain = hash((DONE, task, left)) or 1
