@@ -305,5 +305,5 @@ def explore(subject: Subject, options: Options) -> Verdict:
 
 
 def _bounds(preemptions: int, failures: int) -> str:
-    bound = "any number of" if preemptions == UNBOUNDED else str(preemptions)
-    return f"all with {bound} preemptions and {failures} failures"
+    some = "all schedules" if preemptions == UNBOUNDED else f"all with {preemptions} preemptions"
+    return f"{some}, {failures} failures"

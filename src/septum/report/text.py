@@ -182,4 +182,4 @@ def _again_lines(lines: Lines, result: RunResult, files: list[str]) -> None:
     if files:
         lines.heading("Files")
         for file in files:
-            lines.paragraph(file, "  ", "    ")
+            lines.add(f"  {file}")  # whole, to be copied

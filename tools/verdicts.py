@@ -1,0 +1,139 @@
+"""Searches every scenario of the library against v3 and writes what came of it: docs/verdicts.md.
+
+    python tools/verdicts.py [--time SECONDS] [--write] [SCENARIO...]
+
+Two preemptions, and one failure where the scenario allows any, with the promises looked at after
+every operation. A scenario whose search does not get through in its time is undetermined; how far
+it came is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from septum.explore import Options, explore
+from septum.explore.scenario import ScenarioSubject
+from septum.scenarios.run import scenario_names
+
+if TYPE_CHECKING:
+    from septum.explore.verdict import Verdict
+
+PAGE = Path(__file__).parent.parent / "docs" / "verdicts.md"
+PREEMPTIONS = 2
+
+HEAD = """# Verdicts
+
+What `septum explore` says of v3 in every scenario of the library: {preemptions} preemptions, one
+failure where the scenario allows any, promises looked at after every operation (`--check quiet`),
+{time} s of one core each. `make verdicts` makes this page; where time decides, another machine
+comes further or less far.
+
+*held*: complete within these bounds. *as foreseen*: complete, and nothing but what the scenario
+says of v3 (see [findings.md](findings.md)). *broken*: a promise breaks that the scenario does not
+foresee. *undetermined*: time ran out; nothing was found in what was searched.
+
+{counts}
+
+| scenario | verdict | how far | schedules | states | s |
+| --- | --- | --- | ---: | ---: | ---: |
+"""
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One scenario's verdict."""
+
+    name: str
+    verdict: str
+    why: str
+    schedules: int
+    states: int
+    seconds: float
+    findings: list[str]
+    tokens: list[str]
+
+
+def search(task: tuple[str, float]) -> Row:
+    """The verdict on one scenario, in a process of its own."""
+    name, time_s = task
+    subject = ScenarioSubject(name, "v3", "quiet")
+    options = Options(
+        preemptions=PREEMPTIONS, failures=int(subject.may_fail), time_s=time_s, keep_going=True
+    )
+    verdict = explore(subject, options)
+    return Row(
+        name,
+        word_of(verdict, subject.may_break),
+        verdict.why,
+        verdict.schedules,
+        verdict.states,
+        round(verdict.seconds, 1),
+        [f"{c.finding.promise}: {c.finding.text}" for c in verdict.counterexamples],
+        [c.token for c in verdict.counterexamples],
+    )
+
+
+def word_of(verdict: Verdict, may_break: bool) -> str:
+    """What the page calls it."""
+    if verdict.counterexamples:
+        return "broken"
+    if verdict.outcome == "held":
+        return "as foreseen" if may_break else "held"
+    return "undetermined"
+
+
+def page(rows: list[Row], time_s: float) -> str:
+    """The page as Markdown."""
+    counts = Counter(row.verdict for row in rows)
+    words = ", ".join(f"{counts[word]} {word}" for word in sorted(counts))
+    text = HEAD.format(
+        preemptions=PREEMPTIONS, time=round(time_s), counts=f"{len(rows)} scenarios: {words}."
+    )
+    for row in rows:
+        text += (
+            f"| {row.name} | {row.verdict} | {row.why} | {row.schedules} | {row.states}"
+            f" | {row.seconds} |\n"
+        )
+    broken = [row for row in rows if row.findings]
+    if broken:
+        text += "\n## What breaks\n"
+    for row in broken:
+        text += f"\n**{row.name}**\n\n"
+        for finding, token in zip(row.findings, row.tokens, strict=True):
+            text += f"- {finding}\n  `septum replay {token}`\n"
+    return text
+
+
+def main() -> int:
+    """Search, print, and write when asked to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--time", type=float, default=20.0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("scenario", nargs="*")
+    given = parser.parse_args()
+    names = given.scenario or scenario_names()
+    tasks = [(name, given.time) for name in names]
+    rows: list[Row] = []
+    with multiprocessing.Pool(given.workers, maxtasksperchild=1) as pool:
+        for row in pool.imap(search, tasks, chunksize=1):
+            rows.append(row)
+            print(f"{row.name:45} {row.verdict:13} {row.seconds:6} s  {row.why}", flush=True)
+            for finding in row.findings:
+                print(f"    {finding}", flush=True)
+    text = page(rows, given.time)
+    if given.write:
+        PAGE.write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write("\n" + text.split("\n\n")[3] + "\n")
+    return 1 if any(row.verdict == "broken" for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
