@@ -64,6 +64,7 @@ class Steering(Schedule):
     __slots__ = (
         "_in_row",
         "_row_task",
+        "_skipped",
         "broken",
         "decisions",
         "failures",
@@ -94,6 +95,7 @@ class Steering(Schedule):
         self.spin_points = 0
         self._in_row = 0
         self._row_task: Task | None = None
+        self._skipped = 0
 
     def begin(self, sim: Sim, runner: Runner) -> None:
         """A run begins."""
@@ -114,8 +116,14 @@ class Steering(Schedule):
     def pick(self, n: int, forced: bool) -> int:
         if self.stopped:
             raise Cut
-        self.decisions += 1
         sim = self.sim
+        skipped = sim.nr_skipped - self._skipped
+        if skipped:
+            self._skipped += skipped
+            self._in_row += skipped
+            self.decisions += skipped
+            self.was_skipped(skipped)
+        self.decisions += 1
         if self.decisions > self.max_points:
             self._no_end()
         current = sim.current
@@ -133,6 +141,9 @@ class Steering(Schedule):
         if answer:
             self._in_row = 0
         return answer
+
+    def was_skipped(self, count: int) -> None:
+        """At `count` scheduling points the current task went on, as was said (Sim.skip_points)."""
 
     def _no_end(self) -> None:
         sim = self.sim
@@ -376,6 +387,8 @@ class Runner:
         if self.tracker is not None:
             self.tracker.begin()
         sim.answers = []
+        sim.skip_points(0)
+        sim.nr_skipped = 0
         sim.findings = Findings(self.is_news)
         sim.schedule = steering
         sim.stop_on_finding = False  # Findings stops at the first that is news

@@ -10,6 +10,7 @@ guarantees of finding bugs", ASPLOS 2010. Failures are placed by the same dice.
 
 from __future__ import annotations
 
+import math
 import random
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ ROUNDS_MAX = 6
 """So often a task may stand at the same place in the code before others get their turn."""
 
 
-LOOK_FROM = 64
+LOOK_FROM = 24
 """Scheduling points in a row after which a task is looked at."""
 
 
@@ -83,6 +84,10 @@ class Sampled(Steering):
         if forced or answer:
             self._places.clear()
 
+    def unseen(self) -> int:
+        """At so many more points in a row nobody looks where the current task stands."""
+        return max(0, LOOK_FROM - self._in_row)
+
     def goes_round(self) -> bool:
         """Whether the current task has been here ROUNDS_MAX times since it was switched to, and ran
         for a while: where it stands is only looked at from then on."""
@@ -110,10 +115,11 @@ class Sampled(Steering):
 class RandomWalk(Sampled):
     """Any ready task at every point, or (every other run) mostly the current one."""
 
-    __slots__ = ("_stay",)
+    __slots__ = ("_stay", "_stays")
 
     def __init__(self, options: Options, number: int, length: Length) -> None:
         super().__init__(options, number, length)
+        self._stays = -1  # points to go until a turn comes; -1: not drawn
         self._stay = 0.0 if number % 2 else 1.0 - 4.0 / (length.picks + 4)
 
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
@@ -127,9 +133,26 @@ class RandomWalk(Sampled):
         limit = self.options.preemptions
         if limit is not None and self.preemptions >= limit:
             return 0
-        if self._stay and dice.random() < self._stay:
+        if self._stay and not self._turn_comes():
             return 0
         return dice.randrange(n)
+
+    def was_skipped(self, count: int) -> None:
+        self._stays -= count
+
+    def _turn_comes(self) -> bool:
+        """Whether the dice now say that any task may run. How often in a row they say that the
+        current one goes on is drawn at once."""
+        if self._stays == 0:
+            self._stays = -1
+            return True
+        stays = int(math.log(1.0 - self._dice.random()) / math.log(self._stay))
+        if not stays:
+            return True
+        ahead = min(stays - 1, self.unseen())
+        self._stays = ahead if ahead == stays - 1 else -1
+        self.sim.skip_points(ahead)
+        return False
 
 
 class Pct(Sampled):
@@ -149,6 +172,9 @@ class Pct(Sampled):
         self._lowest = 0.0
         self._nr_picks = 0
 
+    def was_skipped(self, count: int) -> None:
+        self._nr_picks += count
+
     def _priority(self, task: Task) -> float:
         value = self._priorities.get(task.index)
         if value is None:
@@ -160,6 +186,8 @@ class Pct(Sampled):
         current = sim.current
         at = self._nr_picks
         self._nr_picks = at + 1
+        ahead = [change - at - 1 for change in self._change_at if change > at]
+        sim.skip_points(min([self.unseen(), *ahead]))
         if not forced and not spins and self.goes_round():
             self.yields = spins = True
         if spins or (at in self._change_at and not forced):

@@ -57,6 +57,7 @@ class Sim:
         "_main",
         "_next_index",
         "_ready",
+        "_skip",
         "_solo",
         "_woken",
         "answers",
@@ -66,6 +67,7 @@ class Sim:
         "findings",
         "lock_observer",
         "nr_points",
+        "nr_skipped",
         "nr_switches",
         "point_observer",
         "schedule",
@@ -95,6 +97,8 @@ class Sim:
         # Asked before the schedule; what it answers itself (not None) is no answer of the schedule.
         self.choice_rules: ChoiceRules | None = None
         self.nr_points = 0
+        self._skip = 0  # scheduling points at which the schedule need not be asked
+        self.nr_skipped = 0
         self.nr_switches = 0
         # Called at every scheduling point while tasks run, for checks of every step.
         self.point_observer: Callable[[str], None] | None = None
@@ -113,6 +117,7 @@ class Sim:
         start(task, fn, self._hub if self._hub is not None else getcurrent())
         self.tasks.append(task)
         self._ready.append(task)
+        self._skip = 0
         self._update_solo()
         return task
 
@@ -148,6 +153,7 @@ class Sim:
         last = self.current
         if last.done:
             self._ready.remove(last)
+            self._skip = 0
             self._main.time_ns = max(self._main.time_ns, last.time_ns)
             self._update_solo()
 
@@ -222,9 +228,18 @@ class Sim:
         if self.point_observer is not None:
             self.point_observer(kind)
         if len(self._ready) > 1:
+            if self._skip:
+                self._skip -= 1
+                self.nr_skipped += 1
+                self.answers.append(0)
+                return
             task = self._pick(forced=False)
             if task is not self.current:
                 self._switch(task, kind, preempted=True)
+
+    def skip_points(self, count: int) -> None:
+        """The answer at the next `count` scheduling points is 0, if nobody else becomes ready."""
+        self._skip = count
 
     def choose(self, name: str, n: int = 2) -> int:
         """The outcome 0..n-1 of a named choice point; 0 is the ordinary one."""
@@ -274,6 +289,7 @@ class Sim:
         waiters.append(current)
         current.blocked_on = reason
         self._ready.remove(current)
+        self._skip = 0
         self._update_solo()
         if self.point_observer is not None:
             self.point_observer("block")
@@ -298,6 +314,7 @@ class Sim:
         if preempt:
             self._woken = waiters[0]
         self._ready.extend(waiters)
+        self._skip = 0
         waiters.clear()
         self._update_solo()
 
