@@ -2,7 +2,7 @@
 
 All numbers are of one run on one core; the ratios compare like with like within it.
 
-    python bench/explore.py [--seconds N] [--profile]
+    python bench/explore.py [--seconds N] [--search N] [--profile]
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from septum.explore.run import StateMissed
 from septum.explore.sampling import Pct, RandomWalk
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
+from septum.explore.subject import UNBOUNDED
 from septum.explore.toys import RARE
 
 if TYPE_CHECKING:
     from septum.explore.subject import Subject
 
-SCENARIO = "reference"
+SCENARIO = "reference-per-vm"
+TWO = "reference-two"
 
 
 class WithoutEnd(ScenarioSubject):
@@ -53,20 +55,24 @@ def random_rate(subject: Subject, seconds: float) -> tuple[float, float]:
     return runs / taken, steps / taken
 
 
-def exhaustive(subject: Subject, preemptions: int, seconds: float) -> str:
-    """One line about a search."""
-    searcher = Searcher(subject, Options(strategy=Strategy.EXHAUSTIVE, keep_going=True))
-    began = time.monotonic()
+def exhaustive(name: str, preemptions: int, seconds: float) -> str:
+    """One line about a search in one process. Seconds are of the processor."""
+    searcher = Searcher(ScenarioSubject(name, "v3", "end"), Options(keep_going=True))
+    began = time.process_time()
     try:
-        job = Job(1, Strategy.EXHAUSTIVE, preemptions=preemptions, until=began + seconds)
+        job = Job(1, Strategy.EXHAUSTIVE, preemptions=preemptions, until=time.monotonic() + seconds)
         result = searcher.do(job)
+        known = searcher.transitions.nr_known if searcher.transitions is not None else 0
+        runs = searcher.runner.nr_runs
     finally:
         searcher.close()
-    taken = time.monotonic() - began
+    taken = time.process_time() - began
     word = "complete" if result.complete else "not complete"
+    bound = "no bound on" if preemptions >= UNBOUNDED else str(preemptions)
     return (
-        f"{preemptions} preemptions: {word}, {result.schedules} schedules, {result.states} states "
-        f"in {taken:.1f} s ({result.schedules / taken:.0f} schedules/s) {result.note}"
+        f"{name}, {bound} preemptions: {word} in {taken:.1f} s; {result.states} states,"
+        f" {result.steps} steps taken, {known} of them by the model, in {runs} runs;"
+        f" {result.schedules} schedules ({result.schedules / taken:.0f} a second)"
     )
 
 
@@ -74,6 +80,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--search", type=float, default=60.0, help="seconds for each search")
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     toy_rate, _ = random_rate(RARE, 1.0)
@@ -83,8 +90,10 @@ def main() -> None:
         subject = WithoutEnd(SCENARIO, "v3", check)  # type: ignore[arg-type]
         rate, steps = random_rate(subject, given.seconds)
         print(f"{SCENARIO}, checks {check}: {rate:.0f} schedules/s, {steps:.0f} points/s")
-    for preemptions in (0, 1, 2):
-        print(exhaustive(ScenarioSubject(SCENARIO, "v3", "end"), preemptions, given.seconds))
+    for preemptions in (0, 1, 2, UNBOUNDED):
+        print(exhaustive(SCENARIO, preemptions, given.search), flush=True)
+    for preemptions in (0, 1):
+        print(exhaustive(TWO, preemptions, given.search), flush=True)
     if given.profile:
         profile = cProfile.Profile()
         profile.runcall(random_rate, WithoutEnd(SCENARIO, "v3", "end"), given.seconds)

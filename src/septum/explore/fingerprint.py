@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from septum.explore.track import Tracker
 
 _MASK = 0xFFFFFFFFFFFFFFFF
+ZERO = 0x5A45524F
+"""The content of what has the content 0."""
+
 CHAINS, CONTENTS, WHOLES = range(3)
 """The tables: of tasks, of locations, and of locations that have parts."""
 
@@ -88,6 +91,8 @@ class Fingerprint:
 
     def set(self, table: int, key: int, new: int | None) -> None:
         """Change one entry of a table."""
+        if new == 0:
+            new = ZERO  # 0 stands for what is not in a table
         old = self.tables[table].get(key)
         if old != new:
             self._journal.append((table, key, old))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 CALIBRATION_RUNS = 24
 LEARNING_CALM = 32
 LEARNING_MAX = 320
+LEARNING_STEPS = 40_000
 RESTARTS_MAX = 400
 REDONE_MAX = 50
 
@@ -204,7 +205,7 @@ class Searcher:
         return self.options.keep_going
 
     def _graph(self, job: Job) -> JobResult:
-        self.prepare()
+        self.prepare(job.until)
         transitions = self.transitions
         assert transitions is not None and self.tracker is not None
         result = JobResult(job.number, complete=False)
@@ -246,31 +247,35 @@ class Searcher:
             return result
         return result
 
-    def prepare(self) -> None:
-        """Learn what tasks share, before the first exhaustive job. Raises NotTrackable."""
+    def prepare(self, until: float = 0.0) -> None:
+        """Learn what tasks share, before the first exhaustive job: until time.monotonic() is
+        `until`, if that is not 0. Raises NotTrackable."""
         if self.tracker is None:
             self.tracker = self.runner.track()
             self.tracker.reach = self.coverage.reach
             self.transitions = Transitions(self.tracker, self.subject.forgets)
-            self._learn(self.tracker)
+            self._learn(self.tracker, until)
 
     def _goes_on(self, job: Job, search: GraphSearch) -> bool:
         return not self._out_of_budget(job, search.nr_paths)
 
-    def _learn(self, tracker: Tracker) -> None:
+    def _learn(self, tracker: Tracker, until: float) -> None:
         """Random runs until they show nothing new of what tasks share."""
         options = msgspec.structs.replace(self.options, preemptions=None)
         calm = number = 0
+        enough = self.runner.nr_steps + LEARNING_STEPS
         grown = True
         # Where nobody ever meets anybody there is nothing to learn.
-        calm_enough = LEARNING_CALM if self.length.picks > 1 else 1
-        while calm < calm_enough and number < LEARNING_MAX:
+        most = LEARNING_MAX if self.length.picks > 1 else 2
+        while calm < LEARNING_CALM and number < most:
             tracker.footprints.grown = False
             try:
                 self.runner.run(Learning(options, number, self.length, tracker))
             except StateMissed:
                 continue
             number += 1
+            if (until and time.monotonic() > until) or self.runner.nr_steps > enough:
+                break
             grown = tracker.footprints.grown
             calm = 0 if grown else calm + 1
         tracker.footprints.grown = True
