@@ -7,11 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.septum-installed
 ARGS ?=
 
-<<<<<<< HEAD
-.PHONY: setup run test lint types npm docs bench bench-explore scenarios kill-table compare clean
-=======
-.PHONY: setup run test lint types npm docs bench bench-explore scenarios bugs kill-table clean
->>>>>>> cd9f7b2 (make bugs: every seeded bug is searched for, timed and told; a search injects a failure where the scenario allows one)
+.PHONY: setup run test lint types npm docs bench bench-explore scenarios bugs verdicts compare kill-table clean
 
 setup: $(STAMP)
 
@@ -56,6 +52,9 @@ bench-explore: $(STAMP)
 
 scenarios: $(STAMP)
 	@$(BIN)/python -m septum.scenarios.check $(ARGS)
+
+verdicts: $(STAMP)
+	@$(BIN)/python tools/verdicts.py --write $(ARGS)
 
 bugs: $(STAMP)
 	@$(BIN)/python tools/bugs.py $(ARGS)

@@ -15,8 +15,8 @@ BUILD = ROOT / "build"
 
 NAV: dict[str, tuple[str, ...]] = {
     "Start": ("index", "tutorial", "reading-guide"),
-    "The v3 series": ("series", "findings", "designs", "seeded-bugs"),
-    "Use it": ("scenarios", "page", "pytest", "your-own-design", "compare"),
+    "The v3 series": ("series", "findings", "designs", "seeded-bugs", "verdicts"),
+    "Use it": ("scenarios", "search", "page", "pytest", "your-own-design", "compare"),
     "Reference": ("promises", "fidelity", "trace-format", "formats"),
 }
 
