@@ -6,11 +6,14 @@ must agree on all findings and on all final states, for every bound on preemptio
 
 import pytest
 
+from septum.explore.footprint import Context, Footprints
 from septum.explore.graph import GraphSearch
 from septum.explore.plain import plain_search
 from septum.explore.search import Job, Searcher
 from septum.explore.subject import Options, Strategy
 from septum.explore.toys import LIVELOCK, RETRY, TOYS, Toy, dice_toy
+from septum.explore.transitions import Unfaithful
+from septum.explore.values import Contents
 
 BOUNDS = (0, 1, 2, None)
 LIMIT = 3000
@@ -91,3 +94,35 @@ def test_judge_notices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GraphSearch, "_wanted", lambda self, node, task: False)
     with pytest.raises(AssertionError):
         compare(TOYS[0], 1)
+
+
+def test_contents_that_are_not_told_apart_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search for which all words look alike comes to other ends, or sees that steps do."""
+    monkeypatch.setattr(Contents, "of_slot", lambda self, obj, k: 1)
+    with pytest.raises((AssertionError, Unfaithful)):
+        for toy in TOYS:
+            compare(toy, 2)
+
+
+def test_guards_that_do_not_guard_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that takes every access for one under a lock is caught."""
+    keep = Footprints._keep
+
+    def guarded(self: Footprints, context: Context, access: int) -> bool:
+        news = keep(self, context, access)
+        context.kept.clear()
+        return news
+
+    monkeypatch.setattr(Footprints, "_keep", guarded)
+    with pytest.raises(AssertionError):
+        for toy in TOYS:
+            compare(toy, 2)
+
+
+def test_what_a_lock_guards_needs_no_preemption() -> None:
+    """Two tasks that only ever touch a word under a lock are searched lock by lock."""
+    body = (("lock", 0), *((("read", 0), ("write", 0, 1)) * 6), ("unlock", 0))
+    guarded = compare(Toy("guarded", [body, body]), 2)
+    bare = compare(Toy("bare", [body[1:-1], body[1:-1]]), 2)
+    assert guarded is not None
+    assert bare is None or guarded[1] < bare[1]
