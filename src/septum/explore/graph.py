@@ -39,13 +39,12 @@ from septum.explore.footprint import (
 from septum.explore.learn import Move, Recording, Translating
 from septum.explore.loops import (
     TIMES,
-    RowEntry,
-    Spinning,
     entry_of,
     looks_at,
     period_of,
     still_spinning,
 )
+from septum.explore.node import Node, Visited, order
 from septum.explore.run import Abandoned, Replaying
 from septum.explore.subject import UNBOUNDED
 from septum.explore.transitions import DONE, POINT, Step, Transitions, Unfaithful
@@ -68,90 +67,6 @@ ROUNDS_MAX = 3
 
 class Restart(Abandoned):
     """A location turned out to be shared: what was computed without it does not count."""
-
-
-class Node:
-    """A state on the current path, and what was tried from it.
-
-    `tasks`: who could run, the running one first unless it cannot (`forced`). `answer`: who is
-    being tried, `pending` with which other outcomes of its choice points, `todo`: who is still to
-    be tried. `below`: what was touched in what was explored from here; `steps`: by each task that
-    was tried first. `sleep`: tasks that need not run here, with their steps. `free`: that another
-    one runs costs nothing.
-    """
-
-    __slots__ = (
-        "alive",
-        "answer",
-        "below",
-        "current",
-        "failures_left",
-        "free",
-        "key",
-        "mark",
-        "pending",
-        "preemptions_left",
-        "ready",
-        "rounds",
-        "row",
-        "row_length",
-        "sleep",
-        "spinning",
-        "step",
-        "steps",
-        "taken",
-        "tasks",
-        "todo",
-        "whole",
-    )
-
-    def __init__(self) -> None:
-        self.whole = True  # it will have been explored to the end
-        self.tasks: list[int] = []
-        self.ready: tuple[int, ...] = ()
-        self.alive: frozenset[int] = frozenset()
-        self.current = -1
-        self.free = True
-        self.preemptions_left = 0
-        self.failures_left = 0
-        self.spinning: Spinning = {}
-        self.rounds = 0
-        self.row: list[RowEntry] = []
-        self.row_length = 0
-        self.sleep: dict[int, Masks] = {}
-        self.key = 0
-        self.mark = 0
-        self.answer = -1
-        self.todo: list[int] = []
-        self.pending: list[tuple[int, ...]] = []
-        self.taken: Step | None = None
-        self.step: Masks | None = None
-        self.steps: dict[int, Masks] = {}
-        self.below: Summary = {}
-
-
-class Visited:
-    """What was explored from one state: with how much to spend, without which sleepers."""
-
-    __slots__ = ("below", "current", "failures_left", "preemptions_left", "sleep")
-
-    def __init__(self, node: Node) -> None:
-        self.current = node.current
-        self.preemptions_left = node.preemptions_left
-        self.failures_left = node.failures_left
-        self.sleep = frozenset(node.sleep)
-        self.below = node.below
-
-    def covers(self, node: Node) -> bool:
-        """Whether entering the state as `node` would find nothing new."""
-        need = node.preemptions_left
-        if self.current != node.current:
-            need += 1
-        return (
-            self.preemptions_left >= need
-            and self.failures_left >= node.failures_left
-            and self.sleep <= node.sleep.keys()
-        )
 
 
 class GraphSearch:
@@ -236,7 +151,7 @@ class GraphSearch:
         moves: list[Move] = [(task, tuple(choices)) for task, choices in translating.moves]
         self._real(moves, first=0)
         for task, choices in moves[:-1]:
-            _order(node)
+            order(node)
             node.answer = node.tasks.index(task)
             step = self._transitions.find(self._state, task, node.ready == (task,), choices)
             if step is None or step.finding is not None:
@@ -245,7 +160,7 @@ class GraphSearch:
             self._state.apply(step.writes)
             self._prefix.append((task, choices))
             node = self._child(node, task, step, chain)
-        _order(node)
+        order(node)
         node.mark = self._state.mark()
         node.whole = False
         node.answer = node.tasks.index(moves[-1][0])
@@ -384,7 +299,7 @@ class GraphSearch:
                 self._go_round(parent)
                 return
             node.spinning = {}
-        _order(node)
+        order(node)
         if parent is not None:
             self._inherit_sleep(node, parent)
         node.mark = self._state.mark()
@@ -573,12 +488,3 @@ class GraphSearch:
             else:
                 self._ends[recording.end.value] = run.finding
         return recording
-
-
-def _order(node: Node) -> None:
-    """Who could run, the running one first."""
-    current = node.current
-    node.tasks = [task for task in node.ready if task != current]
-    if current >= 0:
-        node.tasks.insert(0, current)
-        node.free = current in node.spinning

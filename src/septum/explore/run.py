@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, cast
 import greenlet
 
 from septum import __version__
-from septum.explore.track import Tracker, parts_apart
+from septum.explore.adopt import parts_apart
+from septum.explore.track import Tracker
 from septum.sim import (
     Coroutine,
     Finding,

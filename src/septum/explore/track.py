@@ -17,15 +17,26 @@ from array import array
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
+from septum.explore.adopt import (
+    CONTAINERS,
+    NotTrackable,
+    apart,
+    classes_of,
+    exchange,
+    of_sim,
+    ours,
+    trackable,
+    twin_of,
+)
 from septum.explore.footprint import IS, IX, Context, Footprints, S, X
 from septum.explore.private import PRIVATE
-from septum.explore.special import COUNTING_WORDS, OBSERVERS, is_statistic, specials
+from septum.explore.special import COUNTING_WORDS, is_statistic, specials
 from septum.explore.tracked import PLAIN, container_types, put_back
 from septum.explore.values import Contents
 from septum.machine.mem import PhysMem
 from septum.sim import Sim, WaitQueue
 from septum.sim.locks import _Lock
-from septum.sim.state import Snapshot, immutable_children, slots_of
+from septum.sim.state import Snapshot, slots_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,16 +45,11 @@ if TYPE_CHECKING:
 
 Patch = tuple[type, str, object]
 _MISSING = object()
-_CONTAINERS = (list, dict, set, array)
 OWN_REFERENCES = 3
 """References to a container that one slot alone refers to: its, a local name, an argument."""
 
 PART_LOCATION = 1 << 62
 NEW_LOCATION = 1 << 63
-
-
-class NotTrackable(Exception):
-    """The world has state whose use cannot be seen."""
 
 
 class Tracker:
@@ -122,14 +128,14 @@ class Tracker:
     def adopt(self, snapshot: Snapshot) -> None:
         """Replace the world's containers by tracked twins. The snapshot must be taken again."""
         for part in snapshot.parts:
-            if not isinstance(part.obj, _CONTAINERS) and not _trackable(part) and not _apart(part):
+            if not isinstance(part.obj, CONTAINERS) and not trackable(part) and not apart(part):
                 raise NotTrackable(f"{part.path} is a {type(part.obj).__name__}")
         self._twins = container_types(self)
-        _exchange(snapshot, self._twins)
+        exchange(snapshot, self._twins)
 
     def release(self, snapshot: Snapshot) -> None:
         """Give the world plain containers again. The snapshot must be taken again."""
-        _exchange(snapshot, {kind: kind for kind in _CONTAINERS})
+        exchange(snapshot, {kind: kind for kind in CONTAINERS})
 
     def install(self, snapshot: Snapshot) -> None:
         """Begin to watch. `snapshot` is of the adopted world."""
@@ -143,7 +149,7 @@ class Tracker:
         # Who waits is written by waiting, which is told as a look at what is waited for.
         self.waiting_at = {oid << 8 for oid in self.lock_of}
         for part in snapshot.parts:
-            if _of_sim(part):
+            if of_sim(part):
                 owner = part
                 while isinstance(owner.obj, list | dict | set) and owner.owner is not None:
                     owner = owner.owner
@@ -151,7 +157,7 @@ class Tracker:
         modules = {type(part.obj).__module__ for part in snapshot.parts} | {
             name for name in sys.modules if name.startswith("septum.")
         }
-        kinds = [kind for name in sorted(modules) if _ours(name) for kind in _classes_of(name)]
+        kinds = [kind for name in sorted(modules) if ours(name) for kind in classes_of(name)]
         for kind in kinds:
             slots_of(kind)  # remembered: a patched class does not show its slots any more
         for kind in kinds:
@@ -230,7 +236,7 @@ class Tracker:
                 continue
             owner = member.__objclass__
             if value.__class__ in self._twins and getrefcount(value) == OWN_REFERENCES:
-                twin = _twin_of(self._twins[value.__class__], value)
+                twin = twin_of(self._twins[value.__class__], value)
                 member.__set__(obj, twin)
                 self._name(twin, member)
             elif (owner, name) in self._members and (owner, name) not in self._logged:
@@ -358,7 +364,7 @@ class Tracker:
         lock = self.lock_of.get(id(obj))
         if lock is not None:
             return self._contents.of_lock(lock)
-        if isinstance(obj, _CONTAINERS):
+        if isinstance(obj, CONTAINERS):
             return self._contents.of_container(obj)
         return self._contents.of_slot(obj, location & 255)
 
@@ -434,7 +440,7 @@ class Tracker:
         Raises NotTrackable otherwise.
         """
         for part in parts:
-            if not _apart(part):
+            if not apart(part):
                 raise NotTrackable(f"{part.path} was changed unseen")
 
     # Steps
@@ -529,138 +535,6 @@ def _access_of(key: object) -> int:
     access = key[0] if isinstance(key, tuple) else key
     assert isinstance(access, int)
     return access
-
-
-def _ours(module: str) -> bool:
-    return not module.startswith(
-        ("septum.sim", "septum.explore", "septum.checks", "septum.trace", "septum.cli", "builtins")
-    ) or module in ("septum.explore.toys",)
-
-
-def _classes_of(module: str) -> list[type]:
-    found = sys.modules.get(module)
-    if found is None:
-        return []
-    return [
-        value
-        for value in vars(found).values()
-        if isinstance(value, type) and value.__module__ == module and _is_state(value)
-    ]
-
-
-def _is_state(kind: type) -> bool:
-    params = getattr(kind, "__dataclass_params__", None)
-    if params is not None and params.frozen:
-        return False
-    return not issubclass(kind, BaseException | tuple | int | str) and not hasattr(
-        kind, "__struct_fields__"
-    )
-
-
-def _trackable(part: Part) -> bool:
-    name = type(part).__name__
-    return name in ("_SlotsPart", "_CoroutinePart") or _of_sim(part)
-
-
-def _of_sim(part: Part) -> bool:
-    """It belongs to the scheduler or a lock, whose use is told by other means."""
-    if isinstance(part.obj, list | dict | set) and part.owner is not None:
-        return _of_sim(part.owner)
-    return type(part.obj).__module__.startswith("septum.sim.")
-
-
-def _apart(part: Part) -> bool:
-    """It is restored by its snapshot, and using it makes no step depend on another."""
-    at = part
-    while isinstance(at.obj, list | dict | set | array | bytearray):
-        owner = at.owner
-        if owner is None:
-            return False
-        if is_statistic(type(owner.obj), at.label[1:]):
-            return True
-        at = owner
-    kind = type(at.obj)
-    return (
-        _of_sim(at)
-        or kind.__name__ in PRIVATE
-        or kind.__module__.startswith(OBSERVERS)
-        # What has statistics beside other slots; its containers were judged by their own slots.
-        or (at is part and any(is_statistic(kind, name) for name, _ in slots_of(kind)))
-    )
-
-
-def parts_apart(snapshot: Snapshot) -> list[Part]:
-    """What tracking does not undo and is not a lock's: to be restored after every run."""
-    return [part for part in snapshot.parts if not _of_sim(part) and _apart(part)]
-
-
-def _exchange(snapshot: Snapshot, kinds: dict[type, type]) -> None:
-    """Give the world containers of the given kinds for those that it has."""
-    twins: dict[int, object] = {}
-    for part in snapshot.parts:
-        if not isinstance(part.obj, _CONTAINERS) or _of_sim(part) or _apart(part):
-            continue
-        kind = next(kinds[base] for base in _CONTAINERS if isinstance(part.obj, base))
-        twins[id(part.obj)] = _twin_of(kind, part.obj)
-    for part in snapshot.parts:
-        if not type(part.obj).__module__.startswith("septum.sim."):
-            _rewire(part, twins)
-    for obj in twins.values():
-        _rewire_elements(obj, twins)
-
-
-def _twin_of(kind: type, obj: object) -> object:
-    # By the plain types' own methods: the twin of an earlier search would log its being read.
-    if isinstance(obj, array):
-        return kind(obj.typecode, array.tolist(obj))
-    if isinstance(obj, dict):
-        return kind(dict.items(obj))
-    if isinstance(obj, set):
-        return kind(set.__iter__(obj))
-    assert isinstance(obj, list)
-    return kind(list.__iter__(obj))
-
-
-def _rewire(part: Part, twins: dict[int, object]) -> None:
-    """Make a slotted object refer to the twins."""
-    for name, member in slots_of(type(part.obj)):
-        try:
-            value = member.__get__(part.obj)
-        except AttributeError:
-            continue
-        twin = twins.get(id(value))
-        if twin is not None:
-            member.__set__(part.obj, twin)
-        elif isinstance(value, tuple | frozenset):
-            _refuse_inside(value, twins, f"{part.path}.{name}")
-        elif isinstance(value, types.FunctionType):
-            for cell in value.__closure__ or ():
-                if id(cell.cell_contents) in twins:
-                    cell.cell_contents = twins[id(cell.cell_contents)]
-
-
-def _rewire_elements(obj: object, twins: dict[int, object]) -> None:
-    if isinstance(obj, list):
-        for index, value in enumerate(list.__iter__(obj)):
-            if id(value) in twins:
-                list.__setitem__(obj, index, twins[id(value)])
-            elif isinstance(value, tuple):
-                _refuse_inside(value, twins, "a list")
-    elif isinstance(obj, dict):
-        for key, value in list(dict.items(obj)):
-            if id(value) in twins:
-                dict.__setitem__(obj, key, twins[id(value)])
-            elif isinstance(value, tuple):
-                _refuse_inside(value, twins, "a dict")
-
-
-def _refuse_inside(value: Iterable[object], twins: dict[int, object], where: str) -> None:
-    for element in value:
-        if id(element) in twins:
-            raise NotTrackable(f"{where} holds a container inside an immutable value")
-        inner = immutable_children(element)
-        if isinstance(element, tuple) and inner is not None:
-            _refuse_inside([child for _, child in inner], twins, where)
 
 
 __all__ = ["IS", "IX", "NotTrackable", "S", "Tracker", "X"]
