@@ -172,7 +172,8 @@ def _reached(verdict: Verdict) -> str:
         "tdcall": "TDCALL outcomes",
         "choice": "choices other than the ordinary",
         "wait": "locks waited for",
-        "sept": "S-EPT state, call, status",
+        "sept": "outcomes of a SEAMCALL on an S-EPT state",
+        "contend": "pairs of tasks at a lock",
     }
     words = ", ".join(f"{count} {names.get(kind, kind)}" for kind, count in kinds.items())
     return f"reached: {words}"
