@@ -149,7 +149,7 @@ class Fingerprint:
             if kind in (S, IS) and location not in tracker.waiting_at:
                 continue
             if location not in parts:
-                self.set(CONTENTS, location, tracker.new_content(location, event))
+                self.set(CONTENTS, location, self._new_content(location, event, tracker))
             elif kind == X:
                 content = tracker.content_of(location)
                 self.set(WHOLES, location, event if content is None else content)
@@ -158,7 +158,17 @@ class Fingerprint:
         for location, kind in kinds.items():
             if kind != X or location in parts:
                 continue
-            self.set(CONTENTS, location, tracker.new_content(location, event))
+            self.set(CONTENTS, location, self._new_content(location, event, tracker))
+
+    def _new_content(self, location: int, event: int, tracker: Tracker) -> int | None:
+        content = tracker.content_of(location)
+        if content is None:
+            return event
+        # A part that is not in the table is as it was built, or as its whole was last written.
+        whole = self._whole_of.get(location)
+        if whole is not None and whole in self.tables[WHOLES]:
+            return content
+        return None if tracker.is_as_built(location, content) else content
 
     def _drop_parts(self, whole: int, parts: dict[int, list[int]]) -> None:
         _, contents, wholes = self.tables

@@ -168,8 +168,10 @@ class Searcher:
         if job.strategy is not Strategy.PLAIN and self.options.reduce:
             try:
                 return self._graph(job)
-            except NotTrackable as error:
+            except (NotTrackable, Unfaithful) as error:
+                # Nothing is lost but speed: every schedule is run, one by one.
                 self.note = f"without reduction: {error}"
+                self.close()
         while True:
             result = JobResult(job.number, complete=False)
             try:

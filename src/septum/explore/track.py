@@ -368,12 +368,9 @@ class Tracker:
             return self._contents.of_container(obj)
         return self._contents.of_slot(obj, location & 255)
 
-    def new_content(self, location: int, event: int) -> int | None:
-        """What a fingerprint says of a location after `event` wrote there; None: as built."""
-        content = self.content_of(location)
-        if content is None:
-            return event
-        return None if content == self._as_built.get(location) else content
+    def is_as_built(self, location: int, content: int) -> bool:
+        """Whether a content is the one that the location was built with."""
+        return content == self._as_built.get(location)
 
     def learn_as_built(self) -> None:
         """The contents of all that tasks share are as built now. Call when runs have been undone.

@@ -164,9 +164,14 @@ class Contents:
 
     def _elements(self, obj: object, depth: int) -> int:
         if isinstance(obj, dict):
-            keys = [self._value(key, depth) for key in dict.__iter__(obj)]
-            values = [self._value(value, depth) for value in dict.values(obj)]
-            return hash((7, tuple(keys), tuple(values)))
+            pairs = [
+                (self._value(key, depth), self._value(value, depth))
+                for key, value in dict.items(obj)
+            ]
+            # The order of keys counts only where it is looked at (see TrackedDict).
+            if not hasattr(obj, "in_order"):
+                pairs.sort()
+            return hash((7, tuple(pairs)))
         if isinstance(obj, set):
             return hash(frozenset(self._value(value, depth) for value in set.__iter__(obj)))
         if isinstance(obj, array):
