@@ -36,6 +36,7 @@ class Learning(RandomWalk):
         super().__init__(options, number, length)
 
     def only_one(self) -> None:
+        super().only_one()
         self.tracker.take_step(self.sim.current.index)
 
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
@@ -100,8 +101,8 @@ class Recording(Steering):
         self.ready = []
 
     def only_one(self) -> None:
-        if not self.stopped:
-            self.pick_task(1, True, False)
+        super().only_one()
+        self.pick_task(1, True, False)
 
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
         sim = self.sim
@@ -201,6 +202,7 @@ class Translating(Replaying):
         return answer
 
     def only_one(self) -> None:
+        super().only_one()
         if not self.stopped:
             self.moves.append((self.sim.ready_ring(True)[0].index, []))
 

@@ -63,6 +63,7 @@ class Steering(Schedule):
     """
 
     __slots__ = (
+        "_alone",
         "_in_row",
         "_row_task",
         "_skipped",
@@ -95,6 +96,7 @@ class Steering(Schedule):
         self.max_points = 0
         self.spin_points = 0
         self._in_row = 0
+        self._alone = 0
         self._row_task: Task | None = None
         self._skipped = 0
 
@@ -117,6 +119,7 @@ class Steering(Schedule):
     def pick(self, n: int, forced: bool) -> int:
         if self.stopped:
             raise Cut
+        self._alone = 0
         sim = self.sim
         skipped = sim.nr_skipped - self._skipped
         if skipped:
@@ -143,6 +146,21 @@ class Steering(Schedule):
             self._in_row = 0
         return answer
 
+    def pass_point(self, kind: str) -> None:
+        """A scheduling point, asked about or not: nobody goes on alone for ever."""
+        self._alone += 1
+        if self._alone > ALONE_MAX:
+            self._no_end()
+
+    def only_one(self) -> None:
+        """A task that goes on alone is no endless one, up to a limit."""
+        if self.stopped:
+            raise Cut
+        self._alone = 0
+        self.decisions += 1
+        if self.decisions > self.max_points:
+            self._no_end()
+
     def was_skipped(self, count: int) -> None:
         """At `count` scheduling points the current task went on, as was said (Sim.skip_points)."""
 
@@ -152,7 +170,7 @@ class Steering(Schedule):
         names = ", ".join(t.name for t in sim.tasks if not t.done)
         sim.find(
             "progress",
-            f"no end after {self.max_points} scheduling decisions; still running: {names}",
+            f"no end after {self.decisions - 1} scheduling decisions; still running: {names}",
             where="scheduler",
         )
         raise Cut
@@ -178,6 +196,9 @@ class Steering(Schedule):
     def spec(self) -> tuple[str, int]:
         return ("list", 0)
 
+
+ALONE_MAX = 40_000
+"""So many scheduling points a task may pass while it is the only one that could run."""
 
 STANDING_DEPTH = 14
 
@@ -395,6 +416,8 @@ class Runner:
         sim.stop_on_finding = False  # Findings stops at the first that is news
         sim.set_sink(self.sink)
         steering.begin(sim, self)
+        looking = sim.point_observer
+        sim.set_point_observer(_both(looking, steering.pass_point))
         self.nr_runs += 1
 
     def clear(self, verify: bool = False) -> None:
@@ -449,6 +472,21 @@ class Runner:
                     coroutine.kill()
                 except Exception:
                     continue
+
+
+def _both(
+    first: Callable[[str], None] | None, second: Callable[[str], None]
+) -> Callable[[str], None]:
+    """Both observers of scheduling points."""
+    if first is None:
+        return second
+    also = first
+
+    def observe(kind: str) -> None:
+        second(kind)
+        also(kind)
+
+    return observe
 
 
 def _quietly_kill(glet: greenlet.greenlet) -> None:

@@ -152,7 +152,7 @@ class Searcher:
                     run = self.one_run(make(self.options, number, self.length))
                     result.schedules += 1
                     result.steps += run.steps
-                    if run.finding is not None:
+                    if run.finding is not None and self._repeats(run):
                         result.found.append(_found(run.finding, run))
                         if not self.options.keep_going:
                             break
@@ -161,6 +161,13 @@ class Searcher:
             except StateMissed:
                 continue
         raise RuntimeError("runs keep changing state that restoring does not put back")
+
+    def _repeats(self, run: Run) -> bool:
+        """Whether what a run found comes again from a world that is surely as it was built. What
+        does not was left behind by the runs before; settling tells which do not count."""
+        assert run.finding is not None
+        again = reproduce(self.runner, list(run.answers)).finding
+        return again is not None and again.promise == run.finding.promise
 
     # Exhaustive
 
