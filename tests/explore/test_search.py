@@ -146,3 +146,48 @@ def test_bad_usage() -> None:
         make_options("best", 2, 0, None, None, 1, 0)
     with pytest.raises(InputError):
         make_options("auto", 2, 0, None, None, 0, 0)
+
+
+class Endless(Toy):
+    """A toy with one more task, which passes scheduling points for ever."""
+
+    __slots__ = ()
+
+    def start(self, built) -> None:  # type: ignore[no-untyped-def]
+        super().start(built)
+        sim = built.sim
+
+        def turn() -> None:
+            while True:
+                sim.point("turn")
+
+        sim.spawn("endless", turn)
+
+
+@pytest.mark.parametrize("strategy", [Strategy.PCT, Strategy.RANDOM])
+def test_nobody_goes_on_alone_for_ever(strategy: Strategy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that goes on when all others have ended is a finding, not a hang."""
+    monkeypatch.setattr("septum.explore.run.ALONE_MAX", 300)
+    toy = Endless("endless", LOCKED_UPDATE.programs)
+    verdict = explore(toy, Options(strategy=strategy, schedules=5, shrink=False))
+    assert verdict.counterexamples[0].finding.promise == "progress"
+
+
+class Forgetful(Toy):
+    """A toy whose 40th end says that something broke, whatever its schedule was."""
+
+    __slots__ = ("ends",)
+
+    def finish(self, built) -> None:  # type: ignore[no-untyped-def]
+        super().finish(built)
+        self.ends += 1
+        if self.ends == 40:
+            built.sim.find("toy", "left behind by another run", where="end")
+
+
+def test_what_does_not_come_again_is_no_finding() -> None:
+    """A random run's finding counts only when its schedule breaks the same again."""
+    toy = Forgetful("forgetful", LOCKED_UPDATE.programs)
+    toy.ends = 0
+    verdict = explore(toy, Options(strategy=Strategy.RANDOM, schedules=100))
+    assert toy.ends > 40 and not verdict.counterexamples

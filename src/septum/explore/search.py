@@ -273,7 +273,6 @@ class Searcher:
         options = msgspec.structs.replace(self.options, preemptions=None)
         calm = number = 0
         enough = self.runner.nr_steps + LEARNING_STEPS
-        grown = True
         # Where nobody ever meets anybody there is nothing to learn.
         most = LEARNING_MAX if self.length.picks > 1 else 2
         while calm < LEARNING_CALM and number < most:
@@ -285,8 +284,7 @@ class Searcher:
             number += 1
             if (until and time.monotonic() > until) or self.runner.nr_steps > enough:
                 break
-            grown = tracker.footprints.grown
-            calm = 0 if grown else calm + 1
+            calm = 0 if tracker.footprints.grown else calm + 1
         tracker.footprints.grown = True
 
 

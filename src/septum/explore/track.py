@@ -2,7 +2,7 @@
 
 While a tracker is installed, the slots of the model's classes are properties that log, the
 world's containers are tracked twins, and locks say how they are used. Whatever cannot be tracked
-is refused (`NotTrackable`), and the search then takes every step to depend on every other.
+is refused (`NotTrackable`), and the search then runs every schedule, one by one.
 
 Three things make it affordable. Slots that no run ever writes after construction are only
 watched, not logged. Objects that are being constructed belong to nobody else yet. And classes
