@@ -1,7 +1,8 @@
 """Names for what an event only numbers: the SEAMCALL's leaf, and the kernel functions it came from.
 
 The sink of a run is called where the event happens, so the host's functions are still on the
-stack. The innermost few say which kernel path a SEAMCALL belongs to.
+stack. The innermost few say which kernel path a SEAMCALL belongs to. A function that begins with
+`_` is a joint of the model, which the kernel does not have: it is passed over.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from septum.sim.events import Event
 KERNEL = ("septum.linux.", "septum.designs.")
 TELLING = "septum.linux.kvm.gmem_trace"
 """Emits events for the functions that call it."""
-_PLUMBING = frozenset(("seamcall", "seamcall_ret", "tdh_do_no_vcpus", "_seamcall"))
+_PLUMBING = frozenset(("seamcall", "seamcall_ret", "tdh_do_no_vcpus"))
 DEPTH = 4
 WITHOUT_VIA = (KvmEntry, KvmExit, TdExitEvent, GuestAccessEvent)
 """Events that come from the guest, or always from the same place in KVM."""
@@ -33,7 +34,8 @@ def kernel_path(depth: int = DEPTH) -> str:
         module = at.f_globals.get("__name__", "")
         if module.startswith(KERNEL) and module != TELLING:
             name = at.f_code.co_name
-            if name not in _PLUMBING and (not names or names[-1] != name):
+            passed_over = name.startswith("_") or name in _PLUMBING
+            if not passed_over and (not names or names[-1] != name):
                 names.append(name)
         # The loop ends at None, which the first frame is not.
         at = at.f_back  # type: ignore[assignment]

@@ -341,7 +341,7 @@ def test_unbound_index_warns_only_when_another_slot_has_it(bench: Benches) -> No
     slot = b.host.main.gfn_to_memslot(b.kvm, FREE)
     f = b.gmem
     kept = f.bindings
-    get = b.host.gmem.kvm_gmem_get_pfn_locked
+    get = b.host.gmem._kvm_gmem_get_pfn
     f.bindings = []
     assert get(f, slot, FREE)[0] == -EIO and b.texts() == []
     f.bindings = [(first, last, object()) for first, last, _ in kept]

@@ -38,9 +38,11 @@ class InhibitsFirst(KvmTdxUnit):
 
     __slots__ = ()
 
-    def tdx_split_for_accept(self, vcpu: KvmVcpu, slot: KvmMemorySlot, gfn: int, level: int) -> int:
-        self.tdx_inhibit_above(slot, gfn, level)
-        return super().tdx_split_for_accept(vcpu, slot, gfn, level)
+    def _tdx_split_for_accept(
+        self, vcpu: KvmVcpu, slot: KvmMemorySlot, gfn: int, level: int
+    ) -> int:
+        self._tdx_inhibit_above(slot, gfn, level)
+        return super()._tdx_split_for_accept(vcpu, slot, gfn, level)
 
 
 class AlwaysLocks(KvmMmu):

@@ -21,7 +21,7 @@ class PairForEveryLevel(KvmTdxUnit):
 
     __slots__ = ()
 
-    def needs_pamt_pair(self, level: int) -> bool:
+    def _needs_pamt_pair(self, level: int) -> bool:
         return True
 
 
@@ -30,7 +30,7 @@ class QuietPut(TdxArch):
 
     __slots__ = ()
 
-    def pamt_remove_failed(self, err: int) -> None:
+    def _pamt_remove_failed(self, err: int) -> None:
         pass
 
 
@@ -80,7 +80,7 @@ class NoSplitCache(KvmTdxUnit):
     def need_topup_external_per_vm_split_cache(self, kvm: Kvm, level: int) -> bool:
         return False
 
-    def split_cache(self, kvm: Kvm) -> PreallocSplitCache | None:
+    def _split_cache(self, kvm: Kvm) -> PreallocSplitCache | None:
         return None
 
 
@@ -89,10 +89,10 @@ class NoPairForSept(KvmTdxUnit):
 
     __slots__ = ()
 
-    def split_pamt_get(self, kvm: Kvm, new_private_spt: int) -> int:
+    def _split_pamt_get(self, kvm: Kvm, new_private_spt: int) -> int:
         return 0
 
-    def split_pamt_put(self, new_private_spt: int) -> None:
+    def _split_pamt_put(self, new_private_spt: int) -> None:
         pass
 
 
@@ -101,7 +101,7 @@ class NoPairForGuest(TdxArch):
 
     __slots__ = ()
 
-    def demote_takes_pair(self, level: int) -> bool:
+    def _demote_takes_pair(self, level: int) -> bool:
         return False
 
 
@@ -110,7 +110,7 @@ class SplitIsNotCounted(TdxArch):
 
     __slots__ = ()
 
-    def demoted(self, guest_base_pfn: int) -> None:
+    def _demoted(self, guest_base_pfn: int) -> None:
         pass
 
 

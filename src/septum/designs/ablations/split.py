@@ -34,7 +34,7 @@ class NoSplitHook(TdpMmu):
 
     __slots__ = ()
 
-    def propagate_to_external(
+    def _propagate_to_external(
         self, kvm: Kvm, gfn: int, old_spte: int, new_spte: int, level: int
     ) -> None:
         self.host.main.kvm_bug_on(
@@ -67,7 +67,7 @@ class DemoteWithoutBlock(KvmTdxUnit):
 
     __slots__ = ()
 
-    def block_and_track(self, kvm: Kvm, gpa: int, level: int) -> int:
+    def _block_and_track(self, kvm: Kvm, gpa: int, level: int) -> int:
         return 0
 
 

@@ -80,7 +80,7 @@ class AttributesZapWhole(KvmMmu):
 
     __slots__ = ()
 
-    def split_before_unmap(self, kvm: Kvm, rng: KvmGfnRange) -> int:
+    def _split_before_unmap(self, kvm: Kvm, rng: KvmGfnRange) -> int:
         return 0
 
 

@@ -18,7 +18,7 @@ class AugFailureLeaks(KvmTdxUnit):
 
     __slots__ = ()
 
-    def tdx_page_unused(self, pfn: int) -> None:
+    def _tdx_page_unused(self, pfn: int) -> None:
         """Nothing."""
 
 
@@ -27,7 +27,7 @@ class GetNotRechecked(TdxArch):
 
     __slots__ = ()
 
-    def pamt_get_lost_race(self, frame: int) -> bool:
+    def _pamt_get_lost_race(self, frame: int) -> bool:
         return False
 
 
@@ -36,7 +36,7 @@ class PutNotRechecked(TdxArch):
 
     __slots__ = ()
 
-    def pamt_put_lost_race(self, frame: int) -> bool:
+    def _pamt_put_lost_race(self, frame: int) -> bool:
         return False
 
 
@@ -54,8 +54,8 @@ class DemotedOneShort(TdxArch):
 
     __slots__ = ()
 
-    def demoted(self, guest_base_pfn: int) -> None:
-        super().demoted(guest_base_pfn)
+    def _demoted(self, guest_base_pfn: int) -> None:
+        super()._demoted(guest_base_pfn)
         self.state.pamt_refcounts[guest_base_pfn >> PTE_SHIFT] -= 1
 
 

@@ -21,7 +21,7 @@ class OnlyFirstVm(GuestMemfd):
     def kvm_gmem_split_private(
         self, inode: GmemInode, start: int, end: int, cause: str = "conversion"
     ) -> int:
-        return self.kvm_gmem_split_private_file(inode.file_list[0], start, end)
+        return self._kvm_gmem_split_private(inode.file_list[0], start, end)
 
 
 class HostFaultUnlocked(GuestMemfd):
@@ -29,7 +29,7 @@ class HostFaultUnlocked(GuestMemfd):
 
     __slots__ = ()
 
-    def kvm_gmem_shared_folio(self, inode: GmemInode, index: int) -> tuple[int, Folio | None]:
+    def _kvm_gmem_shared_folio(self, inode: GmemInode, index: int) -> tuple[int, Folio | None]:
         if self.kvm_gmem_get_attributes(inode, index) & KVM_MEMORY_ATTRIBUTE_PRIVATE:
             return -EACCES, None
         inode.invalidate_lock.down_read()
@@ -53,12 +53,12 @@ class AttributesBeforeSplit(GuestMemfd):
 
     __slots__ = ()
 
-    def kvm_gmem_convert_mappings(
+    def _kvm_gmem_convert_mappings(
         self, inode: GmemInode, start: int, end: int, to_private: bool
     ) -> int:
         attrs = KVM_MEMORY_ATTRIBUTE_PRIVATE if to_private else 0
         self.mas_store(inode, start, end, attrs)
-        return super().kvm_gmem_convert_mappings(inode, start, end, to_private)
+        return super()._kvm_gmem_convert_mappings(inode, start, end, to_private)
 
 
 DESIGNS = (

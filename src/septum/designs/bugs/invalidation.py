@@ -51,7 +51,7 @@ class EdgesNotCovered(KvmMmu):
 
     __slots__ = ()
 
-    def invalidate_edge_hugepages(self, kvm: Kvm, rng: KvmGfnRange) -> None:
+    def _invalidate_edge_hugepages(self, kvm: Kvm, rng: KvmGfnRange) -> None:
         """Nothing."""
 
 
@@ -60,7 +60,7 @@ class PunchNeverEnds(GuestMemfd):
 
     __slots__ = ()
 
-    def kvm_gmem_punch_failed(self, inode: GmemInode, start: int, end: int) -> None:
+    def _kvm_gmem_punch_failed(self, inode: GmemInode, start: int, end: int) -> None:
         inode.invalidate_lock.up_write()
 
 
@@ -69,7 +69,7 @@ class RetriesGoingSlot(KvmTdxUnit):
 
     __slots__ = ()
 
-    def slot_is_going(self, vcpu: KvmVcpu, gpa: int) -> bool:
+    def _slot_is_going(self, vcpu: KvmVcpu, gpa: int) -> bool:
         return False
 
 

@@ -18,9 +18,9 @@ class DeadVmKeepsPages(GuestMemfd):
 
     __slots__ = ()
 
-    def kvm_gmem_zap_file(self, f: GmemFile, start: int, end: int, attr_filter: int) -> None:
+    def _kvm_gmem_zap(self, f: GmemFile, start: int, end: int, attr_filter: int) -> None:
         if not f.kvm.vm_dead:
-            super().kvm_gmem_zap_file(f, start, end, attr_filter)
+            super()._kvm_gmem_zap(f, start, end, attr_filter)
 
 
 class ReleaseUnannounced(GuestMemfd):
@@ -28,13 +28,13 @@ class ReleaseUnannounced(GuestMemfd):
 
     __slots__ = ()
 
-    def kvm_gmem_invalidate_begin_file(self, f: GmemFile, start: int, end: int) -> None:
+    def _kvm_gmem_invalidate_begin(self, f: GmemFile, start: int, end: int) -> None:
         if end != MAX_INDEX:
-            super().kvm_gmem_invalidate_begin_file(f, start, end)
+            super()._kvm_gmem_invalidate_begin(f, start, end)
 
-    def kvm_gmem_invalidate_end_file(self, f: GmemFile, start: int, end: int) -> None:
+    def _kvm_gmem_invalidate_end(self, f: GmemFile, start: int, end: int) -> None:
         if end != MAX_INDEX:
-            super().kvm_gmem_invalidate_end_file(f, start, end)
+            super()._kvm_gmem_invalidate_end(f, start, end)
 
 
 class MovesUnflushed(KvmTdxUnit):

@@ -27,7 +27,7 @@ class NotFrozen(TdpMmu):
 
     __slots__ = ()
 
-    def freeze_spte(self, it: TdpIter, old_spte: int, new_spte: int) -> bool:
+    def _freeze_spte(self, it: TdpIter, old_spte: int, new_spte: int) -> bool:
         self.sim.point("cmpxchg")
         return it.table.try_cmpxchg(it.index, old_spte, new_spte) == old_spte
 
@@ -37,9 +37,9 @@ class FrozenForEver(TdpMmu):
 
     __slots__ = ()
 
-    def thaw_spte(self, it: TdpIter, old_spte: int, new_spte: int, ret: int) -> None:
+    def _thaw_spte(self, it: TdpIter, old_spte: int, new_spte: int, ret: int) -> None:
         if not ret:
-            super().thaw_spte(it, old_spte, new_spte, ret)
+            super()._thaw_spte(it, old_spte, new_spte, ret)
 
 
 class StaleAfterLock(TdpMmu):
@@ -47,7 +47,7 @@ class StaleAfterLock(TdpMmu):
 
     __slots__ = ()
 
-    def look_again(self, it: TdpIter) -> None:
+    def _look_again(self, it: TdpIter) -> None:
         """Nothing."""
 
 
@@ -56,7 +56,7 @@ class AllocUnderLock(TdpMmu):
 
     __slots__ = ()
 
-    def alloc_sp_without_mmu_lock(
+    def _alloc_sp_without_mmu_lock(
         self, kvm: Kvm, root: KvmMmuPage, shared: bool
     ) -> KvmMmuPage | None:
         return self.tdp_mmu_alloc_sp_for_split(root.is_mirror)
@@ -67,7 +67,7 @@ class HeadOnly(TdpMmu):
 
     __slots__ = ()
 
-    def tdp_mmu_split_huge_pages(
+    def _split_huge_pages_in_roots(
         self,
         kvm: Kvm,
         types: int,
@@ -77,7 +77,7 @@ class HeadOnly(TdpMmu):
         shared: bool,
         only_cross_boundary: bool,
     ) -> int:
-        return super().tdp_mmu_split_huge_pages(
+        return super()._split_huge_pages_in_roots(
             kvm, types, start, start + 1, target_level, shared, only_cross_boundary
         )
 
@@ -87,8 +87,10 @@ class InhibitTooLate(KvmTdxUnit):
 
     __slots__ = ()
 
-    def tdx_split_for_accept(self, vcpu: KvmVcpu, slot: KvmMemorySlot, gfn: int, level: int) -> int:
-        ret = super().tdx_split_for_accept(vcpu, slot, gfn, level)
+    def _tdx_split_for_accept(
+        self, vcpu: KvmVcpu, slot: KvmMemorySlot, gfn: int, level: int
+    ) -> int:
+        ret = super()._tdx_split_for_accept(vcpu, slot, gfn, level)
         vcpu.kvm.mmu_lock.write_unlock()
         vcpu.kvm.mmu_lock.write_lock()
         return ret

@@ -45,7 +45,7 @@ class BlockBusyIgnored(KvmTdxUnit):
 
     __slots__ = ()
 
-    def block_and_track(self, kvm: Kvm, gpa: int, level: int) -> int:
+    def _block_and_track(self, kvm: Kvm, gpa: int, level: int) -> int:
         self.host.x86_tdx.tdh_mem_range_block(kvm.tdx, gpa, level - 1)
         self.tdx_track(kvm)
         return 0

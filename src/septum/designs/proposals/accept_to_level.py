@@ -23,7 +23,9 @@ class AcceptToLevelTdx(KvmTdxUnit):
 
     __slots__ = ()
 
-    def tdx_split_for_accept(self, vcpu: KvmVcpu, slot: KvmMemorySlot, gfn: int, level: int) -> int:
+    def _tdx_split_for_accept(
+        self, vcpu: KvmVcpu, slot: KvmMemorySlot, gfn: int, level: int
+    ) -> int:
         tdp_mmu = self.host.tdp_mmu
         assert isinstance(tdp_mmu, MirrorsSplitTdpMmu)
         start = gfn_round_for_level(gfn, level)
@@ -37,7 +39,9 @@ class AcceptInVcpuRootTdx(KvmTdxUnit):
 
     __slots__ = ()
 
-    def tdx_split_for_accept(self, vcpu: KvmVcpu, slot: KvmMemorySlot, gfn: int, level: int) -> int:
+    def _tdx_split_for_accept(
+        self, vcpu: KvmVcpu, slot: KvmMemorySlot, gfn: int, level: int
+    ) -> int:
         root = vcpu.mmu_root
         if root is None:
             self.warn_on_once("no valid root", "tdx_handle_mismatched_accept")

@@ -17,7 +17,7 @@ class FolioFirst(GuestMemfd):
 
     __slots__ = ()
 
-    def kvm_gmem_zaps_before_restructure(self) -> bool:
+    def _kvm_gmem_zaps_before_restructure(self) -> bool:
         return False
 
 

@@ -49,14 +49,14 @@ class GmemConvertHook(GuestMemfd):
 
     __slots__ = ()
 
-    def kvm_gmem_convert_mappings(
+    def _kvm_gmem_convert_mappings(
         self, inode: GmemInode, start: int, end: int, to_private: bool
     ) -> int:
         if to_private:
             ret = self.kvm_gmem_convert_files(inode, start, end, to_private)
             if ret:
                 return ret
-        return super().kvm_gmem_convert_mappings(inode, start, end, to_private)
+        return super()._kvm_gmem_convert_mappings(inode, start, end, to_private)
 
     def kvm_gmem_convert_files(
         self, inode: GmemInode, start: int, end: int, to_private: bool
@@ -78,7 +78,7 @@ class GmemConvertHook(GuestMemfd):
                 return ret
         return 0
 
-    def kvm_gmem_split_private_file(self, f: GmemFile, start: int, end: int) -> int:
+    def _kvm_gmem_split_private(self, f: GmemFile, start: int, end: int) -> int:
         return self.kvm_gmem_convert_file(f, start, end, False)
 
 

@@ -30,7 +30,7 @@ class MirrorsSplitTdpMmu(TdpMmu):
         self, kvm: Kvm, start: int, end: int, target_level: int
     ) -> int:
         """Split whatever is larger than `target_level` in [start, end). 0 or -ENOMEM."""
-        return self.tdp_mmu_split_huge_pages(
+        return self._split_huge_pages_in_roots(
             kvm, KVM_MIRROR_ROOTS, start, end, target_level, False, False
         )
 

@@ -68,12 +68,12 @@ class OneHookTdpMmu(TdpMmu):
         assert isinstance(tdx, OneHookTdx)
         return tdx.set_external_spte_from(kvm, gfn, old_spte, new_spte, level)
 
-    def propagate_to_external_shared(
+    def _propagate_to_external_shared(
         self, kvm: Kvm, gfn: int, old_spte: int, new_spte: int, level: int
     ) -> int:
         return self._hook(kvm, gfn, old_spte, new_spte, level)
 
-    def propagate_to_external(
+    def _propagate_to_external(
         self, kvm: Kvm, gfn: int, old_spte: int, new_spte: int, level: int
     ) -> None:
         was_table = level != PG_LEVEL_4K and not old_spte & PT_PAGE_SIZE_MASK
@@ -83,7 +83,7 @@ class OneHookTdpMmu(TdpMmu):
         self.host.main.kvm_bug_on(kvm, ret != 0, f"set_external_spte of gfn {gfn:#x}: {ret}")
 
     def remove_external_spte(self, kvm: Kvm, gfn: int, old_spte: int, level: int) -> None:
-        self.propagate_to_external(kvm, gfn, old_spte, 0, level)
+        self._propagate_to_external(kvm, gfn, old_spte, 0, level)
 
 
 DESIGN = Design(

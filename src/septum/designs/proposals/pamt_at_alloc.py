@@ -43,7 +43,7 @@ class ControlPageTdpMmu(TdpMmu):
 
     __slots__ = ()
 
-    def alloc_external_for_split(self, sp: KvmMmuPage) -> bool:
+    def _alloc_external_for_split(self, sp: KvmMmuPage) -> bool:
         sp.external_spt = self.host.x86_tdx.tdx_alloc_page(_SPLIT_SITE)
         return sp.external_spt is not None
 
@@ -59,10 +59,10 @@ class PamtAtAllocTdpMmu(ControlPageTdpMmu):
     __slots__ = ()
     mmu_page: ClassVar[type[KvmMmuPage]] = PamtMmuPage
 
-    def alloc_external_for_split(self, sp: KvmMmuPage) -> bool:
+    def _alloc_external_for_split(self, sp: KvmMmuPage) -> bool:
         assert isinstance(sp, PamtMmuPage)
         x86 = self.host.x86_tdx
-        if not super().alloc_external_for_split(sp):
+        if not super()._alloc_external_for_split(sp):
             return False
         if x86.alloc_pamt_array(sp.leaf_level_private, None):
             self._free_pair(sp)
@@ -124,16 +124,16 @@ class ControlPageTdx(KvmTdxUnit):
 
     # The S-EPT page has its PAMT already, and keeps it until it is freed.
 
-    def tdx_sept_page_get(self, private_spt: int, prealloc: PreallocSplitCache) -> int:
+    def _tdx_sept_page_get(self, private_spt: int, prealloc: PreallocSplitCache) -> int:
         return 0
 
-    def tdx_sept_page_put(self, private_spt: int) -> None:
+    def _tdx_sept_page_put(self, private_spt: int) -> None:
         pass
 
-    def split_pamt_get(self, kvm: Kvm, new_private_spt: int) -> int:
+    def _split_pamt_get(self, kvm: Kvm, new_private_spt: int) -> int:
         return 0
 
-    def split_pamt_put(self, new_private_spt: int) -> None:
+    def _split_pamt_put(self, new_private_spt: int) -> None:
         pass
 
 
@@ -166,7 +166,7 @@ class PamtAtAllocTdxArch(ControlPageTdxArch):
 
     __slots__ = ()
 
-    def pamt_array_unused(self, pages: list[Pfn], prealloc: PreallocSplitCache | None) -> None:
+    def _pamt_array_unused(self, pages: list[Pfn], prealloc: PreallocSplitCache | None) -> None:
         assert prealloc is not None
         prealloc.page_list.extend(pages)
         prealloc.cnt += len(pages)

@@ -24,7 +24,7 @@ class PfnTdxArch(TdxArch):
 
     __slots__ = ()
 
-    def folio_holds(self, folio: Folio, start_idx: int, npages: int) -> bool:
+    def _folio_holds(self, folio: Folio, start_idx: int, npages: int) -> bool:
         return True
 
 

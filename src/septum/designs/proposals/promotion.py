@@ -98,7 +98,7 @@ class PromotionTdpMmu(TdpMmu):
         self.kvm_update_page_stats(kvm, PG_LEVEL_4K, -PAGES_PER_HPAGE[PG_LEVEL_2M])
         self.kvm_update_page_stats(kvm, PG_LEVEL_2M, 1)
         self.tdp_mmu_unlink_sp(kvm, sp)
-        self.call_rcu_free_sp(sp)
+        self._call_rcu_free_sp(sp)
 
 
 class PromotionTdx(KvmTdxUnit):
@@ -116,7 +116,7 @@ class PromotionTdx(KvmTdxUnit):
         gpa = gfn << 12
         x86 = self.host.x86_tdx
         assert isinstance(x86, PromotionTdxArch)
-        if self.block_and_track(kvm, gpa, level):
+        if self._block_and_track(kvm, gpa, level):
             return -EIO
         err, entry, level_state = self.tdh_do_no_vcpus(
             x86.tdh_mem_page_promote, kvm, kvm.tdx, gpa, level - 1, pfn
@@ -137,7 +137,7 @@ class PromotionTdx(KvmTdxUnit):
         if self.tdx_bug_on(err, "TDH_PHYMEM_PAGE_WBINVD", kvm):
             return -EIO
         x86.tdx_quirk_reset_page(private_spt)
-        self.tdx_sept_page_put(private_spt)
+        self._tdx_sept_page_put(private_spt)
         return 0
 
 
@@ -158,7 +158,7 @@ class PromotionTdxArch(UnblockTdxArch):
             if err & STATUS_MASK != TDX_INTERRUPTED_RESTARTABLE:
                 break
             self.sim.point("cpu_relax")
-        if not err and self.demote_takes_pair(level):
+        if not err and self._demote_takes_pair(level):
             self.state.pamt_refcounts.pop(pfn >> 9, None)
             self.free_pamt_array([Pfn(regs.r12 >> 12), Pfn(regs.r13 >> 12)])
         return err, regs.rcx, regs.rdx

@@ -33,7 +33,7 @@ class PunchWhole(GuestMemfd):
             return -EINVAL
         return super().kvm_gmem_punch_hole(inode, offset, length)
 
-    def kvm_gmem_split_for_punch(self, inode: GmemInode, start: int, end: int) -> int:
+    def _kvm_gmem_split_for_punch(self, inode: GmemInode, start: int, end: int) -> int:
         return 0
 
 

@@ -39,9 +39,9 @@ class RestartableRetryTdxArch(RestartableFatalTdxArch):
 
     __slots__ = ()
 
-    def seamcall_demote(self, regs: Regs) -> int:
+    def _seamcall_demote(self, regs: Regs) -> int:
         for _ in range(WATCHDOG_REPEATS):
-            err = super().seamcall_demote(regs)
+            err = super()._seamcall_demote(regs)
             if err & STATUS_MASK != TDX_INTERRUPTED_RESTARTABLE:
                 return err
             self.sim.point("cpu_relax")

@@ -70,7 +70,7 @@ class RfcV5Tdx(OneHookTdx, AcceptToLevelTdx, GmemConvertTdx, NoVmAttributesTdx, 
         with kvm.tdx.pamt_cache_lock:
             return super().tdx_gmem_convert(kvm, start, end, to_private)
 
-    def split_cache(self, kvm: Kvm) -> PreallocSplitCache:
+    def _split_cache(self, kvm: Kvm) -> PreallocSplitCache:
         """tdx_get_pamt_cache()."""
         vcpu = self.host.main.kvm_get_running_vcpu()
         if vcpu is not None:
@@ -86,11 +86,11 @@ class RfcV5Tdx(OneHookTdx, AcceptToLevelTdx, GmemConvertTdx, NoVmAttributesTdx, 
 
     def topup_external_per_vm_split_cache(self, kvm: Kvm, level: int) -> int:
         return self.host.x86_tdx.topup_tdx_prealloc_page(
-            self.split_cache(kvm), self.tdx_min_split_cache_sz(kvm, level)
+            self._split_cache(kvm), self.tdx_min_split_cache_sz(kvm, level)
         )
 
     def need_topup_external_per_vm_split_cache(self, kvm: Kvm, level: int) -> bool:
-        return self.split_cache(kvm).cnt < self.tdx_min_split_cache_sz(kvm, level)
+        return self._split_cache(kvm).cnt < self.tdx_min_split_cache_sz(kvm, level)
 
     def topup_external_fault_cache(self, vcpu: KvmVcpu, cnt: int = 0) -> int:
         x86 = self.host.x86_tdx

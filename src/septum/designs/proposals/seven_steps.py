@@ -26,13 +26,13 @@ class SevenSteps(FolioFirstByPfn):
 
     __slots__ = ()
 
-    def kvm_gmem_convert_commit(
+    def _kvm_gmem_convert_commit(
         self, inode: GmemInode, start: int, nr_pages: int, attrs: int
     ) -> int:
         end = start + nr_pages
-        self.kvm_gmem_store_attributes(inode, start, end, attrs)
+        self._kvm_gmem_store_attributes(inode, start, end, attrs)
         self.kvm_gmem_invalidate_end(
-            inode, *self.kvm_gmem_compute_invalidate_range(inode, start, end)
+            inode, *self._kvm_gmem_compute_invalidate_range(inode, start, end)
         )
         if attrs & KVM_MEMORY_ATTRIBUTE_PRIVATE:
             return self.kvm_gmem_restructure(inode, start, nr_pages, True)

@@ -106,7 +106,7 @@ class SharedUnblockTdx(SharedSplitTdx):
 
     __slots__ = ()
 
-    def tdx_sept_split_shared(
+    def _tdx_sept_split_shared(
         self, kvm: Kvm, gfn: int, level: int, old_mirror_spte: int, new_private_spt: int
     ) -> int:
         x86 = self.host.x86_tdx
@@ -141,12 +141,12 @@ class SharedNonBlockingTdx(SharedSplitTdx):
 
     __slots__ = ()
 
-    def tdx_sept_split_shared(
+    def _tdx_sept_split_shared(
         self, kvm: Kvm, gfn: int, level: int, old_mirror_spte: int, new_private_spt: int
     ) -> int:
         return self.tdx_sept_demote_shared(kvm, gfn, level, old_mirror_spte, new_private_spt)
 
-    def block_and_track(self, kvm: Kvm, gpa: int, level: int) -> int:
+    def _block_and_track(self, kvm: Kvm, gpa: int, level: int) -> int:
         """Not needed for a split under mmu_lock for writing, either."""
         return 0
 

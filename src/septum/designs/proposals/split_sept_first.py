@@ -30,12 +30,12 @@ class SplitSeptFirst(GuestMemfd):
 
     __slots__ = ()
 
-    def kvm_gmem_convert_mappings(
+    def _kvm_gmem_convert_mappings(
         self, inode: GmemInode, start: int, end: int, to_private: bool
     ) -> int:
         if to_private or not inode.page_order:
-            return super().kvm_gmem_convert_mappings(inode, start, end, to_private)
-        first, last = self.kvm_gmem_compute_invalidate_range(inode, start, end)
+            return super()._kvm_gmem_convert_mappings(inode, start, end, to_private)
+        first, last = self._kvm_gmem_compute_invalidate_range(inode, start, end)
         ret = self.kvm_gmem_split_private(inode, first, last)
         if not ret:
             ret = self.kvm_gmem_restructure(inode, start, end - start, to_private)
@@ -43,11 +43,11 @@ class SplitSeptFirst(GuestMemfd):
             self.kvm_gmem_zap(inode, start, end)
         return ret
 
-    def kvm_gmem_split_range(self, kvm: Kvm, gfn_range: KvmGfnRange) -> int:
+    def _kvm_gmem_split_range(self, kvm: Kvm, gfn_range: KvmGfnRange) -> int:
         file = gfn_range.slot.gmem_file
         if file is None or not file.inode.page_order:
-            return super().kvm_gmem_split_range(kvm, gfn_range)
-        return self.host.tdp_mmu.tdp_mmu_split_huge_pages(
+            return super()._kvm_gmem_split_range(kvm, gfn_range)
+        return self.host.tdp_mmu._split_huge_pages_in_roots(
             kvm, KVM_MIRROR_ROOTS, gfn_range.start, gfn_range.end, PG_LEVEL_4K, False, False
         )
 

@@ -24,11 +24,11 @@ class UnmapFirst(GuestMemfd):
 
     __slots__ = ()
 
-    def kvm_gmem_convert_mappings(
+    def _kvm_gmem_convert_mappings(
         self, inode: GmemInode, start: int, end: int, to_private: bool
     ) -> int:
         if not to_private:
-            start, end = self.kvm_gmem_compute_invalidate_range(inode, start, end)
+            start, end = self._kvm_gmem_compute_invalidate_range(inode, start, end)
         self.kvm_gmem_zap(inode, start, end)
         return 0
 

@@ -87,18 +87,18 @@ class GmemAttrs(GmemRange):
                 to_order = order
         return self.gmem_hugetlb_restructure_folio(inode, aligned_start, to_order)
 
-    def kvm_gmem_compute_invalidate_range(
+    def _kvm_gmem_compute_invalidate_range(
         self, inode: GmemInode, start: int, end: int
     ) -> tuple[int, int]:
         """kvm_gmem_compute_invalidate_start(), _end(): whole original folios."""
         nr_pages = 1 << inode.page_order
         return start & -nr_pages, -(-end // nr_pages) * nr_pages
 
-    def kvm_gmem_zaps_before_restructure(self) -> bool:
+    def _kvm_gmem_zaps_before_restructure(self) -> bool:
         """Whether mappings go before the folio is split: FIXUP 2."""
         return self.host.params.fixup_zap_before_split
 
-    def kvm_gmem_convert_mappings(
+    def _kvm_gmem_convert_mappings(
         self, inode: GmemInode, start: int, end: int, to_private: bool
     ) -> int:
         """What becomes of the guests' mappings while faults are kept out: to shared, what crosses
@@ -140,22 +140,22 @@ class GmemAttrs(GmemRange):
             held = self.kvm_gmem_has_safe_refcount(inode, start, nr_pages)
             if held != -1:
                 return -EAGAIN, held
-        elif not self.kvm_gmem_zaps_before_restructure():
+        elif not self._kvm_gmem_zaps_before_restructure():
             # Without FIXUP 2 the folio is split while the guest still has it mapped as one.
             ret = self.kvm_gmem_restructure(inode, start, nr_pages, to_private)
             if ret:
                 return ret, start
 
-        inv_start, inv_end = self.kvm_gmem_compute_invalidate_range(inode, start, end)
+        inv_start, inv_end = self._kvm_gmem_compute_invalidate_range(inode, start, end)
         self.kvm_gmem_invalidate_begin(inode, inv_start, inv_end)
-        ret = self.kvm_gmem_convert_mappings(inode, start, end, to_private)
+        ret = self._kvm_gmem_convert_mappings(inode, start, end, to_private)
         if ret:
             self.kvm_gmem_invalidate_end(inode, inv_start, inv_end)
             return ret, start
-        ret = self.kvm_gmem_convert_commit(inode, start, nr_pages, attrs)
+        ret = self._kvm_gmem_convert_commit(inode, start, nr_pages, attrs)
         return ret, start if ret else 0
 
-    def kvm_gmem_convert_commit(
+    def _kvm_gmem_convert_commit(
         self, inode: GmemInode, start: int, nr_pages: int, attrs: int
     ) -> int:
         """What comes after the zap: end of the invalidation, folios, attributes. 0 or -ENOMEM.
@@ -165,20 +165,22 @@ class GmemAttrs(GmemRange):
         end = start + nr_pages
         to_private = attrs & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
         self.kvm_gmem_invalidate_end(
-            inode, *self.kvm_gmem_compute_invalidate_range(inode, start, end)
+            inode, *self._kvm_gmem_compute_invalidate_range(inode, start, end)
         )
         ret = self.kvm_gmem_restructure(inode, start, nr_pages, to_private)
         if ret:
             return ret
-        self.kvm_gmem_store_attributes(inode, start, end, attrs)
+        self._kvm_gmem_store_attributes(inode, start, end, attrs)
         return 0
 
-    def kvm_gmem_store_attributes(self, inode: GmemInode, start: int, end: int, attrs: int) -> None:
+    def _kvm_gmem_store_attributes(
+        self, inode: GmemInode, start: int, end: int, attrs: int
+    ) -> None:
         """mas_store_prealloc(): it cannot fail."""
         self.sim.point("mas_store")
         self.mas_store(inode, start, end, attrs)
 
-    def kvm_gmem_set_attributes_range(
+    def _kvm_gmem_set_attributes(
         self, inode: GmemInode, start: int, nr_pages: int, attrs: int
     ) -> tuple[int, int]:
         """__kvm_gmem_set_attributes(): one original folio after the other."""
@@ -209,7 +211,7 @@ class GmemAttrs(GmemRange):
             return -EINVAL
         if attrs.offset >= inode.i_size or attrs.offset + attrs.size > inode.i_size:
             return -EINVAL
-        ret, err_index = self.kvm_gmem_set_attributes_range(
+        ret, err_index = self._kvm_gmem_set_attributes(
             inode, attrs.offset >> 12, attrs.size >> 12, attrs.attributes
         )
         if ret:
@@ -218,7 +220,7 @@ class GmemAttrs(GmemRange):
 
     # Host mappings
 
-    def kvm_gmem_shared_folio(self, inode: GmemInode, index: int) -> tuple[int, Folio | None]:
+    def _kvm_gmem_shared_folio(self, inode: GmemInode, index: int) -> tuple[int, Folio | None]:
         """The folio of a shared index, with a reference: (errno, folio); -EACCES when private.
 
         The invalidate_lock keeps conversions out from the test to the look-up.
@@ -235,7 +237,7 @@ class GmemAttrs(GmemRange):
         """A host access through mmap(): the PFN, or -EACCES and the like, which are SIGBUS."""
         if not inode.flags & GUEST_MEMFD_FLAG_MMAP or index << 12 >= inode.i_size:
             return -EINVAL
-        ret, folio = self.kvm_gmem_shared_folio(inode, index)
+        ret, folio = self._kvm_gmem_shared_folio(inode, index)
         if folio is None:
             return ret
         if folio.order:

@@ -84,7 +84,7 @@ class GmemFolios(GmemTrace):
         """folio_file_pfn(): the PFN for this index."""
         return folio.pfn + (index & (folio.nr_pages - 1))
 
-    def folios_in_range(
+    def _folios_in_range(
         self, inode: GmemInode, start: int, end: int
     ) -> Iterator[tuple[int, Folio]]:
         """(index, folio) of every folio with an object that overlaps [start, end), in order.
@@ -262,7 +262,7 @@ class GmemFolios(GmemTrace):
         """Make one huge folio again of small ones. It cannot fail."""
         split = inode.split_folios[index]
         assert split.order == to_order and split.hugetlb is not None and not split.gone
-        smalls = list(self.folios_in_range(inode, index, index + split.nr_pages))
+        smalls = list(self._folios_in_range(inode, index, index + split.nr_pages))
         for _, small in smalls:
             self._freeze_folio(small)
         uptodate = split.uptodate

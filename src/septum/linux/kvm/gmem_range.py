@@ -67,7 +67,7 @@ class GmemRange(GmemFolios):
 
     # Invalidation
 
-    def kvm_gmem_invalidate_begin_file(self, f: GmemFile, start: int, end: int) -> None:
+    def _kvm_gmem_invalidate_begin(self, f: GmemFile, start: int, end: int) -> None:
         """__kvm_gmem_invalidate_begin()."""
         mmu = self.host.mmu
         kvm = f.kvm
@@ -84,9 +84,9 @@ class GmemRange(GmemFolios):
     def kvm_gmem_invalidate_begin(self, inode: GmemInode, start: int, end: int) -> None:
         """From here on no fault in [start, end) installs anything, in any VM."""
         for f in list(inode.file_list):
-            self.kvm_gmem_invalidate_begin_file(f, start, end)
+            self._kvm_gmem_invalidate_begin(f, start, end)
 
-    def kvm_gmem_invalidate_end_file(self, f: GmemFile, start: int, end: int) -> None:
+    def _kvm_gmem_invalidate_end(self, f: GmemFile, start: int, end: int) -> None:
         """__kvm_gmem_invalidate_end()."""
         kvm = f.kvm
         if any(first < end and last > start for first, last, _ in f.bindings):
@@ -97,15 +97,15 @@ class GmemRange(GmemFolios):
     def kvm_gmem_invalidate_end(self, inode: GmemInode, start: int, end: int) -> None:
         """Faults go on."""
         for f in list(inode.file_list):
-            self.kvm_gmem_invalidate_end_file(f, start, end)
+            self._kvm_gmem_invalidate_end(f, start, end)
 
     # Split and zap
 
-    def kvm_gmem_split_range(self, kvm: Kvm, gfn_range: KvmGfnRange) -> int:
+    def _kvm_gmem_split_range(self, kvm: Kvm, gfn_range: KvmGfnRange) -> int:
         """The part of a split that is in one slot; mmu_lock is held for writing."""
         return self.host.mmu.kvm_split_cross_boundary_leafs(kvm, gfn_range, False)
 
-    def kvm_gmem_split_private_file(self, f: GmemFile, start: int, end: int) -> int:
+    def _kvm_gmem_split_private(self, f: GmemFile, start: int, end: int) -> int:
         """__kvm_gmem_split_private(): so that a zap of the range is precise, in one VM.
 
         0, or what kvm_split_cross_boundary_leafs() returned. Source: patch 16.
@@ -117,7 +117,7 @@ class GmemRange(GmemFolios):
             if not locked:
                 kvm.mmu_lock.write_lock()
                 locked = True
-            ret = self.kvm_gmem_split_range(kvm, gfn_range)
+            ret = self._kvm_gmem_split_range(kvm, gfn_range)
             if ret:
                 break
         if locked:
@@ -131,13 +131,13 @@ class GmemRange(GmemFolios):
         previous = self.host.main.set_cause(cause)
         ret = 0
         for f in list(inode.file_list):
-            ret = self.kvm_gmem_split_private_file(f, start, end)
+            ret = self._kvm_gmem_split_private(f, start, end)
             if ret:
                 break
         self.host.main.set_cause(previous)
         return ret
 
-    def kvm_gmem_zap_file(self, f: GmemFile, start: int, end: int, attr_filter: int) -> None:
+    def _kvm_gmem_zap(self, f: GmemFile, start: int, end: int, attr_filter: int) -> None:
         """__kvm_gmem_zap()."""
         kvm = f.kvm
         flush = False
@@ -156,7 +156,7 @@ class GmemRange(GmemFolios):
         """Unmap [start, end) from every guest: for private memory the point of no return."""
         attr_filter = self.kvm_gmem_get_invalidate_filter(inode)
         for f in list(inode.file_list):
-            self.kvm_gmem_zap_file(f, start, end, attr_filter)
+            self._kvm_gmem_zap(f, start, end, attr_filter)
 
     # References
 
@@ -174,7 +174,7 @@ class GmemRange(GmemFolios):
     def kvm_gmem_has_safe_refcount(self, inode: GmemInode, start: int, nr_pages: int) -> int:
         """-1 when nobody but the page cache refers to any folio in the range, else the index of
         the first folio that somebody else (a GUP pin) holds."""
-        for index, folio in self.folios_in_range(inode, start, start + nr_pages):
+        for index, folio in self._folios_in_range(inode, start, start + nr_pages):
             # The kernel's own look-up holds one more while it compares.
             if folio.refcount + 1 != folio.nr_pages + 1:
                 return index
@@ -188,7 +188,7 @@ class GmemRange(GmemFolios):
         end = start + nr_pages
         for split in self._splits_in_range(inode, start, end):
             self.truncate_split_folio(inode, split, start, end)
-        for index, folio in list(self.folios_in_range(inode, start, end)):
+        for index, folio in list(self._folios_in_range(inode, start, end)):
             self.filemap_remove_folio(inode, index, folio)
             self.sim.point("cond_resched")
 
@@ -207,7 +207,7 @@ class GmemRange(GmemFolios):
         Source: mm/truncate.c.
         """
         mm = self.host.mm
-        for index, folio in list(self.folios_in_range(inode, start, end)):
+        for index, folio in list(self._folios_in_range(inode, start, end)):
             if not folio.order or (start <= index and index + folio.nr_pages <= end):
                 continue
             folio.refcount += 1  # the look-up's
@@ -221,7 +221,7 @@ class GmemRange(GmemFolios):
                     self.trace_folios(inode, index, split.nr_pages)
         self.kvm_gmem_truncate_range(inode, start, end - start)
 
-    def merge_folios_in_range(self, inode: GmemInode, start: int, nr_pages: int) -> int:
+    def _merge_folios_in_range(self, inode: GmemInode, start: int, nr_pages: int) -> int:
         """Have whole original folios again: 0, or the first error."""
         for index in range(start, start + nr_pages, 1 << inode.page_order):
             ret = self.gmem_hugetlb_restructure_folio(inode, index, inode.page_order)
@@ -244,7 +244,7 @@ class GmemRange(GmemFolios):
             return 0
         self.unmap_mapping_pages(inode, start, nr_pages)
         if self.kvm_gmem_has_safe_refcount(inode, start, nr_pages) == -1:
-            ret = self.merge_folios_in_range(inode, start, nr_pages)
+            ret = self._merge_folios_in_range(inode, start, nr_pages)
             if ret and require_merge:
                 return ret
         elif require_merge:
@@ -254,7 +254,7 @@ class GmemRange(GmemFolios):
 
     # File operations
 
-    def kvm_gmem_split_for_punch(self, inode: GmemInode, start: int, end: int) -> int:
+    def _kvm_gmem_split_for_punch(self, inode: GmemInode, start: int, end: int) -> int:
         """Split what the zap of a hole would take too much of. Source: patch 16."""
         return self.kvm_gmem_split_private(inode, start, end, "punch_hole")
 
@@ -267,9 +267,9 @@ class GmemRange(GmemFolios):
         end = (offset + length) >> 12
         inode.invalidate_lock.down_write()
         self.kvm_gmem_invalidate_begin(inode, start, end)
-        ret = self.kvm_gmem_split_for_punch(inode, start, end)
+        ret = self._kvm_gmem_split_for_punch(inode, start, end)
         if ret:
-            self.kvm_gmem_punch_failed(inode, start, end)
+            self._kvm_gmem_punch_failed(inode, start, end)
             return ret
         self.kvm_gmem_zap(inode, start, end)
         ret = self.merge_truncate_range(inode, start, length >> 12, True)
@@ -277,7 +277,7 @@ class GmemRange(GmemFolios):
         inode.invalidate_lock.up_write()
         return ret
 
-    def kvm_gmem_punch_failed(self, inode: GmemInode, start: int, end: int) -> None:
+    def _kvm_gmem_punch_failed(self, inode: GmemInode, start: int, end: int) -> None:
         """The way out of kvm_gmem_punch_hole() when the split failed: faults go on."""
         self.kvm_gmem_invalidate_end(inode, start, end)
         inode.invalidate_lock.up_write()
@@ -349,9 +349,9 @@ class GmemRange(GmemFolios):
             slot.gmem_file = None
             if self.sim.tracing:
                 self.trace_no_folios(kvm, slot)
-        self.kvm_gmem_invalidate_begin_file(f, 0, MAX_INDEX)
-        self.kvm_gmem_zap_file(f, 0, MAX_INDEX, self.kvm_gmem_get_invalidate_filter(inode))
-        self.kvm_gmem_invalidate_end_file(f, 0, MAX_INDEX)
+        self._kvm_gmem_invalidate_begin(f, 0, MAX_INDEX)
+        self._kvm_gmem_zap(f, 0, MAX_INDEX, self.kvm_gmem_get_invalidate_filter(inode))
+        self._kvm_gmem_invalidate_end(f, 0, MAX_INDEX)
         inode.file_list.remove(f)
         inode.invalidate_lock.up_write()
         kvm.slots_lock.unlock()

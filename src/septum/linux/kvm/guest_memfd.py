@@ -133,7 +133,7 @@ class GuestMemfd(GmemAttrs):
 
     # get_pfn
 
-    def kvm_gmem_get_pfn_locked(
+    def _kvm_gmem_get_pfn(
         self, f: GmemFile, slot: KvmMemorySlot, index: int
     ) -> tuple[int, int, Folio | None]:
         """__kvm_gmem_get_pfn(): (errno, pfn, locked folio with a reference)."""
@@ -171,7 +171,7 @@ class GuestMemfd(GmemAttrs):
         index = gfn - slot.base_gfn + slot.gmem_pgoff
         lock = f.inode.invalidate_lock
         lock.down_read()
-        ret, pfn, folio = self.kvm_gmem_get_pfn_locked(f, slot, index)
+        ret, pfn, folio = self._kvm_gmem_get_pfn(f, slot, index)
         order = 0
         if folio is not None:
             order = folio.order
@@ -233,7 +233,7 @@ class GuestMemfd(GmemAttrs):
         index = gfn - slot.base_gfn + slot.gmem_pgoff
         inode = f.inode
         inode.invalidate_lock.down_write()
-        ret, pfn, folio = self.kvm_gmem_get_pfn_locked(f, slot, index)
+        ret, pfn, folio = self._kvm_gmem_get_pfn(f, slot, index)
         if folio is not None:
             self.folio_unlock(folio)
             if not self.kvm_gmem_range_is_private(inode, index, kvm, gfn):

@@ -158,7 +158,9 @@ class MmuLpage(MmuInvalidate):
             child = -(-run_end // step) * step
         return True
 
-    def settle_mixed(self, kvm: Kvm, slot: KvmMemorySlot, gfn: int, level: int, attrs: int) -> None:
+    def _settle_mixed(
+        self, kvm: Kvm, slot: KvmMemorySlot, gfn: int, level: int, attrs: int
+    ) -> None:
         """Set or clear MIXED of one huge page by looking at all of it."""
         if self.hugepage_has_attrs(kvm, slot, gfn, level, attrs):
             self.hugepage_clear_mixed(slot, gfn, level)
@@ -177,4 +179,4 @@ class MmuLpage(MmuInvalidate):
                 start += nr_pages
             for gfn in range(start, end, nr_pages):
                 attrs = self.host.main.kvm_get_vm_memory_attributes(kvm, gfn)
-                self.settle_mixed(kvm, slot, gfn, level, attrs)
+                self._settle_mixed(kvm, slot, gfn, level, attrs)

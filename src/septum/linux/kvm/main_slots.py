@@ -209,7 +209,7 @@ class MainSlots(MainRequests):
         mmu.kvm_mmu_invalidate_end(kvm)
         kvm.mmu_lock.write_unlock()
 
-    def gmem_file_of(self, mem: KvmUserspaceMemoryRegion2) -> GmemFile | None:
+    def _gmem_file_of(self, mem: KvmUserspaceMemoryRegion2) -> GmemFile | None:
         """The file that a region names."""
         from septum.linux.kvm.types import GmemFile
 

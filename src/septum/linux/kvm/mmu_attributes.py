@@ -25,7 +25,7 @@ class MmuAttributes(MmuZap):
 
     __slots__ = ()
 
-    def invalidate_edge_hugepages(self, kvm: Kvm, rng: KvmGfnRange) -> None:
+    def _invalidate_edge_hugepages(self, kvm: Kvm, rng: KvmGfnRange) -> None:
         """No huge page that the range covers partly may be mapped before it is known as mixed: the
         invalidation covers it, too. Source: commit 9129633d568e."""
         slot = rng.slot
@@ -62,19 +62,19 @@ class MmuAttributes(MmuZap):
         if rng.end <= rng.start:
             self.warn_on_once("empty range", "kvm_arch_pre_set_memory_attributes")
             return 0
-        self.invalidate_edge_hugepages(kvm, rng)
+        self._invalidate_edge_hugepages(kvm, rng)
         if rng.attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE:
             rng.attr_filter = KVM_FILTER_SHARED
         else:
             rng.attr_filter = KVM_FILTER_PRIVATE
             # Suspected: a failed split arrives here as 1 (see kvm_split_cross_boundary_leafs), the
             # caller takes it for "flush", nothing was unmapped, and the attributes change anyway.
-            ret = self.split_before_unmap(kvm, rng)
+            ret = self._split_before_unmap(kvm, rng)
             if ret:
                 return ret
         return self.kvm_unmap_gfn_range(kvm, rng)
 
-    def split_before_unmap(self, kvm: Kvm, rng: KvmGfnRange) -> int:
+    def _split_before_unmap(self, kvm: Kvm, rng: KvmGfnRange) -> int:
         """What kvm_arch_pre_set_memory_attributes() does with huge leaves that cross a range which
         becomes shared: 0, or an error of the split. Source: patch 15."""
         return self.kvm_split_cross_boundary_leafs(kvm, rng, False)
@@ -99,7 +99,7 @@ class MmuAttributes(MmuZap):
             # The head, if it reaches out of the range, and the slot has all of it.
             if gfn != rng.start or gfn + nr_pages > rng.end:
                 if gfn >= slot.base_gfn and gfn + nr_pages <= slot_end:
-                    self.settle_mixed(kvm, slot, gfn, level, attrs)
+                    self._settle_mixed(kvm, slot, gfn, level, attrs)
                 gfn += nr_pages
             # Pages wholly in the range have the attributes just set.
             while gfn + nr_pages <= rng.end:
@@ -107,5 +107,5 @@ class MmuAttributes(MmuZap):
                 gfn += nr_pages
             # The tail.
             if gfn < rng.end and gfn + nr_pages <= slot_end:
-                self.settle_mixed(kvm, slot, gfn, level, attrs)
+                self._settle_mixed(kvm, slot, gfn, level, attrs)
         return 0

@@ -87,7 +87,7 @@ class TdpMmuRoots(Unit):
         for sp in sps:
             self.tdp_mmu_free_sp(sp)
 
-    def call_rcu_free_sp(self, sp: KvmMmuPage) -> None:
+    def _call_rcu_free_sp(self, sp: KvmMmuPage) -> None:
         """call_rcu(&sp->rcu_head, tdp_mmu_free_sp_rcu_callback)."""
         if self.host.rcu_readers:
             self.host.rcu_free_sps.append(sp)
@@ -180,7 +180,7 @@ class TdpMmuRoots(Unit):
         assert kvm.arch.tdp_mmu_pages_lock is not None
         with kvm.arch.tdp_mmu_pages_lock:
             kvm.arch.tdp_mmu_roots.remove(root)
-        self.call_rcu_free_sp(root)
+        self._call_rcu_free_sp(root)
 
     def tdp_mmu_next_root(
         self, kvm: Kvm, prev_root: KvmMmuPage | None, types: int

@@ -49,13 +49,13 @@ class TdpMmuSplit(TdpMmuSpte):
         if spt is None:
             return None
         sp = self.new_sp(spt)
-        if mirror and not self.alloc_external_for_split(sp):
+        if mirror and not self._alloc_external_for_split(sp):
             self.machine.free_table(spt)
             mm.free_page(spt)
             return None
         return sp
 
-    def alloc_external_for_split(self, sp: KvmMmuPage) -> bool:
+    def _alloc_external_for_split(self, sp: KvmMmuPage) -> bool:
         """What the S-EPT's side of a split needs: a page. Source: patch 10."""
         sp.external_spt = self.host.mm.get_zeroed_page("tdp_mmu_alloc_sp_for_split.external_spt")
         return sp.external_spt is not None
@@ -120,7 +120,7 @@ class TdpMmuSplit(TdpMmuSpte):
             kvm.mmu_lock.write_lock()
             kvm.stat.add(f"mmu_lock_write.{caller}")
 
-    def alloc_sp_without_mmu_lock(
+    def _alloc_sp_without_mmu_lock(
         self, kvm: Kvm, root: KvmMmuPage, shared: bool
     ) -> KvmMmuPage | None:
         """tdp_mmu_alloc_sp_for_split() with mmu_lock dropped for it."""
@@ -129,7 +129,7 @@ class TdpMmuSplit(TdpMmuSpte):
         self._mmu_lock(kvm, shared, "tdp_mmu_split_huge_pages_root")
         return sp
 
-    def look_again(self, it: TdpIter) -> None:
+    def _look_again(self, it: TdpIter) -> None:
         """mmu_lock was dropped: walk down to the same GFN again, whatever is there now."""
         it.yielded = True
         it.next()
@@ -172,19 +172,19 @@ class TdpMmuSplit(TdpMmuSpte):
                 continue
             if sp is None:
                 self.rcu_read_unlock()
-                sp = self.alloc_sp_without_mmu_lock(kvm, root, shared)
+                sp = self._alloc_sp_without_mmu_lock(kvm, root, shared)
                 if sp is None:
                     self.trace_split(it, old_spte, -ENOMEM)
                     return -ENOMEM
                 self.rcu_read_lock()
-                self.look_again(it)
+                self._look_again(it)
                 continue
             if root.is_mirror and self.need_topup_external_split_cache(kvm, it.level):
                 r = self.topup_external_split_cache(kvm, it.level, shared)
                 if r:
                     self.trace_split(it, old_spte, r)
                     break
-                self.look_again(it)
+                self._look_again(it)
                 continue
             self.tdp_mmu_init_child_sp(sp, it)
             if self.tdp_mmu_split_huge_page(kvm, it, sp, shared):
@@ -198,7 +198,7 @@ class TdpMmuSplit(TdpMmuSpte):
             self.tdp_mmu_free_sp(sp)
         return r
 
-    def tdp_mmu_split_huge_pages(
+    def _split_huge_pages_in_roots(
         self,
         kvm: Kvm,
         types: int,
@@ -229,7 +229,7 @@ class TdpMmuSplit(TdpMmuSpte):
     ) -> None:
         """Eager page splitting, best effort. Source: tdp_mmu.c kvm_tdp_mmu_try_split_huge_pages."""
         types = kvm_gfn_range_filter_to_root_types(kvm, 3)
-        self.tdp_mmu_split_huge_pages(kvm, types, start, end, target_level, shared, False)
+        self._split_huge_pages_in_roots(kvm, types, start, end, target_level, shared, False)
 
     def kvm_tdp_mmu_gfn_range_split_cross_boundary_leafs(
         self, kvm: Kvm, rng: KvmGfnRange, shared: bool
@@ -246,6 +246,6 @@ class TdpMmuSplit(TdpMmuSpte):
             "kvm_tdp_mmu_gfn_range_split_cross_boundary_leafs",
         )
         types = kvm_gfn_range_filter_to_root_types(kvm, rng.attr_filter)
-        return self.tdp_mmu_split_huge_pages(
+        return self._split_huge_pages_in_roots(
             kvm, types, rng.start, rng.end, PG_LEVEL_4K, shared, True
         )

@@ -190,7 +190,7 @@ class TdpMmuSpte(TdpMmuRoots):
             if self.host.tdx.free_external_spt(kvm, sp.gfn, level, sp.external_spt):
                 self.warn_on(f"S-EPT page of gfn {sp.gfn:#x} leaks", "handle_removed_pt")
                 sp.external_spt = None
-        self.call_rcu_free_sp(sp)
+        self._call_rcu_free_sp(sp)
 
     # The external page table
 
@@ -255,13 +255,13 @@ class TdpMmuSpte(TdpMmuRoots):
         # `old_spte` is a copy here: when the exchange fails, iter->old_spte keeps the value read
         # before (the non-mirror path updates it). Suspected: a caller that tries again with the
         # same iterator never succeeds (fixed after v3 by 02eaaffdd865).
-        if not self.freeze_spte(it, old_spte, new_spte):
+        if not self._freeze_spte(it, old_spte, new_spte):
             return -EBUSY
-        ret = self.propagate_to_external_shared(kvm, gfn, old_spte, new_spte, level)
-        self.thaw_spte(it, old_spte, new_spte, ret)
+        ret = self._propagate_to_external_shared(kvm, gfn, old_spte, new_spte, level)
+        self._thaw_spte(it, old_spte, new_spte, ret)
         return ret
 
-    def propagate_to_external_shared(
+    def _propagate_to_external_shared(
         self, kvm: Kvm, gfn: int, old_spte: int, new_spte: int, level: int
     ) -> int:
         """The S-EPT's part of set_external_spte_present(), while the mirror entry is frozen."""
@@ -274,13 +274,13 @@ class TdpMmuSpte(TdpMmuRoots):
         external_spt = self._must_get_external_spt(kvm, gfn, new_spte, level)
         return self.host.tdx.link_external_spt(kvm, gfn, level, external_spt)
 
-    def freeze_spte(self, it: TdpIter, old_spte: int, new_spte: int) -> bool:
+    def _freeze_spte(self, it: TdpIter, old_spte: int, new_spte: int) -> bool:
         """Keep others away from a mirror entry while the S-EPT is changed for it; false when it
         is not `old_spte` any more. Source: the try_cmpxchg64() of set_external_spte_present()."""
         self.sim.point("cmpxchg")
         return it.table.try_cmpxchg(it.index, old_spte, FROZEN_SPTE) == old_spte
 
-    def thaw_spte(self, it: TdpIter, old_spte: int, new_spte: int, ret: int) -> None:
+    def _thaw_spte(self, it: TdpIter, old_spte: int, new_spte: int, ret: int) -> None:
         """The mirror entry gets its new value, or its old one when the S-EPT change failed.
 
         Source: the __kvm_tdp_mmu_write_spte() of set_external_spte_present().
@@ -290,7 +290,7 @@ class TdpMmuSpte(TdpMmuRoots):
 
     # Setting an entry
 
-    def tdp_mmu_set_spte_atomic_raw(self, kvm: Kvm, it: TdpIter, new_spte: int) -> int:
+    def _tdp_mmu_set_spte_atomic(self, kvm: Kvm, it: TdpIter, new_spte: int) -> int:
         """__tdp_mmu_set_spte_atomic(): set without bookkeeping. 0, -EBUSY, or the TDX error."""
         if it.yielded or it.old_spte == FROZEN_SPTE:
             self.warn_on_once(f"gfn {it.gfn:#x} frozen or yielded", "__tdp_mmu_set_spte_atomic")
@@ -314,7 +314,7 @@ class TdpMmuSpte(TdpMmuRoots):
         Source: tdp_mmu.c tdp_mmu_set_spte_atomic.
         """
         self.lockdep_assert(kvm.mmu_lock.held_read(), "not a reader", "tdp_mmu_set_spte_atomic")
-        ret = self.tdp_mmu_set_spte_atomic_raw(kvm, it, new_spte)
+        ret = self._tdp_mmu_set_spte_atomic(kvm, it, new_spte)
         if ret:
             return ret
         self.handle_changed_spte(
@@ -347,10 +347,10 @@ class TdpMmuSpte(TdpMmuRoots):
         mirror = self.host.page_private[table.pfn].is_mirror
         self.handle_changed_spte(kvm, gfn, old_spte, new_spte, level, False, mirror)
         if mirror:
-            self.propagate_to_external(kvm, gfn, old_spte, new_spte, level)
+            self._propagate_to_external(kvm, gfn, old_spte, new_spte, level)
         return old_spte
 
-    def propagate_to_external(
+    def _propagate_to_external(
         self, kvm: Kvm, gfn: int, old_spte: int, new_spte: int, level: int
     ) -> None:
         """The last part of tdp_mmu_set_spte(), for a mirror: leaf or table -> not present, and

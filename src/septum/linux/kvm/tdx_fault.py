@@ -73,7 +73,9 @@ class TdxFault(TdxMem):
         level = eeq_requested_level(eeq) + 1
         return level if level in (PG_LEVEL_4K, PG_LEVEL_2M) else 0
 
-    def tdx_split_for_accept(self, vcpu: KvmVcpu, slot: KvmMemorySlot, gfn: int, level: int) -> int:
+    def _tdx_split_for_accept(
+        self, vcpu: KvmVcpu, slot: KvmMemorySlot, gfn: int, level: int
+    ) -> int:
         """Split what maps `gfn` larger than `level`; mmu_lock is held for writing. 0 or an error.
 
         Source: patch 13.
@@ -84,7 +86,7 @@ class TdxFault(TdxMem):
         )
         return self.host.mmu.kvm_split_cross_boundary_leafs(vcpu.kvm, gfn_range, False)
 
-    def tdx_inhibit_above(self, slot: KvmMemorySlot, gfn: int, level: int) -> None:
+    def _tdx_inhibit_above(self, slot: KvmMemorySlot, gfn: int, level: int) -> None:
         """No mapping larger than `level` at `gfn` any more. Source: patch 13."""
         mmu = self.host.mmu
         mmu.hugepage_set_guest_inhibit(slot, gfn, level + 1)
@@ -114,10 +116,10 @@ class TdxFault(TdxMem):
         kvm.stat.add("accept_level.write_lock")
         cause = main.set_cause("accept")
         # No TLB flush: BLOCK, TRACK and kick in the split have done it.
-        ret = self.tdx_split_for_accept(vcpu, slot, gfn, level)
+        ret = self._tdx_split_for_accept(vcpu, slot, gfn, level)
         main.set_cause(cause)
         if not ret:
-            self.tdx_inhibit_above(slot, gfn, level)
+            self._tdx_inhibit_above(slot, gfn, level)
         kvm.mmu_lock.write_unlock()
         return ret
 
@@ -188,12 +190,12 @@ class TdxFault(TdxMem):
             if main.kvm_test_request(KVM_REQ_VM_DEAD, vcpu):
                 return -EIO
             # A slot that is being deleted never resolves, and its deletion waits for this task.
-            if self.slot_is_going(vcpu, gpa):
+            if self._slot_is_going(vcpu, gpa):
                 return ret
             vcpu.stat.add("fault_local_retry")
             self.sim.point("cond_resched")
 
-    def slot_is_going(self, vcpu: KvmVcpu, gpa: int) -> bool:
+    def _slot_is_going(self, vcpu: KvmVcpu, gpa: int) -> bool:
         """The slot of `gpa` is being deleted. Source: commit 2bc2694fe20b."""
         kvm = vcpu.kvm
         slot = self.host.main.gfn_to_memslot(kvm, gpa >> PAGE_SHIFT & ~kvm.arch.gfn_direct_bits)

@@ -78,11 +78,11 @@ class TdxSept(TdxInit):
 
     # S-EPT pages and Dynamic PAMT: counted while the module has them
 
-    def tdx_sept_page_get(self, private_spt: int, prealloc: PreallocSplitCache) -> int:
+    def _tdx_sept_page_get(self, private_spt: int, prealloc: PreallocSplitCache) -> int:
         """An S-EPT page is about to be given to the module. 0 or -ENOMEM."""
         return self.host.x86_tdx.tdx_pamt_get(private_spt, prealloc)
 
-    def tdx_sept_page_put(self, private_spt: int) -> None:
+    def _tdx_sept_page_put(self, private_spt: int) -> None:
         """An S-EPT page is back, or the module did not take it."""
         self.host.x86_tdx.tdx_pamt_put(private_spt)
 
@@ -164,7 +164,7 @@ class TdxSept(TdxInit):
             )
         pfn = spte_to_pfn(mirror_spte)
         x86 = self.host.x86_tdx
-        if self.needs_pamt_pair(level):
+        if self._needs_pamt_pair(level):
             ret = x86.tdx_pamt_get(pfn, vcpu.tdx.prealloc)
             if ret:
                 return ret
@@ -172,15 +172,15 @@ class TdxSept(TdxInit):
             ret = self.tdx_mem_page_aug(kvm, gfn, level, pfn)
         else:
             ret = self.tdx_mem_page_add(kvm, gfn, level, pfn)
-        if ret and self.needs_pamt_pair(level):
-            self.tdx_page_unused(pfn)
+        if ret and self._needs_pamt_pair(level):
+            self._tdx_page_unused(pfn)
         return ret
 
-    def tdx_page_unused(self, pfn: int) -> None:
+    def _tdx_page_unused(self, pfn: int) -> None:
         """The page could not be mapped after all: undo its tdx_pamt_get(). Source: patch 17."""
         self.host.x86_tdx.tdx_pamt_put(pfn)
 
-    def needs_pamt_pair(self, level: int) -> bool:
+    def _needs_pamt_pair(self, level: int) -> bool:
         """Whether a leaf of this level needs the PAMT page pair of its 2 MB. Source: patch 17."""
         return level == PG_LEVEL_4K
 
@@ -192,15 +192,15 @@ class TdxSept(TdxInit):
             main.kvm_bug_on(kvm, True, "link_external_spt without a running vCPU")
             return -EINVAL
         x86 = self.host.x86_tdx
-        ret = self.tdx_sept_page_get(private_spt, vcpu.tdx.prealloc)
+        ret = self._tdx_sept_page_get(private_spt, vcpu.tdx.prealloc)
         if ret:
             return ret
         err, entry, level_state = x86.tdh_mem_sept_add(kvm.tdx, gfn << 12, level - 1, private_spt)
         if err & STATUS_MASK == TDX_OPERAND_BUSY:
-            self.tdx_sept_page_put(private_spt)
+            self._tdx_sept_page_put(private_spt)
             return -EBUSY
         if self.tdx_bug_on(err, "TDH_MEM_SEPT_ADD", kvm, entry, level_state):
-            self.tdx_sept_page_put(private_spt)
+            self._tdx_sept_page_put(private_spt)
             return -EIO
         return 0
 
@@ -250,7 +250,7 @@ class TdxSept(TdxInit):
             self.tdx_bug_on(err, "TDH_PHYMEM_PAGE_WBINVD", kvm)
             return -EIO
         x86.tdx_quirk_reset_folio(folio, start_idx, npages)
-        if self.needs_pamt_pair(level):
+        if self._needs_pamt_pair(level):
             x86.tdx_pamt_put(pfn)
         return 0
 
@@ -264,7 +264,7 @@ class TdxSept(TdxInit):
         ret = self.tdx_reclaim_page(private_spt)
         if ret:
             return ret
-        self.tdx_sept_page_put(private_spt)
+        self._tdx_sept_page_put(private_spt)
         return 0
 
     # The x86 ops by name

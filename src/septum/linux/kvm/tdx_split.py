@@ -53,7 +53,7 @@ class TdxSplit(TdxSept):
         while (page := x86.get_tdx_prealloc_page(kvm.tdx.prealloc_split_cache)) is not None:
             self.host.mm.free_page(page)
 
-    def split_cache(self, kvm: Kvm) -> PreallocSplitCache | None:
+    def _split_cache(self, kvm: Kvm) -> PreallocSplitCache | None:
         """Where a split takes PAMT pages from: &kvm_tdx->prealloc_split_cache."""
         return kvm.tdx.prealloc_split_cache
 
@@ -93,22 +93,22 @@ class TdxSplit(TdxSept):
             main.kvm_bug_on(kvm, True, f"split at level {level} in state {kvm_tdx.state}")
             return -EIO
         if mmu_lock_shared:
-            return self.tdx_sept_split_shared(kvm, gfn, level, old_mirror_spte, new_private_spt)
+            return self._tdx_sept_split_shared(kvm, gfn, level, old_mirror_spte, new_private_spt)
         gpa = gfn << 12
-        if self.block_and_track(kvm, gpa, level):
+        if self._block_and_track(kvm, gpa, level):
             return -EIO
-        ret = self.split_pamt_get(kvm, new_private_spt)
+        ret = self._split_pamt_get(kvm, new_private_spt)
         if main.kvm_bug_on(kvm, ret != 0, f"tdx_pamt_get of the new S-EPT page: {ret}"):
             return -EIO
-        err, entry, level_state = self.tdx_sept_demote(
+        err, entry, level_state = self._tdx_sept_demote(
             kvm, gpa, level, spte_to_pfn(old_mirror_spte), new_private_spt
         )
         if self.tdx_bug_on(err, "TDH_MEM_PAGE_DEMOTE", kvm, entry, level_state):
-            self.split_pamt_put(new_private_spt)
+            self._split_pamt_put(new_private_spt)
             return -EIO
         return 0
 
-    def tdx_sept_split_shared(
+    def _tdx_sept_split_shared(
         self, kvm: Kvm, gfn: int, level: int, old_mirror_spte: int, new_private_spt: int
     ) -> int:
         """The split under mmu_lock for reading, which v3 refuses. Source: patch 09."""
@@ -119,7 +119,7 @@ class TdxSplit(TdxSept):
         )
         return -EOPNOTSUPP
 
-    def tdx_sept_demote(
+    def _tdx_sept_demote(
         self, kvm: Kvm, gpa: int, level: int, guest_pfn: int, new_private_spt: int
     ) -> SeamcallRet:
         """DEMOTE, twice if need be, with pages out of the per-VM cache.
@@ -138,10 +138,10 @@ class TdxSplit(TdxSept):
                 guest_folio,
                 guest_pfn - guest_folio.pfn,
                 new_private_spt,
-                self.split_cache(kvm),
+                self._split_cache(kvm),
             )
 
-    def block_and_track(self, kvm: Kvm, gpa: int, level: int) -> int:
+    def _block_and_track(self, kvm: Kvm, gpa: int, level: int) -> int:
         """What DEMOTE wants before it: BLOCK, TRACK and kick. 0 or -EIO. Source: patch 08."""
         kvm_tdx = kvm.tdx
         err, entry, level_state = self.tdh_do_no_vcpus(
@@ -152,12 +152,12 @@ class TdxSplit(TdxSept):
         self.tdx_track(kvm)
         return 0
 
-    def split_pamt_get(self, kvm: Kvm, new_private_spt: int) -> int:
+    def _split_pamt_get(self, kvm: Kvm, new_private_spt: int) -> int:
         """A PAMT page pair for the 2 MB of the new S-EPT page, out of the per-VM cache. 0 or
         -ENOMEM. Source: patch 21."""
         with kvm.tdx.prealloc_split_cache_lock:
-            return self.host.x86_tdx.tdx_pamt_get(new_private_spt, self.split_cache(kvm))
+            return self.host.x86_tdx.tdx_pamt_get(new_private_spt, self._split_cache(kvm))
 
-    def split_pamt_put(self, new_private_spt: int) -> None:
-        """Undo `split_pamt_get` when DEMOTE failed. Source: patch 21."""
+    def _split_pamt_put(self, new_private_spt: int) -> None:
+        """Undo `_split_pamt_get` when DEMOTE failed. Source: patch 21."""
         self.host.x86_tdx.tdx_pamt_put(new_private_spt)

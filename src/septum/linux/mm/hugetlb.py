@@ -155,7 +155,7 @@ class MmHugetlb(Unit):
         MODEL: at once, where the kernel has a workqueue do it.
         Source: hugetlb_restructuring.c maybe_merge_unreferenced_folio().
         """
-        head = self.restructured_head(pfn)
+        head = self._restructured_head(pfn)
         meta = self.state.restructured[head]
         meta.nr_pages_waiting_to_be_merged += nr_pages
         if meta.nr_pages_waiting_to_be_merged < 1 << meta.order:
@@ -164,7 +164,7 @@ class MmHugetlb(Unit):
         self.hugetlb_restructuring_metadata_restore(head)
         self.free_huge_folio(folio)
 
-    def restructured_head(self, pfn: int) -> int:
+    def _restructured_head(self, pfn: int) -> int:
         """First PFN of the split huge folio that holds `pfn`; -1 when there is none."""
         for order in (PMD_ORDER, PUD_ORDER):
             head = pfn >> order << order

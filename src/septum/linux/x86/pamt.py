@@ -127,7 +127,7 @@ class TdxPamt(TdxSeamcall):
             self.free_pamt_array(pages)
             return ret
         with state.pamt_lock:
-            if self.pamt_get_lost_race(frame):
+            if self._pamt_get_lost_race(frame):
                 refcounts[frame] += 1
             else:
                 err = self.tdh_phymem_pamt_add(page, pages)
@@ -141,11 +141,11 @@ class TdxPamt(TdxSeamcall):
         self.free_pamt_array(pages)
         return ret
 
-    def pamt_get_lost_race(self, frame: int) -> bool:
+    def _pamt_get_lost_race(self, frame: int) -> bool:
         """Another tdx_pamt_get() has installed the pair meanwhile. pamt_lock is held."""
         return self.state.pamt_refcounts.get(frame, 0) != 0
 
-    def pamt_put_lost_race(self, frame: int) -> bool:
+    def _pamt_put_lost_race(self, frame: int) -> bool:
         """A tdx_pamt_get() wants the pair again. pamt_lock is held."""
         return self.state.pamt_refcounts.get(frame, 0) != 0
 
@@ -169,17 +169,17 @@ class TdxPamt(TdxSeamcall):
             return
         pages: list[Pfn] = []
         with state.pamt_lock:
-            if self.pamt_put_lost_race(frame):
+            if self._pamt_put_lost_race(frame):
                 return
             err = self.tdh_phymem_pamt_remove(page, pages)
             if err != TDX_SUCCESS:
                 refcounts[frame] = refcounts.get(frame, 0) + 1
-                self.pamt_remove_failed(err)
+                self._pamt_remove_failed(err)
                 return
             del refcounts[frame]
         self.free_pamt_array(pages)
 
-    def pamt_remove_failed(self, err: int) -> None:
+    def _pamt_remove_failed(self, err: int) -> None:
         """What tdx_pamt_put() says when the pair stays: a loud WARN. Source: patch 18."""
         self.warn_on_once(f"TDH_PHYMEM_PAMT_REMOVE failed: {err:#x}", "tdx_pamt_put")
 
@@ -206,11 +206,11 @@ class TdxPamt(TdxSeamcall):
         """Whether DEMOTE may be called at all: it must not be interruptible. Source: patch 02."""
         return self.state.sysinfo.tdx_supports_demote_nointerrupt()
 
-    def seamcall_demote(self, regs: Regs) -> int:
+    def _seamcall_demote(self, regs: Regs) -> int:
         """The SEAMCALL of `tdh_mem_page_demote`: its status."""
         return self.seamcall(TDH_MEM_PAGE_DEMOTE, regs)
 
-    def pamt_array_unused(self, pages: list[Pfn], prealloc: PreallocSplitCache | None) -> None:
+    def _pamt_array_unused(self, pages: list[Pfn], prealloc: PreallocSplitCache | None) -> None:
         """DEMOTE has failed: the pair goes to the page allocator, not back into the cache.
 
         Source: patch 22.
@@ -238,7 +238,7 @@ class TdxPamt(TdxSeamcall):
         topped up for one split may not have (then TDX_SW_ERROR). And when only one page is left,
         it is taken out and lost.
         """
-        dpamt = self.demote_takes_pair(level)
+        dpamt = self._demote_takes_pair(level)
         assert td.tdr_page is not None
         regs = Regs(rcx=gpa | level, rdx=td.tdr_page << 12, r8=new_sept_page << 12)
         if not self.tdx_demote_usable():
@@ -248,7 +248,7 @@ class TdxPamt(TdxSeamcall):
         guest_base_pfn = guest_folio.pfn + guest_start_idx
         if dpamt:
             npages = 1 << (level * PTE_SHIFT)
-            held = self.folio_holds(guest_folio, guest_start_idx, npages)
+            held = self._folio_holds(guest_folio, guest_start_idx, npages)
             if not held or guest_base_pfn & (npages - 1):
                 return TDX_OPERAND_INVALID, 0, 0
             if self.alloc_pamt_array(guest_memory_pamt_page, prealloc):
@@ -257,20 +257,20 @@ class TdxPamt(TdxSeamcall):
             regs.r13 = guest_memory_pamt_page[1] << 12
 
         self.tdx_clflush_page(new_sept_page)
-        err = self.seamcall_demote(regs)
+        err = self._seamcall_demote(regs)
 
         if dpamt:
             if err:
-                self.pamt_array_unused(guest_memory_pamt_page, prealloc)
+                self._pamt_array_unused(guest_memory_pamt_page, prealloc)
             else:
-                self.demoted(guest_base_pfn)
+                self._demoted(guest_base_pfn)
         return err, regs.rcx, regs.rdx
 
-    def demote_takes_pair(self, level: int) -> bool:
+    def _demote_takes_pair(self, level: int) -> bool:
         """Whether DEMOTE takes a PAMT page pair for the guest's page. Source: patch 22."""
         return level == TDX_PS_2M and self.state.sysinfo.tdx_supports_dynamic_pamt()
 
-    def demoted(self, guest_base_pfn: int) -> None:
+    def _demoted(self, guest_base_pfn: int) -> None:
         """The guest's 2 MB are 512 TDX pages of 4 KB now:
         atomic_cmpxchg_release(refcount, 0, 512) with the WARN of patch 23."""
         refcounts = self.state.pamt_refcounts

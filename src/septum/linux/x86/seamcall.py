@@ -106,14 +106,14 @@ class TdxSeamcall(Unit):
             return TDX_OPERAND_INVALID
         return 0
 
-    def take_regs(self) -> Regs:
+    def _take_regs(self) -> Regs:
         """A register set for a wrapper that names every register its leaf reads."""
         pool = self.state.regs_pool
         return pool.pop() if pool else Regs()
 
     # Guest memory
 
-    def folio_holds(self, folio: Folio, start_idx: int, npages: int) -> bool:
+    def _folio_holds(self, folio: Folio, start_idx: int, npages: int) -> bool:
         """The sanity check of the wrappers that take a folio: a mapping is no larger than it.
 
         Source: patches 01, 03, 04, 05, 23.

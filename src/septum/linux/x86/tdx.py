@@ -168,7 +168,7 @@ class TdxArch(TdxPamt):
         Source: patch 01. The C leaves *ext_err1/2 unwritten on that return; here they are 0.
         """
         npages = 1 << (level * PTE_SHIFT)
-        if not self.folio_holds(folio, start_idx, npages):
+        if not self._folio_holds(folio, start_idx, npages):
             return TDX_OPERAND_INVALID, 0, 0
         pfn = folio.pfn + start_idx
         self._clflush_each(pfn, npages)
@@ -239,7 +239,7 @@ class TdxArch(TdxPamt):
         TDX_OPERAND_INVALID when the folio does not hold the range; TDX_SW_ERROR when what was
         reclaimed has another size. Source: patch 05.
         """
-        if not self.folio_holds(folio, start_idx, npages):
+        if not self._folio_holds(folio, start_idx, npages):
             return TDX_OPERAND_INVALID, 0, 0, 0
         regs = Regs(rcx=(folio.pfn + start_idx) << 12)
         err = self.seamcall(TDH_PHYMEM_PAGE_RECLAIM, regs)
@@ -266,7 +266,7 @@ class TdxArch(TdxPamt):
         Source: patch 03. The C returns an uninitialised variable for npages == 0, which no caller
         passes; here that is 0.
         """
-        if not self.folio_holds(folio, start_idx, npages):
+        if not self._folio_holds(folio, start_idx, npages):
             return TDX_OPERAND_INVALID
         keyed = self.mk_keyed_paddr(hkid, folio.pfn + start_idx)
         # The pages belong to nobody any more: where the schedule is coarse, 2 MB of them are
@@ -303,7 +303,7 @@ class TdxArch(TdxPamt):
 
         Source: patch 04.
         """
-        if not self.folio_holds(folio, start_idx, npages):
+        if not self._folio_holds(folio, start_idx, npages):
             self.warn_on_once("range outside the folio", "tdx_quirk_reset_folio")
             return
         self.tdx_quirk_reset_paddr(folio.pfn + start_idx, npages)
