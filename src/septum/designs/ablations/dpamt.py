@@ -13,7 +13,7 @@ from septum.linux.kvm.tdx import KvmTdxUnit
 from septum.linux.x86.tdx import TdxArch
 
 if TYPE_CHECKING:
-    from septum.linux.kvm.types import Kvm, KvmMmuPage, PreallocSplitCache
+    from septum.linux.kvm.types import Kvm, KvmGfnRange, PreallocSplitCache
 
 
 class PairForEveryLevel(KvmTdxUnit):
@@ -48,24 +48,14 @@ class TopsUpOnce(TdpMmu):
 
     __slots__ = ()
 
-    def tdp_mmu_split_huge_pages_root(
-        self,
-        kvm: Kvm,
-        root: KvmMmuPage,
-        start: int,
-        end: int,
-        target_level: int,
-        shared: bool,
-        only_cross_boundary: bool,
+    def kvm_tdp_mmu_gfn_range_split_cross_boundary_leafs(
+        self, kvm: Kvm, rng: KvmGfnRange, shared: bool
     ) -> int:
-        if root.is_mirror:
-            self.rcu_read_lock()
-            if self.topup_external_split_cache(kvm, PG_LEVEL_2M, shared):
-                return -ENOMEM
-            self.rcu_read_unlock()
-        return super().tdp_mmu_split_huge_pages_root(
-            kvm, root, start, end, target_level, shared, only_cross_boundary
-        )
+        self.rcu_read_lock()
+        if self.topup_external_split_cache(kvm, PG_LEVEL_2M, shared):
+            return -ENOMEM
+        self.rcu_read_unlock()
+        return super().kvm_tdp_mmu_gfn_range_split_cross_boundary_leafs(kvm, rng, shared)
 
     def need_topup_external_split_cache(self, kvm: Kvm, level: int) -> bool:
         return False

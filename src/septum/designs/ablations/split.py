@@ -50,15 +50,7 @@ class HookNotImplemented(KvmTdxUnit):
 
     __slots__ = ()
 
-    def split_external_spte(
-        self,
-        kvm: Kvm,
-        gfn: int,
-        level: int,
-        old_mirror_spte: int,
-        new_external_spt: int,
-        mmu_lock_shared: bool,
-    ) -> int:
+    def split_external_spte(self, *args: object, **kwargs: object) -> int:
         return 0
 
 
@@ -103,8 +95,7 @@ class FaultNeverMeetsLeaf(TdpMmu):
     ) -> int:
         if not shared:
             return super().split_external_spte(kvm, gfn, old_spte, new_spte, level, shared)
-        external_spt = self._must_get_external_spt(kvm, gfn, new_spte, level)
-        return self.host.tdx.link_external_spt(kvm, gfn, level, external_spt)
+        return self._link_external_spt(kvm, gfn, new_spte, level)
 
 
 class SplitsUnderSharedLock(KvmTdxUnit):
@@ -112,18 +103,10 @@ class SplitsUnderSharedLock(KvmTdxUnit):
 
     __slots__ = ()
 
-    def tdx_sept_split_private_spte(
-        self,
-        kvm: Kvm,
-        gfn: int,
-        level: int,
-        old_mirror_spte: int,
-        new_private_spt: int,
-        mmu_lock_shared: bool,
+    def _tdx_sept_split_shared(
+        self, kvm: Kvm, gfn: int, level: int, old_mirror_spte: int, new_private_spt: int
     ) -> int:
-        return super().tdx_sept_split_private_spte(
-            kvm, gfn, level, old_mirror_spte, new_private_spt, False
-        )
+        return self._tdx_sept_split(kvm, gfn, level, old_mirror_spte, new_private_spt)
 
 
 class NoExternalPage(TdpMmu):
@@ -151,19 +134,8 @@ class SplitsAllOfTheRange(TdpMmu):
 
     __slots__ = ()
 
-    def tdp_mmu_split_huge_pages_root(
-        self,
-        kvm: Kvm,
-        root: KvmMmuPage,
-        start: int,
-        end: int,
-        target_level: int,
-        shared: bool,
-        only_cross_boundary: bool,
-    ) -> int:
-        return super().tdp_mmu_split_huge_pages_root(
-            kvm, root, start, end, target_level, shared, False
-        )
+    def iter_cross_boundary(self, it: TdpIter, start: int, end: int) -> bool:
+        return True
 
 
 DESIGNS = (

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from septum.designs.ablations.patches import VM_DIES, ablation
 from septum.designs.registry import on_v3
-from septum.linux.x86.state import TDX_SW_ERROR, TdxSysInfo
+from septum.linux.x86.state import TDX_SW_ERROR
 from septum.linux.x86.tdx import TdxArch
 
 if TYPE_CHECKING:
-    from septum.linux.host import Host
-    from septum.linux.kvm.types import Folio, KvmTdx, PreallocSplitCache
+    from septum.linux.kvm.types import Folio
 
 
 class AugOfOnePage(TdxArch):
@@ -35,37 +34,18 @@ class NoDemote(TdxArch):
 
     __slots__ = ()
 
-    def tdh_mem_page_demote(
-        self,
-        td: KvmTdx,
-        gpa: int,
-        level: int,
-        guest_folio: Folio,
-        guest_start_idx: int,
-        new_sept_page: int,
-        prealloc: PreallocSplitCache | None,
-    ) -> tuple[int, int, int]:
+    def tdh_mem_page_demote(self, *args: object, **kwargs: object) -> tuple[int, int, int]:
         return TDX_SW_ERROR, 0, 0
 
 
-class AnyModuleDoes(TdxSysInfo):
+class DemoteOnAnyModule(TdxArch):
     """tdx_supports_demote_nointerrupt(), which patch 02 adds, is not asked, here nor in patch 24:
     DEMOTE is called on every module, and TDX_INTERRUPTED_RESTARTABLE is an error like others."""
 
     __slots__ = ()
 
-    def tdx_supports_demote_nointerrupt(self) -> bool:
+    def tdx_demote_usable(self) -> bool:
         return True
-
-
-class DemoteOnAnyModule(TdxArch):
-    """See `AnyModuleDoes`."""
-
-    __slots__ = ()
-
-    def __init__(self, host: Host) -> None:
-        super().__init__(host)
-        self.state.sysinfo = AnyModuleDoes()
 
 
 class WbinvdOfOnePage(TdxArch):

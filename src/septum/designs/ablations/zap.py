@@ -32,24 +32,10 @@ class EndsFailedInvalidation(KvmMain):
 
     __slots__ = ()
 
-    def kvm_handle_gfn_range(
-        self,
-        kvm: Kvm,
-        start: int,
-        end: int,
-        attributes: int,
-        handler: Callable[[Kvm, KvmGfnRange], int],
-        on_lock: Callable[[Kvm], None],
-        flush_on_ret: bool,
-    ) -> int:
-        ret = super().kvm_handle_gfn_range(
-            kvm, start, end, attributes, handler, on_lock, flush_on_ret
-        )
-        if ret < 0:
-            kvm.mmu_lock.write_lock()
-            self.host.mmu.kvm_mmu_invalidate_end(kvm)
-            kvm.mmu_lock.write_unlock()
-        return ret
+    def _pre_set_failed(self, kvm: Kvm) -> None:
+        kvm.mmu_lock.write_lock()
+        self.host.mmu.kvm_mmu_invalidate_end(kvm)
+        kvm.mmu_lock.write_unlock()
 
 
 class BoolHandlers(KvmMain):
@@ -57,22 +43,10 @@ class BoolHandlers(KvmMain):
 
     __slots__ = ()
 
-    def kvm_handle_gfn_range(
-        self,
-        kvm: Kvm,
-        start: int,
-        end: int,
-        attributes: int,
-        handler: Callable[[Kvm, KvmGfnRange], int],
-        on_lock: Callable[[Kvm], None],
-        flush_on_ret: bool,
+    def _call_gfn_handler(
+        self, handler: Callable[[Kvm, KvmGfnRange], int], kvm: Kvm, gfn_range: KvmGfnRange
     ) -> int:
-        def gfn_handler(kvm: Kvm, rng: KvmGfnRange) -> int:
-            return int(bool(handler(kvm, rng)))
-
-        return super().kvm_handle_gfn_range(
-            kvm, start, end, attributes, gfn_handler, on_lock, flush_on_ret
-        )
+        return int(bool(super()._call_gfn_handler(handler, kvm, gfn_range)))
 
 
 class AttributesZapWhole(KvmMmu):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from septum.designs.bugs._seeded import seeded
 from septum.linux.kvm.tdp_mmu import TdpMmu
 from septum.linux.kvm.tdx import KvmTdxUnit
+from septum.linux.kvm.types import KvmGfnRange
 
 if TYPE_CHECKING:
     from septum.linux.kvm.tdp_iter import TdpIter
@@ -67,19 +68,11 @@ class HeadOnly(TdpMmu):
 
     __slots__ = ()
 
-    def _split_huge_pages_in_roots(
-        self,
-        kvm: Kvm,
-        types: int,
-        start: int,
-        end: int,
-        target_level: int,
-        shared: bool,
-        only_cross_boundary: bool,
+    def kvm_tdp_mmu_gfn_range_split_cross_boundary_leafs(
+        self, kvm: Kvm, rng: KvmGfnRange, shared: bool
     ) -> int:
-        return super()._split_huge_pages_in_roots(
-            kvm, types, start, start + 1, target_level, shared, only_cross_boundary
-        )
+        head = KvmGfnRange(rng.slot, rng.start, rng.start + 1, rng.attr_filter, rng.may_block)
+        return super().kvm_tdp_mmu_gfn_range_split_cross_boundary_leafs(kvm, head, shared)
 
 
 class InhibitTooLate(KvmTdxUnit):

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.abi.status import STATUS_MASK, TDX_INTERRUPTED_RESTARTABLE
+from septum.designs.ablations.wrappers import DemoteOnAnyModule
 from septum.designs.registry import Design, on_v3
-from septum.linux.x86.tdx import TdxArch
 from septum.sim import RunStopped
 
 if TYPE_CHECKING:
@@ -21,16 +21,7 @@ if TYPE_CHECKING:
 WATCHDOG_REPEATS = 64
 
 
-class RestartableFatalTdxArch(TdxArch):
-    """DEMOTE on any module; TDX_INTERRUPTED_RESTARTABLE is an error like others."""
-
-    __slots__ = ()
-
-    def tdx_demote_usable(self) -> bool:
-        return True
-
-
-class RestartableRetryTdxArch(RestartableFatalTdxArch):
+class RestartableRetryTdxArch(DemoteOnAnyModule):
     """DEMOTE on any module, again and again while it is interrupted.
 
     Assumed: without a bound, as the module gives none, and under the locks that are held.
@@ -58,7 +49,7 @@ FATAL = Design(
     "restartable-fatal",
     "before PATCH v3 02/24; its log, 2026-01-06",
     "huge pages on modules whose DEMOTE is interrupted, and no retry",
-    on_v3(x86_tdx=RestartableFatalTdxArch),
+    on_v3(x86_tdx=DemoteOnAnyModule),
     breaks=("no-bug", "mapping-in-folio", "cache", "teardown"),
     scenarios=("demote-interrupted",),
 )

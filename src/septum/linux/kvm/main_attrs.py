@@ -77,7 +77,7 @@ class MainAttrs(MainSlots):
                 found_memslot = True
                 kvm.mmu_lock.write_lock()
                 on_lock(kvm)
-            ret = handler(kvm, gfn_range)
+            ret = self._call_gfn_handler(handler, kvm, gfn_range)
             if ret < 0:
                 break
             flush |= bool(ret)
@@ -86,6 +86,12 @@ class MainAttrs(MainSlots):
         if found_memslot:
             kvm.mmu_lock.write_unlock()
         return ret if ret < 0 else 0
+
+    def _call_gfn_handler(
+        self, handler: Callable[[Kvm, KvmGfnRange], int], kvm: Kvm, gfn_range: KvmGfnRange
+    ) -> int:
+        """What a gfn_handler_t returns, which is an int. Source: patch 14."""
+        return handler(kvm, gfn_range)
 
     def kvm_pre_set_memory_attributes(self, kvm: Kvm, gfn_range: KvmGfnRange) -> int:
         """Keep faults out of the range, whatever is mapped there, then the architecture's part."""
@@ -136,8 +142,14 @@ class MainAttrs(MainSlots):
                 False,
             )
             self.kvm_bug_on(kvm, ret != 0, "post handler of memory attributes failed")
+        else:
+            self._pre_set_failed(kvm)
         kvm.slots_lock.unlock()
         return ret
+
+    def _pre_set_failed(self, kvm: Kvm) -> None:
+        """The way out of kvm_vm_set_mem_attributes() when its first walk failed: as posted nobody
+        ends the invalidation."""
 
     def kvm_vm_ioctl_set_mem_attributes(
         self, kvm: Kvm, address: int, size: int, attributes: int, flags: int = 0

@@ -26,11 +26,6 @@ if TYPE_CHECKING:
     from septum.linux.kvm.types import Kvm, KvmGfnRange, KvmMmuPage
 
 
-def iter_cross_boundary(it: TdpIter, start: int, end: int) -> bool:
-    """Whether the entry reaches out of [start, end). Source: patch 11, iter_cross_boundary."""
-    return not (it.gfn >= start and it.gfn + PAGES_PER_HPAGE[it.level] <= end)
-
-
 class TdpMmuSplit(TdpMmuSpte):
     """Splitting."""
 
@@ -129,6 +124,10 @@ class TdpMmuSplit(TdpMmuSpte):
         self._mmu_lock(kvm, shared, "tdp_mmu_split_huge_pages_root")
         return sp
 
+    def iter_cross_boundary(self, it: TdpIter, start: int, end: int) -> bool:
+        """Whether the entry reaches out of [start, end). Source: patch 11, iter_cross_boundary."""
+        return not (it.gfn >= start and it.gfn + PAGES_PER_HPAGE[it.level] <= end)
+
     def _look_again(self, it: TdpIter) -> None:
         """mmu_lock was dropped: walk down to the same GFN again, whatever is there now."""
         it.yielded = True
@@ -166,7 +165,7 @@ class TdpMmuSplit(TdpMmuSpte):
                 it.next()
                 continue
             if not old_spte & PT_PAGE_SIZE_MASK or (
-                only_cross_boundary and not iter_cross_boundary(it, start, end)
+                only_cross_boundary and not self.iter_cross_boundary(it, start, end)
             ):
                 it.next()
                 continue

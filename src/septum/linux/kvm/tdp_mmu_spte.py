@@ -271,6 +271,10 @@ class TdpMmuSpte(TdpMmuRoots):
             return 0
         if is_last_spte(new_spte, level):
             return self.host.tdx.set_external_spte(kvm, gfn, level, new_spte)
+        return self._link_external_spt(kvm, gfn, new_spte, level)
+
+    def _link_external_spt(self, kvm: Kvm, gfn: int, new_spte: int, level: int) -> int:
+        """An S-EPT page for the mirror table that `new_spte` points to. 0 or the TDX error."""
         external_spt = self._must_get_external_spt(kvm, gfn, new_spte, level)
         return self.host.tdx.link_external_spt(kvm, gfn, level, external_spt)
 

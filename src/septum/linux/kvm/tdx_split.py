@@ -92,8 +92,14 @@ class TdxSplit(TdxSept):
         if kvm_tdx.state != TD_STATE_RUNNABLE or level != PG_LEVEL_2M:
             main.kvm_bug_on(kvm, True, f"split at level {level} in state {kvm_tdx.state}")
             return -EIO
-        if mmu_lock_shared:
-            return self._tdx_sept_split_shared(kvm, gfn, level, old_mirror_spte, new_private_spt)
+        split = self._tdx_sept_split_shared if mmu_lock_shared else self._tdx_sept_split
+        return split(kvm, gfn, level, old_mirror_spte, new_private_spt)
+
+    def _tdx_sept_split(
+        self, kvm: Kvm, gfn: int, level: int, old_mirror_spte: int, new_private_spt: int
+    ) -> int:
+        """The split under mmu_lock for writing. Source: patches 08, 21, 22, 23."""
+        main = self.host.main
         gpa = gfn << 12
         if self._block_and_track(kvm, gpa, level):
             return -EIO
