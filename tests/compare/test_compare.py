@@ -40,8 +40,8 @@ class Same(TdpMmu):
 
     __slots__ = ()
 
-    def trace_split(self, it, spte, errno):
-        super().trace_split(it, spte, errno)
+    def trace_kvm_mmu_split_huge_page(self, it, spte, errno):
+        super().trace_kvm_mmu_split_huge_page(it, spte, errno)
 
 
 class Raises(KvmTdxUnit):

@@ -49,8 +49,8 @@ class Both:
     class Split(TdpMmu):
         __slots__ = ()
 
-        def trace_split(self, it, spte, errno):
-            super().trace_split(it, spte, errno)
+        def trace_kvm_mmu_split_huge_page(self, it, spte, errno):
+            super().trace_kvm_mmu_split_huge_page(it, spte, errno)
 '''
 )
 

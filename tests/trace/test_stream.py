@@ -174,3 +174,15 @@ def test_files_that_cannot_be_opened(tmp_path: Path, header: TraceHeader) -> Non
         read_trace(tmp_path / "missing")
     with pytest.raises(InputError, match="cannot be written"):
         TraceWriter(tmp_path / "no" / "such" / "folder", header)
+
+
+def test_the_path_of_an_event_has_kernel_functions_alone(tmp_path: Path) -> None:
+    """Joints of the model, which begin with `_`, are passed over; the function around is named."""
+    path = tmp_path / "trace.jsonl"
+    command = f"run dpamt-convert --trace {path} --report {tmp_path}"
+    subprocess.run([sys.executable, "-m", "septum", *command.split()], cwd=tmp_path, check=True)
+    events = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    names = {name for event in events for name in event.get("via", "").split(" < ")}
+    assert not {name for name in names if name.startswith("_")}
+    (demote,) = {e["via"] for e in events if e.get("name") == "TDH.MEM.PAGE.DEMOTE"}
+    assert demote.startswith("tdh_mem_page_demote < tdx_sept_split_private_spte < ")

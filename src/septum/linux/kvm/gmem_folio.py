@@ -296,7 +296,7 @@ class GmemFolios(GmemTrace):
         folio.refcount -= folio.nr_pages - 1
         self.host.mm.folio_put(folio)
 
-    def truncate_split_folio(
+    def _truncate_split_folio(
         self, inode: GmemInode, split: SplitFolio, start: int, end: int
     ) -> None:
         """Remove the pages [start, end) of a split folio."""

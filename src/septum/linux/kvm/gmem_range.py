@@ -182,12 +182,12 @@ class GmemRange(GmemFolios):
 
     # Truncation
 
-    def kvm_gmem_truncate_range(self, inode: GmemInode, start: int, nr_pages: int) -> None:
+    def _kvm_gmem_truncate_range(self, inode: GmemInode, start: int, nr_pages: int) -> None:
         """Remove every folio that overlaps the range, whole; user space loses its mapping first."""
         self.unmap_mapping_pages(inode, start, nr_pages)
         end = start + nr_pages
         for split in self._splits_in_range(inode, start, end):
-            self.truncate_split_folio(inode, split, start, end)
+            self._truncate_split_folio(inode, split, start, end)
         for index, folio in list(self._folios_in_range(inode, start, end)):
             self.filemap_remove_folio(inode, index, folio)
             self.sim.point("cond_resched")
@@ -219,7 +219,7 @@ class GmemRange(GmemFolios):
                 folio.order = 0
                 if self.sim.tracing:
                     self.trace_folios(inode, index, split.nr_pages)
-        self.kvm_gmem_truncate_range(inode, start, end - start)
+        self._kvm_gmem_truncate_range(inode, start, end - start)
 
     def _merge_folios_in_range(self, inode: GmemInode, start: int, nr_pages: int) -> int:
         """Have whole original folios again: 0, or the first error."""
@@ -240,7 +240,7 @@ class GmemRange(GmemFolios):
             self.truncate_inode_pages_range(inode, start, start + nr_pages)
             return 0
         if not inode.flags & GUEST_MEMFD_FLAG_HUGETLB:
-            self.kvm_gmem_truncate_range(inode, start, nr_pages)
+            self._kvm_gmem_truncate_range(inode, start, nr_pages)
             return 0
         self.unmap_mapping_pages(inode, start, nr_pages)
         if self.kvm_gmem_has_safe_refcount(inode, start, nr_pages) == -1:
@@ -249,7 +249,7 @@ class GmemRange(GmemFolios):
                 return ret
         elif require_merge:
             return -EAGAIN
-        self.kvm_gmem_truncate_range(inode, start, nr_pages)
+        self._kvm_gmem_truncate_range(inode, start, nr_pages)
         return 0
 
     # File operations

@@ -179,7 +179,7 @@ class MainRequests(Unit):
 
     # Functions on other CPUs
 
-    def on_cpu(self, cpu: int, func: Callable[..., int | None], *args: object) -> int:
+    def smp_call_on_cpu(self, cpu: int, func: Callable[..., int | None], *args: object) -> int:
         """smp_call_on_cpu(): run `func` on CPU `cpu` and return what it returned.
 
         MODEL: the caller's thread runs it there, after the interrupt was taken.
@@ -197,4 +197,4 @@ class MainRequests(Unit):
         self, cpu: int, func: Callable[[KvmVcpu, int], int], vcpu: KvmVcpu
     ) -> int:
         """smp_call_function_single(cpu, func, vcpu, wait=1): what `func` reports."""
-        return self.on_cpu(cpu, func, vcpu, cpu)
+        return self.smp_call_on_cpu(cpu, func, vcpu, cpu)

@@ -55,7 +55,7 @@ class TdpMmuSplit(TdpMmuSpte):
         sp.external_spt = self.host.mm.get_zeroed_page("tdp_mmu_alloc_sp_for_split.external_spt")
         return sp.external_spt is not None
 
-    def trace_split(self, it: TdpIter, spte: int, errno: int) -> None:
+    def trace_kvm_mmu_split_huge_page(self, it: TdpIter, spte: int, errno: int) -> None:
         """trace_kvm_mmu_split_huge_page()."""
         if self.sim.tracing:
             cause = self.host.main.current_cause()
@@ -81,7 +81,7 @@ class TdpMmuSplit(TdpMmuSpte):
         if not ret:
             self.kvm_update_page_stats(kvm, level - 1, 512)
             kvm.stat.add(f"split.{self.host.main.current_cause()}")
-        self.trace_split(it, huge_spte, ret)
+        self.trace_kvm_mmu_split_huge_page(it, huge_spte, ret)
         return ret
 
     def need_topup_external_split_cache(self, kvm: Kvm, level: int) -> bool:
@@ -173,7 +173,7 @@ class TdpMmuSplit(TdpMmuSpte):
                 self.rcu_read_unlock()
                 sp = self._alloc_sp_without_mmu_lock(kvm, root, shared)
                 if sp is None:
-                    self.trace_split(it, old_spte, -ENOMEM)
+                    self.trace_kvm_mmu_split_huge_page(it, old_spte, -ENOMEM)
                     return -ENOMEM
                 self.rcu_read_lock()
                 self._look_again(it)
@@ -181,7 +181,7 @@ class TdpMmuSplit(TdpMmuSpte):
             if root.is_mirror and self.need_topup_external_split_cache(kvm, it.level):
                 r = self.topup_external_split_cache(kvm, it.level, shared)
                 if r:
-                    self.trace_split(it, old_spte, r)
+                    self.trace_kvm_mmu_split_huge_page(it, old_spte, r)
                     break
                 self._look_again(it)
                 continue

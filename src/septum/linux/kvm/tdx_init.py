@@ -180,7 +180,9 @@ class TdxInit(TdxTeardown):
             if lp.package in packages:
                 continue
             packages.add(lp.package)
-            err = self.host.main.on_cpu(lp.id, self.host.x86_tdx.tdh_mng_key_config, kvm.tdx)
+            err = self.host.main.smp_call_on_cpu(
+                lp.id, self.host.x86_tdx.tdh_mng_key_config, kvm.tdx
+            )
             if self.tdx_bug_on(err, "TDH_MNG_KEY_CONFIG", kvm):
                 return -EIO
         return 0

@@ -129,7 +129,7 @@ class TdxTeardown(TdxBase):
                 if lp.package in packages:
                     continue
                 packages.add(lp.package)
-                self.host.main.on_cpu(lp.id, self.smp_func_do_phymem_cache_wb)
+                self.host.main.smp_call_on_cpu(lp.id, self.smp_func_do_phymem_cache_wb)
             # Fails when a cache write-back did.
             err = x86.tdh_mng_key_freeid(kvm_tdx)
             if not self.tdx_bug_on(err, "TDH_MNG_KEY_FREEID", kvm):
