@@ -43,7 +43,7 @@ BESIDES = {"v3-without-09": {"cache"}}
 
 STORIES = {
     "v3-without-01": "is the TD's at GFN 0x80001 .* still has dirty lines of it with HKID 0",
-    "v3-without-02": "TDH_MEM_PAGE_DEMOTE failed: 0x8000ff0000000000",
+    "v3-without-02": "TDH_MEM_PAGE_DEMOTE failed: 0x8000ff0000000000, .*TDX_SW_ERROR",
     "v3-without-02-check": "DEMOTE failed: .*TDX_INTERRUPTED_RESTARTABLE",
     "v3-without-03": "belongs to no TD, and has dirty lines of HKID",
     "v3-without-04": "belongs to no TD, and was not reset after HKID",
@@ -60,13 +60,13 @@ STORIES = {
     "v3-without-15": r"\(506 pages\) lost the guest's ACCEPT though nobody asked",
     "v3-without-16": r"\(506 pages\) lost the guest's ACCEPT though nobody asked",
     "v3-without-17": "PAGE_AUG failed: .*TDX_PAGE_METADATA_INCORRECT",
-    "v3-without-19": "DEMOTE failed: 0x8000ff0000000000",
-    "v3-without-19-loop": "DEMOTE failed: 0x8000ff0000000000",
+    "v3-without-19": "DEMOTE failed: 0x8000ff0000000000, .*TDX_SW_ERROR",
+    "v3-without-19-loop": "DEMOTE failed: 0x8000ff0000000000, .*TDX_SW_ERROR",
     "v3-without-20": "tdx_pamt_page may sleep, in atomic context .*mmu_lock",
     "v3-without-21": "DEMOTE failed: .*TDX_MISSING_PAMT_PAGE_PAIR",
     "v3-without-22": "DEMOTE failed: .*TDX_OPERAND_ADDR_RANGE_ERROR.R12",
     "v3-without-23": "511 of its 4 KB pages are in TDX use, and the kernel counts -1",
-    "v3-without-24-check": "DEMOTE failed: 0x8000ff0000000000",
+    "v3-without-24-check": "DEMOTE failed: 0x8000ff0000000000, .*TDX_SW_ERROR",
 }
 
 # Where a missing patch is cost: scenario -> counter -> (v3, without it).

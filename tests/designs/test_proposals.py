@@ -128,7 +128,10 @@ STORIES = {
     ("shared-demote-unblock", "accept-demote-busy"): "RANGE_BLOCK failed: .*ALREADY_BLOCKED",
     ("restartable-fatal", "demote-interrupted"): "DEMOTE failed: .*INTERRUPTED_RESTARTABLE",
     ("restartable-retry", "interrupt-storm"): "soft lockup: TDH.MEM.PAGE.DEMOTE was interrupted",
-    ("rfc-v5", "dpamt-demote-busy"): "TDH_MEM_PAGE_DEMOTE failed: 0x8000ff0000000000",
+    (
+        "rfc-v5",
+        "dpamt-demote-busy",
+    ): "TDH_MEM_PAGE_DEMOTE failed: 0x8000ff0000000000, .*TDX_SW_ERROR",
 }
 
 

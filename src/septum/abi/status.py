@@ -108,6 +108,9 @@ TDX_METADATA_FIELD_SKIP = 0x00000C0C_00000000
 TDX_VIRTUAL_MSR_VALUE_NOT_VALID = 0xC0000C0D_00000000
 TDX_METADATA_FIELD_NOT_ALLOCATED = 0xC0000C0E_00000000
 
+# No status of the module: what the kernel's wrappers return of their own. Source: tdx_errno.h.
+TDX_SW_ERROR = 0x8000FF00_00000000
+
 # Operand ids, in the detail of statuses that name an operand.
 OPERAND_ID_RAX = 0
 OPERAND_ID_RCX = 1

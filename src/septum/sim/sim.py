@@ -61,7 +61,6 @@ class Sim:
         "_solo",
         "_woken",
         "answers",
-        "choice_names",
         "choice_rules",
         "current",
         "findings",
@@ -93,7 +92,6 @@ class Sim:
         self.findings: list[Finding] = []
         self.stop_on_finding = False
         self.answers: list[int] = []  # every answer of the schedule, in order
-        self.choice_names: list[str] = []  # names of the choice points met, in order of first use
         # Asked before the schedule; what it answers itself (not None) is no answer of the schedule.
         self.choice_rules: ChoiceRules | None = None
         self.nr_points = 0

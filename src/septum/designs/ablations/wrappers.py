@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from septum.abi.status import TDX_SW_ERROR
 from septum.designs.ablations.patches import VM_DIES, ablation
 from septum.designs.registry import on_v3
-from septum.linux.x86.state import TDX_SW_ERROR
 from septum.linux.x86.tdx import TdxArch
 
 if TYPE_CHECKING:

@@ -73,7 +73,13 @@ class BusyKeepsTdr(Module):
 
 
 class PriorityStays(Module):
-    """Host priority of an entry outlives the host's success."""
+    """Host priority of an entry outlives the host's success: every later ACCEPT of the guest is
+    BUSY, though nobody has the entry.
+
+    No promise names that. Host and module agree on every page, and nothing of the guest's is lost:
+    the module gives the guest a wrong answer, which is for the scenario to expect or not. Linux
+    would end at it, as accept_memory() panics.
+    """
 
     __slots__ = ()
 

@@ -17,6 +17,7 @@ from septum.abi.status import (
     TDX_NON_RECOVERABLE_TD_WRONG_APIC_MODE,
     TDX_NON_RECOVERABLE_VCPU,
     TDX_SUCCESS,
+    TDX_SW_ERROR,
     status_name,
 )
 from septum.linux.kvm.events import KvmEntry, KvmExit
@@ -43,7 +44,7 @@ from septum.linux.kvm.tdx_defs import (
     VCPU_TD_STATE_INITIALIZED,
 )
 from septum.linux.kvm.tdx_tdvmcall import TdxTdvmcall
-from septum.linux.x86.state import TDX_ERROR, TDX_NON_RECOVERABLE, TDX_SW_ERROR
+from septum.linux.x86.state import TDX_ERROR, TDX_NON_RECOVERABLE
 
 if TYPE_CHECKING:
     from septum.linux.kvm.types import KvmVcpu

@@ -15,10 +15,16 @@ from septum.abi.leaves import (
     TDH_PHYMEM_PAMT_REMOVE,
 )
 from septum.abi.regs import Regs
-from septum.abi.status import STATUS_MASK, TDX_HPA_RANGE_NOT_FREE, TDX_OPERAND_INVALID, TDX_SUCCESS
+from septum.abi.status import (
+    STATUS_MASK,
+    TDX_HPA_RANGE_NOT_FREE,
+    TDX_OPERAND_INVALID,
+    TDX_SUCCESS,
+    TDX_SW_ERROR,
+)
 from septum.abi.types import PAGE_SIZE, Pfn
 from septum.linux.x86.seamcall import TdxSeamcall
-from septum.linux.x86.state import PTE_SHIFT, PTRS_PER_PMD, TDX_PS_2M, TDX_SW_ERROR
+from septum.linux.x86.state import PTE_SHIFT, PTRS_PER_PMD, TDX_PS_2M
 
 if TYPE_CHECKING:
     from septum.linux.kvm.types import Folio, KvmTdx, PreallocSplitCache

@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from septum.abi.regs import Regs
     from septum.sim import Mutex, SpinLock
 
-# Statuses that the kernel's own SEAMCALL stub makes up. Source: tdx_errno.h.
+# Bits of a status. Source: tdx_errno.h.
 TDX_ERROR = 1 << 63
 TDX_NON_RECOVERABLE = 1 << 62
-TDX_SW_ERROR = TDX_ERROR | 0xFF << 40
 
 TDX_PS_4K = 0
 TDX_PS_2M = 1

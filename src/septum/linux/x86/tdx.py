@@ -38,10 +38,10 @@ from septum.abi.leaves import (
     VERSION_SHIFT,
 )
 from septum.abi.regs import Regs
-from septum.abi.status import TDX_OPERAND_INVALID
+from septum.abi.status import TDX_OPERAND_INVALID, TDX_SW_ERROR
 from septum.abi.types import PTRS_PER_TABLE
 from septum.linux.x86.pamt import TdxPamt
-from septum.linux.x86.state import PTE_SHIFT, TDX_SW_ERROR
+from septum.linux.x86.state import PTE_SHIFT
 
 if TYPE_CHECKING:
     from septum.linux.kvm.types import Folio, KvmTdx, VcpuTdx
