@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from septum.checks.promise import Promise
-from septum.checks.sept import END_GFN
+from septum.checks.sept import END_GFN, MEMO_MAX
 from septum.machine.mem import CLEAN
 from septum.module.pamt import PT_NDA, PT_REG, PT_RSVD
 
@@ -68,9 +69,9 @@ class CacheLines(Promise):
             block = world.machine.mem.block(leaf.hpa >> 12)
             if block is None or leaf.parent.pt not in _HOST or leaf.pt == PT_REG:
                 continue
-            if _may_be_private(block.dirty, hkid_min):
+            if block.dirty != CLEAN:
                 self._check_free(leaf, block.dirty, hkid_min, "has dirty lines of")
-            if must_reset and _may_be_private(block.key, hkid_min):
+            if must_reset:
                 self._check_free(leaf, block.key, hkid_min, "was not reset after")
 
     def _check_free(
@@ -78,23 +79,50 @@ class CacheLines(Promise):
     ) -> None:
         # MODEL: whether PAMT.REMOVE gives its pages back with lines of the module's own key is not
         # known; they are not judged.
-        global_hkid = self.checker.world.machine.config.global_hkid
-        first = leaf.hpa >> 12
-        for index in range(512):
-            key = keys if isinstance(keys, int) else keys[index]
-            if key < hkid_min or key == global_hkid or leaf.bitmap >> index & 1:
-                continue
-            child = leaf.children.get(index)
-            if (leaf.child_pt if child is None else child.pt) in _HOST:
-                self.broken(
-                    ("free", key, what),
-                    f"PFN {first + index:#x} belongs to no TD, and {what} HKID {key}",
-                )
-                return
+        if isinstance(keys, int) and keys < hkid_min:
+            return
+        children = leaf.children
+        index = _first_of_host(
+            keys if isinstance(keys, int) else keys.tobytes(),
+            (hkid_min, self.checker.world.machine.config.global_hkid),
+            leaf.bitmap,
+            leaf.child_pt,
+            tuple(children),
+            tuple([child.pt for child in children.values()]),
+        )
+        if index < 0:
+            return
+        key = keys if isinstance(keys, int) else keys[index]
+        self.broken(
+            ("free", key, what),
+            f"PFN {(leaf.hpa >> 12) + index:#x} belongs to no TD, and {what} HKID {key}",
+        )
 
 
-def _may_be_private(keys: int | array[int], hkid_min: int) -> bool:
-    return (keys if isinstance(keys, int) else max(keys)) >= hkid_min
+@lru_cache(MEMO_MAX)
+def _first_of_host(
+    keys: int | bytes,
+    private: tuple[int, int],
+    bitmap: int,
+    child_pt: int,
+    indexes: tuple[int, ...],
+    pts: tuple[int, ...],
+) -> int:
+    """The first of the 512 frames of a 2 MB block that has a private key and belongs to no TD; -1.
+
+    `private`: the first private HKID, and the module's own, which does not count. `bitmap`: frames
+    that hold PAMT. `child_pt` is the type of the frames that are not in `indexes`, whose types are
+    `pts`. A function of its arguments: the same come again and again.
+    """
+    hkid_min, global_hkid = private
+    each = (keys,) * 512 if isinstance(keys, int) else memoryview(keys).cast("h")
+    types = dict(zip(indexes, pts, strict=True))
+    for index, key in enumerate(each):
+        if key < hkid_min or key == global_hkid or bitmap >> index & 1:
+            continue
+        if types.get(index, child_pt) in _HOST:
+            return index
+    return -1
 
 
 def _first_other(keys: int | array[int], index: int, nr: int, hkid: int) -> int:

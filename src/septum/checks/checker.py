@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Literal
 from septum.checks.history import Losses, VmHistory
 from septum.checks.observe import attach
 from septum.checks.operation import Operation, Spans, vm_spans
+from septum.checks.promise import Promise
 from septum.checks.sept import END_GFN
 from septum.checks.view import VmView
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from septum.checks.intervals import Intervals
-    from septum.checks.promise import Promise
     from septum.checks.view import GuestView, WorldView
     from septum.guest.memory import GuestMemory
     from septum.linux.kvm.types import Kvm, KvmVcpu
-    from septum.module.state import Vcpu
 
 Mode = Literal["end", "quiet", "every-step"]
 Result = Literal["held", "broken"]
@@ -61,8 +60,10 @@ class Checker:
         "_nr_steps",
         "_nr_violations",
         "_quick",
+        "_settled_at",
         "_thorough",
         "_vms",
+        "_watching",
         "guests",
         "mapping_may_exceed_folio",
         "mode",
@@ -120,6 +121,10 @@ class Checker:
         self._nr_found: dict[str, int] = {}
         self._nr_steps = 0
         self._nr_violations = 0
+        # How often tables had been written when nothing had changed since the last look; -1 after
+        # a look.
+        self._settled_at = -1
+        self._watching = [p for p in self.promises if type(p).changed is not Promise.changed]
 
     # Life
 
@@ -238,13 +243,20 @@ class Checker:
             self._credit += CREDIT_PER_QUIET_POINT
             spans = self._active_spans()
         else:
+            # What changed is a function of what tables hold, and of what looks have noted of that.
+            nr_writes = self.world.machine.table_writes.nr
+            if nr_writes == self._settled_at:
+                return
             for vm in self._vms.values():
                 changed = vm.changed()
-                for promise in self.promises:
+                for promise in self._watching:
                     changed += promise.changed(vm)
                 if changed:
                     spans.update(vm_spans(vm.kvm, changed))
             if not spans:
+                # A VM without a key has nothing to be seen; that it gets one is no write.
+                if all(vm.keyed for vm in self._vms.values()):
+                    self._settled_at = nr_writes
                 return
         self._look(kind, spans)
 
@@ -315,6 +327,7 @@ class Checker:
 
     def _look_at(self, vm: VmView, first_gfn: int, end_gfn: int, promises: list[Promise]) -> None:
         history = self._histories[vm.kvm.id]
+        self._settled_at = -1
         vm.begin_look()
         if promises is not self._thorough:
             history.losses = history.look(vm, first_gfn, end_gfn)
@@ -333,6 +346,7 @@ class Checker:
             if vm is None:
                 self._vms[number] = VmView(self.world, kvm, self._memory_of(kvm))
                 self._histories[number] = VmHistory()
+                self._settled_at = -1
             else:
                 vm.refresh()
         if len(kvms) == len(self._vms):
@@ -342,6 +356,7 @@ class Checker:
             # kvm_destroy_vm() takes the VM off the list first and frees its memslots last.
             if not vm.kvm.memslots and not vm.kvm.vcpus:
                 del self._vms[number]
+                self._settled_at = -1
                 for promise in self.promises:
                     promise.gone(vm)
 
@@ -377,18 +392,17 @@ class Checker:
         """The VM with this id."""
         return self._vms.get(number)
 
-    def vcpus(self) -> Iterator[Vcpu]:
-        """The module's vCPUs."""
-        yield from self.world.module.vcpus.values()
-
     def at_rest(self) -> bool:
         """No task is in the middle of a change: none holds a lock but a vCPU's mutex, and no VM is
         half destroyed."""
+        if len(self._vms) != len(self.world.host.kvms):
+            return False
         sim = self.world.sim
-        tasks = [*sim.tasks, sim.current]
-        return all(
-            getattr(lock, "name", "").endswith(" mutex") for task in tasks for lock, _ in task.held
-        ) and len(self._vms) == len(self.world.host.kvms)
+        for task in (*sim.tasks, sim.current):
+            for lock, _ in task.held:
+                if not getattr(lock, "name", "").endswith(" mutex"):
+                    return False
+        return True
 
     def was_found(self, promise: str) -> bool:
         """Whether a finding of this promise was recorded, by whomever."""

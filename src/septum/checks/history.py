@@ -9,11 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.checks.intervals import Intervals
-from septum.checks.sept import END_GFN, PENDING_STATE
+from septum.checks.sept import END_GFN, EVERYTHING, PENDING_STATE
 
 if TYPE_CHECKING:
     from septum.checks.operation import Operation
+    from septum.checks.sept import LeafRun
     from septum.checks.view import VmView
+
+_NOTHING = Intervals()
 
 
 class Losses:
@@ -34,7 +37,16 @@ class Losses:
 class VmHistory:
     """One VM's memory at the last look, and the operations since."""
 
-    __slots__ = ("accepted", "active", "ended", "losses", "mapped", "taken", "window")
+    __slots__ = (
+        "_states",
+        "accepted",
+        "active",
+        "ended",
+        "losses",
+        "mapped",
+        "taken",
+        "window",
+    )
 
     def __init__(self) -> None:
         self.mapped = Intervals()
@@ -46,6 +58,8 @@ class VmHistory:
         self.taken = Intervals()
         self.losses: Losses | None = None  # of the look that goes on
         self.window = (0, 0)
+        # All leaves as they were read, and what they say: mapped, accepted, pending.
+        self._states: tuple[list[LeafRun], Intervals, Intervals, Intervals] | None = None
 
     def begin(self, op: Operation, vm_id: int) -> None:
         """An operation of user space begins, which names GFNs of this VM."""
@@ -71,11 +85,13 @@ class VmHistory:
 
         Without a key the TD is being torn down, and nothing is kept or missed.
         """
-        mapped, accepted, pending = states_of(vm, first_gfn, end_gfn)
         if not vm.has_key():
-            self.mapped = self.accepted = self.ended = Intervals()
-            return Losses(Intervals(), Intervals(), Intervals())
+            self.mapped = self.accepted = self.ended = _NOTHING
+            return Losses(_NOTHING, _NOTHING, _NOTHING)
         under_way = self.under_way(vm.kvm.id)
+        if (first_gfn, end_gfn) == EVERYTHING:
+            return self._look_at_all(vm, under_way)
+        mapped, accepted, pending = states_of(vm, first_gfn, end_gfn)
         asked = self.ended.union(under_way).within(first_gfn, end_gfn)
         allowed = asked.union(self.taken.within(first_gfn, end_gfn))
         losses = Losses(
@@ -86,10 +102,31 @@ class VmHistory:
         self.mapped = self.mapped.replace(first_gfn, end_gfn, mapped)
         self.accepted = self.accepted.replace(first_gfn, end_gfn, accepted)
         if self.ended:
-            self.ended = self.ended.replace(first_gfn, end_gfn, Intervals())
+            self.ended = self.ended.replace(first_gfn, end_gfn, _NOTHING)
         if self.taken:
             kept = self.taken.within(first_gfn, end_gfn).minus(accepted.minus(under_way))
             self.taken = self.taken.replace(first_gfn, end_gfn, kept)
+        return losses
+
+    def _look_at_all(self, vm: VmView, under_way: Intervals) -> Losses:
+        """`look` without a window: the same, with less to cut. What was read when no table had
+        been written is taken as it is."""
+        runs = vm.runs()
+        if self._states is None or self._states[0] is not runs:
+            self._states = (runs, *states_of(vm))
+        _, mapped, accepted, pending = self._states
+        asked = self.ended.union(under_way)
+        unmapped = unaccepted = _NOTHING
+        if self.mapped is not mapped:
+            unmapped = self.mapped.minus(mapped).minus(asked)
+            self.mapped = mapped
+        if self.accepted is not accepted:
+            unaccepted = self.accepted.minus(accepted).minus(asked)
+            self.accepted = accepted
+        losses = Losses(unmapped, unaccepted, pending.minus(asked.union(self.taken)))
+        self.ended = _NOTHING
+        if self.taken:
+            self.taken = self.taken.minus(accepted.minus(under_way))
         return losses
 
 

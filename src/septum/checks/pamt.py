@@ -63,9 +63,10 @@ class PamtPairs(Promise):
 
 def users_of(leaf: PamtEntry2M) -> int:
     """4 KB pages of a 2 MB frame that belong to a TD, counted one by one."""
-    users = sum(child.pt not in _FREE for child in leaf.children.values())
+    types = [child.pt for child in leaf.children.values()]
+    users = len(types) - sum([types.count(free) for free in _FREE])
     if leaf.child_pt not in _FREE:
-        users += 512 - len(leaf.children)
+        users += 512 - len(types)
     return users
 
 

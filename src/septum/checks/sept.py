@@ -8,8 +8,8 @@ templates are compared as one integer of 512 x 64 bits.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from functools import cache
-from typing import TYPE_CHECKING
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, cast
 
 from septum.abi.sept import (
     BLOCKED,
@@ -25,6 +25,8 @@ from septum.abi.sept import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from septum.machine import MachineConfig, TablePage
 
 NR = 512
@@ -37,6 +39,7 @@ RAMP = int.from_bytes(b"".join(i.to_bytes(8, "little") for i in range(NR)), "lit
 _FRAMES = RAMP << 12
 """What 512 neighbouring frames add to the HPA of their first one."""
 END_GFN = 1 << 40
+EVERYTHING = (0, END_GFN)
 _FEW = 64
 
 PENDING_STATE = PENDING
@@ -48,6 +51,14 @@ NON_LEAF_STATES = frozenset((STATE_NL_MAPPED, STATE_NL_BLOCKED))
 
 LeafRun = tuple[int, int, int, int, int]
 """(first GFN, number of 4 KB pages, KVM level of each leaf, state bits, first PFN)."""
+Below = tuple[int, int]
+"""(first GFN, PFN) of a table below."""
+Content = tuple[int, int] | bytes
+"""What a table holds: its template, or its entries."""
+
+MEMO_MAX = 512
+"""So many contents of tables are remembered with what follows from them: the same come again, in a
+run and in the next. What is remembered is a function of the content alone."""
 
 
 def frame_mask(config: MachineConfig) -> int:
@@ -61,43 +72,137 @@ def every_entry(value: int) -> int:
     return ALL_ONES * value
 
 
-def table_as_int(page: TablePage) -> int:
-    """The 512 entries as one integer, entry 0 in the lowest 64 bits."""
-    entries = page.entries
-    return int.from_bytes(page.values() if entries is None else entries, "little")
-
-
-def content(page: TablePage) -> object:
+def content(page: TablePage) -> Content:
     """What the table holds, to be compared with what it held before."""
     entries = page.entries
     return (page.base, page.stride) if entries is None else entries.tobytes()
 
 
+def entries_of(held: Content) -> Sequence[int]:
+    """The 512 entries of a table that holds this."""
+    if isinstance(held, bytes):
+        return memoryview(held).cast("Q")
+    base, stride = held
+    return range(base, base + NR * stride, stride) if stride else (base,) * NR
+
+
+def as_int(held: bytes) -> int:
+    """The 512 entries as one integer, entry 0 in the lowest 64 bits."""
+    return int.from_bytes(held, "little")
+
+
+Tree = list[tuple["TablePage", int]]
+"""The tables of a page table, all of them, each with the number of its last write when it was
+read."""
+
+
+def unwritten(tree: Tree) -> bool:
+    """Whether the page table is as it was when it was read."""
+    return all([page.written == written for page, written in tree])  # noqa: C419  (faster)
+
+
+class Contents:
+    """What page tables hold. One that was not written since it was read is not read again."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        # By PFN: the number of the last write when it was read, and what was there.
+        self._held: dict[int, tuple[int, Content]] = {}
+
+    def of(self, page: TablePage) -> Content:
+        """What `page` holds: the same object as long as that is the same."""
+        written = page.written
+        held = self._held.get(page.pfn)
+        if held is not None and held[0] == written:
+            return held[1]
+        now = content(page)
+        if held is not None and held[1] == now:
+            now = held[1]
+        self._held[page.pfn] = (written, now)
+        return now
+
+
+@lru_cache(MEMO_MAX)
+def parts_of(held: Content, level: int, hpa_mask: int) -> tuple[LeafRun | Below, ...]:
+    """Leaf runs and tables below, ascending, of a table of TDX level `level` that holds this and
+    maps from GFN 0."""
+    step = 1 << 9 * level
+    leaf_mask = hpa_mask & -(step << 12)
+    if not isinstance(held, bytes):
+        base, stride = held
+        if stride == step << 12 and base & PS:
+            run = (0, NR * step, level + 1, base & STATE_MASK, (base & leaf_mask) >> 12)
+            return (run,)
+        if stride == 0 and base & STATE_MASK in NOT_PRESENT_STATES:
+            return ()
+    elif level == 0:
+        mask = STATE_MASK | hpa_mask
+        first = int.from_bytes(held[:8], "little") & mask
+        if first & PS and as_int(held) & every_entry(mask) == ALL_ONES * first + _FRAMES:
+            return ((0, NR, 1, first & STATE_MASK, (first & hpa_mask) >> 12),)
+    return tuple(read_entries(entries_of(held), level, hpa_mask, 0))
+
+
+def read_entries(
+    entries: Sequence[int], level: int, hpa_mask: int, gfn: int
+) -> list[LeafRun | Below]:
+    """Leaf runs and tables below, of neighbouring entries of which the first maps `gfn`."""
+    step = 1 << 9 * level
+    leaf_mask = hpa_mask & -(step << 12)
+    found: list[LeafRun | Below] = []
+    start = nr = state = pfn = 0
+    for entry in entries:
+        if entry & PS:
+            this_state = entry & STATE_MASK
+            this_pfn = (entry & leaf_mask) >> 12
+            if nr and this_state == state and this_pfn == pfn + nr:
+                nr += step
+            else:
+                if nr:
+                    found.append((start, nr, level + 1, state, pfn))
+                start, nr, state, pfn = gfn, step, this_state, this_pfn
+        else:
+            if nr:
+                found.append((start, nr, level + 1, state, pfn))
+                nr = 0
+            if level and entry & STATE_MASK in NON_LEAF_STATES:
+                found.append((gfn, (entry & hpa_mask) >> 12))
+        gfn += step
+    if nr:
+        found.append((start, nr, level + 1, state, pfn))
+    return found
+
+
 class _Record:
-    """What a table held when it was last read: leaf runs and tables below it, by GFN."""
+    """What a table held when it was last read: leaf runs and tables below it, by GFN.
 
-    __slots__ = ("children", "content", "first_gfns", "gfn", "parts")
+    `written` is the number of the table's last write when it was seen to hold that.
+    """
 
-    def __init__(self, gfn: int, content: object) -> None:
+    __slots__ = ("children", "content", "first_gfns", "gfn", "parts", "written")
+
+    def __init__(
+        self, gfn: int, written: int, content: Content | None, parts: list[LeafRun | Below]
+    ) -> None:
         self.gfn = gfn
+        self.written = written
         self.content = content
-        self.parts: list[LeafRun | int] = []  # an int is the PFN of a table
-        self.first_gfns: list[int] = []
-        self.children = False
-
-    def add(self, gfn: int, part: LeafRun | int) -> None:
-        self.first_gfns.append(gfn)
-        self.parts.append(part)
+        self.parts = parts
+        self.first_gfns = [part[0] for part in parts]
+        self.children = [part for part in parts if len(part) == 2]
 
 
 class SeptReader:
     """The leaves of one S-EPT. Tables that have not changed are not read again."""
 
-    __slots__ = ("_records", "hpa_mask", "tables")
+    __slots__ = ("_all", "_records", "contents", "hpa_mask", "tables")
 
     def __init__(self, tables: dict[int, TablePage], hpa_mask: int) -> None:
+        self._all: tuple[Tree, list[LeafRun]] | None = None  # all leaves, when they were read last
         self.tables = tables
         self.hpa_mask = hpa_mask
+        self.contents = Contents()
         self._records: dict[int, _Record] = {}
 
     def runs(
@@ -107,9 +212,44 @@ class SeptReader:
 
         `root_level` is the TDX level of the root's entries (3: PML4).
         """
+        if (first_gfn, end_gfn) == EVERYTHING and NR << 9 * root_level <= END_GFN:
+            return self._all_runs(root, root_level)
         found: list[LeafRun] = []
         self._collect(root, root_level, 0, (first_gfn, end_gfn), found)
         return found
+
+    def _all_runs(self, root: TablePage, root_level: int) -> list[LeafRun]:
+        """`runs` without a window: the same list as long as it holds the same."""
+        known = self._all
+        if known is not None and known[0][0][0] is root and unwritten(known[0]):
+            return known[1]
+        tree: Tree = []
+        found: list[LeafRun] = []
+        whole = self._collect_all(root, root_level, 0, found, tree)
+        if known is not None and known[1] == found:
+            found = known[1]
+        self._all = (tree, found) if whole else None
+        return found
+
+    def _collect_all(
+        self, page: TablePage, level: int, base_gfn: int, found: list[LeafRun], tree: Tree
+    ) -> bool:
+        """`_collect` without a window. False: a table is missing."""
+        tree.append((page, page.written))
+        record = self._record(page, level, base_gfn)
+        if not record.children:
+            # Without tables below, all parts are leaf runs.
+            found += cast("list[LeafRun]", record.parts)
+            return True
+        whole = True
+        for part in record.parts:
+            if len(part) == 5:
+                found.append(part)
+                continue
+            child = self.tables.get(part[1])
+            if child is None or not self._collect_all(child, level - 1, part[0], found, tree):
+                whole = False
+        return whole
 
     def _collect(
         self,
@@ -123,97 +263,51 @@ class SeptReader:
         shift = 9 * level
         lo = max(0, (first_gfn - base_gfn) >> shift)
         hi = min(NR, -((base_gfn - end_gfn) >> shift))
-        if page.entries is not None and hi - lo <= _FEW:
+        entries = page.entries
+        if entries is not None and hi - lo <= _FEW:
             # A look at a few entries: read them, and leave the record of the table alone.
-            record = _Record(base_gfn, None)
-            self._read_mixed(page, level, record, lo, hi)
+            gfn = base_gfn + (lo << shift)
+            parts = read_entries(entries[lo:hi], level, self.hpa_mask, gfn)
+            record = _Record(base_gfn, -1, None, parts)
         else:
             record = self._record(page, level, base_gfn)
         if hi - lo == NR and not record.children:
-            # A record that is being read has its parts.
-            found += record.parts  # type: ignore[arg-type]
+            # Without tables below, all parts are leaf runs.
+            found += cast("list[LeafRun]", record.parts)
             return
         starts = record.first_gfns
         first = max(0, bisect_right(starts, first_gfn) - 1)
         last = bisect_left(starts, end_gfn)
-        for gfn, part in zip(starts[first:last], record.parts[first:last], strict=True):
-            self._add(gfn, part, level, window, found)
-
-    def _add(
-        self,
-        gfn: int,
-        part: LeafRun | int,
-        level: int,
-        window: tuple[int, int],
-        found: list[LeafRun],
-    ) -> None:
-        if not isinstance(part, int):
-            part = clip(part, *window)
-            if part[1] > 0:
-                found.append(part)
-            return
-        child = self.tables.get(part)
-        if child is not None and gfn + (1 << 9 * level) > window[0]:
-            self._collect(child, level - 1, gfn, window, found)
+        for part in record.parts[first:last]:
+            if len(part) == 5:
+                part = clip(part, *window)
+                if part[1] > 0:
+                    found.append(part)
+                continue
+            gfn, pfn = part
+            child = self.tables.get(pfn)
+            if child is not None and gfn + (1 << shift) > first_gfn:
+                self._collect(child, level - 1, gfn, window, found)
 
     def _record(self, page: TablePage, level: int, base_gfn: int) -> _Record:
-        now = content(page)
         record = self._records.get(page.pfn)
-        if record is None or record.gfn != base_gfn or record.content != now:
-            record = self._records[page.pfn] = _Record(base_gfn, now)
-            self._read(page, level, record)
+        written = page.written
+        if record is not None and record.gfn == base_gfn:
+            if record.written == written:
+                return record
+            if record.content == self.contents.of(page):
+                record.written = written
+                return record
+        now = self.contents.of(page)
+        parts = parts_of(now, level, self.hpa_mask)
+        if base_gfn:
+            # Each is as long as it was.
+            here = [(part[0] + base_gfn, *part[1:]) for part in parts]
+            record = _Record(base_gfn, written, now, cast("list[LeafRun | Below]", here))
+        else:
+            record = _Record(base_gfn, written, now, list(parts))
+        self._records[page.pfn] = record
         return record
-
-    def _read(self, page: TablePage, level: int, record: _Record) -> None:
-        step = 1 << 9 * level
-        leaf_mask = self.hpa_mask & -(step << 12)
-        template = page.uniform()
-        if template is not None:
-            base, stride = template
-            if stride == step << 12 and base & PS:
-                state, pfn = base & STATE_MASK, (base & leaf_mask) >> 12
-                record.add(record.gfn, (record.gfn, NR * step, level + 1, state, pfn))
-                return
-            if stride == 0 and base & STATE_MASK in NOT_PRESENT_STATES:
-                return
-        elif level == 0:
-            mask = STATE_MASK | self.hpa_mask
-            first = page.entry(0) & mask
-            if first & PS and table_as_int(page) & every_entry(mask) == ALL_ONES * first + _FRAMES:
-                pfn = (first & self.hpa_mask) >> 12
-                record.add(record.gfn, (record.gfn, NR, 1, first & STATE_MASK, pfn))
-                return
-        self._read_mixed(page, level, record, 0, NR)
-
-    def _read_mixed(
-        self, page: TablePage, level: int, record: _Record, first: int, end: int
-    ) -> None:
-        """Entries `first` to `end` of a table whose entries differ."""
-        step = 1 << 9 * level
-        leaf_mask = self.hpa_mask & -(step << 12)
-        gfn = record.gfn + first * step
-        start = nr = state = pfn = 0
-        entries = page.entries
-        for entry in page.values() if entries is None else entries[first:end]:
-            if entry & PS:
-                this_state = entry & STATE_MASK
-                this_pfn = (entry & leaf_mask) >> 12
-                if nr and this_state == state and this_pfn == pfn + nr:
-                    nr += step
-                else:
-                    if nr:
-                        record.add(start, (start, nr, level + 1, state, pfn))
-                    start, nr, state, pfn = gfn, step, this_state, this_pfn
-            else:
-                if nr:
-                    record.add(start, (start, nr, level + 1, state, pfn))
-                    nr = 0
-                if level and entry & STATE_MASK in NON_LEAF_STATES:
-                    record.add(gfn, (entry & self.hpa_mask) >> 12)
-                    record.children = True
-            gfn += step
-        if nr:
-            record.add(start, (start, nr, level + 1, state, pfn))
 
     def changed(self, root: TablePage, root_level: int) -> list[tuple[int, int]]:
         """[first, end) GFNs of the tables that do not hold what they held when last read."""
@@ -222,12 +316,16 @@ class SeptReader:
         while todo:
             page, level, gfn = todo.pop()
             record = self._records.get(page.pfn)
-            if record is None or record.gfn != gfn or record.content != content(page):
+            if (
+                record is None
+                or record.gfn != gfn
+                or (record.written != page.written and record.content != self.contents.of(page))
+            ):
                 spans.append((gfn, gfn + (NR << 9 * level)))
-            elif record.children:
-                for child_gfn, part in zip(record.first_gfns, record.parts, strict=True):
-                    if isinstance(part, int) and part in self.tables:
-                        todo.append((self.tables[part], level - 1, child_gfn))
+                continue
+            for child_gfn, pfn in record.children:
+                if pfn in self.tables:
+                    todo.append((self.tables[pfn], level - 1, child_gfn))
         return spans
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from septum.checks.sept import LeafRun
     from septum.checks.view import VmView
     from septum.machine import LogicalProcessor, TlbEntry
+    from septum.module.state import Td
 
 
 class StaleTlb(Promise):
@@ -35,31 +36,39 @@ class StaleTlb(Promise):
         An entry that is blocked still counts: its frame is not free before it is removed. One that
         was split counts as long as all of its frames are still there.
         """
-        lps = [lp for lp in vm.world.machine.lps if self._usable(vm, lp)]
+        tag = vm.tdr_pfn
+        cached = [lp for lp in vm.world.machine.lps if lp.tlb.entries_of(tag)]
+        if not cached or (td := vm.td) is None:
+            return
+        lps = self._usable(td, cached)
         if not lps:
             return
         runs = vm.runs(first_gfn, end_gfn)
         starts = [run[0] for run in runs]
         for lp in lps:
-            for entry in lp.tlb.entries():
-                if entry.tag != vm.tdr_pfn:
-                    continue
+            for entry in lp.tlb.entries_of(tag):
                 gfn = entry.gfn
                 if first_gfn < gfn + PAGES_PER_HPAGE[entry.level] and gfn < end_gfn:
                     self._check(vm, lp, entry, runs, bisect_right(starts, gfn) - 1)
 
-    def _usable(self, vm: VmView, lp: LogicalProcessor) -> bool:
-        """The TD runs on `lp`, or a vCPU that ran there last would go on without a flush."""
-        td = vm.td
-        if td is None:
-            return False
-        guest = lp.guest
-        if guest is not None:
-            return isinstance(guest, Vcpu) and guest.td is td
-        return any(
-            vcpu.td is td and vcpu.assoc_lp == lp.id and vcpu.vcpu_epoch == td.td_epoch
-            for vcpu in self.checker.vcpus()
-        )
+    def _usable(self, td: Td, lps: list[LogicalProcessor]) -> list[LogicalProcessor]:
+        """Of `lps`, those where the TD runs, or where a vCPU that ran there last would go on
+        without a flush."""
+        epoch = td.td_epoch
+        associated = {
+            vcpu.assoc_lp
+            for vcpu in self.checker.world.module.vcpus.values()
+            if vcpu.td is td and vcpu.vcpu_epoch == epoch
+        }
+        return [
+            lp
+            for lp in lps
+            if (
+                lp.id in associated
+                if (guest := lp.guest) is None
+                else isinstance(guest, Vcpu) and guest.td is td
+            )
+        ]
 
     def _check(
         self, vm: VmView, lp: LogicalProcessor, entry: TlbEntry, runs: list[LeafRun], nr_run: int

@@ -70,6 +70,7 @@ class VmView:
         "_runs",
         "hkid",
         "hpa_mask",
+        "keyed",
         "kvm",
         "memory",
         "name",
@@ -87,6 +88,7 @@ class VmView:
         self.reader = SeptReader(world.machine.tables, self.hpa_mask)
         self._runs: tuple[tuple[int, int], list[LeafRun]] | None = None
         self._looking = False
+        self.keyed = False  # whether it had a key when `changed` was asked last
         self.tdr_pfn = -1  # the TD's, remembered when KVM has given it up
         self.hkid = -1
         self.refresh()
@@ -110,12 +112,15 @@ class VmView:
         return td is not None and td.root is not None and td.lifecycle <= TD_KEYS_CONFIGURED
 
     def runs(self, first_gfn: int = 0, end_gfn: int = END_GFN) -> list[LeafRun]:
-        """The leaves of the S-EPT that overlap [first_gfn, end_gfn); none without a key."""
+        """The leaves of the S-EPT that overlap [first_gfn, end_gfn); none without a key.
+
+        The list of all leaves is the same object as long as it holds the same.
+        """
         window = (first_gfn, end_gfn)
         if self._runs is not None and self._runs[0] == window:
             return self._runs[1]
         td = self.td
-        if td is None or td.root is None or not self.has_key():
+        if td is None or td.root is None or td.lifecycle > TD_KEYS_CONFIGURED:
             return []
         found = self.reader.runs(td.root, td.root_level, first_gfn, end_gfn)
         if self._looking:
@@ -134,7 +139,8 @@ class VmView:
     def changed(self) -> list[tuple[int, int]]:
         """[first, end) GFNs of the S-EPT tables that changed since they were last looked at."""
         td = self.td
-        if td is None or td.root is None or not self.has_key():
+        self.keyed = self.has_key()
+        if td is None or td.root is None or not self.keyed:
             return []
         return self.reader.changed(td.root, td.root_level)
 
@@ -146,7 +152,10 @@ class VmView:
 
     def mirror_root(self) -> KvmMmuPage | None:
         """The root of the mirror page table, valid or not."""
-        return next((root for root in self.kvm.arch.tdp_mmu_roots if root.is_mirror), None)
+        for root in self.kvm.arch.tdp_mmu_roots:
+            if root.is_mirror:
+                return root
+        return None
 
     def slot_at(self, gfn: int) -> KvmMemorySlot | None:
         """The memslot that holds `gfn`."""

@@ -40,6 +40,8 @@ OBSERVERS = ("septum.checks", "septum.trace")
 STATISTICS = frozenset(
     (
         ("Machine", "nr_ipis"),
+        ("TablePage", "written"),  # read by the checks alone
+        ("Writes", "nr"),
         ("LogicalProcessor", "nr_ipis"),
         ("GuestCpu", "counts"),
         ("KvmStats", "values"),

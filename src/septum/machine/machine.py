@@ -13,7 +13,7 @@ from septum.abi.types import PTRS_PER_TABLE
 from septum.machine.costs import IPI_NS, SEAMCALL_COST_NS, SEAMCALL_NS, TDCALL_NS
 from septum.machine.lp import LogicalProcessor, PiDesc
 from septum.machine.mem import PhysMem
-from septum.machine.tables import TablePage
+from septum.machine.tables import TablePage, Writes
 from septum.sim import Coroutine, Sim, SimDefect
 
 if TYPE_CHECKING:
@@ -78,7 +78,17 @@ class GuestContext:
 class Machine:
     """A machine of `config`, driven by `sim`."""
 
-    __slots__ = ("config", "guest_contexts", "lps", "mem", "nr_ipis", "seam", "sim", "tables")
+    __slots__ = (
+        "config",
+        "guest_contexts",
+        "lps",
+        "mem",
+        "nr_ipis",
+        "seam",
+        "sim",
+        "table_writes",
+        "tables",
+    )
 
     def __init__(self, sim: Sim, config: MachineConfig) -> None:
         self.sim = sim
@@ -88,6 +98,7 @@ class Machine:
         ]
         self.mem = PhysMem(sim, config)
         self.tables: dict[int, TablePage] = {}
+        self.table_writes = Writes()
         self.seam: SeamModule | None = None
         self.guest_contexts: dict[int, GuestContext] = {}  # by PFN of the TDVPR page
         self.nr_ipis = 0
@@ -208,10 +219,15 @@ class Machine:
 
     def alloc_table(self, pfn: int, fill: int = 0) -> TablePage:
         """Use page `pfn` as a page table with every entry `fill`."""
-        page = TablePage(pfn, fill)
+        before = self.tables.get(pfn)
+        if before is not None:
+            before.touch()
+        page = TablePage(pfn, fill, writes=self.table_writes)
         self.tables[pfn] = page
         return page
 
     def free_table(self, pfn: int) -> None:
         """Page `pfn` is no page table any more."""
-        self.tables.pop(pfn, None)
+        page = self.tables.pop(pfn, None)
+        if page is not None:
+            page.touch()

@@ -10,16 +10,36 @@ from array import array
 from septum.abi.types import PTRS_PER_TABLE
 
 
+class Writes:
+    """How often the page tables of a machine were written or freed, `nr`. For who looks on: where
+    it has not grown, no table has changed."""
+
+    __slots__ = ("nr",)
+
+    def __init__(self) -> None:
+        self.nr = 0
+
+
 class TablePage:
-    """512 entries of 64 bits. Entry i is `entries[i]`, or `base + i * stride` while uniform."""
+    """512 entries of 64 bits. Entry i is `entries[i]`, or `base + i * stride` while uniform.
 
-    __slots__ = ("base", "entries", "pfn", "stride")
+    `written` is the number of its last write among all `writes` to page tables: where it is as it
+    was, the page is the table that it was and holds what it held.
+    """
 
-    def __init__(self, pfn: int, base: int = 0, stride: int = 0) -> None:
+    __slots__ = ("base", "entries", "pfn", "stride", "writes", "written")
+
+    def __init__(
+        self, pfn: int, base: int = 0, stride: int = 0, writes: Writes | None = None
+    ) -> None:
         self.pfn = pfn
         self.base = base
         self.stride = stride
         self.entries: array[int] | None = None
+        if writes is None:
+            writes = Writes()
+        self.writes = writes
+        writes.nr = self.written = writes.nr + 1
 
     def entry(self, index: int) -> int:
         """The 64-bit entry `index` (0..511)."""
@@ -36,12 +56,20 @@ class TablePage:
                 return
             entries = self._expand()
         entries[index] = value
+        writes = self.writes
+        writes.nr = self.written = writes.nr + 1
+
+    def touch(self) -> None:
+        """Count a write: who has read it reads it again."""
+        writes = self.writes
+        writes.nr = self.written = writes.nr + 1
 
     def fill(self, base: int, stride: int = 0) -> None:
         """Write all entries: entry i becomes `base + i * stride`."""
         self.base = base
         self.stride = stride
         self.entries = None
+        self.touch()
 
     def uniform(self) -> tuple[int, int] | None:
         """(base, stride) while the page is held as a template, else None."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 
 class TlbEntry:
@@ -58,6 +58,11 @@ class Tlb:
     def flush_all(self) -> None:
         """Drop everything."""
         self._spaces.clear()
+
+    def entries_of(self, tag: int) -> Collection[TlbEntry]:
+        """Every cached translation of `tag`, in order of insertion."""
+        space = self._spaces.get(tag)
+        return space.values() if space else ()
 
     def entries(self) -> Iterator[TlbEntry]:
         """Every cached translation, in order of insertion within each tag."""

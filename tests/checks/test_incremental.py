@@ -1,0 +1,169 @@
+"""Checks that look again only at what was written since find what they find from nothing.
+
+What was written is known by `TablePage.written`. The same schedules are judged by a checker that
+believes it, and by one for which every table was written again whenever it is asked, and which
+remembers nothing of what a table holds: both must look at the same moments and find the same.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+
+import pytest
+
+from septum.abi.sept import FREE_ENTRY
+from septum.abi.spte import FROZEN_SPTE
+from septum.checks import cache, mirror, sept
+from septum.explore import Options
+from septum.explore.run import StateMissed
+from septum.explore.sampling import Pct, RandomWalk
+from septum.explore.scenario import ScenarioSubject
+from septum.explore.search import Searcher
+from septum.machine import TablePage
+from septum.machine.tables import Writes
+
+RUNS = 6
+REMEMBERED = (
+    (sept, "parts_of"),
+    (mirror, "_count"),
+    (mirror, "_compare"),
+    (cache, "_first_of_host"),
+)
+CASES = (
+    ("reference-per-vm", "v3", "tlb"),
+    ("reference-per-vm", "v3-without-08", "mapping-in-folio"),
+    ("reference-per-vm", "bug-not-frozen", "mirror"),
+    ("reference-per-vm", "bug-no-track", "no-bug"),
+    ("convert-one-page", "bug-module-demote-pending", "accept-once"),
+    ("convert-one-page", "v3-without-11", "precise-zap"),
+    ("dpamt-fault-against-fault", "bug-pamt-aug-failure", "pamt"),
+    ("dpamt-slot-against-fault", "v3", ""),
+)
+"""Scenario, design, and what some of the runs break when every step is looked at."""
+
+
+class GoesOn(ScenarioSubject):
+    """A scenario whose runs go on after what they find."""
+
+    __slots__ = ()
+
+    def expects(self, finding):
+        return True
+
+
+def judged(scenario: str, design: str, mode: str) -> list[object]:
+    """What a few random runs come to."""
+    searcher = Searcher(GoesOn(scenario, design, mode), Options(preemptions=None, failures=1))
+    ends: list[object] = []
+    number = 0
+    while len(ends) < RUNS:
+        make = Pct if number % 2 else RandomWalk
+        try:
+            run = searcher.runner.run(make(searcher.options, number, searcher.length))
+        except StateMissed:
+            ends.clear()
+            number = 0
+            continue
+        number += 1
+        checker = searcher.runner.built.world.checker
+        findings = list(searcher.runner.built.sim.findings)
+        looks = (checker.nr_looks, checker.nr_full_looks)
+        ends.append((run.answers, findings, looks, sorted(checker.results.items())))
+    searcher.close()
+    return ends
+
+
+@pytest.fixture
+def from_nothing(monkeypatch):
+    """Nothing is known to be as it was, and nothing is remembered."""
+
+    def begin() -> None:
+        now = count(1)
+        never = property(lambda _: next(now), lambda _, __: None)
+        monkeypatch.setattr(TablePage, "written", never)
+        monkeypatch.setattr(Writes, "nr", never)
+        for module, name in REMEMBERED:
+            monkeypatch.setattr(module, name, getattr(module, name).__wrapped__)
+
+    return begin
+
+
+@pytest.mark.parametrize("mode", ["every-step", "quiet"])
+@pytest.mark.parametrize(("scenario", "design", "promise"), CASES)
+def test_the_same_is_found_from_nothing(scenario, design, promise, mode, from_nothing):
+    believing = judged(scenario, design, mode)
+    found = {finding.promise for _, findings, _, _ in believing for finding in findings}
+    assert not promise or promise in found or mode == "quiet"
+    from_nothing()
+    assert believing == judged(scenario, design, mode)
+
+
+def writes_unseen(page: TablePage, index: int, value: int) -> None:
+    """A write that forgets to count itself."""
+    written, nr = page.written, page.writes.nr
+    page.set_entry(index, value)
+    page.written, page.writes.nr = written, nr
+
+
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("side", ["mirror", "sept"])
+@pytest.mark.parametrize("mode", ["quiet", "every-step"])
+def test_an_entry_that_is_written(tiny, mode, side, counted):
+    world = tiny()
+    for gfn in range(4):
+        world.map(gfn, 1)
+    checker = world.checker(["mirror", "precise-zap"])
+    checker.mode = mode
+    look = checker.look_now if mode == "quiet" else checker._step
+    checker.look_now("before")
+    look("nothing was written")
+    assert world.texts() == []
+    table, spt, index = world.tables_for(2, 1)
+    page, value = (spt, FROZEN_SPTE) if side == "mirror" else (table, FREE_ENTRY)
+    write = TablePage.set_entry if counted else writes_unseen
+    write(page, index, value)
+    look("after")
+    assert bool(world.texts()) == counted
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_table_that_is_filled(tiny, counted, monkeypatch):
+    world = tiny()
+    world.map(0, 2)
+    world.split(0)
+    checker = world.checker(["mirror"])
+    checker.look_now("before")
+    table, _, _ = world.tables_for(2, 1)
+    if not counted:
+        monkeypatch.setattr(TablePage, "touch", lambda page: None)
+    table.fill(FREE_ENTRY)
+    checker.look_now("after")
+    assert bool(world.texts()) == counted
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_table_that_is_freed(tiny, counted, monkeypatch):
+    world = tiny()
+    world.map(0, 1)
+    checker = world.checker(["precise-zap"])
+    checker.look_now("before")
+    table, _, _ = world.tables_for(0, 1)
+    if not counted:
+        monkeypatch.setattr(TablePage, "touch", lambda page: None)
+    world.machine.free_table(table.pfn)
+    checker.look_now("after")
+    assert bool(world.texts()) == counted
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_page_that_is_another_table_now(tiny, counted, monkeypatch):
+    world = tiny()
+    world.map(0, 1)
+    checker = world.checker(["precise-zap"])
+    checker.look_now("before")
+    table, _, _ = world.tables_for(0, 1)
+    if not counted:
+        monkeypatch.setattr(TablePage, "touch", lambda page: None)
+    world.machine.alloc_table(table.pfn, FREE_ENTRY)
+    checker.look_now("after")
+    assert bool(world.texts()) == counted
