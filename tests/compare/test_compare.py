@@ -13,11 +13,14 @@ from msgspec import structs
 
 from septum.cli.main import run_command
 from septum.compare.cost import Measured, conversion_script, measure
+from septum.compare.plan import CORE, make_plan
 from septum.compare.pool import Pool
-from septum.compare.result import Broken, Searched
-from septum.compare.table import Table
+from septum.compare.reading import example_counts, example_notes
+from septum.compare.result import Bounds, Broken, Comparison, Searched
+from septum.compare.table import COLUMNS, Table
+from septum.compare.text import comparison_lines
 from septum.compare.words import sign
-from septum.designs import find_design
+from septum.designs import KINDS, Design, find_design
 from septum.errors import InputError
 from septum.guest.script import ScriptGuest
 
@@ -115,7 +118,7 @@ def test_stories_and_page_are_in_the_folder(table: Path) -> None:
 
 def test_the_token_of_a_cell_replays(table: Path) -> None:
     answer = json.loads((table / "septum-compare" / "compare.json").read_bytes())
-    assert (answer["schema"], answer["schema_version"]) == ("septum.compare", 1)
+    assert (answer["schema"], answer["schema_version"]) == ("septum.compare", 2)
     again = subprocess.run(
         [sys.executable, "-m", "septum", "replay", answer["examples"][0]["broken"]["token"]],
         cwd=table,
@@ -144,8 +147,8 @@ def test_what_v3_breaks_is_not_the_designs_own(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for row in rows(done.stdout).values():
         cell = row["cells"]["mapping-in-folio"]
-        assert (cell["mark"], cell["finding"]) == ("v3", "F2")
-        assert marks(row) == {"v3", "held"}
+        assert (cell["mark"], cell["finding"]) == ("base", "F2")
+        assert marks(row) == {"base", "held"}
 
 
 def test_a_budget_that_runs_out_is_undetermined(tmp_path: Path) -> None:
@@ -224,28 +227,33 @@ def test_an_interrupt_keeps_what_was_found(tmp_path: Path) -> None:
 # The table
 
 
-def searched(design: str, *promises: str, complete: bool = True, known: str = "") -> Searched:
+def searched(
+    design: str, *promises: str, complete: bool = True, known: str = "", text: str = "broke"
+) -> Searched:
     """A search in which these promises broke; `known` as the scenario says."""
     return Searched(
         design,
         "some",
         complete=complete,
         level=2 if complete else 0,
-        why="",
+        why="a budget ran out",
         schedules=1,
         states=1,
         steps=1,
         seconds=0.0,
-        broken=[Broken(promise, f"{promise} broke", "token", 1, 0, 0) for promise in promises],
-        known={known: "as the scenario says"} if known else {},
+        broken=[Broken(promise, f"{promise} {text}", "token", 1, 0, 0) for promise in promises],
+        known={known: text} if known else {},
     )
+
+
+def named(name: str, base: str = "v3", breaks: tuple[str, ...] = ()) -> Design:
+    """A design of that name."""
+    return Design(name, "here", name, find_design("v3").units, base=base, breaks=breaks)
 
 
 def cell_of(mine: Searched, v3: Searched, promise: str) -> str:
     """The sign of a cell in the row of `mine`."""
-    design = find_design("v3")
-    other = type(design)("mine", "here", "mine", design.units)
-    return sign(Table([other], [v3, mine]).rows[0].cells[promise])
+    return sign(Table([named("mine")], [v3, mine]).rows[0].cells[promise])
 
 
 def test_each_mark_means_what_the_legend_says() -> None:
@@ -261,10 +269,91 @@ def test_each_mark_means_what_the_legend_says() -> None:
     assert cell_of(searched("mine", "as-expected"), clean, "as-expected") == "1"
 
 
+def test_a_break_where_v3_is_undetermined_says_so() -> None:
+    """v3 may break it, too; what it is seen to break or to hold is not open."""
+    ran_out = searched("v3", complete=False)
+    assert cell_of(searched("mine", "tlb"), ran_out, "tlb") == "1?"
+    assert cell_of(searched("mine", "as-expected"), ran_out, "as-expected") == "1?"
+    assert cell_of(searched("mine"), ran_out, "tlb") == "."
+    assert cell_of(searched("mine", "tlb"), searched("v3", "tlb", complete=False), "tlb") == "v3"
+    table = Table([named("mine")], [ran_out, searched("mine", "tlb")])
+    assert table.examples[0].base_open == ["tlb"]
+    notes = example_notes(table.examples[0])
+    assert notes == ["v3 there, tlb: undetermined (a budget ran out)"]
+
+
+def test_what_v3_shows_in_another_way_is_told_beside() -> None:
+    """Numbers do not count, nor where it was seen; other words do, also where it is foreseen."""
+    v3 = searched("v3", "tlb", text="of GFN 0x80000 (1 page) (vcpu0)")
+    assert (
+        cell_of(searched("mine", "tlb", text="of GFN 0x80005 (9 page) (main)"), v3, "tlb") == "v3"
+    )
+    other = searched("mine", "tlb", text="of somebody else")
+    assert cell_of(other, v3, "tlb") == "1~"
+    (example,) = Table([named("mine")], [v3, other]).examples
+    assert example_notes(example) == ["v3 there, tlb: tlb of GFN 0x80000 (1 page) (vcpu0)"]
+    foreseen = searched("mine", known="no-bug", text="AUG failed")
+    v3 = searched("v3", known="no-bug", text="REMOVE failed")
+    assert cell_of(foreseen, v3, "no-bug") == "1~"
+    (example,) = Table([named("mine")], [v3, foreseen]).examples
+    assert example_counts(example).endswith("septum run some --design mine")
+
+
+def test_a_design_is_compared_with_what_it_changes() -> None:
+    """Its base holds what v3 breaks: then the break is the design's own."""
+    searches = [searched("v3", "tlb"), searched("base"), searched("mine", "tlb")]
+    rows = {row.design: row for row in Table([named("mine", base="base")], searches).rows}
+    assert sign(rows["mine"].cells["tlb"]) == "1"
+    rows = {row.design: row for row in Table([named("mine")], searches).rows}
+    assert sign(rows["mine"].cells["tlb"]) == "v3"
+
+
+def test_the_plan_has_the_bases_first_and_each_kind_once() -> None:
+    """What a design changes is searched in its scenarios, and v3 in all."""
+    plan = make_plan(["rfc-v5", "v3-without-14", "v3-without-01"], [], [])
+    names = [design.name for design in plan.designs]
+    assert names == ["v3", "v3-f2-repaired", "v3-without-14", "v3-without-01", "rfc-v5"]
+    assert ("v3-f2-repaired", "attributes-enomem-repaired") in plan.searches
+    assert {s for _, s in plan.searches} == {s for d, s in plan.searches if d == "v3"}
+    everything = make_plan([], ["ablation", "proposal"], [])
+    kinds = [design.kind for design in everything.designs]
+    assert kinds == sorted(kinds, key=list(KINDS).index)
+    assert make_plan(["v3"], [], []).searches == [("v3", name) for name in CORE]
+
+
+def test_wide_signs_do_not_touch_and_80_columns_hold() -> None:
+    """Three characters and more, in every column, beside a name that is too long for a line."""
+    name = "a-design-with-quite-a-long-name-for-a-table"
+    runs = [searched("v3", complete=False), searched(name, *COLUMNS)]
+    table = Table([named(name)], runs)
+    row = structs.replace(
+        table.rows[0],
+        cells={p: structs.replace(c, number=10) for p, c in table.rows[0].cells.items()},
+    )
+    comparison = Comparison(
+        septum_version="0",
+        command="septum compare",
+        bounds=Bounds(),
+        promises=list(COLUMNS),
+        rows=[row],
+        examples=table.examples,
+        searches=runs,
+        costs=[],
+        loads={},
+    )
+    lines = comparison_lines(comparison, "folder")
+    assert lines.too_wide() == []
+    told = [line.split() for line in lines.plain().splitlines()]
+    assert ["10?"] * len(COLUMNS) + ["all"] in told
+    assert lines.plain().startswith(
+        "1 design beside v3 in 1 scenario: 0 of them break what v3 does"
+    )
+    assert "1 what v3 may break, too" in " ".join(lines.plain().split())
+
+
 def test_what_breaks_in_one_run_is_one_example() -> None:
     """The cells of a run share its number; the first that broke leads, a mere mismatch follows."""
-    design = find_design("v3")
-    other = type(design)("mine", "here", "mine", design.units, breaks=("tlb", "cache"))
+    other = named("mine", breaks=("tlb", "cache"))
     run = searched("mine", "teardown", "tlb", "as-expected")
     run.broken[2] = structs.replace(run.broken[2], token="another")
     table = Table([other], [searched("v3"), run])

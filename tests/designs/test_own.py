@@ -207,7 +207,7 @@ def test_the_list_of_designs_is_grouped_and_fits(tmp_path: Path) -> None:
     done = septum("designs", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == "Base"
+    assert lines[0].startswith("Bases: ")
     assert max(map(len, lines)) <= 80
     base = septum("designs", "--kind", "base", "--json", cwd=tmp_path)
     assert '"schema": "septum.designs/1"' in base.stdout

@@ -8,6 +8,7 @@ import msgspec
 
 from septum.cli.exits import OK
 from septum.designs import KINDS, designs
+from septum.designs.registry import V3
 from septum.errors import InputError
 from septum.report.words import wrap
 
@@ -20,7 +21,7 @@ NAME_WIDTH = 28
 
 class DesignRow(msgspec.Struct, frozen=True):
     """A design in --json. `patch` is 0 when it leaves no patch out; `module`: it has a TDX module
-    of its own."""
+    of its own; `base` is the design that it changes."""
 
     name: str
     kind: str
@@ -30,6 +31,7 @@ class DesignRow(msgspec.Struct, frozen=True):
     breaks: tuple[str, ...]
     scenarios: tuple[str, ...]
     module: bool
+    base: str
 
 
 class DesignList(msgspec.Struct, frozen=True):
@@ -77,7 +79,8 @@ def _entry(design: Design) -> list[str]:
     else:
         lines.insert(0, name)
     patch = f"without patch {design.patch}; " if design.patch else ""
-    return lines + wrap(f"{patch}{design.origin}", indent, indent)
+    base = "" if design.base == V3.name else f"changes {design.base}; "
+    return lines + wrap(f"{base}{patch}{design.origin}", indent, indent)
 
 
 def _row(design: Design) -> DesignRow:
@@ -90,4 +93,5 @@ def _row(design: Design) -> DesignRow:
         design.breaks,
         design.scenarios,
         design.module is not None,
+        design.base,
     )

@@ -16,7 +16,7 @@ from septum.cli.exits import BROKEN, DEFECT, INTERRUPTED, OK, UNDETERMINED
 from septum.compare.cost import LOADS, measure
 from septum.compare.plan import Plan, make_plan
 from septum.compare.pool import Pool
-from septum.compare.result import Bounds, Comparison, Cost, Mark, Searched
+from septum.compare.result import V3, Bounds, Comparison, Cost, Mark, Searched
 from septum.compare.search import search
 from septum.compare.table import COLUMNS, Table
 from septum.compare.text import comparison_lines
@@ -113,7 +113,9 @@ def compare(wanted: Wanted, plan: Plan) -> tuple[Comparison, list[str]]:
         promises=list(COLUMNS),
         rows=table.rows,
         examples=[
-            msgspec.structs.replace(example, file=_story_name(example))
+            msgspec.structs.replace(
+                example, file=_story_name(example) if example.broken.token else ""
+            )
             for example in table.examples
         ],
         searches=searches,
@@ -188,7 +190,7 @@ def _write(wanted: Wanted, comparison: Comparison) -> None:
 
     folder = wanted.report
     folder.mkdir(parents=True, exist_ok=True)
-    for example in comparison.examples:
+    for example in filter(lambda example: example.file, comparison.examples):
         (folder / example.file).write_text("\n".join(example.broken.story) + "\n")
     (folder / "compare.json").write_bytes(msgspec.json.format(msgspec.json.encode(comparison)))
     (folder / "compare.txt").write_text(comparison_lines(comparison, str(folder)).plain())
@@ -203,10 +205,10 @@ def _exit_code(comparison: Comparison) -> int:
     undetermined."""
     marks = {cell.mark for row in comparison.rows for cell in row.cells.values()}
     unknown = any(
-        cell.mark is Mark.V3 and cell.number
+        cell.mark is Mark.BASE and cell.number
         for row in comparison.rows
         for cell in row.cells.values()
-        if row.design == "v3"
+        if row.design == V3
     )
     if Mark.BROKEN in marks or unknown:
         return BROKEN

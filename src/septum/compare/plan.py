@@ -1,4 +1,4 @@
-"""What a comparison runs: designs, the scenarios of each, and v3 on all of those."""
+"""What a comparison runs: designs, the scenarios of each, and its base on all of those."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from septum.designs import Design, designs, find_design
+from septum.compare.result import V3
+from septum.designs import Design, designs, find_design, in_order
 from septum.scenarios.run import load_scenario
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ CORE = (
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """`designs` begin with v3; `searches` are (design, scenario), v3's first."""
+    """`designs` begin with v3, and go by kind; `searches` are (design, scenario), v3's first."""
 
     designs: list[Design]
     searches: list[tuple[str, str]]
@@ -36,23 +37,26 @@ class Plan(msgspec.Struct, frozen=True):
 
 def make_plan(names: Sequence[str], kinds: Sequence[str], scenarios: Sequence[str]) -> Plan:
     """The plan for the designs of these names, and all of these kinds; without any, for all
-    ablations and proposals. `scenarios` replace the designs' own.
+    ablations and proposals. `scenarios` replace the designs' own. What a design changes is there,
+    too, and in its scenarios; v3 is in all.
 
     Raises InputError for an unknown name.
     """
-    chosen = [find_design("v3")]
     if not names and not kinds:
         kinds = ("ablation", "proposal")
-    chosen += [design for design in designs().values() if design.kind in kinds]
+    chosen = [design for design in designs().values() if design.kind in kinds]
     chosen += [find_design(name) for name in names]
-    by_name = {design.name: design for design in chosen}
     for name in scenarios:
         load_scenario(name)
-    of = {name: tuple(scenarios) or design.scenarios or CORE for name, design in by_name.items()}
-    others = [name for name in by_name if name != "v3"]
-    for_v3 = [scenario for name in others for scenario in of[name]]
-    of["v3"] = tuple(dict.fromkeys(for_v3 or of["v3"]))
-    return Plan(
-        list(by_name.values()),
-        [(name, scenario) for name in by_name for scenario in dict.fromkeys(of[name])],
-    )
+    by_name = {V3: find_design(V3)}
+    of: dict[str, dict[str, None]] = {V3: {}}
+    for design in [d for d in chosen if d.name != V3] or [find_design(V3)]:
+        wanted = dict.fromkeys(scenarios or design.scenarios or CORE)
+        under = design
+        while under.name != V3:
+            by_name[under.name] = under
+            of.setdefault(under.name, {}).update(wanted)
+            under = find_design(under.base)
+        of[V3].update(wanted)
+    ordered = in_order(by_name.values())
+    return Plan(ordered, [(d.name, scenario) for d in ordered for scenario in of[d.name]])

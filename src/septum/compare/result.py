@@ -7,23 +7,26 @@ from enum import StrEnum
 import msgspec
 
 SCHEMA = "septum.compare"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 AS_EXPECTED = "as-expected"
 """The last column: results, counts and pages are those that the scenario expects of v3."""
+V3 = "v3"
 
 
 class Mark(StrEnum):
-    """What a cell says.
+    """What a cell says of a design beside its base: v3, or the design that it changes.
 
-    `differs`: a run is not as the scenario expects of v3, which is no broken promise. `v3`: broken,
-    and v3 breaks the same promise in the same scenario. `mended`: held where v3 breaks it.
-    `failed`: the search raised, which is a defect.
+    `differs`: a run is not as the scenario expects of v3, which is no broken promise. `base`:
+    broken, and the base breaks the same promise in the same scenario; `otherwise`: so, but what is
+    said of it is something else. `mended`: held where the base breaks it. `failed`: the search
+    raised, which is a defect.
     """
 
     HELD = "held"
     BROKEN = "broken"
     DIFFERS = "differs"
-    V3 = "v3"
+    OTHERWISE = "otherwise"
+    BASE = "base"
     MENDED = "mended"
     UNDETERMINED = "undetermined"
     FAILED = "failed"
@@ -41,7 +44,8 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 class Broken(msgspec.Struct, frozen=True):
-    """A promise that broke in a search, and the shrunk run that shows it."""
+    """A promise that broke in a search, and the shrunk run that shows it. Without a token it broke
+    as the scenario says, and the search went on: the plain run of the scenario shows it."""
 
     promise: str
     text: str
@@ -80,6 +84,11 @@ class Searched(msgspec.Struct, frozen=True):
         """Whether the promise broke, foreseen or not."""
         return promise in self.known or any(b.promise == promise for b in self.broken)
 
+    def says(self, promise: str) -> str:
+        """What was said of the promise when it broke; "" when it did not."""
+        found = (broken.text for broken in self.broken if broken.promise == promise)
+        return next(found, self.known.get(promise, ""))
+
 
 class Cost(msgspec.Struct, frozen=True):
     """What one load costs on one design, up to the guest's report (or its end).
@@ -110,17 +119,19 @@ class Cost(msgspec.Struct, frozen=True):
 
 class Cell(msgspec.Struct, frozen=True):
     """One promise on one design. `number` is that of the example for what it broke itself, else 0;
-    `finding` that of docs/findings.md, "" for none; `scenario` where it was seen."""
+    `finding` that of docs/findings.md, "" for none; `scenario` where it was seen. `base_open`: the
+    base was not searched to the end there, so that it may break the promise, too."""
 
     mark: Mark
     number: int = 0
     finding: str = ""
     scenario: str = ""
+    base_open: bool = False
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A design. `level` is the lowest of its searches; `unseen` are promises that it is said to
-    break and that were not seen broken."""
+    """A design, and its `base`, which its cells are compared with. `level` is the lowest of its
+    searches; `unseen` are promises that it is said to break and that were not seen broken."""
 
     design: str
     kind: str
@@ -130,11 +141,16 @@ class Row(msgspec.Struct, frozen=True):
     complete: bool
     level: int
     unseen: list[str] = []
+    base: str = V3
 
 
 class Example(msgspec.Struct, frozen=True):
     """A numbered counterexample: `broken` first, `then` what broke later in the same run. `file`
-    is that of its story in the report folder."""
+    is that of its story in the report folder.
+
+    `base_says`: of these promises the base says something else there. `base_open`: those that it
+    may break, too, as its search there did not come to its end, for the reason `base_why`.
+    """
 
     number: int
     design: str
@@ -142,6 +158,10 @@ class Example(msgspec.Struct, frozen=True):
     broken: Broken
     then: list[Broken] = []
     file: str = ""
+    base: str = V3
+    base_says: dict[str, str] = {}
+    base_open: list[str] = []
+    base_why: str = ""
 
 
 class Comparison(msgspec.Struct, kw_only=True):

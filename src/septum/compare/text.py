@@ -4,33 +4,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.compare.words import (
+from septum.compare.reading import (
     COST_HEADS,
     COST_NOTE,
-    MEANINGS,
-    bounds_text,
-    cost_figures,
-    leaf_changes,
-    short,
-    sign,
-    summary,
-    tried,
+    Reading,
+    example_counts,
+    example_notes,
 )
-from septum.designs import KINDS
+from septum.compare.words import MEANINGS
 from septum.report.lines import Lines, Span
-from septum.report.words import WIDTH, plural, wrap
+from septum.report.words import WIDTH, wrap
 
 if TYPE_CHECKING:
-    from septum.compare.result import Comparison, Cost, Example, Row
+    from septum.compare.reading import CostRow, Load, RowRead
+    from septum.compare.result import Comparison, Example
 
-NAME_WIDTH = 28
-CELL_WIDTH = 3
+CELL_WIDTH_MIN = 3
+TRIED_WIDTH = 7
 COST_NAME_WIDTH = 24
 COST_WIDTHS = (6, 8, 6, 6, 8, 6, 5, 6, 5)
 _STYLES = {
     "broken": "bad",
     "differs": "warn",
-    "v3": "warn",
+    "otherwise": "warn",
+    "base": "warn",
     "undetermined": "warn",
     "failed": "bad",
     "mended": "good",
@@ -39,19 +36,22 @@ _STYLES = {
 
 def comparison_lines(comparison: Comparison, folder: str) -> Lines:
     """The whole report; `folder` is where the stories are."""
+    reading = Reading(comparison)
     lines = Lines()
-    lines.paragraph(f"{summary(comparison)}.", "", "  ", style="head")
-    lines.paragraph(bounds_text(comparison.bounds), "  ")
-    if comparison.interrupted:
-        left = plural(comparison.left_out, "search or load", "searches and loads")
-        lines.paragraph(f"Interrupted: {left} not run.", "  ", style="warn")
-    _table(lines, comparison)
-    _legend(lines, comparison)
-    _examples(lines, comparison, folder)
-    _unseen(lines, comparison)
-    _failed(lines, comparison)
-    for load, what in comparison.loads.items():
-        _costs(lines, comparison, load, what)
+    lines.paragraph(f"{reading.summary}.", "", "  ", style="head")
+    lines.paragraph(reading.bounds, "  ")
+    if reading.interrupted:
+        lines.paragraph(reading.interrupted, "  ", style="warn")
+    _table(lines, reading)
+    _legend(lines, reading)
+    if comparison.examples:
+        lines.heading("What was broken")
+    for example in comparison.examples:
+        _example(lines, example, folder)
+    _unseen(lines, reading)
+    _failed(lines, comparison, reading)
+    for load in reading.loads:
+        _costs(lines, load)
     lines.blank()
     pieces = wrap(comparison.command, width=WIDTH - 9)
     for at, piece in enumerate(pieces):
@@ -60,50 +60,41 @@ def comparison_lines(comparison: Comparison, folder: str) -> Lines:
     return lines
 
 
-def _table(lines: Lines, comparison: Comparison) -> None:
-    heads = "".join(f"{short(promise):>{CELL_WIDTH}}" for promise in comparison.promises)
+def _table(lines: Lines, reading: Reading) -> None:
+    rows = [row for group in reading.groups for row in group.rows]
+    widths = [
+        max(CELL_WIDTH_MIN, *(len(row.cells[at].sign) + 1 for row in rows))
+        for at in range(len(reading.heads))
+    ]
+    longest = max(len(row.design) + 1 for row in rows)
+    name_width = min(longest, WIDTH - sum(widths) - TRIED_WIDTH)
+    heads = "".join(f"{h.short:>{width}}" for h, width in zip(reading.heads, widths, strict=True))
     lines.blank()
-    lines.add(Span(f"{'':{NAME_WIDTH}}{heads}  tried", "dim"))
-    kind = "base"
-    for row in comparison.rows:
-        if row.kind != kind:
-            kind = row.kind
-            lines.add(Span(KINDS.get(kind, "Your own"), "dim"))
-        _row(lines, row, comparison)
+    lines.add(Span(f"{'':{name_width}}{heads}  tried", "dim"))
+    for group in reading.groups:
+        lines.add(Span(group.heading, "dim"))
+        for row in group.rows:
+            _row(lines, row, name_width, widths)
 
 
-def _row(lines: Lines, row: Row, comparison: Comparison) -> None:
+def _row(lines: Lines, row: RowRead, name_width: int, widths: list[int]) -> None:
     name = row.design
-    if len(name) >= NAME_WIDTH:
+    if len(name) >= name_width:
         lines.add(name)
         name = ""
-    spans: list[Span | str] = [f"{name:<{NAME_WIDTH}}"]
-    for promise in comparison.promises:
-        cell = row.cells[promise]
-        spans.append(Span(f"{sign(cell):>{CELL_WIDTH}}", _STYLES.get(cell.mark.value, "")))
-    lines.add(*spans, f"  {tried(row, comparison.bounds)}")
+    spans: list[Span | str] = [f"{name:<{name_width}}"]
+    for cell, width in zip(row.cells, widths, strict=True):
+        spans.append(Span(f"{cell.sign:>{width}}", _STYLES.get(cell.mark, "")))
+    lines.add(*spans, f"  {row.tried}")
+    if row.note:
+        lines.add(Span(f"  {row.note}", "dim"))
 
 
-def _legend(lines: Lines, comparison: Comparison) -> None:
+def _legend(lines: Lines, reading: Reading) -> None:
     lines.blank()
-    words = "  ".join(f"{short(promise)} {promise}" for promise in comparison.promises)
-    lines.paragraph(words, "  ")
+    lines.paragraph("  ".join(f"{head.short} {head.promise}" for head in reading.heads), "  ")
     for mark, meaning in MEANINGS:
         lines.paragraph(meaning, f"  {mark:<10}", " " * 12)
-    lines.paragraph(
-        "number of preemptions in a run up to which every schedule was tried; all: within the"
-        " bounds; some: not even those without preemptions",
-        f"  {'tried':<10}",
-        " " * 12,
-    )
-
-
-def _examples(lines: Lines, comparison: Comparison, folder: str) -> None:
-    if not comparison.examples:
-        return
-    lines.heading("What was broken")
-    for example in comparison.examples:
-        _example(lines, example, folder)
 
 
 def _example(lines: Lines, example: Example, folder: str) -> None:
@@ -113,18 +104,16 @@ def _example(lines: Lines, example: Example, folder: str) -> None:
         f"{example.design}: {broken.promise} in {example.scenario}", head, "     ", style="head"
     )
     lines.paragraph(broken.text, "     ")
-    for later in example.then:
-        lines.paragraph(f"then {later.promise}: {later.text}", "     ", "       ")
-    counts = (
-        f"{plural(broken.steps, 'step')}, {plural(broken.preemptions, 'preemption')},"
-        f" {plural(broken.failures, 'injected failure')}"
-    )
-    lines.paragraph(f"{counts}; story: {folder}/{example.file}", "     ")
-    lines.paragraph(broken.token, "     ")
+    for note in example_notes(example):
+        lines.paragraph(note, "     ", "       ")
+    story = f"; story: {folder}/{example.file}" if broken.token else ""
+    lines.paragraph(f"{example_counts(example)}{story}", "     ")
+    if broken.token:
+        lines.paragraph(broken.token, "     ")
 
 
-def _unseen(lines: Lines, comparison: Comparison) -> None:
-    unseen = [row for row in comparison.rows if row.unseen]
+def _unseen(lines: Lines, reading: Reading) -> None:
+    unseen = [row for group in reading.groups for row in group.rows if row.unseen]
     if not unseen:
         return
     lines.heading("Said to break, and not seen broken within the bounds")
@@ -132,12 +121,11 @@ def _unseen(lines: Lines, comparison: Comparison) -> None:
         lines.paragraph(f"{row.design}: {', '.join(row.unseen)}", "  ", "    ")
 
 
-def _failed(lines: Lines, comparison: Comparison) -> None:
+def _failed(lines: Lines, comparison: Comparison, reading: Reading) -> None:
     failed = [searched for searched in comparison.searches if searched.failed]
-    slow = [s for s in comparison.searches if s.out_of_time and not s.failed]
-    if slow:
+    if reading.slow:
         lines.heading("Ended by the clock: another machine may get further")
-        lines.paragraph(", ".join(f"{s.design} in {s.scenario}" for s in slow), "  ")
+        lines.paragraph(", ".join(reading.slow), "  ")
     if failed:
         lines.heading("Searches that failed")
         for searched in failed:
@@ -148,42 +136,36 @@ def _failed(lines: Lines, comparison: Comparison) -> None:
 # Costs
 
 
-def _costs(lines: Lines, comparison: Comparison, load: str, what: str) -> None:
-    costs = [cost for cost in comparison.costs if cost.load == load]
-    base = next((cost for cost in costs if cost.design == "v3"), None)
-    if not costs:
-        return
-    lines.heading(f"Cost of the load {load!r}")
-    lines.paragraph(f"{what}.", "  ")
+def _costs(lines: Lines, load: Load) -> None:
+    lines.heading(f"Cost of the load {load.name!r}")
+    lines.paragraph(f"{load.what}.", "  ")
     for at in (0, 1):
         heads = "".join(f"{h[at]:>{w}}" for h, w in zip(COST_HEADS, COST_WIDTHS, strict=True))
         lines.add(Span(f"{'':{COST_NAME_WIDTH}}{heads}", "dim"))
-    for cost in costs:
-        _cost(lines, cost, base)
+    for row in load.rows:
+        _cost(lines, row)
     lines.paragraph(COST_NOTE, "  ")
-    if base is None:
+    if not load.leaves:
         return
     lines.blank()
     lines.add("  SEAMCALLs by leaf: v3, then what others call more or less often")
-    told = ", ".join(f"{leaf} {count}" for leaf, count in sorted(base.seamcalls.items()))
+    told = ", ".join(f"{leaf} {count}" for leaf, count in load.leaves)
     lines.paragraph(f"v3: {told}", "  ", "    ")
-    for cost in costs:
-        changes = leaf_changes(cost, base)
-        if changes and not cost.ended:
-            lines.paragraph(f"{cost.design}: {', '.join(changes)}", "  ", "    ")
+    for row in load.rows:
+        if row.leaves:
+            lines.paragraph(f"{row.design}: {', '.join(row.leaves)}", "  ", "    ")
 
 
-def _cost(lines: Lines, cost: Cost, base: Cost | None) -> None:
-    name = cost.design
+def _cost(lines: Lines, row: CostRow) -> None:
+    name = row.design
     if len(name) >= COST_NAME_WIDTH:
         lines.add(name)
         name = ""
-    if cost.ended:
-        lines.paragraph(f"{name:<{COST_NAME_WIDTH}}  ended early: {cost.ended}", "", "    ")
-        return
-    figures = cost_figures(cost)
-    if base is not None and cost is not base and figures == cost_figures(base):
-        lines.add(f"{name:<{COST_NAME_WIDTH}}  as v3")
-        return
-    row = "".join(f"{f:>{w}}" for f, w in zip(figures, COST_WIDTHS, strict=True))
-    lines.add(f"{name:<{COST_NAME_WIDTH}}{row}")
+    if row.ended:
+        lines.paragraph(f"{name:<{COST_NAME_WIDTH}}  ended early: {row.ended}", "", "    ")
+    elif row.as_base:
+        lines.add(f"{name:<{COST_NAME_WIDTH}}  as {row.base}")
+    else:
+        figures = zip(row.figures, COST_WIDTHS, strict=True)
+        told = "".join(f"{figure:>{width}}" for (figure, _), width in figures)
+        lines.add(f"{name:<{COST_NAME_WIDTH}}{told}")

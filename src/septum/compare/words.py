@@ -1,14 +1,15 @@
-"""Words and figures that the text and the page of a comparison share."""
+"""Words and signs of a comparison."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.compare.result import AS_EXPECTED, Mark
-from septum.report.words import plural, time_text
+from septum.checks import PROMISES, consequence, sentence
+from septum.compare.result import AS_EXPECTED, V3, Mark
+from septum.report.words import plural
 
 if TYPE_CHECKING:
-    from septum.compare.result import Bounds, Cell, Comparison, Cost, Row
+    from septum.compare.result import Bounds, Cell, Comparison, Row
 
 SHORT = {
     "mirror": "mi",
@@ -39,13 +40,35 @@ MEANINGS = (
     (".", "held: every schedule and failure within the bounds was tried"),
     (
         "1, 2..",
-        "broken by this design and not by v3, see that number; under ex: not as expected of v3",
+        (
+            "broken by this design and not by v3 (or the base that it changes), see that number;"
+            " under ex: not as expected of v3"
+        ),
     ),
+    ("1?, 2?..", "the same, but v3 is undetermined there, so that it may break it, too"),
+    ("1~, 2~..", "v3 breaks it there, too, but shows it in another way: that number says both"),
     ("F1, F2..", "broken, as v3 breaks it there: docs/findings.md (v3: not a numbered finding)"),
     ("+", "held, where v3 breaks it"),
     ("?", "undetermined: not seen broken, but a budget ran out first"),
     ("!", "the search itself failed, which is a defect of Septum"),
+    (
+        "tried",
+        (
+            "number of preemptions in a run up to which every schedule was tried; all: within the"
+            " bounds; some: not even those without preemptions"
+        ),
+    ),
 )
+SPOKEN = {
+    Mark.HELD: "held",
+    Mark.BROKEN: "broken",
+    Mark.DIFFERS: "not as the scenario expects of v3",
+    Mark.OTHERWISE: "broken; {base} breaks it, too, but shows it in another way",
+    Mark.BASE: "broken, as {base} breaks it",
+    Mark.MENDED: "held, where {base} breaks it",
+    Mark.UNDETERMINED: "undetermined",
+    Mark.FAILED: "the search failed",
+}
 
 
 def short(promise: str) -> str:
@@ -53,13 +76,30 @@ def short(promise: str) -> str:
     return SHORT.get(promise, promise[:2])
 
 
+def says(promise: str) -> str:
+    """What a promise says, and what happens on hardware otherwise."""
+    if promise == AS_EXPECTED:
+        return "Results, counts and pages are those that the scenario expects of v3."
+    found = PROMISES.get(promise)
+    return f"{sentence(found)} {consequence(found)}" if found is not None else promise
+
+
 def sign(cell: Cell) -> str:
-    """What a cell shows, at most three characters."""
+    """What a cell shows, in few characters."""
     if cell.mark in (Mark.BROKEN, Mark.DIFFERS):
-        return str(cell.number)
-    if cell.mark is Mark.V3:
-        return cell.finding or "v3"
+        return f"{cell.number}?" if cell.base_open else str(cell.number)
+    if cell.mark is Mark.OTHERWISE:
+        return f"{cell.number}~"
+    if cell.mark is Mark.BASE:
+        return cell.finding or V3
     return SIGNS[cell.mark]
+
+
+def spoken(promise: str, cell: Cell, row: Row) -> str:
+    """A cell in words: for a screen reader, and when the mouse rests on it."""
+    where = f" in {cell.scenario}" if cell.number or cell.finding else ""
+    undetermined = f"; {row.base} is undetermined there" if cell.base_open else ""
+    return f"{promise}: {SPOKEN[cell.mark].format(base=row.base)}{where}{undetermined}"
 
 
 def tried(row: Row, bounds: Bounds) -> str:
@@ -87,52 +127,23 @@ def bounds_text(bounds: Bounds) -> str:
 
 def summary(comparison: Comparison) -> str:
     """What was compared and how it came out, in one sentence."""
-    others = [row for row in comparison.rows if row.design != "v3"]
-    broken = sum(any(c.mark is Mark.BROKEN for c in row.cells.values()) for row in others)
-    scenarios = len({searched.scenario for searched in comparison.searches})
+    others = [row for row in comparison.rows if row.design != V3]
+    scenarios = plural(len({searched.scenario for searched in comparison.searches}), "scenario")
     if not others:
-        return f"v3 alone, in {plural(scenarios, 'scenario')}"
-    return (
-        f"{plural(len(others), 'design')} beside v3 in {plural(scenarios, 'scenario')}:"
-        f" {broken} of them {'breaks' if broken == 1 else 'break'} what v3 does not"
+        return f"v3 alone, in {scenarios}"
+    base = V3 if all(row.base == V3 for row in others) else "their base"
+    broken = [[c for c in row.cells.values() if c.mark is Mark.BROKEN] for row in others]
+    surely = sum(any(not cell.base_open for cell in cells) for cells in broken)
+    perhaps = sum(bool(cells) and all(cell.base_open for cell in cells) for cells in broken)
+    told = (
+        f"{plural(len(others), 'design')} beside v3 in {scenarios}: {surely} of them"
+        f" {'breaks' if surely == 1 else 'break'} what {base} does not"
     )
+    if perhaps:
+        told += f", {perhaps} what {base} may break, too, as its search ran out first"
+    return told
 
 
-COST_HEADS = (
-    ("write", "takes"),
-    ("longest", "hold"),
-    ("", "kicks"),
-    ("", "IPIs"),
-    ("SEAM-", "CALLs"),
-    ("under", "lock"),
-    ("PAMT", "pages"),
-    ("S-EPT", "pages"),
-    ("2M", "kept"),
-)
-COST_NOTE = (
-    "write takes, longest hold: of mmu_lock, virtual time; under lock: pages allocated with a"
-    " spinning lock held; PAMT (Dynamic), S-EPT: pages at the end of the load; 2M kept: mappings"
-    " then."
-)
-
-
-def cost_figures(cost: Cost) -> list[str]:
-    """The figures of a cost, in the order of COST_HEADS."""
-    return [
-        str(cost.write_locks),
-        time_text(cost.write_hold_ns),
-        str(cost.kicks),
-        str(cost.ipis),
-        str(sum(cost.seamcalls.values())),
-        str(cost.allocs_under_lock),
-        str(cost.pamt_pages),
-        str(cost.table_pages),
-        str(cost.huge),
-    ]
-
-
-def leaf_changes(cost: Cost, base: Cost) -> list[str]:
-    """`TDH.MEM.TRACK 7 -> 9` for every leaf that a design calls more or less often than v3."""
-    leaves = sorted(base.seamcalls.keys() | cost.seamcalls.keys())
-    pairs = [(name, base.seamcalls.get(name, 0), cost.seamcalls.get(name, 0)) for name in leaves]
-    return [f"{name} {was} -> {now}" for name, was, now in pairs if was != now]
+def base_note(row: Row) -> str:
+    """What a design is compared with, when that is not v3."""
+    return "" if row.base == V3 else f"changes {row.base}, and is compared with it"

@@ -68,6 +68,7 @@ def own_design(name: str) -> Design:
         inspect.cleandoc(chosen.__doc__ or "a design of your own").splitlines()[0],
         lambda: units,
         kind="user",
+        base=base.name,
         module=lambda: module_class,
         digest=digest,
     )

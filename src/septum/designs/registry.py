@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from septum.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from septum.linux.host import HostUnits
     from septum.module import Module
 
 Kind = Literal["base", "ablation", "proposal", "seeded-bug", "user"]
 KINDS: dict[str, str] = {
-    "base": "Base",
+    "base": "Bases: what the others change, and are compared with",
     "ablation": "Ablations: v3 with one patch left out",
     "proposal": "Proposals: what the review of v3 proposed, and what came after it",
     "seeded-bug": "Seeded bugs: what somebody could write, and a search must find",
@@ -33,7 +33,8 @@ class Design:
     `units` returns the classes to build the host from, `module` the class of the TDX module when
     the design has one of its own. `breaks` are promises that it is known to break, `scenarios`
     those of the library that show it best; `patch` is the number of the patch that an ablation
-    leaves out. `digest` is that of the file of a user's own design.
+    leaves out. `base` is the design that it changes, and that it is compared with. `digest` is that
+    of the file of a user's own design.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Design:
     breaks: tuple[str, ...] = ()
     scenarios: tuple[str, ...] = ()
     patch: int = 0
+    base: str = "v3"
     digest: str = ""
 
     @property
@@ -87,13 +89,20 @@ _designs: dict[str, Design] = {}
 
 
 def designs() -> dict[str, Design]:
-    """All designs by name, the base first."""
+    """All designs by name, in the order of their kinds, v3 first."""
     if not _designs:
         _designs[V3.name] = V3
+        found: list[Design] = []
         for subject in _SUBJECTS:
-            found: tuple[Design, ...] = import_module(subject).DESIGNS
-            _designs.update((design.name, design) for design in found)
+            found += import_module(subject).DESIGNS
+        _designs.update((design.name, design) for design in in_order(found))
     return _designs
+
+
+def in_order(chosen: Iterable[Design]) -> list[Design]:
+    """By kind, in the order of `KINDS`, a user's own last; those of a kind stay as they are."""
+    kinds = [*KINDS, "user"]
+    return sorted(chosen, key=lambda design: kinds.index(design.kind))
 
 
 def design_names() -> list[str]:

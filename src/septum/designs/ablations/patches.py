@@ -53,9 +53,10 @@ def ablation(
     breaks: tuple[str, ...],
     scenarios: tuple[str, ...],
     piece: str = "",
+    base: str = "v3",
 ) -> Design:
-    """v3 without patch `patch`, or without one `piece` of it. `breaks` is empty where the absence
-    is seen in counts only."""
+    """`base` without patch `patch`, or without one `piece` of it. `breaks` is empty where the
+    absence is seen in counts only."""
     name = f"v3-without-{patch:02}"
     return Design(
         f"{name}-{piece}" if piece else name,
@@ -66,4 +67,5 @@ def ablation(
         breaks=breaks,
         scenarios=scenarios,
         patch=patch,
+        base=base,
     )

@@ -74,6 +74,7 @@ V3_F2_REPAIRED = Design(
     "docs/findings.md, F2: what patches 14 and 15 do once patch 11 keeps its errors",
     "a split that fails is -ENOMEM all the way, and ends the invalidation that was begun",
     on_v3(mmu=SplitReturnsErrno, main=EndsFailedInvalidation),
+    kind="base",
     scenarios=("attributes-enomem-repaired",),
 )
 
@@ -85,6 +86,7 @@ DESIGNS = (
         on_v3(mmu=SplitReturnsErrno, main=BoolHandlers),
         breaks=("mapping-in-folio",),
         scenarios=("attributes-enomem-repaired",),
+        base=V3_F2_REPAIRED.name,
     ),
     ablation(
         15,
