@@ -228,20 +228,25 @@ def test_an_interrupt_keeps_what_was_found(tmp_path: Path) -> None:
 
 
 def searched(
-    design: str, *promises: str, complete: bool = True, known: str = "", text: str = "broke"
+    design: str,
+    *promises: str,
+    complete: bool = True,
+    level: int = -1,
+    known: str = "",
+    text: str = "broke",
 ) -> Searched:
     """A search in which these promises broke; `known` as the scenario says."""
     return Searched(
         design,
         "some",
         complete=complete,
-        level=2 if complete else 0,
+        level=2 if complete else level,
         why="a budget ran out",
         schedules=1,
         states=1,
         steps=1,
         seconds=0.0,
-        broken=[Broken(promise, f"{promise} {text}", "token", 1, 0, 0) for promise in promises],
+        broken=[Broken(promise, f"{promise} {text}", "token", 1, 1, 0) for promise in promises],
         known={known: text} if known else {},
     )
 
@@ -271,10 +276,12 @@ def test_each_mark_means_what_the_legend_says() -> None:
 
 def test_a_break_where_v3_is_undetermined_says_so() -> None:
     """v3 may break it, too; what it is seen to break or to hold is not open."""
-    ran_out = searched("v3", complete=False)
+    ran_out = searched("v3", complete=False, level=0)
     assert cell_of(searched("mine", "tlb"), ran_out, "tlb") == "1?"
     assert cell_of(searched("mine", "as-expected"), ran_out, "as-expected") == "1?"
     assert cell_of(searched("mine"), ran_out, "tlb") == "."
+    enough = searched("v3", complete=False, level=1)
+    assert cell_of(searched("mine", "tlb"), enough, "tlb") == "1"
     assert cell_of(searched("mine", "tlb"), searched("v3", "tlb", complete=False), "tlb") == "v3"
     table = Table([named("mine")], [ran_out, searched("mine", "tlb")])
     assert table.examples[0].base_open == ["tlb"]

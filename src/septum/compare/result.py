@@ -119,8 +119,8 @@ class Cost(msgspec.Struct, frozen=True):
 
 class Cell(msgspec.Struct, frozen=True):
     """One promise on one design. `number` is that of the example for what it broke itself, else 0;
-    `finding` that of docs/findings.md, "" for none; `scenario` where it was seen. `base_open`: the
-    base was not searched to the end there, so that it may break the promise, too."""
+    `finding` that of docs/findings.md, "" for none; `scenario` where it was seen. `base_open`: of
+    the base, not every schedule with as many preemptions was tried there: it may break it, too."""
 
     mark: Mark
     number: int = 0

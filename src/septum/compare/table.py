@@ -54,10 +54,14 @@ class _Decided(NamedTuple):
     base: Searched | None = None
 
     def base_open(self, promise: str) -> bool:
-        """Whether it is open what the base does, where the design breaks the promise."""
-        if self.mark not in (Mark.BROKEN, Mark.DIFFERS):
+        """Whether it is open what the base does, where the design breaks the promise: not every
+        schedule with as many preemptions was tried on it."""
+        if self.own is None or self.mark not in (Mark.BROKEN, Mark.DIFFERS):
             return False
-        return self.base is None or not (self.base.complete or self.base.breaks(promise))
+        if self.base is None:
+            return True
+        needed = (b.preemptions for b in self.own.broken if b.promise == promise)
+        return not self.base.complete and self.base.level < next(needed, 0)
 
 
 class Table:
@@ -104,7 +108,7 @@ class Table:
             found.append(_Decided(_mark(promise, searched, other), searched, other))
         if not found:
             return _Decided(Mark.UNDETERMINED)
-        return min(found, key=lambda one: _RANK.index(one.mark))
+        return min(found, key=lambda one: (_RANK.index(one.mark), one.base_open(promise)))
 
     def _number(
         self,

@@ -45,7 +45,13 @@ MEANINGS = (
             " under ex: not as expected of v3"
         ),
     ),
-    ("1?, 2?..", "the same, but v3 is undetermined there, so that it may break it, too"),
+    (
+        "1?, 2?..",
+        (
+            "the same, but of v3 not every schedule with as many preemptions was tried there: it"
+            " may break it, too"
+        ),
+    ),
     ("1~, 2~..", "v3 breaks it there, too, but shows it in another way: that number says both"),
     ("F1, F2..", "broken, as v3 breaks it there: docs/findings.md (v3: not a numbered finding)"),
     ("+", "held, where v3 breaks it"),

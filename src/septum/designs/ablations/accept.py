@@ -73,7 +73,7 @@ DESIGNS = (
         13,
         "the bit is set before the split instead of after it",
         on_v3(tdx=InhibitsFirst),
-        breaks=("no-bug", "mirror"),
+        breaks=("no-bug", "mirror", "progress"),
         scenarios=("accept-level-race",),
         piece="order",
     ),

@@ -180,7 +180,7 @@ DESIGNS = (
         9,
         "a fault that meets a larger mirror leaf bugs the VM",
         on_v3(tdp_mmu=FaultNeverMeetsLeaf),
-        breaks=("no-bug",),
+        breaks=("no-bug", "cache"),
         scenarios=("finding-fault-meets-leaf",),
     ),
     ablation(
