@@ -170,6 +170,12 @@ MISTAKES = [
     (["v3", "--check", "never"], "--check 'never'"),
     (["v3", "--report", "mine.py"], "mine.py is there and is no folder"),
     (["v3", "--preemptions", "few"], "--preemptions"),
+    (["v3", "--preemptions", "-2"], "--preemptions -2: give a bound, or -1 for none"),
+    (["v3", "--scenarios", ""], "--scenarios '': give names"),
+    (["v3", "--scenarios", "convert-one-page,"], "--scenarios 'convert-one-page,': give names"),
+    (["v3", "--report", "mine.py/x"], "mine.py/x: no folder can be made there"),
+    (["v3", "--html", "."], "--html . is a folder; name a file"),
+    (["mine.py"], "there is NoTrack, Same, Raises; write mine.py:NoTrack"),
 ]
 
 

@@ -320,8 +320,8 @@ def compare(
         bool, typer.Option("--proposals", help="What the review of v3 proposed.")
     ] = False,
     scenarios: Annotated[
-        str, typer.Option(help="Scenarios, with commas, instead of each design's own.")
-    ] = "",
+        str | None, typer.Option(help="Scenarios, with commas, instead of each design's own.")
+    ] = None,
     preemptions: Annotated[
         int, typer.Option(help="At most so many preemptions; -1 for no bound.")
     ] = 2,
@@ -343,7 +343,7 @@ def compare(
     ),
 ) -> None:
     """Which promises does each design break, and what does it cost? Without any: all of them."""
-    from septum.compare.command import Wanted, compare_command
+    from septum.compare.command import Wanted, compare_command, scenario_names
     from septum.compare.result import Bounds
 
     kinds = [kind for kind, on in (("ablation", ablations), ("proposal", proposals)) if on]
@@ -352,7 +352,7 @@ def compare(
             Wanted(
                 names=tuple(design or ()),
                 kinds=tuple(kinds),
-                scenarios=tuple(name for name in scenarios.split(",") if name),
+                scenarios=scenario_names(scenarios),
                 bounds=Bounds(preemptions, failures, schedules, time, seed, check),
                 workers=workers,
                 costs=cost,

@@ -62,10 +62,21 @@ class Wanted(msgspec.Struct, frozen=True):
         return shlex.join(words)
 
 
+def scenario_names(text: str | None) -> tuple[str, ...]:
+    """The names in --scenarios, none when it was not given. Raises InputError for an empty one."""
+    if text is None:
+        return ()
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise InputError(f"--scenarios {text!r}: give names with a comma between each two")
+    return names
+
+
 def compare_command(wanted: Wanted) -> int:
     """Compare and print; returns the exit code. Raises InputError for what cannot be done."""
     _check(wanted)
     plan = make_plan(wanted.names, wanted.kinds, wanted.scenarios)
+    _make_folders(wanted)
     comparison, defects = compare(wanted, plan)
     _write(wanted, comparison)
     if wanted.as_json:
@@ -82,6 +93,8 @@ def _check(wanted: Wanted) -> None:
     bounds = wanted.bounds
     if wanted.workers < 1:
         raise InputError(f"--workers {wanted.workers}: there must be at least one")
+    if bounds.preemptions < -1:
+        raise InputError(f"--preemptions {bounds.preemptions}: give a bound, or -1 for none")
     if bounds.failures < 0:
         raise InputError(f"--failures {bounds.failures}: there cannot be fewer than none")
     if bounds.schedules < 1:
@@ -90,9 +103,26 @@ def _check(wanted: Wanted) -> None:
         raise InputError(f"--time {bounds.time_s:g}: give it some seconds")
     if bounds.check not in CHECK_MODES:
         raise InputError(f"--check {bounds.check!r}: choose from {', '.join(CHECK_MODES)}")
-    for path in (wanted.report, wanted.html.parent if wanted.html else None):
-        if path is not None and path.exists() and not path.is_dir():
+    if wanted.html is not None and wanted.html.is_dir():
+        raise InputError(f"--html {wanted.html} is a folder; name a file")
+    for path in _folders(wanted):
+        if path.exists() and not path.is_dir():
             raise InputError(f"{path} is there and is no folder; name another one")
+
+
+def _folders(wanted: Wanted) -> list[Path]:
+    return [wanted.report, *([wanted.html.parent] if wanted.html is not None else [])]
+
+
+def _make_folders(wanted: Wanted) -> None:
+    """Before anything is searched: what cannot be written is known then. Raises InputError."""
+    for path in _folders(wanted):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{path}: no folder can be made there ({error.strerror}); name another one"
+            ) from None
 
 
 def compare(wanted: Wanted, plan: Plan) -> tuple[Comparison, list[str]]:
@@ -189,14 +219,12 @@ def _write(wanted: Wanted, comparison: Comparison) -> None:
     from septum.compare.page import page_html
 
     folder = wanted.report
-    folder.mkdir(parents=True, exist_ok=True)
     for example in filter(lambda example: example.file, comparison.examples):
         (folder / example.file).write_text("\n".join(example.broken.story) + "\n")
     (folder / "compare.json").write_bytes(msgspec.json.format(msgspec.json.encode(comparison)))
     (folder / "compare.txt").write_text(comparison_lines(comparison, str(folder)).plain())
     page = page_html(comparison)
     for path in filter(None, (folder / "compare.html", wanted.html)):
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
 
 

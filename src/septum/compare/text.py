@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 CELL_WIDTH_MIN = 3
 TRIED_WIDTH = 7
-COST_NAME_WIDTH = 24
-COST_WIDTHS = (6, 8, 6, 6, 8, 6, 5, 6, 5)
+COST_NAME_WIDTH = 23
+COST_WIDTHS = (6, 8, 6, 6, 8, 6, 6, 6, 5)
 _STYLES = {
     "broken": "bad",
     "differs": "warn",

@@ -144,7 +144,7 @@ def _class_in(path: Path, module: ModuleType, name: str) -> type:
     if found is None:
         there = f"there is {', '.join(own)}" if own else "there is no class in it"
         asked = f"has no class {name!r}" if name else "needs the name of a class"
-        example = f"; write --design {path}:{next(iter(own))}" if own and not name else ""
+        example = f"; write {path}:{next(iter(own))}" if own and not name else ""
         raise InputError(f"{path} {asked}; {there}{example}")
     return found
 
