@@ -13,10 +13,11 @@ from msgspec import structs
 
 from septum.cli.main import run_command
 from septum.compare.cost import Measured, conversion_script, measure
+from septum.compare.page import page_html
 from septum.compare.plan import CORE, make_plan
 from septum.compare.pool import Pool
 from septum.compare.reading import example_counts, example_notes
-from septum.compare.result import Bounds, Broken, Comparison, Searched
+from septum.compare.result import Bounds, Broken, Comparison, Cost, Searched
 from septum.compare.table import COLUMNS, Table
 from septum.compare.text import comparison_lines
 from septum.compare.words import sign
@@ -262,6 +263,21 @@ def named(name: str, base: str = "v3", breaks: tuple[str, ...] = ()) -> Design:
     return Design(name, "here", name, find_design("v3").units, base=base, breaks=breaks)
 
 
+def comparison_of(table: Table, runs: list[Searched]) -> Comparison:
+    """A comparison of searches that were not run."""
+    return Comparison(
+        septum_version="0",
+        command="septum compare",
+        bounds=Bounds(),
+        promises=list(COLUMNS),
+        rows=table.rows,
+        examples=table.examples,
+        searches=runs,
+        costs=[],
+        loads={},
+    )
+
+
 def cell_of(mine: Searched, v3: Searched, promise: str) -> str:
     """The sign of a cell in the row of `mine`."""
     return sign(Table([named("mine")], [v3, mine]).rows[0].cells[promise])
@@ -343,17 +359,8 @@ def test_wide_signs_do_not_touch_and_80_columns_hold() -> None:
         table.rows[0],
         cells={p: structs.replace(c, number=10) for p, c in table.rows[0].cells.items()},
     )
-    comparison = Comparison(
-        septum_version="0",
-        command="septum compare",
-        bounds=Bounds(),
-        promises=list(COLUMNS),
-        rows=[row],
-        examples=table.examples,
-        searches=runs,
-        costs=[],
-        loads={},
-    )
+    comparison = comparison_of(table, runs)
+    comparison.rows = [row]
     lines = comparison_lines(comparison, "folder")
     assert lines.too_wide() == []
     told = [line.split() for line in lines.plain().splitlines()]
@@ -362,6 +369,33 @@ def test_wide_signs_do_not_touch_and_80_columns_hold() -> None:
         "1 design beside v3 in 1 scenario: 0 of them break what v3 does"
     )
     assert "1 what v3 may break, too" in " ".join(lines.plain().split())
+    assert re.search(
+        r'href="#example-10" aria-label="[^"]*undetermined[^"]*">10\?<', page_html(comparison)
+    )
+
+
+def test_text_and_page_say_the_same_of_bases_and_costs() -> None:
+    """A base that is not v3 is named in both, and its figures are those that count."""
+    runs = [searched("v3", "tlb"), searched("base"), searched("mine", "tlb")]
+    table = Table([named("v3"), named("base"), named("mine", base="base")], runs)
+    comparison = comparison_of(table, runs)
+    comparison.loads = {"boot": "a boot"}
+    comparison.costs = [
+        Cost("v3", "boot", kicks=7, pamt_pages=12345, seamcalls={"TDH.MEM.TRACK": 7}),
+        Cost("base", "boot", kicks=9, pamt_pages=12345, seamcalls={"TDH.MEM.TRACK": 9}),
+        Cost("mine", "boot", kicks=9, pamt_pages=12345, seamcalls={"TDH.MEM.TRACK": 9}),
+    ]
+    text = comparison_lines(comparison, "folder").plain()
+    assert re.search(r"^mine +as base$", text, flags=re.M)
+    assert re.search(r"^base .* 9 .* 12345 ", text, flags=re.M)
+    assert "lock pages pages kept" in text
+    assert "TDH.MEM.TRACK 7 -> 9" in text
+    page = page_html(comparison)
+    for shown in (text, page):
+        assert "changes base, and is compared with it" in shown
+    assert page.count('<td class="number other">9</td>') == 2
+    row = page.split('<th scope="row">mine</th>')[-1]
+    assert "other" not in row.split("</tr>")[0]
 
 
 def test_what_breaks_in_one_run_is_one_example() -> None:
