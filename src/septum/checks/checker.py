@@ -53,15 +53,19 @@ class Checker:
         "_credit",
         "_histories",
         "_looking",
+        "_looks",
         "_next_operation",
         "_nr_found",
         "_nr_operations",
         "_nr_runs",
         "_nr_steps",
         "_nr_violations",
+        "_of_machine",
         "_quick",
         "_settled_at",
         "_thorough",
+        "_told_of_faults",
+        "_told_of_violations",
         "_vms",
         "_watching",
         "guests",
@@ -102,8 +106,6 @@ class Checker:
         )
         self.mapping_may_exceed_folio = False
         self.promises: list[Promise] = [cls(self) for cls in find_promises(promises)]
-        self._quick = [p for p in self.promises if not p.thorough]
-        self._thorough = [p for p in self.promises if p.thorough]
         self.results: dict[str, Result] = {p.name: "held" for p in self.promises}
         self.where = ""
         self.nr_looks = 0
@@ -124,7 +126,17 @@ class Checker:
         # How often tables had been written when nothing had changed since the last look; -1 after
         # a look.
         self._settled_at = -1
-        self._watching = [p for p in self.promises if type(p).changed is not Promise.changed]
+        # Those that do anything when they are asked or told.
+        self._watching = self._with("changed")
+        self._told_of_faults = self._with("fault_tried")
+        self._told_of_violations = self._with("ept_violation_handled")
+        self._of_machine = self._with("look_machine")
+        self._looks = self._with("look")
+        self._quick = [p for p in self._looks if not p.thorough]
+        self._thorough = [p for p in self._looks if p.thorough]
+
+    def _with(self, hook: str) -> list[Promise]:
+        return [p for p in self.promises if getattr(type(p), hook) is not getattr(Promise, hook)]
 
     # Life
 
@@ -205,7 +217,7 @@ class Checker:
 
     def ept_violation_handled(self, vcpu: KvmVcpu) -> None:
         """KVM has handled an EPT violation of the vCPU."""
-        for promise in self.promises:
+        for promise in self._told_of_violations:
             promise.ept_violation_handled(vcpu)
         kvm = vcpu.kvm
         gfn = vcpu.tdx.exit_gpa >> 12
@@ -229,7 +241,7 @@ class Checker:
 
     def fault_tried(self, vcpu: KvmVcpu, gpa: int, ret: int) -> None:
         """A fault at `gpa` came to `ret`: RET_PF_* or -errno."""
-        for promise in self.promises:
+        for promise in self._told_of_faults:
             promise.fault_tried(vcpu, gpa, ret)
 
     def _step(self, kind: str) -> None:
@@ -300,7 +312,7 @@ class Checker:
                     self._look_around(vm, ranges, wide, self._quick)
                     self._look_around(vm, ranges, near, self._thorough)
                 else:
-                    self._look_around(vm, ranges, near, self._quick if light else self.promises)
+                    self._look_around(vm, ranges, near, self._quick if light else self._looks)
         finally:
             self._looking = False
 
@@ -318,9 +330,9 @@ class Checker:
         self.nr_full_looks += 1
         nr_runs = 0
         for vm in list(self._vms.values()):
-            self._look_at(vm, 0, END_GFN, self.promises)
+            self._look_at(vm, 0, END_GFN, self._looks)
             nr_runs += self._nr_runs
-        for promise in self.promises:
+        for promise in self._of_machine:
             promise.look_machine()
         # Large or mixed guests are looked at as a whole more rarely.
         self._cost = self.rarely * nr_runs * nr_runs // 16

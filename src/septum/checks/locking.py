@@ -40,7 +40,7 @@ class Locking(Promise):
     # one run did in one order and another path in the other is a deadlock in wait, even though
     # this run went well. Try-locks do not wait, so that nothing points to them.
 
-    __slots__ = ("_after", "_classes", "_previous")
+    __slots__ = ("_after", "_classes", "_known", "_previous")
     name = "locking"
 
     def __init__(self, checker: Checker) -> None:
@@ -48,6 +48,7 @@ class Locking(Promise):
         # Lock class -> classes that were taken while it was held -> where that was first.
         self._after: dict[str, dict[str, str]] = {}
         self._classes: dict[str, str] = {}
+        self._known: set[tuple[str, str]] = set()  # names of which the second was taken inside
         self._previous: Callable[[Task, object, str, str], None] | None = None
         for outer, inner in pairwise(DOCUMENTED_ORDER):
             self._after.setdefault(outer, {})[inner] = "documented"
@@ -73,18 +74,23 @@ class Locking(Promise):
     def _observe(self, task: Task, lock: object, mode: str, op: str) -> None:
         if self._previous is not None:
             self._previous(task, lock, mode, op)
-        held = task.held
-        if op != "lock" or len(held) < 2:
+        if op != "lock" or len(task.held) < 2:
             return
-        inner = self._class_of(getattr(lock, "name", "?"))
-        for outer_lock, _ in held[:-1]:
-            outer = self._class_of(getattr(outer_lock, "name", "?"))
-            if outer == inner or inner in self._after.get(outer, ()):
-                continue
-            path = self._path(inner, outer)
-            self._after.setdefault(outer, {})[inner] = task.name
-            if path:
-                self._cycle(task, outer, inner, path)
+        inner_name = getattr(lock, "name", "?")
+        for outer_lock, _ in task.held[:-1]:
+            outer_name = getattr(outer_lock, "name", "?")
+            if (outer_name, inner_name) not in self._known:
+                self._known.add((outer_name, inner_name))
+                self._take_inside(task, self._class_of(outer_name), self._class_of(inner_name))
+
+    def _take_inside(self, task: Task, outer: str, inner: str) -> None:
+        """The first lock of a name that was taken while one of another was held."""
+        if outer == inner or inner in self._after.get(outer, ()):
+            return
+        path = self._path(inner, outer)
+        self._after.setdefault(outer, {})[inner] = task.name
+        if path:
+            self._cycle(task, outer, inner, path)
 
     def _path(self, start: str, goal: str) -> list[str]:
         """Classes from `start` to `goal` by what was taken inside what; empty: there is no way."""

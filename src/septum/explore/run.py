@@ -63,7 +63,6 @@ class Steering(Schedule):
     """
 
     __slots__ = (
-        "_alone",
         "_in_row",
         "_row_task",
         "_skipped",
@@ -96,7 +95,6 @@ class Steering(Schedule):
         self.max_points = 0
         self.spin_points = 0
         self._in_row = 0
-        self._alone = 0
         self._row_task: Task | None = None
         self._skipped = 0
 
@@ -119,8 +117,8 @@ class Steering(Schedule):
     def pick(self, n: int, forced: bool) -> int:
         if self.stopped:
             raise Cut
-        self._alone = 0
         sim = self.sim
+        sim.alarm_at = sim.nr_points + ALONE_MAX
         skipped = sim.nr_skipped - self._skipped
         if skipped:
             self._skipped += skipped
@@ -146,17 +144,16 @@ class Steering(Schedule):
             self._in_row = 0
         return answer
 
-    def pass_point(self, kind: str) -> None:
-        """A scheduling point, asked about or not: nobody goes on alone for ever."""
-        self._alone += 1
-        if self._alone > ALONE_MAX:
-            self._no_end()
+    def alone(self) -> None:
+        """A task has passed ALONE_MAX scheduling points at which nobody was asked: nobody goes on
+        alone for ever."""
+        self._no_end()
 
     def only_one(self) -> None:
         """A task that goes on alone is no endless one, up to a limit."""
         if self.stopped:
             raise Cut
-        self._alone = 0
+        self.sim.alarm_at = self.sim.nr_points + ALONE_MAX
         self.decisions += 1
         if self.decisions > self.max_points:
             self._no_end()
@@ -203,15 +200,15 @@ ALONE_MAX = 40_000
 STANDING_DEPTH = 14
 
 
-def standing(skip: int) -> tuple[int, ...]:
-    """Where the running task is: the places in the code on its stack, without the innermost
-    `skip` frames."""
+def standing(skip: int, depth: int = STANDING_DEPTH) -> tuple[int, ...]:
+    """Where the running task is: the places in the code on its stack, `depth` of them, without the
+    innermost `skip` frames."""
     places: list[int] = []
     at: FrameType | None = sys._getframe(skip)
-    while at is not None and len(places) < 2 * STANDING_DEPTH:
-        places.append(id(at.f_code))
-        places.append(at.f_lasti)
+    while at is not None and depth:
+        places += (id(at.f_code), at.f_lasti)
         at = at.f_back
+        depth -= 1
     return tuple(places)
 
 
@@ -416,8 +413,8 @@ class Runner:
         sim.stop_on_finding = False  # Findings stops at the first that is news
         sim.set_sink(self.sink)
         steering.begin(sim, self)
-        looking = sim.point_observer
-        sim.set_point_observer(_both(looking, steering.pass_point))
+        sim.alarm_at = sim.nr_points + ALONE_MAX
+        sim.set_alarm(steering.alone)
         self.nr_runs += 1
 
     def clear(self, verify: bool = False) -> None:
@@ -472,21 +469,6 @@ class Runner:
                     coroutine.kill()
                 except Exception:
                     continue
-
-
-def _both(
-    first: Callable[[str], None] | None, second: Callable[[str], None]
-) -> Callable[[str], None]:
-    """Both observers of scheduling points."""
-    if first is None:
-        return second
-    also = first
-
-    def observe(kind: str) -> None:
-        second(kind)
-        also(kind)
-
-    return observe
 
 
 def _quietly_kill(glet: greenlet.greenlet) -> None:

@@ -14,7 +14,7 @@ import math
 import random
 from typing import TYPE_CHECKING
 
-from septum.explore.run import Steering, standing
+from septum.explore.run import STANDING_DEPTH, Steering, standing
 
 if TYPE_CHECKING:
     from septum.explore.subject import Options
@@ -27,6 +27,10 @@ ROUNDS_MAX = 6
 
 LOOK_FROM = 24
 """Scheduling points in a row after which a task is looked at."""
+
+ENGINE_FRAMES = 8
+"""Innermost frames on the stack of a task that is looked at which are those of the engine: from
+`standing` out to `Sim.point`."""
 
 
 class Length:
@@ -78,12 +82,6 @@ class Sampled(Steering):
         space = max(1, length.failure_points + length.failure_points // 4)
         self._fail_at = {self._dice.randrange(space) for _ in range(count)}
 
-    def fair(self, forced: bool, answer: int) -> None:
-        """The current task goes on, or another one runs: a task that goes round and round while
-        others wait is made to yield."""
-        if forced or answer:
-            self._places.clear()
-
     def unseen(self) -> int:
         """At so many more points in a row nobody looks where the current task stands."""
         return max(0, LOOK_FROM - self._in_row)
@@ -93,13 +91,15 @@ class Sampled(Steering):
         for a while: where it stands is only looked at from then on."""
         if self._in_row < LOOK_FROM:
             return False
-        place = standing(3)
+        place = standing(ENGINE_FRAMES, STANDING_DEPTH - ENGINE_FRAMES)
         rounds = self._places[place] = self._places.get(place, 0) + 1
         return rounds >= ROUNDS_MAX
 
     def pick(self, n: int, forced: bool) -> int:
         answer = super().pick(n, forced)
-        self.fair(forced, answer)
+        if forced or answer:
+            # Another one runs: who goes round and round while others wait is made to yield.
+            self._places.clear()
         return answer
 
     def choose_value(self, name: str, n: int) -> int:

@@ -52,6 +52,7 @@ class Sim:
     """A deterministic kernel. Outside `run()` the task `main` is current and never switches."""
 
     __slots__ = (
+        "_alarm",
         "_held",
         "_hub",
         "_main",
@@ -60,6 +61,7 @@ class Sim:
         "_skip",
         "_solo",
         "_woken",
+        "alarm_at",
         "answers",
         "choice_rules",
         "current",
@@ -98,6 +100,9 @@ class Sim:
         self._skip = 0  # scheduling points at which the schedule need not be asked
         self.nr_skipped = 0
         self.nr_switches = 0
+        # Called at the scheduling point of number `alarm_at`, for who puts that off each time.
+        self._alarm: Callable[[], None] | None = None
+        self.alarm_at = 0
         # Called at every scheduling point while tasks run, for checks of every step.
         self.point_observer: Callable[[str], None] | None = None
         # Called as (task, lock, mode, op), for lock-order checks; op: lock, trylock or unlock.
@@ -159,7 +164,7 @@ class Sim:
         self._solo = (
             self._held
             or self._hub is None
-            or (len(self._ready) <= 1 and self.point_observer is None)
+            or (len(self._ready) <= 1 and self.point_observer is None and self._alarm is None)
         )
 
     def _deadlock(self) -> None:
@@ -222,7 +227,9 @@ class Sim:
         self._point(kind)
 
     def _point(self, kind: str) -> None:
-        self.nr_points += 1
+        nr = self.nr_points = self.nr_points + 1
+        if nr == self.alarm_at and self._alarm is not None:
+            self._alarm()
         if self.point_observer is not None:
             self.point_observer(kind)
         if len(self._ready) > 1:
@@ -346,6 +353,11 @@ class Sim:
     def set_point_observer(self, observer: Callable[[str], None] | None) -> None:
         """Called at every scheduling point while tasks run (also when only one is ready)."""
         self.point_observer = observer
+        self._update_solo()
+
+    def set_alarm(self, alarm: Callable[[], None] | None) -> None:
+        """Called at the scheduling point of number `alarm_at`, also when only one task is ready."""
+        self._alarm = alarm
         self._update_solo()
 
     def find(self, promise: str, text: str, *, where: str = "") -> None:

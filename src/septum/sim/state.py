@@ -21,7 +21,7 @@ from septum.sim.sim import SimDefect
 from septum.sim.task import Coroutine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _ATOMS = (
     int,
@@ -84,15 +84,24 @@ class Part:
         """Make the object as it was saved."""
         raise NotImplementedError
 
+    def learn(self) -> None:
+        """What differs now from what was saved may differ again."""
+
+    def restore_hot(self) -> None:
+        """`restore` of what is known to change."""
+        self.restore()
+
 
 class _SlotsPart(Part):
-    __slots__ = ("members", "names")
+    __slots__ = ("_hot", "members", "names")
 
     def __init__(self, obj: object, path: str) -> None:
         super().__init__(obj, path)
         rows = slots_of(type(obj))
         self.names = tuple(name for name, _ in rows)
         self.members = tuple(member for _, member in rows)
+        # Setters of slots that are known to change, and what they are to be; None: all may.
+        self._hot: list[tuple[Callable[[object, object], None], object]] | None = None
 
     def _now(self) -> list[object]:
         obj = self.obj
@@ -114,6 +123,28 @@ class _SlotsPart(Part):
 
     def changed(self) -> bool:
         return not _same(self.saved, self._now())
+
+    def learn(self) -> None:
+        """The first time, the slots that differ; when that was not all, every slot."""
+        saved = self.saved
+        assert isinstance(saved, list)
+        if self._hot is not None or _MISSING in saved:
+            self._hot = None
+            return
+        self._hot = [
+            (member.__set__, value)
+            for member, value, now in zip(self.members, saved, self._now(), strict=True)
+            if not _same([value], [now])
+        ]
+
+    def restore_hot(self) -> None:
+        hot = self._hot
+        if hot is None:
+            self.restore()
+            return
+        obj = self.obj
+        for put, value in hot:
+            put(obj, value)
 
     def restore(self) -> None:
         obj = self.obj
@@ -145,6 +176,9 @@ class _CoroutinePart(_SlotsPart):
     def changed(self) -> bool:
         assert isinstance(self.obj, Coroutine)
         return self.obj.started()
+
+    def learn(self) -> None:
+        """All of it begins anew."""
 
     def restore(self) -> None:
         super().restore()
@@ -289,15 +323,19 @@ class _InstancePart(Part):
 class _StructPart(Part):
     """A msgspec Struct that is not frozen."""
 
-    __slots__ = ()
+    __slots__ = ("_hot", "fields")
+
+    def __init__(self, obj: object, path: str) -> None:
+        super().__init__(obj, path)
+        assert isinstance(obj, msgspec.Struct)
+        self.fields = obj.__struct_fields__
+        self._hot: list[tuple[str, object]] | None = None  # as in _SlotsPart
 
     def _now(self) -> list[object]:
-        assert isinstance(self.obj, msgspec.Struct)
-        return [getattr(self.obj, name) for name in self.obj.__struct_fields__]
+        return [getattr(self.obj, name) for name in self.fields]
 
     def children(self) -> Iterator[tuple[str, object]]:
-        assert isinstance(self.obj, msgspec.Struct)
-        for name, value in zip(self.obj.__struct_fields__, self._now(), strict=True):
+        for name, value in zip(self.fields, self._now(), strict=True):
             yield f".{name}", value
 
     def save(self) -> None:
@@ -307,9 +345,29 @@ class _StructPart(Part):
         assert isinstance(self.saved, list)
         return not _same(self.saved, self._now())
 
+    def learn(self) -> None:
+        """The first time, the fields that differ; when that was not all, every field."""
+        saved = self.saved
+        assert isinstance(saved, list)
+        if self._hot is not None:
+            self._hot = list(zip(self.fields, saved, strict=True))
+            return
+        self._hot = [
+            (name, value)
+            for name, value, now in zip(self.fields, saved, self._now(), strict=True)
+            if not _same([value], [now])
+        ]
+
+    def restore_hot(self) -> None:
+        if self._hot is None:
+            self.restore()
+            return
+        for name, value in self._hot:
+            setattr(self.obj, name, value)
+
     def restore(self) -> None:
-        assert isinstance(self.obj, msgspec.Struct) and isinstance(self.saved, list)
-        for name, value in zip(self.obj.__struct_fields__, self.saved, strict=True):
+        assert isinstance(self.saved, list)
+        for name, value in zip(self.fields, self.saved, strict=True):
             setattr(self.obj, name, value)
 
 
@@ -447,12 +505,13 @@ class Snapshot:
     def restore(self) -> None:
         """Put back what is known to change in runs."""
         for part in self.hot:
-            part.restore()
+            part.restore_hot()
 
     def verify(self) -> list[Part]:
         """After `restore`: put back what it missed, learn it, and say what it was."""
         missed = self.changed()
         for part in missed:
+            part.learn()
             part.restore()
         known = {id(part) for part in self.hot}
         self.hot += [part for part in missed if id(part) not in known]
