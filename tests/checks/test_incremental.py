@@ -1,8 +1,9 @@
 """Checks that look again only at what was written since find what they find from nothing.
 
-What was written is known by `TablePage.written`. The same schedules are judged by a checker that
-believes it, and by one for which every table was written again whenever it is asked, and which
-remembers nothing of what a table holds: both must look at the same moments and find the same.
+What was written is known by `TablePage.written` and `PhysMem.nr_changes`. The same schedules are
+judged by a checker that believes them, and by one for which everything was written again whenever
+it asks, and which remembers nothing of what a table holds: both must look at the same moments and
+find the same.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ import pytest
 
 from septum.abi.sept import FREE_ENTRY
 from septum.abi.spte import FROZEN_SPTE
-from septum.checks import cache, mirror, sept
+from septum.checks import agree, cache, history, mirror, sept
 from septum.explore import Options
 from septum.explore.run import StateMissed
 from septum.explore.sampling import Pct, RandomWalk
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Searcher
-from septum.machine import TablePage
+from septum.machine import PhysMem, TablePage
 from septum.machine.tables import Writes
 
 RUNS = 6
 REMEMBERED = (
     (sept, "parts_of"),
     (mirror, "_count"),
-    (mirror, "_compare"),
+    (agree, "compare"),
+    (history, "states_of_few"),
     (cache, "_first_of_host"),
 )
 CASES = (
@@ -82,6 +84,7 @@ def from_nothing(monkeypatch):
         never = property(lambda _: next(now), lambda _, __: None)
         monkeypatch.setattr(TablePage, "written", never)
         monkeypatch.setattr(Writes, "nr", never)
+        monkeypatch.setattr(PhysMem, "nr_changes", never)
         for module, name in REMEMBERED:
             monkeypatch.setattr(module, name, getattr(module, name).__wrapped__)
 
@@ -167,3 +170,53 @@ def test_a_page_that_is_another_table_now(tiny, counted, monkeypatch):
     world.machine.alloc_table(table.pfn, FREE_ENTRY)
     checker.look_now("after")
     assert bool(world.texts()) == counted
+
+
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("promise", ["guest-data", "cache"])
+def test_a_frame_that_is_written(tiny, promise, counted):
+    world = tiny()
+    world.map(0, 2)
+    world.memory.write(0, 512, 0)
+    checker = world.checker([promise])
+    checker.look_now("before")
+    mem = world.machine.mem
+    nr_changes = mem.nr_changes
+    mem.write(world.pfn_of(7), 0, 0)  # by the host
+    if not counted:
+        mem.nr_changes = nr_changes
+    checker.look_now("after")
+    assert bool(world.texts()) == counted
+
+
+@pytest.mark.parametrize("flush", ["page", "pages", "all"])
+def test_a_flush_is_a_change(tiny, flush):
+    mem = tiny().machine.mem
+    mem.fill(0, 512, 0, 0)
+    before = mem.nr_changes
+    {"page": lambda: mem.wbinvd_page(3), "pages": lambda: mem.clflush(0, 512), "all": mem.wbinvd}[
+        flush
+    ]()
+    assert (mem.nr_changes > before) and mem.dirty_of(3) == -1
+
+
+@pytest.mark.parametrize("what", ["the table's record", "its S-EPT page", "its table", "the S-EPT"])
+def test_what_leads_from_table_to_table(tiny, what):
+    """KVM's records of its tables are no tables: they are looked at each time."""
+    world = tiny()
+    world.map(0, 1)
+    checker = world.checker(["mirror"])
+    checker.look_now("before")
+    assert world.texts() == []
+    _, spt, _ = world.tables_for(0, 1)
+    sp = world.host.page_private[spt.pfn]
+    if what == "the table's record":
+        del world.host.page_private[spt.pfn]
+    elif what == "its S-EPT page":
+        sp.external_spt = None
+    elif what == "its table":
+        sp.spt = TablePage(spt.pfn, FREE_ENTRY)
+    else:
+        del world.machine.tables[sp.external_spt]
+    checker.look_now("after")
+    assert world.texts()

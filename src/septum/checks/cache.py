@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from septum.checks.pamt import children_of
 from septum.checks.promise import Promise
 from septum.checks.sept import END_GFN, MEMO_MAX
 from septum.machine.mem import CLEAN
@@ -13,6 +14,8 @@ from septum.module.pamt import PT_NDA, PT_REG, PT_RSVD
 if TYPE_CHECKING:
     from array import array
 
+    from septum.checks.checker import Checker
+    from septum.checks.sept import LeafRun
     from septum.checks.view import VmView
     from septum.module.pamt import PamtEntry2M
 
@@ -27,14 +30,24 @@ class CacheLines(Promise):
     who reads garbage or takes a machine check long after the mistake.
     """
 
-    __slots__ = ()
+    __slots__ = ("_judged",)
     name = "cache"
     thorough = True
+
+    def __init__(self, checker: Checker) -> None:
+        super().__init__(checker)
+        # By VM, what was judged last: leaves, changes of memory, HKID. It is not judged again.
+        self._judged: dict[str, tuple[list[LeafRun], int, int]] = {}
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
         """The frames of the TD have no dirty lines of another key: they were flushed before."""
         mem = vm.world.machine.mem
-        for gfn, nr, _, _, pfn in vm.runs(first_gfn, end_gfn):
+        runs = vm.runs(first_gfn, end_gfn)
+        judged = (runs, mem.nr_changes, vm.hkid)
+        if judged == self._judged.get(vm.name):
+            return
+        self._judged[vm.name] = judged
+        for gfn, nr, _, _, pfn in runs:
             at = pfn
             end = pfn + nr
             while at < end:
@@ -81,14 +94,12 @@ class CacheLines(Promise):
         # known; they are not judged.
         if isinstance(keys, int) and keys < hkid_min:
             return
-        children = leaf.children
         index = _first_of_host(
             keys if isinstance(keys, int) else keys.tobytes(),
             (hkid_min, self.checker.world.machine.config.global_hkid),
             leaf.bitmap,
             leaf.child_pt,
-            tuple(children),
-            tuple([child.pt for child in children.values()]),
+            *children_of(leaf),
         )
         if index < 0:
             return

@@ -11,6 +11,7 @@ from septum.checks.sept import END_GFN, PENDING_STATE
 from septum.checks.text import pages_text
 
 if TYPE_CHECKING:
+    from septum.checks.checker import Checker
     from septum.checks.view import VmView
     from septum.machine import PhysMem
 
@@ -22,9 +23,14 @@ class GuestData(Promise):
     systems break, kernels crash, and nothing in the logs says why.
     """
 
-    __slots__ = ()
+    __slots__ = ("_judged",)
     name = "guest-data"
     thorough = True
+
+    def __init__(self, checker: Checker) -> None:
+        super().__init__(checker)
+        # By VM, all that was judged last. The same is not judged again.
+        self._judged: dict[str, tuple[object, ...]] = {}
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
         """The guest's record of what it owns is compared with the frames that the S-EPT maps.
@@ -39,9 +45,15 @@ class GuestData(Promise):
         if not owned:
             return
         history = self.checker.history(vm)
+        runs = vm.runs(first_gfn, end_gfn)
+        nr_changes = vm.world.machine.mem.nr_changes
+        judged = (runs, nr_changes, owned, memory.last_token, vm.hkid, history.taken)
+        if judged == self._judged.get(vm.name):
+            return
+        self._judged[vm.name] = judged
         seen = Intervals()
         at = 0
-        for gfn, nr, _, state, pfn in vm.runs(first_gfn, end_gfn):
+        for gfn, nr, _, state, pfn in runs:
             seen.append(gfn, gfn + nr)
             while at < len(owned) and owned[at][0] + owned[at][1] <= gfn:
                 at += 1

@@ -6,16 +6,20 @@ gone since is what user space asked to take away, in operations under way or end
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from septum.checks.intervals import Intervals
-from septum.checks.sept import END_GFN, EVERYTHING, PENDING_STATE
+from septum.checks.sept import END_GFN, EVERYTHING, MEMO_MAX, PENDING_STATE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from septum.checks.operation import Operation
     from septum.checks.sept import LeafRun
     from septum.checks.view import VmView
 
+FEW_RUNS = 64
 _NOTHING = Intervals()
 
 
@@ -113,7 +117,8 @@ class VmHistory:
         been written is taken as it is."""
         runs = vm.runs()
         if self._states is None or self._states[0] is not runs:
-            self._states = (runs, *states_of(vm))
+            few = len(runs) <= FEW_RUNS
+            self._states = (runs, *(states_of_few(tuple(runs)) if few else states_of(vm)))
         _, mapped, accepted, pending = self._states
         asked = self.ended.union(under_way)
         unmapped = unaccepted = _NOTHING
@@ -130,14 +135,26 @@ class VmHistory:
         return losses
 
 
+@lru_cache(MEMO_MAX)
+def states_of_few(runs: tuple[LeafRun, ...]) -> tuple[Intervals, Intervals, Intervals]:
+    """`states_of` all of a guest with few leaves: the same come again in many runs."""
+    return _states_in(runs, 0, END_GFN)
+
+
 def states_of(
     vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN
 ) -> tuple[Intervals, Intervals, Intervals]:
     """(mapped, accepted, pending) GFNs in the window. A blocked page is still mapped."""
+    return _states_in(vm.runs(first_gfn, end_gfn), first_gfn, end_gfn)
+
+
+def _states_in(
+    runs: Iterable[LeafRun], first_gfn: int, end_gfn: int
+) -> tuple[Intervals, Intervals, Intervals]:
     mapped = Intervals()
     accepted = Intervals()
     pending = Intervals()
-    for gfn, nr, _, state, _ in vm.runs(first_gfn, end_gfn):
+    for gfn, nr, _, state, _ in runs:
         start = max(gfn, first_gfn)
         end = min(gfn + nr, end_gfn)
         mapped.append(start, end)

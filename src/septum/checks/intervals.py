@@ -22,8 +22,9 @@ class Intervals:
         """The union of `ranges`, which may overlap and come in any order."""
         self.starts: list[int] = []
         self.ends: list[int] = []
-        for start, end in sorted(ranges):
-            self.append(start, end)
+        if ranges:
+            for start, end in sorted(ranges):
+                self.append(start, end)
 
     def append(self, start: int, end: int) -> None:
         """Add [start, end), which starts no earlier than every range that is there."""
@@ -64,7 +65,7 @@ class Intervals:
 
     def union(self, other: Intervals) -> Intervals:
         """What is in either."""
-        if not other.starts:
+        if not other.starts or self is other:
             return self
         if not self.starts:
             return other
@@ -74,11 +75,13 @@ class Intervals:
         """What is in this set and not in `other`."""
         if not other.starts or not self.starts:
             return self
-        result = Intervals()
         starts, ends = other.starts, other.ends
+        result = Intervals()
+        if self.starts == starts and self.ends == ends:
+            return result
         nr_other = len(starts)
         at = 0
-        for start, end in self:
+        for start, end in zip(self.starts, self.ends, strict=True):
             while at < nr_other and ends[at] <= start:
                 at += 1
             i = at

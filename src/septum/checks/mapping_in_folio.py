@@ -45,16 +45,20 @@ class MappingInFolio(Promise):
                         self._broken(vm, rest, rest[0], "no memslot with a guest_memfd is there")
                     break
                 slot_end = slot.base_gfn + slot.npages
-                pages = PAGES_PER_HPAGE[run[2]]
-                whole = min(rest[1], (slot_end - rest[0]) // pages * pages)
-                if whole < min(rest[1], slot_end - rest[0]):
-                    self._broken(
-                        vm, rest, rest[0] + whole, f"the memslot ends at GFN {slot_end:#x}"
-                    )
-                    break
-                part = (*rest[:1], whole, *rest[2:])
+                whole = rest[1]
+                if rest[0] + whole > slot_end:
+                    pages = PAGES_PER_HPAGE[run[2]]
+                    whole = (slot_end - rest[0]) // pages * pages
+                    if whole < slot_end - rest[0]:
+                        self._broken(
+                            vm, rest, rest[0] + whole, f"the memslot ends at GFN {slot_end:#x}"
+                        )
+                        break
+                part = rest if whole == rest[1] else (*rest[:1], whole, *rest[2:])
                 self._check_attributes(vm, slot, part)
                 self._check_frames(vm, slot, slot.gmem_file.inode, part)
+                if whole == rest[1]:
+                    break
                 rest = (rest[0] + whole, rest[1] - whole, *rest[2:4], rest[4] + whole)
 
     def _broken(self, vm: VmView, run: LeafRun, gfn: int, why: str) -> None:

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from array import array
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from septum.abi.kvm import KVM_LPAGE_GUEST_INHIBIT_FLAG, PAGES_PER_HPAGE, PG_LEVEL_2M
-from septum.abi.sept import BLOCKED, PS, STATE_MASK
+from septum.abi.sept import PS
 from septum.abi.spte import (
     FROZEN_SPTE,
-    PT_PAGE_SIZE_MASK,
     SPTE_BASE_ADDR_MASK,
     SPTE_MMU_PRESENT_MASK,
     is_last_spte,
 )
+from septum.checks.agree import PRESENT_SHIFT, Difference, TwoTables
 from septum.checks.promise import Promise
 from septum.checks.sept import (
     ALL_ONES,
     END_GFN,
     MEMO_MAX,
-    NOT_PRESENT_STATES,
     NR,
     as_int,
     entries_of,
-    every_entry,
-    is_linked_table,
-    is_mapped_leaf,
     unwritten,
 )
 from septum.checks.text import entry_text, level_text
@@ -36,27 +31,11 @@ if TYPE_CHECKING:
     from septum.checks.sept import Content, Tree
     from septum.checks.view import VmView
     from septum.linux.kvm.types import KvmMmuPage
-    from septum.machine import TablePage
+    from septum.module.state import Td
 
-MAX_DIFFERENCES = 4
 _STATS = ("pages_4k", "pages_2m", "pages_1g")
 Leaves = tuple[int, int, int]
 """Numbers of leaves of 4 KB, 2 MB and 1 GB."""
-_Child = tuple[int, int, int]
-"""(GFN relative to the table's, mirror entry, S-EPT entry)."""
-_PRESENT_SHIFT = SPTE_MMU_PRESENT_MASK.bit_length() - 1
-_PS_SHIFT = PS.bit_length() - 1
-_BLOCKED_SHIFT = BLOCKED.bit_length() - 1
-
-
-class Difference(NamedTuple):
-    """An entry that KVM and the S-EPT see differently; `level` is KVM's."""
-
-    gfn: int
-    level: int
-    spte: int
-    sept: int
-    why: str
 
 
 class Mirror(Promise):
@@ -76,14 +55,12 @@ class Mirror(Promise):
     # A VM that is bugged has broken `no-bug` already, and its two sides may differ for ever. Once
     # the key is blocked the S-EPT is dead: then the mirror may have no leaf.
 
-    __slots__ = ("_alike", "_counted")
+    __slots__ = ("_counted", "_tables")
     name = "mirror"
 
     def __init__(self, checker: Checker) -> None:
         super().__init__(checker)
-        # By VM and S-EPT page: what two tables held when they agreed. They are not compared again
-        # before one of them changes.
-        self._alike: dict[str, dict[int, _Pair]] = {}
+        self._tables: dict[str, TwoTables] = {}  # by VM
         # By PFN of a root of KVM: its tables, and the leaves that were counted in them.
         self._counted: dict[int, tuple[Tree, Leaves]] = {}
 
@@ -101,40 +78,33 @@ class Mirror(Promise):
             if not writing:
                 self._check_no_leaf(vm)
             return
-        differences: list[Difference] = []
         if root is None:
             self._check_sept_empty(vm)
             return
-        walker = _Walker(vm, differences, self._alike.setdefault(vm.name, {}), first_gfn, end_gfn)
-        if root.level != td.root_level + 1:
-            why = f"; the S-EPT has {td.root_level + 1} levels"
-            differences.append(Difference(0, root.level, 0, 0, why))
-        else:
-            walker.compare(td.root, root.spt, td.root_level, 0)
-        changing = self.checker.changing(vm)
-        for found in differences:
-            if any(_covers(entry, found) for entry in changing):
-                continue
-            self.broken((vm.name, found.gfn, found.level), self._text(vm, found))
+        for found in self._differences(vm, td, root, (first_gfn, end_gfn)):
+            if not any(_covers(entry, found) for entry in self.checker.changing(vm)):
+                self.broken((vm.name, found.gfn, found.level), self._text(vm, found))
         if first_gfn == 0 and end_gfn >= END_GFN and not writing and not kvm.mmu_lock.readers:
             self._check_stats(vm, root)
         if not writing:
             self._check_inhibit(vm, first_gfn, end_gfn)
 
+    def _differences(
+        self, vm: VmView, td: Td, root: KvmMmuPage, window: tuple[int, int]
+    ) -> list[Difference]:
+        assert td.root is not None
+        if root.level != td.root_level + 1:
+            why = f"; the S-EPT has {td.root_level + 1} levels"
+            return [Difference(0, root.level, 0, 0, why)]
+        both = self._tables.get(vm.name)
+        if both is None:
+            both = self._tables[vm.name] = TwoTables(vm)
+        return both.differences(td.root, root.spt, td.root_level, window)
+
     def changed(self, vm: VmView) -> list[tuple[int, int]]:
         """Mirror tables that do not hold what they held when they agreed with the S-EPT."""
-        tables = vm.world.machine.tables
-        contents = vm.reader.contents
-        spans = []
-        for pair in self._alike.get(vm.name, {}).values():
-            spt = tables.get(pair.spt_pfn)
-            if (
-                spt is not None
-                and spt.written != pair.spt_written
-                and contents.of(spt) != pair.mirror
-            ):
-                spans.append((pair.gfn, pair.gfn + (NR << 9 * pair.level)))
-        return spans
+        both = self._tables.get(vm.name)
+        return both.changed() if both is not None else []
 
     def _text(self, vm: VmView, found: Difference) -> str:
         spte, level = found.spte, found.level
@@ -272,7 +242,7 @@ def _count(held: Content, level: int, mmio: int) -> tuple[int, tuple[int, ...]]:
         if is_last_spte(spte, level):
             return NR, ()
     elif level == 1:
-        return (as_int(held) >> _PRESENT_SHIFT & ALL_ONES).bit_count(), ()
+        return (as_int(held) >> PRESENT_SHIFT & ALL_ONES).bit_count(), ()
     nr = 0
     below: list[int] = []
     for spte in entries_of(held):
@@ -283,205 +253,3 @@ def _count(held: Content, level: int, mmio: int) -> tuple[int, tuple[int, ...]]:
         else:
             below.append((spte & SPTE_BASE_ADDR_MASK) >> 12)
     return nr, tuple(below)
-
-
-class _Compared(NamedTuple):
-    """Two tables entry by entry: tables below both, and what is not alike, with offsets in GFNs."""
-
-    children: tuple[_Child, ...]
-    unlike: tuple[_Child, ...]
-    """Also entries that are frozen, which may be anything while somebody holds mmu_lock."""
-
-
-_ALIKE = _Compared((), ())
-
-
-@lru_cache(MEMO_MAX)
-def _compare(mirror: Content, sept: Content, level: int, hpa_mask: int) -> _Compared:
-    """A mirror table and an S-EPT table of TDX level `level` that hold this."""
-    if _alike_at_once(mirror, sept, level, hpa_mask):
-        return _ALIKE
-    shift = 9 * level
-    leaf_mask = hpa_mask & -(1 << shift + 12)
-    children: list[_Child] = []
-    unlike: list[_Child] = []
-    offset = 0
-    for m, s in zip(entries_of(mirror), entries_of(sept), strict=True):
-        if not m & SPTE_MMU_PRESENT_MASK:
-            if m == FROZEN_SPTE or s & STATE_MASK not in NOT_PRESENT_STATES:
-                unlike.append((offset, m, s))
-        elif level == 0 or m & PT_PAGE_SIZE_MASK:
-            if not is_mapped_leaf(s) or (s ^ m) & leaf_mask:
-                unlike.append((offset, m, s))
-        else:
-            children.append((offset, m, s))
-        offset += 1 << shift
-    return _Compared(tuple(children), tuple(unlike))
-
-
-def _alike_at_once(mirror: Content, sept: Content, level: int, hpa_mask: int) -> bool:
-    """Templates that agree, and 4 KB tables that agree as one integer, are not walked."""
-    if not isinstance(mirror, bytes) and not isinstance(sept, bytes):
-        (s, s_stride), (m, m_stride) = sept, mirror
-        if not m & SPTE_MMU_PRESENT_MASK:
-            return (
-                s_stride == m_stride == 0
-                and m != FROZEN_SPTE
-                and s & STATE_MASK in NOT_PRESENT_STATES
-            )
-        return (
-            is_mapped_leaf(s)
-            and s_stride == m_stride == 1 << 9 * level + 12
-            and not (s ^ m) & hpa_mask & -(s_stride)
-            and (level == 0 or bool(m & PT_PAGE_SIZE_MASK))
-        )
-    if level:
-        return False
-    s_all, m_all = _table_as_int(sept), _table_as_int(mirror)
-    present = m_all >> _PRESENT_SHIFT & ALL_ONES
-    if present != s_all >> _PS_SHIFT & ~(s_all >> _BLOCKED_SHIFT) & ALL_ONES:
-        return False
-    # Entries that are not present have no PFN on either side, but for frozen ones.
-    return not (s_all ^ m_all) & every_entry(hpa_mask)
-
-
-def _table_as_int(held: Content) -> int:
-    return as_int(held if isinstance(held, bytes) else array("Q", entries_of(held)).tobytes())
-
-
-class _Pair:
-    """Two tables of TDX level `level` from `gfn` on that agreed, and the tables below them.
-
-    `sept_written` and `spt_written` are the numbers of their last writes when they were seen to
-    hold `sept` and `mirror`.
-    """
-
-    __slots__ = (
-        "children",
-        "gfn",
-        "level",
-        "mirror",
-        "sept",
-        "sept_written",
-        "spt_pfn",
-        "spt_written",
-    )
-
-    def __init__(
-        self,
-        gfn: int,
-        level: int,
-        sept: Content,
-        spt_pfn: int,
-        mirror: Content,
-        children: tuple[_Child, ...],
-    ) -> None:
-        self.gfn = gfn
-        self.level = level
-        self.sept = sept
-        self.spt_pfn = spt_pfn
-        self.mirror = mirror
-        self.children = children
-        self.sept_written = self.spt_written = -1
-
-
-class _Walker:
-    """The walk of both tables in step, within a window of GFNs."""
-
-    __slots__ = (
-        "alike",
-        "contents",
-        "end_gfn",
-        "first_gfn",
-        "found",
-        "frozen_allowed",
-        "hpa_mask",
-        "page_private",
-        "tables",
-    )
-
-    def __init__(
-        self,
-        vm: VmView,
-        found: list[Difference],
-        alike: dict[int, _Pair],
-        first_gfn: int,
-        end_gfn: int,
-    ) -> None:
-        self.found = found
-        self.alike = alike
-        self.first_gfn = first_gfn
-        self.end_gfn = end_gfn
-        self.hpa_mask = vm.hpa_mask
-        self.contents = vm.reader.contents
-        self.tables = vm.world.machine.tables
-        self.page_private = vm.world.host.page_private
-        self.frozen_allowed = bool(vm.kvm.mmu_lock.readers or vm.kvm.mmu_lock.writer)
-
-    def add(self, gfn: int, level: int, spte: int, sept: int, why: str = "") -> None:
-        """Note a difference; `level` is TDX's."""
-        if len(self.found) < MAX_DIFFERENCES:
-            self.found.append(Difference(gfn, level + 1, spte, sept, why))
-
-    def compare(self, sept: TablePage, spt: TablePage, level: int, base_gfn: int) -> None:
-        """Two tables of TDX level `level` that map from `base_gfn`."""
-        pair = self.alike.get(sept.pfn)
-        if (
-            pair is not None
-            and pair.spt_pfn == spt.pfn
-            and pair.spt_written == spt.written
-            and pair.sept_written == sept.written
-        ):
-            children = pair.children
-        else:
-            children = self._compare_tables(pair, sept, spt, level, base_gfn)
-        size = 1 << 9 * level
-        for offset, m, s in children:
-            gfn = base_gfn + offset
-            if gfn < self.end_gfn and gfn + size > self.first_gfn:
-                self._compare_child(gfn, level, m, s)
-
-    def _compare_tables(
-        self, pair: _Pair | None, sept: TablePage, spt: TablePage, level: int, base_gfn: int
-    ) -> tuple[_Child, ...]:
-        """Compare two tables of which one was written; returns the tables below."""
-        sept_now, spt_now = self.contents.of(sept), self.contents.of(spt)
-        if (
-            pair is None
-            or pair.spt_pfn != spt.pfn
-            or pair.sept != sept_now
-            or pair.mirror != spt_now
-        ):
-            children, unlike = _compare(spt_now, sept_now, level, self.hpa_mask)
-            if unlike:
-                # Not settled: look again next time, but go down now.
-                self.alike.pop(sept.pfn, None)
-                self._add_unlike(unlike, level, base_gfn)
-                return children
-            pair = _Pair(base_gfn, level, sept_now, spt.pfn, spt_now, children)
-            self.alike[sept.pfn] = pair
-        pair.sept_written, pair.spt_written = sept.written, spt.written
-        return pair.children
-
-    def _add_unlike(self, unlike: tuple[_Child, ...], level: int, base_gfn: int) -> None:
-        for offset, m, s in unlike:
-            if m != FROZEN_SPTE:
-                self.add(base_gfn + offset, level, m, s)
-            elif not self.frozen_allowed:
-                self.add(base_gfn + offset, level, m, s, ", and nobody holds mmu_lock")
-
-    def _compare_child(self, gfn: int, level: int, m: int, s: int) -> None:
-        sp = self.page_private.get((m & SPTE_BASE_ADDR_MASK) >> 12)
-        if not is_linked_table(s) or sp is None:
-            self.add(gfn, level, m, s)
-            return
-        pfn = (s & self.hpa_mask) >> 12
-        if sp.external_spt != pfn:
-            external = "none" if sp.external_spt is None else f"{sp.external_spt:#x}"
-            self.add(gfn, level, m, s, f"; KVM believes the S-EPT page is {external}")
-            return
-        child = self.tables.get(pfn)
-        if child is None:
-            self.add(gfn, level, m, s, "; that page is no table")
-            return
-        self.compare(child, sp.spt, level - 1, gfn)

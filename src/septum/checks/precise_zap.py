@@ -24,8 +24,10 @@ class PreciseZap(Promise):
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
         """The mapped and accepted GFNs are compared with those of the last look."""
-        history = self.checker.history(vm)
         losses = self.checker.losses(vm, first_gfn, end_gfn)
+        if not losses.unaccepted and not losses.unmapped:
+            return
+        history = self.checker.history(vm)
         asked = "; ".join(str(op) for op in history.active) or "the last operations"
         for start, end in losses.unaccepted:
             level, entry = vm.walk(start)

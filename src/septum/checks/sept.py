@@ -214,6 +214,13 @@ class SeptReader:
         """
         if (first_gfn, end_gfn) == EVERYTHING and NR << 9 * root_level <= END_GFN:
             return self._all_runs(root, root_level)
+        known = self._all
+        if known is not None and known[0][0][0] is root and unwritten(known[0]):
+            return [
+                clip(run, first_gfn, end_gfn)
+                for run in known[1]
+                if run[0] < end_gfn and run[0] + run[1] > first_gfn
+            ]
         found: list[LeafRun] = []
         self._collect(root, root_level, 0, (first_gfn, end_gfn), found)
         return found
@@ -311,6 +318,9 @@ class SeptReader:
 
     def changed(self, root: TablePage, root_level: int) -> list[tuple[int, int]]:
         """[first, end) GFNs of the tables that do not hold what they held when last read."""
+        known = self._all
+        if known is not None and known[0][0][0] is root and unwritten(known[0]):
+            return []
         spans: list[tuple[int, int]] = []
         todo = [(root, root_level, 0)]
         while todo:

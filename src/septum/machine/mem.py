@@ -38,15 +38,20 @@ class FrameBlock:
 
 
 class PhysMem:
-    """The frames of the machine, by PFN."""
+    """The frames of the machine, by PFN.
 
-    __slots__ = ("_blocks", "_bytes", "hkid_min", "sim")
+    `nr_changes` counts writes and flushes, for who looks on: where it has not grown, every frame is
+    as it was.
+    """
+
+    __slots__ = ("_blocks", "_bytes", "hkid_min", "nr_changes", "sim")
 
     def __init__(self, sim: Sim, config: MachineConfig) -> None:
         self.sim = sim
         self.hkid_min = config.private_hkid_min
         self._blocks: dict[int, FrameBlock] = {}
         self._bytes: dict[int, bytes] = {}
+        self.nr_changes = 0
 
     # What software does
 
@@ -84,6 +89,7 @@ class PhysMem:
 
         MODEL: also for the TDX module's direct stores, which bypass the cache on hardware.
         """
+        self.nr_changes += 1
         block = self._blocks.get(pfn >> 9)
         if block is None:
             block = self._blocks[pfn >> 9] = FrameBlock()
@@ -96,6 +102,7 @@ class PhysMem:
 
     def fill(self, pfn: int, nr_pages: int, hkid: int, token: int) -> None:
         """Write `token` to `nr_pages` frames from `pfn` with key `hkid`."""
+        self.nr_changes += 1
         end = pfn + nr_pages
         while pfn < end:
             if not pfn & 511 and end - pfn >= PTRS_PER_TABLE:
@@ -151,15 +158,18 @@ class PhysMem:
         """Write back and invalidate frame `pfn`, whatever key its lines have."""
         block = self._blocks.get(pfn >> 9)
         if block is not None and block.dirty != CLEAN:
+            self.nr_changes += 1
             block.dirty = _put(block.dirty, pfn & 511, CLEAN, "h")
 
     def wbinvd(self) -> None:
         """Write back and invalidate everything."""
+        self.nr_changes += 1
         for block in self._blocks.values():
             block.dirty = CLEAN
 
     def wbinvd_pages(self, pfn: int, nr_pages: int) -> None:
         """`wbinvd_page` of `nr_pages` frames from `pfn`."""
+        self.nr_changes += 1
         end = pfn + nr_pages
         while pfn < end:
             if not pfn & 511 and end - pfn >= PTRS_PER_TABLE:
