@@ -15,11 +15,11 @@ import pytest
 from septum.abi.sept import FREE_ENTRY
 from septum.abi.spte import FROZEN_SPTE
 from septum.checks import agree, cache, history, mirror, sept
-from septum.explore import Options
+from septum.explore import Options, Strategy
 from septum.explore.run import StateMissed
 from septum.explore.sampling import Pct, RandomWalk
 from septum.explore.scenario import ScenarioSubject
-from septum.explore.search import Searcher
+from septum.explore.search import Job, Searcher
 from septum.machine import PhysMem, TablePage
 from septum.machine.tables import Writes
 
@@ -220,3 +220,18 @@ def test_what_leads_from_table_to_table(tiny, what):
         del world.machine.tables[sp.external_spt]
     checker.look_now("after")
     assert world.texts()
+
+
+@pytest.mark.parametrize("mode", ["quiet", "every-step"])
+@pytest.mark.parametrize("scenario", ["fault-against-fault", "dpamt-fault-against-fault"])
+def test_a_look_leaves_no_trace_in_a_search(scenario, mode):
+    """An exhaustive search watches what the model does with each object, also with those that are
+    made in a run. What promises read of them is no use of them: the search ends."""
+    options = Options(Strategy.EXHAUSTIVE, preemptions=0, keep_going=True)
+    searcher = Searcher(ScenarioSubject(scenario, "v3", mode), options)
+    try:
+        result = searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=0))
+    finally:
+        searcher.close()
+    assert result.complete
+    assert result.states > 50
