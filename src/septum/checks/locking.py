@@ -49,7 +49,7 @@ class Locking(Promise):
         self._after: dict[str, dict[str, str]] = {}
         self._classes: dict[str, str] = {}
         self._known: set[tuple[str, str]] = set()  # names of which the second was taken inside
-        self._previous: Callable[[Task, object, str, str], None] | None = None
+        self._previous: Callable[[Task, object, str], None] | None = None
         for outer, inner in pairwise(DOCUMENTED_ORDER):
             self._after.setdefault(outer, {})[inner] = "documented"
 
@@ -71,9 +71,9 @@ class Locking(Promise):
             found = self._classes[name] = re.sub(r"\d+", "#", name)
         return found
 
-    def _observe(self, task: Task, lock: object, mode: str, op: str) -> None:
+    def _observe(self, task: Task, lock: object, op: str) -> None:
         if self._previous is not None:
-            self._previous(task, lock, mode, op)
+            self._previous(task, lock, op)
         if op != "lock" or len(task.held) < 2:
             return
         inner_name = getattr(lock, "name", "?")

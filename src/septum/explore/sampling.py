@@ -14,7 +14,7 @@ import math
 import random
 from typing import TYPE_CHECKING
 
-from septum.explore.run import STANDING_DEPTH, Steering, standing
+from septum.explore.run import Steering, standing
 
 if TYPE_CHECKING:
     from septum.explore.subject import Options
@@ -28,9 +28,8 @@ ROUNDS_MAX = 6
 LOOK_FROM = 24
 """Scheduling points in a row after which a task is looked at."""
 
-ENGINE_FRAMES = 8
-"""Innermost frames on the stack of a task that is looked at which are those of the engine: from
-`standing` out to `Sim.point`."""
+MODEL_FRAMES = 9
+"""So many places on its stack, from where it called `Sim.point` outwards, say where it stands."""
 
 
 class Length:
@@ -82,16 +81,25 @@ class Sampled(Steering):
         space = max(1, length.failure_points + length.failure_points // 4)
         self._fail_at = {self._dice.randrange(space) for _ in range(count)}
 
-    def unseen(self) -> int:
-        """At so many more points in a row nobody looks where the current task stands."""
-        return max(0, LOOK_FROM - self._in_row)
+    def go_on(self, count: int, in_row: int) -> None:
+        """The answer at the next `count` points is 0, unless the task that runs there, and has run
+        `in_row` of them, goes round."""
+        if in_row < LOOK_FROM:
+            self.sim.skip_points(min(count, LOOK_FROM - in_row))
+        else:
+            self.sim.skip_points(max(0, min(count, self.spin_points - in_row - 1)), self._look)
+
+    def _look(self) -> bool:
+        """Called by `Sim.point`: whether to ask, because the current task goes round."""
+        return self._goes_round(standing(3, MODEL_FRAMES))
 
     def goes_round(self) -> bool:
         """Whether the current task has been here ROUNDS_MAX times since it was switched to, and ran
         for a while: where it stands is only looked at from then on."""
-        if self._in_row < LOOK_FROM:
-            return False
-        place = standing(ENGINE_FRAMES, STANDING_DEPTH - ENGINE_FRAMES)
+        # `pick_task` calls this; between it and `Sim.point` are three more.
+        return self._in_row >= LOOK_FROM and self._goes_round(standing(7, MODEL_FRAMES))
+
+    def _goes_round(self, place: tuple[int, ...]) -> bool:
         rounds = self._places[place] = self._places.get(place, 0) + 1
         return rounds >= ROUNDS_MAX
 
@@ -132,6 +140,7 @@ class RandomWalk(Sampled):
             return dice.randrange(n)
         limit = self.options.preemptions
         if limit is not None and self.preemptions >= limit:
+            self.go_on(self.spin_points, self._in_row)
             return 0
         if self._stay and not self._turn_comes():
             return 0
@@ -146,12 +155,16 @@ class RandomWalk(Sampled):
         if self._stays == 0:
             self._stays = -1
             return True
+        if self._stays > 0:
+            # Asked before its time: a task became ready, or was looked at.
+            self._stays -= 1
+            self.go_on(self._stays, self._in_row)
+            return False
         stays = int(math.log(1.0 - self._dice.random()) / math.log(self._stay))
         if not stays:
             return True
-        ahead = min(stays - 1, self.unseen())
-        self._stays = ahead if ahead == stays - 1 else -1
-        self.sim.skip_points(ahead)
+        self._stays = stays - 1
+        self.go_on(stays - 1, self._in_row)
         return False
 
 
@@ -186,20 +199,22 @@ class Pct(Sampled):
         current = sim.current
         at = self._nr_picks
         self._nr_picks = at + 1
-        ahead = [change - at - 1 for change in self._change_at if change > at]
-        sim.skip_points(min([self.unseen(), *ahead]))
         if not forced and not spins and self.goes_round():
             self.yields = spins = True
         if spins or (at in self._change_at and not forced):
             self._lowest -= 1.0
             self._priorities[current.index] = self._lowest
+        # Priorities are as they are up to the next change point.
+        ahead = min([c - at - 1 for c in self._change_at if c > at], default=self.spin_points)
         limit = self.options.preemptions
         may_preempt = limit is None or self.preemptions < limit
         if not forced and not spins and not may_preempt:
+            self.go_on(ahead, self._in_row)
             return 0
         ring = sim.ready_ring(forced)
         best = 0 if not spins else 1
         for index in range(best + 1, n):
             if self._priority(ring[index]) > self._priority(ring[best]):
                 best = index
+        self.go_on(ahead, 0 if best or forced else self._in_row)
         return best

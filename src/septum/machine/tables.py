@@ -6,8 +6,17 @@ becomes an array on the first entry that differs.
 """
 
 from array import array
+from functools import lru_cache
 
 from septum.abi.types import PTRS_PER_TABLE
+
+
+@lru_cache(128)
+def _template(base: int, stride: int) -> "array[int]":
+    """Entries `base + i * stride`: those of the last few templates, to be copied."""
+    if stride == 0:
+        return array("Q", (base,)) * PTRS_PER_TABLE
+    return array("Q", range(base, base + PTRS_PER_TABLE * stride, stride))
 
 
 class Writes:
@@ -89,10 +98,7 @@ class TablePage:
         entries = self.entries
         if entries is not None:
             return entries[:]
-        if self.stride == 0:
-            return array("Q", (self.base,)) * PTRS_PER_TABLE
-        stop = self.base + PTRS_PER_TABLE * self.stride
-        return array("Q", range(self.base, stop, self.stride))
+        return _template(self.base, self.stride)[:]
 
     def _expand(self) -> "array[int]":
         self.entries = entries = self.values()

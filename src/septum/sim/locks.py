@@ -37,7 +37,7 @@ class _Lock:
         task = sim.current
         task.held.append((self, mode))
         if sim.lock_observer is not None:
-            sim.lock_observer(task, self, mode, op)
+            sim.lock_observer(task, self, op)
         if sim.tracing:
             sim.emit(LockEvent(task.time_ns, task.name, task.cpu, "lock", self.name, mode))
 
@@ -51,8 +51,6 @@ class _Lock:
                 break
         else:
             raise SimDefect(f"{task.name} releases {self.name} ({mode}) that it does not hold")
-        if sim.lock_observer is not None:
-            sim.lock_observer(task, self, mode, "unlock")
         if sim.tracing:
             sim.emit(LockEvent(task.time_ns, task.name, task.cpu, "unlock", self.name, mode))
         if self.waiters:

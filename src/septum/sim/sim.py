@@ -59,6 +59,7 @@ class Sim:
         "_next_index",
         "_ready",
         "_skip",
+        "_skip_look",
         "_solo",
         "_woken",
         "alarm_at",
@@ -98,6 +99,7 @@ class Sim:
         self.choice_rules: ChoiceRules | None = None
         self.nr_points = 0
         self._skip = 0  # scheduling points at which the schedule need not be asked
+        self._skip_look: Callable[[], bool] | None = None
         self.nr_skipped = 0
         self.nr_switches = 0
         # Called at the scheduling point of number `alarm_at`, for who puts that off each time.
@@ -105,8 +107,9 @@ class Sim:
         self.alarm_at = 0
         # Called at every scheduling point while tasks run, for checks of every step.
         self.point_observer: Callable[[str], None] | None = None
-        # Called as (task, lock, mode, op), for lock-order checks; op: lock, trylock or unlock.
-        self.lock_observer: Callable[[Task, object, str, str], None] | None = None
+        # Called as (task, lock, op) when a lock was taken, for checks of their order; op is lock or
+        # trylock.
+        self.lock_observer: Callable[[Task, object, str], None] | None = None
 
     # Tasks
 
@@ -224,9 +227,6 @@ class Sim:
         """A scheduling point of the named kind, about `obj` (what the next step will touch)."""
         if self._solo:
             return
-        self._point(kind)
-
-    def _point(self, kind: str) -> None:
         nr = self.nr_points = self.nr_points + 1
         if nr == self.alarm_at and self._alarm is not None:
             self._alarm()
@@ -234,17 +234,21 @@ class Sim:
             self.point_observer(kind)
         if len(self._ready) > 1:
             if self._skip:
-                self._skip -= 1
-                self.nr_skipped += 1
-                self.answers.append(0)
-                return
+                if self._skip_look is None or not self._skip_look():
+                    self._skip -= 1
+                    self.nr_skipped += 1
+                    self.answers.append(0)
+                    return
+                self._skip = 0
             task = self._pick(forced=False)
             if task is not self.current:
                 self._switch(task, kind, preempted=True)
 
-    def skip_points(self, count: int) -> None:
-        """The answer at the next `count` scheduling points is 0, if nobody else becomes ready."""
+    def skip_points(self, count: int, look: Callable[[], bool] | None = None) -> None:
+        """The answer at the next `count` scheduling points is 0, if nobody else becomes ready, and
+        until `look`, which is called at each, says that the schedule is to be asked after all."""
         self._skip = count
+        self._skip_look = look
 
     def choose(self, name: str, n: int = 2) -> int:
         """The outcome 0..n-1 of a named choice point; 0 is the ordinary one."""
