@@ -59,6 +59,24 @@ class Regs:
         self.rdi = rdi
         self.rbp = rbp
 
+    def copy_from(self, other: "Regs") -> None:
+        """Every register becomes what it is in `other`."""
+        self.rax = other.rax
+        self.rcx = other.rcx
+        self.rdx = other.rdx
+        self.r8 = other.r8
+        self.r9 = other.r9
+        self.r10 = other.r10
+        self.r11 = other.r11
+        self.r12 = other.r12
+        self.r13 = other.r13
+        self.r14 = other.r14
+        self.r15 = other.r15
+        self.rbx = other.rbx
+        self.rsi = other.rsi
+        self.rdi = other.rdi
+        self.rbp = other.rbp
+
     def __repr__(self) -> str:
         shown = " ".join(f"{n}={getattr(self, n):#x}" for n in self.__slots__ if getattr(self, n))
         return f"Regs({shown})"

@@ -92,7 +92,7 @@ class VmHistory:
         if not vm.has_key():
             self.mapped = self.accepted = self.ended = _NOTHING
             return Losses(_NOTHING, _NOTHING, _NOTHING)
-        under_way = self.under_way(vm.kvm.id)
+        under_way = self.under_way(vm.kvm.id) if self.active else _NOTHING
         if (first_gfn, end_gfn) == EVERYTHING:
             return self._look_at_all(vm, under_way)
         mapped, accepted, pending = states_of(vm, first_gfn, end_gfn)
@@ -128,11 +128,12 @@ class VmHistory:
         if self.accepted is not accepted:
             unaccepted = self.accepted.minus(accepted).minus(asked)
             self.accepted = accepted
-        losses = Losses(unmapped, unaccepted, pending.minus(asked.union(self.taken)))
+        if pending.starts:
+            pending = pending.minus(asked.union(self.taken))
         self.ended = _NOTHING
-        if self.taken:
+        if self.taken.starts:
             self.taken = self.taken.minus(accepted.minus(under_way))
-        return losses
+        return Losses(unmapped, unaccepted, pending)
 
 
 @lru_cache(MEMO_MAX)

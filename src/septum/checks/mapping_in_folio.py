@@ -36,10 +36,12 @@ class MappingInFolio(Promise):
         While somebody holds slots_lock, a slot or a file may be on its way out.
         """
         changing = vm.kvm.slots_lock.locked()
+        slot: KvmMemorySlot | None = None
         for run in vm.runs(first_gfn, end_gfn):
             rest = run
             while rest[1] > 0:
-                slot = vm.slot_at(rest[0])
+                if slot is None or not slot.base_gfn <= rest[0] < slot.base_gfn + slot.npages:
+                    slot = vm.slot_at(rest[0])
                 if slot is None or slot.gmem_file is None:
                     if not changing:
                         self._broken(vm, rest, rest[0], "no memslot with a guest_memfd is there")

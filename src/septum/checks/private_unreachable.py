@@ -33,12 +33,12 @@ class PrivateUnreachable(Promise):
         With attributes that the VM holds, the private half of a file that can be mapped is
         reachable whatever they say.
         """
+        if not any(_reachable(slot) for slot in vm.kvm.memslots.values()):
+            return
         for run in vm.runs(first_gfn, end_gfn):
             slot = vm.slot_at(run[0])
-            if slot is not None and slot.gmem_file is not None:
-                inode = slot.gmem_file.inode
-                if inode.user_mapped or inode.pins or inode.flags & GUEST_MEMFD_FLAG_MMAP:
-                    self._check(vm, slot, inode, run)
+            if slot is not None and slot.gmem_file is not None and _reachable(slot):
+                self._check(vm, slot, slot.gmem_file.inode, run)
 
     def _check(self, vm: VmView, slot: KvmMemorySlot, inode: GmemInode, run: LeafRun) -> None:
         offset = slot.gmem_pgoff - slot.base_gfn
@@ -62,3 +62,11 @@ class PrivateUnreachable(Promise):
             f"{vm.name}: GFN {gfn:#x} (PFN {run[4] + gfn - run[0]:#x}) is in the S-EPT as "
             f"{level_text(run[2])} memory and {why}",
         )
+
+
+def _reachable(slot: KvmMemorySlot) -> bool:
+    """Whether user space may have anything of the memory in this slot."""
+    if slot.gmem_file is None:
+        return False
+    inode = slot.gmem_file.inode
+    return bool(inode.user_mapped or inode.pins or inode.flags & GUEST_MEMFD_FLAG_MMAP)

@@ -68,6 +68,7 @@ class VmView:
     __slots__ = (
         "_looking",
         "_runs",
+        "_td",
         "hkid",
         "hpa_mask",
         "keyed",
@@ -88,6 +89,7 @@ class VmView:
         self.reader = SeptReader(world.machine.tables, self.hpa_mask)
         self._runs: tuple[tuple[int, int], list[LeafRun]] | None = None
         self._looking = False
+        self._td: Td | None = None  # during a look
         self.keyed = False  # whether it had a key when `changed` was asked last
         self.tdr_pfn = -1  # the TD's, remembered when KVM has given it up
         self.hkid = -1
@@ -104,6 +106,8 @@ class VmView:
     @property
     def td(self) -> Td | None:
         """The module's side; None before MNG.CREATE and after the TDR was reclaimed."""
+        if self._looking:
+            return self._td
         return self.world.module.tds.get(self.tdr_pfn)
 
     def has_key(self) -> bool:
@@ -129,6 +133,7 @@ class VmView:
 
     def begin_look(self) -> None:
         """Nothing changes until `end_look`: what is read is kept."""
+        self._td = self.world.module.tds.get(self.tdr_pfn)
         self._looking = True
 
     def end_look(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from septum.abi import leaves
 from septum.abi.features import TDX_TD_ATTR_DEBUG, TDX_XFAM_FIXED0
@@ -185,8 +185,7 @@ class Module(Steps):
         key = (leaves.TDH_VP_ENTER, 0)
         self.counts[key] = self.counts.get(key, 0) + 1
         exit_regs = self.machine.run_guest(lp, vcpu.tdvpr_pfn)
-        for name in type(regs).__slots__:
-            setattr(regs, name, getattr(exit_regs, name))
+        regs.copy_from(cast("Regs", exit_regs))
 
     def vp_enter(self, lp: LogicalProcessor, regs: Regs) -> bool:
         """The entry half of TDH.VP.ENTER. True: the vCPU now runs on `lp`. False: refused,
