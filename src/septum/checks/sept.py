@@ -274,6 +274,9 @@ class SeptReader:
         lo = max(0, (first_gfn - base_gfn) >> shift)
         hi = min(NR, -((base_gfn - end_gfn) >> shift))
         entries = page.entries
+        if entries is not None and hi - lo == 1:
+            self._collect_one(entries[lo], level, base_gfn + (lo << shift), window, found)
+            return
         if entries is not None and hi - lo <= _FEW:
             # A look at a few entries: read them, and leave the record of the table alone.
             gfn = base_gfn + (lo << shift)
@@ -297,6 +300,19 @@ class SeptReader:
             gfn, pfn = part
             child = self.tables.get(pfn)
             if child is not None and gfn + (1 << shift) > first_gfn:
+                self._collect(child, level - 1, gfn, window, found)
+
+    def _collect_one(
+        self, entry: int, level: int, gfn: int, window: tuple[int, int], found: list[LeafRun]
+    ) -> None:
+        """A single entry, that for `gfn`."""
+        if entry & PS:
+            step = 1 << 9 * level
+            pfn = (entry & self.hpa_mask & -(step << 12)) >> 12
+            found.append(clip((gfn, step, level + 1, entry & STATE_MASK, pfn), *window))
+        elif level and entry & STATE_MASK in NON_LEAF_STATES:
+            child = self.tables.get((entry & self.hpa_mask) >> 12)
+            if child is not None:
                 self._collect(child, level - 1, gfn, window, found)
 
     def _record(self, page: TablePage, level: int, base_gfn: int) -> _Record:
