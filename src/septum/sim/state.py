@@ -125,13 +125,11 @@ class _SlotsPart(Part):
         return not _same(self.saved, self._now())
 
     def learn(self) -> None:
-        """The first time, the slots that differ; when that was not all, every slot."""
         saved = self.saved
         assert isinstance(saved, list)
-        if self._hot is not None or _MISSING in saved:
-            self._hot = None
-            return
-        self._hot = [
+        if _MISSING in saved:
+            return  # all of it
+        self._hot = (self._hot or []) + [
             (member.__set__, value)
             for member, value, now in zip(self.members, saved, self._now(), strict=True)
             if not _same([value], [now])
@@ -346,13 +344,9 @@ class _StructPart(Part):
         return not _same(self.saved, self._now())
 
     def learn(self) -> None:
-        """The first time, the fields that differ; when that was not all, every field."""
         saved = self.saved
         assert isinstance(saved, list)
-        if self._hot is not None:
-            self._hot = list(zip(self.fields, saved, strict=True))
-            return
-        self._hot = [
+        self._hot = (self._hot or []) + [
             (name, value)
             for name, value, now in zip(self.fields, saved, self._now(), strict=True)
             if not _same([value], [now])
