@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from septum.machine import TablePage
 
 MAX_DIFFERENCES = 4
+FEW_TABLES = 64
 _Child = tuple[int, int, int]
 """(GFN relative to the table's, mirror entry, S-EPT entry)."""
 _Link = tuple[int, "KvmMmuPage", "TablePage", int, "TablePage"]
@@ -207,11 +208,13 @@ class TwoTables:
         return self._found
 
     def _as_walked(self, sept: TablePage, spt: TablePage, everything: bool) -> bool:
-        """Whether a walk would come to the same tables as the last one that came everywhere. If it
-        is to come `everywhere`, tables that were written are compared."""
+        """Whether a walk would come to the same tables as the last one that came everywhere. Of one
+        that is to look at everything, tables that were written are compared."""
         pairs = self._pairs
         if not pairs or pairs[0].sept is not sept or pairs[0].spt is not spt:
             return False
+        if not everything and len(pairs) > FEW_TABLES:
+            return False  # a walk of the window costs less
         page_private = self._vm.world.host.page_private
         tables = self._vm.world.machine.tables
         for spt_pfn, sp, below, pfn, child in self._links:

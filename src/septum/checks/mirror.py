@@ -20,15 +20,15 @@ from septum.checks.sept import (
     END_GFN,
     MEMO_MAX,
     NR,
+    Tree,
     as_int,
     entries_of,
-    unwritten,
 )
 from septum.checks.text import entry_text, level_text
 
 if TYPE_CHECKING:
     from septum.checks.checker import Checker
-    from septum.checks.sept import Content, Tree
+    from septum.checks.sept import Content
     from septum.checks.view import VmView
     from septum.linux.kvm.types import KvmMmuPage
     from septum.module.state import Td
@@ -165,10 +165,10 @@ class Mirror(Promise):
     def _count(self, vm: VmView, root: KvmMmuPage) -> Leaves:
         """The leaves of a root, counted again when a table of it was written."""
         known = self._counted.get(root.spt.pfn)
-        if known is not None and known[0][0][0] is root.spt and unwritten(known[0]):
+        if known is not None and known[0].is_as_read(root.spt):
             return known[1]
         tree, leaves = count_leaves(vm, root)
-        if tree:
+        if tree is not None:
             self._counted[root.spt.pfn] = (tree, leaves)
         else:
             self._counted.pop(root.spt.pfn, None)
@@ -208,19 +208,19 @@ def leaf_counts(vm: VmView, root: KvmMmuPage) -> dict[str, int]:
     return dict(zip(_STATS, count_leaves(vm, root)[1], strict=True))
 
 
-def count_leaves(vm: VmView, root: KvmMmuPage) -> tuple[Tree, Leaves]:
-    """Leaves of one of KVM's page tables by level, and the tables that were read for that; none
+def count_leaves(vm: VmView, root: KvmMmuPage) -> tuple[Tree | None, Leaves]:
+    """Leaves of one of KVM's page tables by level, and the tables that were read for that; None
     when one is missing, so that it may appear."""
     counts = [0, 0, 0, 0, 0, 0]
     tables = vm.world.machine.tables
     contents = vm.reader.contents
     todo = [(root.spt, root.level)]
-    tree: Tree = []
+    tree = Tree()
     whole = True
     mmio = vm.kvm.arch.shadow_mmio_value
     while todo:
         page, level = todo.pop()
-        tree.append((page, page.written))
+        tree.add(page)
         nr, below = _count(contents.of(page), level, mmio)
         counts[level] += nr
         for pfn in below:
@@ -229,7 +229,7 @@ def count_leaves(vm: VmView, root: KvmMmuPage) -> tuple[Tree, Leaves]:
                 todo.append((child, level - 1))
             else:
                 whole = False
-    return tree if whole else [], (counts[1], counts[2], counts[3])
+    return tree if whole else None, (counts[1], counts[2], counts[3])
 
 
 @lru_cache(MEMO_MAX)

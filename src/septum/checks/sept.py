@@ -91,17 +91,37 @@ def as_int(held: bytes) -> int:
     return int.from_bytes(held, "little")
 
 
-Tree = list[tuple["TablePage", int]]
-"""The tables of a page table, all of them, each with the number of its last write when it was
-read."""
+class Tree:
+    """All tables of a page table, as they were when they were read; the root is the first."""
 
+    __slots__ = ("_nr_writes", "_pages")
 
-def unwritten(tree: Tree) -> bool:
-    """Whether the page table is as it was when it was read."""
-    for page, written in tree:  # noqa: SIM110  a generator would double what most looks cost
-        if page.written != written:
+    def __init__(self) -> None:
+        self._pages: list[tuple[TablePage, int]] = []  # each with the number of its last write
+        self._nr_writes = -1
+
+    def add(self, page: TablePage) -> None:
+        """`page` was read."""
+        self._pages.append((page, page.written))
+        self._nr_writes = page.writes.nr
+
+    def is_few(self) -> bool:
+        """Looking at each costs less than a look at a few leaves."""
+        return len(self._pages) <= _FEW
+
+    def is_as_read(self, root: TablePage) -> bool:
+        """Whether this is the page table with this root, and none of it was written since."""
+        pages = self._pages
+        if not pages or pages[0][0] is not root:
             return False
-    return True
+        nr_writes = root.writes.nr
+        if nr_writes == self._nr_writes:
+            return True
+        for page, written in pages:
+            if page.written != written:
+                return False
+        self._nr_writes = nr_writes
+        return True
 
 
 class Contents:
@@ -218,7 +238,7 @@ class SeptReader:
         if (first_gfn, end_gfn) == EVERYTHING and NR << 9 * root_level <= END_GFN:
             return self._all_runs(root, root_level)
         known = self._all
-        if known is not None and known[0][0][0] is root and unwritten(known[0]):
+        if known is not None and known[0].is_few() and known[0].is_as_read(root):
             return [
                 clip(run, first_gfn, end_gfn)
                 for run in known[1]
@@ -231,9 +251,9 @@ class SeptReader:
     def _all_runs(self, root: TablePage, root_level: int) -> list[LeafRun]:
         """`runs` without a window: the same list as long as it holds the same."""
         known = self._all
-        if known is not None and known[0][0][0] is root and unwritten(known[0]):
+        if known is not None and known[0].is_as_read(root):
             return known[1]
-        tree: Tree = []
+        tree = Tree()
         found: list[LeafRun] = []
         whole = self._collect_all(root, root_level, 0, found, tree)
         if known is not None and known[1] == found:
@@ -245,7 +265,7 @@ class SeptReader:
         self, page: TablePage, level: int, base_gfn: int, found: list[LeafRun], tree: Tree
     ) -> bool:
         """`_collect` without a window. False: a table is missing."""
-        tree.append((page, page.written))
+        tree.add(page)
         record = self._record(page, level, base_gfn)
         if not record.children:
             # Without tables below, all parts are leaf runs.
@@ -338,7 +358,7 @@ class SeptReader:
     def changed(self, root: TablePage, root_level: int) -> list[tuple[int, int]]:
         """[first, end) GFNs of the tables that do not hold what they held when last read."""
         known = self._all
-        if known is not None and known[0][0][0] is root and unwritten(known[0]):
+        if known is not None and known[0].is_as_read(root):
             return []
         spans: list[tuple[int, int]] = []
         todo = [(root, root_level, 0)]

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from septum.abi.kvm import PG_LEVEL_2M, PG_LEVEL_4K
-from septum.abi.status import TDX_OPERAND_INVALID
+from septum.abi.status import TDX_OPERAND_INVALID, TDX_SW_ERROR
 from septum.abi.types import Pfn
 from septum.linux.host import HostUnits, v3_units
 from septum.linux.kvm.tdx import KvmTdxUnit
 from septum.linux.kvm.types import Folio
-from septum.linux.x86.state import TDX_SW_ERROR
 
 Benches = Callable[..., Any]
 PAGE = 4096
