@@ -30,12 +30,13 @@ class AcceptOnce(Promise):
         asked for that, or its VMM is against it, which no kernel can help.
         """
         losses = self.checker.losses(vm, first_gfn, end_gfn)
-        if not losses.pending:
+        pending = losses.pending
+        if not pending.starts:
             return
-        again = losses.pending.intersect(losses.unaccepted)
+        again = pending.intersect(losses.unaccepted)
         if vm.memory is not None:
             owned = Intervals()
-            for start, end in losses.pending:
+            for start, end in pending:
                 for gfn, nr, _ in vm.memory.ranges_in(start << 12, end - start):
                     owned.append(gfn, gfn + nr)
             again = again.union(owned)

@@ -95,6 +95,8 @@ class Intervals:
     def intersect(self, other: Intervals) -> Intervals:
         """What is in both."""
         result = Intervals()
+        if not other.starts:
+            return result
         i = j = 0
         while i < len(self.starts) and j < len(other.starts):
             result.append(max(self.starts[i], other.starts[j]), min(self.ends[i], other.ends[j]))

@@ -128,7 +128,8 @@ class RandomWalk(Sampled):
     def __init__(self, options: Options, number: int, length: Length) -> None:
         super().__init__(options, number, length)
         self._stays = -1  # points to go until a turn comes; -1: not drawn
-        self._stay = 0.0 if number % 2 else 1.0 - 4.0 / (length.picks + 4)
+        # The logarithm of how likely the current task goes on; 0: any task, at every point.
+        self._stay = 0.0 if number % 2 else math.log(1.0 - 4.0 / (length.picks + 4))
 
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
         dice = self._dice
@@ -160,7 +161,7 @@ class RandomWalk(Sampled):
             self._stays -= 1
             self.go_on(self._stays, self._in_row)
             return False
-        stays = int(math.log(1.0 - self._dice.random()) / math.log(self._stay))
+        stays = int(math.log(1.0 - self._dice.random()) / self._stay)
         if not stays:
             return True
         self._stays = stays - 1

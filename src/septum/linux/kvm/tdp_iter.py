@@ -116,9 +116,10 @@ class TdpIter:
         if child is None:
             return False
         self.level = level = level - 1
-        self.pt_path[level] = child
-        self.gfn = self.next_last_level_gfn & -PAGES_PER_HPAGE[level]
-        self._refresh_sptep()
+        self.pt_path[level] = self.table = child
+        self.gfn = gfn = self.next_last_level_gfn & -PAGES_PER_HPAGE[level]
+        self.index = index = ((gfn | self.gfn_bits) >> HPAGE_GFN_SHIFT[level]) & 511
+        self.old_spte = child.entry(index)
         return True
 
     def skip_nonpresent(self, end: int) -> None:
