@@ -259,18 +259,29 @@ class Checker:
             nr_writes = self.world.machine.table_writes.nr
             if nr_writes == self._settled_at:
                 return
-            for vm in self._vms.values():
-                changed = vm.changed()
-                for promise in self._watching:
-                    changed += promise.changed(vm)
-                if changed:
-                    spans.update(vm_spans(vm.kvm, changed))
-            if not spans:
+            changed = self._changed_spans()
+            if changed is None:
                 # A VM without a key has nothing to be seen; that it gets one is no write.
                 if all(vm.keyed for vm in self._vms.values()):
                     self._settled_at = nr_writes
                 return
+            spans = changed
         self._look(kind, spans)
+
+    def _changed_spans(self) -> Spans | None:
+        """Where page tables changed since they were looked at; None is nowhere. When it is time to
+        look at everything, that something changed is enough, and nothing says where."""
+        everything = self._credit >= self._cost
+        spans: Spans = {}
+        for vm in self._vms.values():
+            changed = vm.changed()
+            if changed and everything:
+                return {}
+            for promise in self._watching:
+                changed += promise.changed(vm)
+            if changed:
+                spans.update(vm_spans(vm.kvm, changed))
+        return spans or None
 
     def _active_spans(self) -> Spans:
         """What tasks are at: ranges of operations, and GFNs that vCPUs faulted at."""
