@@ -210,8 +210,9 @@ class Module(Steps):
             if outcome.kind == OutcomeKind.TD:
                 return
             if outcome.kind == OutcomeKind.TD_EXIT:
+                completed = is_vmcall or outcome.event == LAST_EXIT_ASYNC_TRAP
                 lp = self.machine.exit_to_host(lp, outcome.exit)
-                if is_vmcall or outcome.event == LAST_EXIT_ASYNC_TRAP:
+                if completed:
                     return
             elif lp.interrupt_pending():
                 context = lp.context

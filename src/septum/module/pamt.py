@@ -64,11 +64,12 @@ PAMT_REMOVAL_HINT = 1 << 62
 
 
 class PamtEntry:
-    """The entry of one 4 KB page. `owner` is the PFN of the TDR."""
+    """The entry of the 4 KB page `pfn`. `owner` is the PFN of the TDR."""
 
-    __slots__ = ("bepoch", "lock", "owner", "pt")
+    __slots__ = ("bepoch", "lock", "owner", "pfn", "pt")
 
-    def __init__(self, pt: int, owner: int, bepoch: int) -> None:
+    def __init__(self, pfn: int, pt: int, owner: int, bepoch: int) -> None:
+        self.pfn = pfn
         self.lock = 0
         self.pt = pt
         self.owner = owner
@@ -132,7 +133,8 @@ class PamtEntry2M:
         """The entry of 4 KB page `index`, as a record of its own from now on."""
         entry = self.children.get(index)
         if entry is None:
-            entry = PamtEntry(self.child_pt, self.child_owner, self.child_bepoch)
+            pfn = (self.hpa >> 12) + index
+            entry = PamtEntry(pfn, self.child_pt, self.child_owner, self.child_bepoch)
             self.children[index] = entry
         return entry
 

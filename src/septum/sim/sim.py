@@ -205,6 +205,11 @@ class Sim:
             ready[0] = task
         return task
 
+    @property
+    def hub(self) -> greenlet.greenlet | None:
+        """The stack that tasks return to; None while none runs."""
+        return self._hub
+
     def ready_ring(self, forced: bool) -> list[Task]:
         """The ready tasks in the order that `Schedule.pick` counts them."""
         return list(self._ready)
@@ -303,7 +308,8 @@ class Sim:
         if self.point_observer is not None:
             self.point_observer("block")
         if self._ready:
-            self._switch(self._pick(forced=True), reason)
+            task = self._pick(forced=True)
+            self._switch(task, reason)
         else:
             current.glet = getcurrent()
             self._hub.switch()

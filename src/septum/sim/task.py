@@ -73,6 +73,11 @@ class Coroutine:
         run: Callable[[object], object] = self._glet.run
         return run
 
+    @property
+    def glet(self) -> greenlet.greenlet:
+        """The stack."""
+        return self._glet
+
     def kill(self) -> None:
         """End it where it is suspended, as when its machine is switched off."""
         if self._glet and not self._glet.dead:

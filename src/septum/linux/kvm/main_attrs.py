@@ -17,7 +17,7 @@ from septum.linux.ranges import range_get, range_has, range_store
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from septum.linux.kvm.types import Kvm
+    from septum.linux.kvm.types import Kvm, KvmMemorySlot
 
 ALL_ATTRIBUTES = (1 << 64) - 1
 
@@ -67,12 +67,11 @@ class MainAttrs(MainSlots):
         found_memslot = False
         flush = False
         ret = 0
-        for slot in sorted(kvm.memslots.values(), key=lambda s: s.base_gfn):
-            first = max(start, slot.base_gfn)
-            last = min(end, slot.end_gfn)
-            if first >= last:
-                continue
-            gfn_range = KvmGfnRange(slot, first, last, 0, True, attributes)
+        slot = self._memslot_from(kvm, start, end)
+        while slot is not None:
+            gfn_range = KvmGfnRange(
+                slot, max(start, slot.base_gfn), min(end, slot.end_gfn), 0, True, attributes
+            )
             if not found_memslot:
                 found_memslot = True
                 kvm.mmu_lock.write_lock()
@@ -80,12 +79,22 @@ class MainAttrs(MainSlots):
             ret = self._call_gfn_handler(handler, kvm, gfn_range)
             if ret < 0:
                 break
-            flush |= bool(ret)
+            if ret:
+                flush = True
+            slot = self._memslot_from(kvm, slot.end_gfn, end)
         if flush_on_ret and flush:
             self.kvm_flush_remote_tlbs(kvm)
         if found_memslot:
             kvm.mmu_lock.write_unlock()
         return ret if ret < 0 else 0
+
+    def _memslot_from(self, kvm: Kvm, start: int, end: int) -> KvmMemorySlot | None:
+        """The first memslot with a GFN in [start, end); None when there is none.
+
+        Source: kvm_host.h kvm_for_each_memslot_in_gfn_range.
+        """
+        slots = [s for s in kvm.memslots.values() if s.base_gfn < end and s.end_gfn > start]
+        return min(slots, key=lambda s: s.base_gfn, default=None)
 
     def _call_gfn_handler(
         self, handler: Callable[[Kvm, KvmGfnRange], int], kvm: Kvm, gfn_range: KvmGfnRange

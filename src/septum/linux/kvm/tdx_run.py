@@ -117,8 +117,12 @@ class TdxRun(TdxTdvmcall):
         """TDH.VP.ENTER and the exit information."""
         tdx = vcpu.tdx
         regs = tdx.vp_enter_regs
-        if not isinstance(regs, Regs):
+        # MODEL: what an exit left is not kept where nobody looks at it any more (all but the answer
+        # to a TDVMCALL), so that a search sees vCPUs alike that differ in nothing else.
+        if not isinstance(regs, Regs) or tdx.vp_enter_ret & 0xFFFF_FFFF != EXIT_REASON_TDCALL:
             regs = tdx.vp_enter_regs = Regs()
+        tdx.exit_reason = tdx.vp_enter_ret = 0
+        tdx.exit_qual = tdx.ext_exit_qual = tdx.exit_gpa = 0
         tdx.vp_enter_ret = self.host.x86_tdx.tdh_vp_enter(tdx, regs)
         tdx.exit_reason = self.tdx_to_vmx_exit_reason(vcpu)
         tdx.exit_qual = regs.rcx
