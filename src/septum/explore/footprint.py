@@ -61,6 +61,9 @@ Held = frozenset[int]
 """Locks that a task holds."""
 
 
+_NO_LOCKS: Held = frozenset()
+
+
 class Context:
     """The locks that a task holds while it touches something, and what it touched so before.
 
@@ -85,11 +88,27 @@ class Footprints:
     """Numbers the locations that tasks share, and turns accesses into masks.
 
     An access is an int: location << 2 | kind. Locations that only one task ever touches, or that
-    all only read, do not count. `grown` is set when an access begins to count: what was computed
-    before then lacks it, and a search that used it starts over.
+    all only read, do not count. When accesses of a location begin to count, it is in `news`
+    (EVERYWHERE: no one can say which): what was computed before then lacks them, and a search that
+    used it starts over. So that this is rare, what is learned of one object goes for all of its
+    kind: objects of one class, containers in one slot of a class, parts of such. `kinds_of_base`:
+    the kinds of the objects of the built world, by their names.
     """
 
-    __slots__ = ("_bits", "_contexts", "_guards", "_masks", "_users", "grown", "parts", "whole_of")
+    __slots__ = (
+        "_bits",
+        "_contexts",
+        "_guards",
+        "_kinds",
+        "_masks",
+        "_numbers",
+        "_users",
+        "kinds_of_base",
+        "news",
+        "parts",
+        "unguarded",
+        "whole_of",
+    )
 
     def __init__(self) -> None:
         self._users: dict[int, list[int]] = {}  # location -> tasks that touched it, by kind
@@ -97,7 +116,11 @@ class Footprints:
         self._bits: dict[int, int] = {}
         self._masks: dict[int, Masks] = {}
         self._contexts: dict[tuple[int, Held, Held], Context] = {}
-        self.grown = False
+        self._kinds: dict[int, _Kind] = {}
+        self._numbers: dict[int, int] = {}
+        self.kinds_of_base: dict[int, int] = {}
+        self.news: set[int] = set()
+        self.unguarded: set[int] = set()  # locations of locks, which no other lock guards
         # Locations of parts by that of their whole, and the other way round. Where a whole counts,
         # its parts do.
         self.parts: dict[int, list[int]] = {}
@@ -106,13 +129,24 @@ class Footprints:
     def add_part(self, whole: int, part: int) -> None:
         """`part` is the location of an element of what is at `whole`."""
         if whole in self._bits and whole not in self.parts:
-            self.grown = True  # it was taken for something without parts
+            self.news.add(whole)  # it was taken for something without parts
         self.parts.setdefault(whole, []).append(part)
         self.whole_of[part] = whole
 
     def shared(self) -> Iterable[int]:
         """The locations that count."""
         return self._bits
+
+    def touched(self, locations: Iterable[int]) -> int:
+        """Locations as bits, whether they count or not."""
+        numbers = self._numbers
+        total = 0
+        for location in locations:
+            number = numbers.get(location)
+            if number is None:
+                number = numbers[location] = 1 << len(numbers)
+            total |= number
+        return total
 
     def context(self, task: int, held: Held, exclusive: Held) -> Context:
         """What `task` touches while it holds `held`, of those `exclusive` exclusively."""
@@ -131,25 +165,94 @@ class Footprints:
         """Accesses that were not made in `context` before."""
         bit = 1 << context.task
         for access in accesses:
-            context.known.add(access)
             location = access >> 2
-            users = self._users.get(location)
-            if users is None:
-                users = self._users[location] = [0, 0, 0, 0]
-                self._guards[location] = context.held
-            elif not self._guards[location] <= context.held:
-                self._unguard(location, context.held)
+            users = self._users_of(location)
+            self._guard(location, context.held)
+            context.known.add(access)
+            if access & 3 in (X, IX):
+                self._changes(location, users, bit)
             users[access & 3] |= bit
             if location in self._bits:
                 self._keep(context, access)  # the first of its kind: nothing lacks it
             elif _clash(users) or self.whole_of.get(location) in self._bits:
-                self._count(location)
+                self._share(location)
 
-    def _unguard(self, location: int, held: Held) -> None:
-        """An access was made without some of the locks that all before were made under."""
-        self._guards[location] &= held
+    def make(self, location: int, bit: int) -> None:
+        """A task (as a bit) has made what is at a location."""
+        users = self._users_of(location)
+        if not users[X] & bit:
+            self._changes(location, users, bit)
+            users[X] |= bit
+            if location not in self._bits and _clash(users):
+                self._share(location)
+
+    def _users_of(self, location: int) -> list[int]:
+        users = self._users.get(location)
+        if users is None:
+            users = self._users[location] = [0, 0, 0, 0]
+            number = self._kind_of(location)
+            if number:
+                kind = self._kinds.setdefault(number, _Kind())
+                kind.locations.append(location)
+                if kind.shared:
+                    self._count(location)
+                    self.news.discard(location)  # nothing lacks what was never touched
+        return users
+
+    def _changes(self, location: int, users: list[int], bit: int) -> None:
+        """A task changes a location for the first time in its context."""
+        changers = users[X] | users[IX]
         if location in self._bits:
-            self._keep_everywhere(location)
+            return
+        if changers and not changers & bit and changers & -changers == changers:
+            self.news.add(location)  # it was of one task alone, and is no more
+
+    def _guard(self, location: int, held: Held) -> None:
+        """An access was made with `held`: no other locks were held at every access."""
+        if location in self.unguarded:
+            held = _NO_LOCKS
+        kind = self._kinds.get(self._kind_of(location)) if self._is_made(location) else None
+        before = self._guards.get(location)
+        if before is None:
+            before = held if kind is None or kind.guards is None else kind.guards
+            self._guards[location] = before
+            if kind is not None:
+                kind.guards = before
+        if before <= held:
+            return
+        guards = before & held
+        alike = [location]
+        if kind is not None:
+            kind.guards = guards
+            alike = [at for at in kind.locations if self._is_made(at) and at in self._guards]
+        for at in alike:
+            self._guards[at] = guards
+            if at in self._bits:
+                self._keep_everywhere(at)
+
+    def _is_made(self, location: int) -> bool:
+        """Whether a location is of an object that a run made, or of a part of one."""
+        return made_in_run(self.whole_of.get(location, location))
+
+    def _kind_of(self, location: int) -> int:
+        """The kind of a location; 0: it is like no other."""
+        whole = self.whole_of.get(location)
+        if whole is not None:
+            kind = self._kind_of(whole)
+            return kind | _PART if kind else 0
+        if made_in_run(location):
+            return location & _CLASS_AND_SLOT
+        kind = self.kinds_of_base.get(location >> 8, 0)
+        return kind << 32 | location & 0xFF if kind else 0
+
+    def _share(self, location: int) -> None:
+        """A location turns out to be shared."""
+        kind = self._kinds.get(self._kind_of(location))
+        if kind is not None:
+            kind.shared = True
+        for at in (location,) if kind is None else kind.locations:
+            if at not in self._bits:
+                self._count(at)
 
     def _count(self, location: int) -> None:
         number = 1 << len(self._bits)
@@ -159,7 +262,7 @@ class Footprints:
         self._masks[at | X] = (number, number, 0, 0)
         self._masks[at | IX] = (number, 0, 0, number)
         self._masks[at | IS] = (number, 0, 0, 0)
-        self.grown = True
+        self.news.add(location)
         self._keep_everywhere(location)
         for part in self.parts.get(location, ()):
             if part in self._users and part not in self._bits:
@@ -170,7 +273,7 @@ class Footprints:
         for context in self._contexts.values():
             for access in (at | S, at | X, at | IX, at | IS):
                 if access in context.known and self._keep(context, access):
-                    self.grown = True
+                    self.news.add(location)
 
     def _keep(self, context: Context, access: int) -> bool:
         """Make an access count where it does. Returns whether it did not before."""
@@ -181,10 +284,17 @@ class Footprints:
             news = True
         return news
 
-    def only_of(self, location: int, task: int) -> bool:
-        """Whether `task` alone was ever seen to touch a location."""
+    def is_shared(self, location: int) -> bool:
+        """Whether a location counts."""
+        return location in self._bits
+
+    def owner_of(self, location: int) -> int:
+        """The one task (as a bit) that changes a location that does not count; 0: there is none."""
+        if location in self._bits:
+            return 0
         users = self._users.get(location)
-        return users is not None and users[0] | users[1] | users[2] | users[3] == 1 << task
+        changers = users[X] | users[IX] if users is not None else 0
+        return changers if changers & -changers == changers else 0
 
     def masks(self, accesses: Iterable[int]) -> Masks:
         """The masks of accesses that are all kept."""
@@ -197,6 +307,36 @@ class Footprints:
             read |= r
             changed |= c
         return (every, written, read, changed) if every else NOTHING
+
+
+class _Kind:
+    """The locations of one slot of all objects of one class, or of all parts of such. `guards`:
+    the locks held at every access of those that runs made; None: there was none."""
+
+    __slots__ = ("guards", "locations", "shared")
+
+    def __init__(self) -> None:
+        self.guards: Held | None = None
+        self.locations: list[int] = []
+        self.shared = False
+
+
+EVERYWHERE = -1
+"""Stands for all locations."""
+
+PART_LOCATION = 1 << 62
+"""Locations of parts are numbered from here on."""
+
+NEW_LOCATION = 1 << 63
+"""In the name of an object that a run made; lower: its task, its class, its number, the slot."""
+
+_CLASS_AND_SLOT = 0xFFFF << 32 | 0xFF
+_PART = 1 << 60
+
+
+def made_in_run(location: int) -> bool:
+    """Whether a location is of an object that a run made."""
+    return location >= NEW_LOCATION << 8
 
 
 def _clash(users: list[int]) -> bool:

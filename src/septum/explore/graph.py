@@ -65,6 +65,13 @@ ROUNDS_MAX = 3
 """So often all tasks go round without any change before nobody is taken to get on."""
 
 
+LASTING_MAX = 8
+"""So many real runs are made to see whether what goes round ever ends."""
+
+THOROUGH_EVERY = 8
+"""Of so many real runs one makes sure that known steps that it meets come out as they are known."""
+
+
 class Restart(Abandoned):
     """A location turned out to be shared: what was computed without it does not count."""
 
@@ -74,10 +81,10 @@ class GraphSearch:
     in its kind; it says whether to go on."""
 
     __slots__ = (
-        "_ends",
         "_found",
         "_kinds",
-        "_looks",
+        "_nr_lasting",
+        "_on_path",
         "_path",
         "_prefix",
         "_run",
@@ -119,12 +126,12 @@ class GraphSearch:
         self.bounded = job.preemptions < UNBOUNDED
         self._state = Fingerprint(self._tracker.footprints.whole_of)
         self._path: list[Node] = []
-        self._prefix: list[Move] = []  # before the first node
+        self._on_path: set[int] = set()  # keys of the states on it
+        self._prefix: list[tuple[Move, Step]] = []  # before the first node
         self._tasks: dict[int, bool] = {}
         self._visited: dict[int, list[Visited]] = {}
-        self._looks: dict[tuple[int, int], Finding | None] = {}
-        self._ends: dict[int, Finding | None] = {}
         self._kinds: set[tuple[str, str]] = set()
+        self._nr_lasting = 0
         self.nr_paths = 0
         self.nr_runs = 0
         self.nr_states = 0
@@ -158,7 +165,7 @@ class GraphSearch:
                 return  # it ends before: the same is seen from a shorter prefix
             chain = self._state.chain(task)
             self._state.apply(step.writes)
-            self._prefix.append((task, choices))
+            self._prefix.append(((task, choices), step))
             node = self._child(node, task, step, chain)
         order(node)
         node.mark = self._state.mark()
@@ -190,11 +197,19 @@ class GraphSearch:
         return not self.stopped
 
     def _moves(self) -> list[Move]:
-        moves = list(self._prefix)
+        moves = [move for move, _ in self._prefix]
         for node in self._path[:-1]:
             assert node.taken is not None
             moves.append((node.tasks[node.answer], node.taken.answers()))
         return moves
+
+    def _known(self) -> list[Step]:
+        """The steps that `_moves` are known to be."""
+        known = [step for _, step in self._prefix]
+        for node in self._path[:-1]:
+            assert node.taken is not None
+            known.append(node.taken)
+        return known
 
     def _move(self, node: Node, choices: tuple[int, ...]) -> None:
         """Take the step of the task that is being tried, its choice points as in `choices`."""
@@ -231,11 +246,11 @@ class GraphSearch:
         state = self._state
         step = self._transitions.find(state, task, alone, choices)
         look = (state.value, task)
-        if step is None or (step.looked and look not in self._looks):
+        if step is None or (step.looked and look not in self._transitions.looks):
             self._real([*self._moves(), (task, choices)])
             step = self._transitions.find(state, task, alone, choices)
         if step is None or step.looked:
-            found = self._looks.get(look)
+            found = self._transitions.looks.get(look)
             if step is None and found is None:
                 raise Unfaithful("a step that was made is not known")
             if found is not None:
@@ -277,12 +292,13 @@ class GraphSearch:
             same = node.current == task
             child.row = node.row if same else []
             del child.row[node.row_length if same else 0 :]
-            child.row.append(entry_of(step, chain))
+            child.row.append(entry_of(step, chain, self._state.value))
             period = period_of(child.row)
             if period:
                 saw = looks_at(child.row, period, self._state, parts)
                 child.spinning = {**child.spinning, task: saw}
-                if self._transitions.forgets:
+                again = child.row[-1][4] == child.row[-1 - period][4]
+                if self._transitions.forgets and not again:
                     self._state.set(CHAINS, task, child.row[-(TIMES - 1) * period][2])
                 child.row = []
             child.row_length = len(child.row)
@@ -322,7 +338,12 @@ class GraphSearch:
             if parent is not None:
                 join_into(parent.below, self._below_sleepers(node.sleep))
             return
+        if node.key in self._on_path and parent is not None:
+            # Several tasks go round together, and come to where they were.
+            self._go_round(parent)
+            return
         node.todo = awake
+        self._on_path.add(node.key)
         self._path.append(node)
 
     def _inherit_sleep(self, node: Node, parent: Node) -> None:
@@ -364,6 +385,7 @@ class GraphSearch:
 
     def _leave(self, node: Node) -> None:
         self._path.pop()
+        self._on_path.discard(node.key)
         self.nr_states += 1
         if node.whole:
             self._visited.setdefault(node.key, []).append(Visited(node))
@@ -409,12 +431,12 @@ class GraphSearch:
         self.nr_paths += 1
         value = self._state.value
         moves = [*self._moves(), (task, step.answers())]
-        if value not in self._ends:
+        if value not in self._transitions.ends:
             self._state.rewind(node.mark)
             self._real(moves)
-            if value not in self._ends:
+            if value not in self._transitions.ends:
                 raise Unfaithful("a run did not end in the state that it was known to end in")
-        finding = self._ends[value]
+        finding = self._transitions.ends[value]
         if finding is not None:
             self._report(moves, finding)
 
@@ -435,8 +457,9 @@ class GraphSearch:
     def _lasting(self, moves: list[Move], node: Node) -> None:
         """A real run says whether this ever ends."""
         self._broken(node)
-        if ("progress", "lasting") in self._kinds:
+        if ("progress", "lasting") in self._kinds or self._nr_lasting >= LASTING_MAX:
             return
+        self._nr_lasting += 1
         answers = self._answers(moves)
         run = self._run(Replaying(answers))
         if run.finding is not None:
@@ -462,7 +485,7 @@ class GraphSearch:
     # Real runs
 
     def _answers(self, moves: list[Move]) -> list[int]:
-        recording = Recording(moves, self._state.copy(), self._tracker, self._transitions)
+        recording = Recording(moves, [], self._state.copy(), self._tracker, self._transitions)
         recording.silent = True
         run = self._run(recording)
         return list(run.answers)
@@ -471,20 +494,22 @@ class GraphSearch:
         """A run that makes `moves`, the last of them from the state that we stand at, and goes on.
         Raises Restart when it showed that more is shared than was known."""
         self.nr_runs += 1
-        recording = Recording(moves, self._state.copy(), self._tracker, self._transitions)
+        known = self._known()
+        recording = Recording(moves, known, self._state.copy(), self._tracker, self._transitions)
         if first is not None:
             recording.first = first
+        recording.thorough = self.nr_runs % THOROUGH_EVERY == 1
         run = self._run(recording)
         self._tasks.update(recording.tasks)
-        if self._tracker.footprints.grown:
+        if self._tracker.footprints.news:
             raise Restart
         for look in recording.looked_before:
-            self._looks.setdefault(look, None)
+            self._transitions.looks.setdefault(look, None)
         if recording.end is not None:
             last = recording.steps[-1] if recording.steps else None
             if last is not None and last.finding is not None:
                 if last.looked:
-                    self._looks[recording.looked_before[-1]] = last.finding
+                    self._transitions.looks[recording.looked_before[-1]] = last.finding
             else:
-                self._ends[recording.end.value] = run.finding
+                self._transitions.ends[recording.end.value] = run.finding
         return recording

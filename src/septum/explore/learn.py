@@ -37,14 +37,14 @@ class Learning(RandomWalk):
 
     def only_one(self) -> None:
         super().only_one()
-        self.tracker.take_step(self.sim.current.index)
+        self.tracker.steps.take(self.sim.current.index)
 
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
-        self.tracker.take_step(self.sim.current.index)
+        self.tracker.steps.take(self.sim.current.index)
         return super().pick_task(n, forced, spins)
 
     def ended(self) -> None:
-        self.tracker.take_step(self.sim.current.index)
+        self.tracker.steps.take(self.sim.current.index)
 
 
 class Recording(Steering):
@@ -65,6 +65,7 @@ class Recording(Steering):
         "_transitions",
         "end",
         "first",
+        "known",
         "looked_before",
         "moves",
         "ready",
@@ -72,15 +73,24 @@ class Recording(Steering):
         "state",
         "steps",
         "tasks",
+        "thorough",
     )
 
     def __init__(
-        self, moves: list[Move], state: Fingerprint, tracker: Tracker, transitions: Transitions
+        self,
+        moves: list[Move],
+        known: list[Step],
+        state: Fingerprint,
+        tracker: Tracker,
+        transitions: Transitions,
     ) -> None:
+        """`known`: the steps that `moves` but the last are known to be."""
         self.moves = moves
+        self.known = known
         self.state = state
         self.first = max(0, len(moves) - 1)
         self.silent = False  # take the moves and the end that follows, record nothing
+        self.thorough = True  # look whether known steps come out as they are known
         self._tracker = tracker
         self._transitions = transitions
         self.steps: list[Step] = []
@@ -139,12 +149,11 @@ class Recording(Steering):
 
     def _close(self, sim: Sim, forced: bool) -> None:
         """The step under way is complete."""
-        tracker = self._tracker
         task = self._last
         choices = tuple(self._choices)
         self._choices.clear()
         if task is None or self.silent or self._at < self.first:
-            tracker.forget_step()
+            self._pass(task)
             return
         before = set(self.ready[-1])
         now = {ready.index for ready in sim.ready_ring(forced)}
@@ -154,15 +163,39 @@ class Recording(Steering):
         elif task not in now:
             end = BLOCKED
         fresh = now - before
-        ends = Ends(end, tuple(sorted(fresh)))
+        ends = Ends(end, tuple(sorted(fresh)), None if end == DONE else sim.current)
         ends.place = hash(standing(4)) if end == POINT else 0
         self._record(task, before == {task}, choices, ends)
 
+    def _pass(self, task: int | None) -> None:
+        """A step that is known was made again, or none."""
+        tracker = self._tracker
+        current = self.sim.current
+        if task is None or self.silent:
+            tracker.steps.forget()
+            return
+        known = self.known[self._at]
+        if known.end == POINT and known.place != hash(standing(5)):
+            raise Unfaithful(f"task {task}: a known step led to another place")
+        if not current.done:
+            tracker.stacks.passed(current, known.raw)
+        tracker.steps.passes(task)
+
     def _record(self, task: int, alone: bool, choices: tuple[Choice, ...], ends: Ends) -> None:
-        if self._tracker.looked:
+        tracker = self._tracker
+        if tracker.steps.looked:
             self.looked_before.append((self.state.value, task))
-        step = self._transitions.record(self.state, task, alone, choices, ends)
-        self.steps.append(step)
+        if not self.thorough and ends.finding is None:
+            values = tuple(choice.value for choice in choices)
+            known = self._transitions.find(self.state, task, alone, values)
+            if known is not None and len(known.choices) == len(choices):
+                self.state.apply(known.writes)
+                if ends.task is not None:
+                    tracker.stacks.passed(ends.task, known.raw)
+                tracker.steps.passes(task)
+                self.steps.append(known)
+                return
+        self.steps.append(self._transitions.record(self.state, task, alone, choices, ends))
 
     def ended(self) -> None:
         task = self._last

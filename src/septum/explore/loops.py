@@ -19,23 +19,32 @@ PERIOD_MAX = 60
 TIMES = 3
 """So often a task does the same before it is taken to go round."""
 
-RowEntry = tuple[int, int, int, tuple[int, ...]]
-"""(what a step saw, where the task stood after it, its chain before it, what it looked at)."""
+STATES_MAX = 400
+"""Among the states after so many steps one that comes again is looked for."""
+
+RowEntry = tuple[int, int, int, tuple[int, ...], int]
+"""(what a step saw, where the task stood after it, its chain before it, what it looked at, the
+state after it)."""
 
 Spinning = dict[int, tuple[tuple[int, int], ...]]
 """Tasks that go round: what they look at, and its content."""
 
 
-def entry_of(step: Step, chain: int) -> RowEntry:
+def entry_of(step: Step, chain: int, state: int) -> RowEntry:
     """What a row of steps keeps of one."""
-    return (step.observed, step.place, chain, step.looks_at)
+    return (step.observed, step.place, chain, step.looks_at, state)
 
 
 def period_of(row: list[RowEntry]) -> int:
-    """The length of the loop that the task whose last steps are `row` has gone round TIMES times;
-    0: it gets on. In a loop it sees the same, and stands at the same places in the code."""
+    """The length of the loop that the task whose last steps are `row` has gone round; 0: it gets
+    on. It is in a loop when a state comes again, or when it has seen the same TIMES times, at the
+    same places in the code."""
     last = row[-1][:2]
     length = len(row)
+    state = row[-1][4]
+    for back in range(2, min(length, STATES_MAX) + 1):
+        if row[-back][4] == state:
+            return back - 1
     for period in range(1, min(PERIOD_MAX, length // TIMES) + 1):
         if row[-1 - period][:2] == last and all(
             row[at][:2] == row[at - period][:2]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from septum.explore.coverage import Coverage
+from septum.explore.footprint import EVERYWHERE
 from septum.explore.graph import GraphSearch, Restart
 from septum.explore.learn import Learning
 from septum.explore.plain import PlainSteering
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from septum.explore.subject import Options, Subject
 
 CALIBRATION_RUNS = 24
-LEARNING_CALM = 32
+LEARNING_CALM = 16
 LEARNING_MAX = 320
 LEARNING_STEPS = 40_000
 RESTARTS_MAX = 400
@@ -218,13 +219,12 @@ class Searcher:
         transitions = self.transitions
         assert transitions is not None and self.tracker is not None
         result = JobResult(job.number, complete=False)
-        for _ in range(RESTARTS_MAX):
+        for nr_restarts in range(RESTARTS_MAX):
+            if nr_restarts and self._out_of_budget(job, 0):
+                break
             result = JobResult(job.number, complete=False)
-            if self.tracker.footprints.grown:
-                self.tracker.footprints.grown = False
-                self.runner.clean()
-                self.tracker.learn_as_built()
-                transitions.clear()
+            if self.tracker.footprints.news:
+                self._start_over(transitions)
             search = GraphSearch(
                 self.runner,
                 self.options,
@@ -240,14 +240,14 @@ class Searcher:
             except Restart:
                 continue
             except StateMissed:
-                self.tracker.footprints.grown = True
+                self.tracker.footprints.news.add(EVERYWHERE)
                 continue
             except Unfaithful:
                 if not transitions.forgets:
                     raise
                 # What the search takes for forgotten was not, or it is no loop: go without.
                 transitions.forgets = False
-                self.tracker.footprints.grown = True
+                self.tracker.footprints.news.add(EVERYWHERE)
                 continue
             finally:
                 result.schedules = search.nr_paths
@@ -265,6 +265,15 @@ class Searcher:
             self.transitions = Transitions(self.tracker, self.subject.forgets)
             self._learn(self.tracker, until)
 
+    def _start_over(self, transitions: Transitions) -> None:
+        """More counts than a search knew of."""
+        assert self.tracker is not None
+        news = self.tracker.footprints.news
+        self.runner.clean()
+        self.tracker.learn_as_built(news)
+        transitions.drop(news)
+        news.clear()
+
     def _goes_on(self, job: Job, search: GraphSearch) -> bool:
         return not self._out_of_budget(job, search.nr_paths)
 
@@ -276,16 +285,16 @@ class Searcher:
         # Where nobody ever meets anybody there is nothing to learn.
         most = LEARNING_MAX if self.length.picks > 1 else 2
         while calm < LEARNING_CALM and number < most:
-            tracker.footprints.grown = False
+            tracker.footprints.news.clear()
+            number += 1
             try:
                 self.runner.run(Learning(options, number, self.length, tracker))
             except StateMissed:
                 continue
-            number += 1
             if (until and time.monotonic() > until) or self.runner.nr_steps > enough:
                 break
-            calm = 0 if tracker.footprints.grown else calm + 1
-        tracker.footprints.grown = True
+            calm = 0 if tracker.footprints.news else calm + 1
+        tracker.footprints.news.add(EVERYWHERE)
 
 
 def _found(finding: Finding, run: Run) -> Found:

@@ -12,6 +12,7 @@ from septum.explore.footprint import IS, IX, S, X
 from septum.explore.reached import reached_hooks
 from septum.sim.locks import RwLock, WaitQueue, _Exclusive, _ReaderWriter
 from septum.sim.sim import Sim
+from septum.sim.task import Coroutine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +62,7 @@ STATISTICS = frozenset(
         ("Record", "results"),
         ("Record", "under_way"),
         ("Record", "faults"),
+        ("KvmMainState", "cause"),
     )
 )
 
@@ -96,7 +98,7 @@ def _locks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
                 append(location | kind)
                 method(lock)
                 append(location | kind)
-                tracker.took(lock, exclusive)
+                tracker.steps.took(lock, exclusive)
 
             return call
 
@@ -106,7 +108,7 @@ def _locks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
         def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
             def call(lock: Any) -> None:
                 touched[id(lock)] = lock
-                tracker.drops(lock)
+                tracker.steps.drops(lock)
                 append(id(lock.waiters) << 10 | kind)
                 method(lock)
 
@@ -120,7 +122,7 @@ def _locks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
             result = method(lock)
             append(id(lock.waiters) << 10 | (X if result else S))
             if result:
-                tracker.took(lock, True)
+                tracker.steps.took(lock, True)
             return result
 
         return call
@@ -171,7 +173,17 @@ def _scheduler(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
 
         return wake_up_all
 
+    def wrap_resume(method: Callable[..., Any]) -> Callable[..., Any]:
+        resumed = tracker.stacks.resumed
+
+        def resume(coroutine: Coroutine, *args: object) -> Any:
+            resumed[tracker.sim.current.index] = coroutine
+            return method(coroutine, *args)
+
+        return resume
+
     return [
+        (Coroutine, "resume", wrap_resume),
         (Sim, "block", wrap_block),
         (WaitQueue, "wake_up_all", wrap_wake),
         (WaitQueue, "spin_until", wrap_spin),
@@ -248,9 +260,11 @@ def _observers(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
     def unseen(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **named: Any) -> Any:
             mark = len(log)
+            outer, tracker.unseen = tracker.unseen, True
             try:
                 return method(*args, **named)
             finally:
+                tracker.unseen = outer
                 del log[mark:]
 
         return call
@@ -259,7 +273,7 @@ def _observers(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
         unseen_look = unseen(method)
 
         def call(*args: Any, **named: Any) -> Any:
-            tracker.looked = True
+            tracker.steps.looked = True
             return unseen_look(*args, **named)
 
         return call
@@ -272,13 +286,14 @@ def _observers(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
     def result(method: Callable[..., Any]) -> Callable[..., Any]:
         unseen_end = unseen(method)
         sim = tracker.sim
-        results = tracker.results
+        results, numbers = tracker.steps.results, tracker.steps.nr_results
 
         def call(record: Any, *args: Any, **named: Any) -> Any:
             value = unseen_end(record, *args, **named)
             last = record.results[-1]
             task = sim.current.index
-            results[task] = hash((results.get(task, 0), last.actor, last.text, last.result))
+            number = numbers[task] = numbers.get(task, 0) + 1
+            results.append((task << 32 | number, hash((last.actor, last.text, last.result))))
             return value
 
         return call

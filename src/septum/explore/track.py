@@ -23,17 +23,29 @@ from septum.explore.adopt import (
     apart,
     classes_of,
     exchange,
+    kind_of,
     of_sim,
     ours,
     trackable,
     twin_of,
 )
-from septum.explore.footprint import IS, IX, Context, Footprints, S, X
+from septum.explore.footprint import (
+    EVERYWHERE,
+    IS,
+    IX,
+    PART_LOCATION,
+    Footprints,
+    S,
+    X,
+)
+from septum.explore.own import OWN_REFERENCES, OwnState
 from septum.explore.private import PRIVATE
 from septum.explore.special import COUNTING_WORDS, is_statistic, specials
+from septum.explore.stacks import Stacks
+from septum.explore.steps import Steps
 from septum.explore.tracked import PLAIN, container_types, put_back
 from septum.explore.values import Contents
-from septum.machine.mem import PhysMem
+from septum.machine.mem import FrameBlock, PhysMem
 from septum.sim import Sim, WaitQueue
 from septum.sim.locks import _Lock
 from septum.sim.state import Snapshot, slots_of
@@ -41,15 +53,20 @@ from septum.sim.state import Snapshot, slots_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from septum.sim import Task
     from septum.sim.state import Part
 
 Patch = tuple[type, str, object]
 _MISSING = object()
-OWN_REFERENCES = 3
-"""References to a container that one slot alone refers to: its, a local name, an argument."""
+KEYED_LOCATION = 1 << 62
+"""In the name of an object that is named by what it stands for."""
 
-PART_LOCATION = 1 << 62
-NEW_LOCATION = 1 << 63
+KEYED = {"PamtEntry": "pfn"}
+"""Classes of objects that stand for something that is always there, and the slots that say which:
+records that are made when they are first needed, by whoever comes first."""
+
+AS_ONE = frozenset(("TablePage", "FrameBlock", "Srcu"))
+"""Classes of which one location stands for all slots."""
 
 
 class Tracker:
@@ -59,47 +76,47 @@ class Tracker:
         "_as_built",
         "_base",
         "_building",
-        "_contents",
-        "_contexts",
-        "_counts",
+        "_gone",
         "_installed",
         "_kinds",
         "_logged",
         "_members",
         "_names",
-        "_objects",
         "_of_base",
         "_parts",
         "_patches",
-        "_segments",
         "_sim_parts",
         "_twins",
         "_wholes",
+        "contents",
         "footprints",
         "lock_of",
         "log",
-        "looked",
+        "objects",
+        "own",
         "reach",
-        "results",
         "running",
         "sim",
+        "stacks",
+        "steps",
         "touched",
         "undo",
+        "unseen",
         "waiting_at",
     )
 
     def __init__(self, sim: Sim) -> None:
         self.sim = sim
-        self.log: list[int] = []
-        self.results: dict[int, int] = {}  # by task: the results of its operations so far
+        self.steps = Steps(self)
+        self.log = self.steps.log
         self.reach: Callable[[str], None] = lambda item: None  # is told what runs reach
-        self.looked = False  # the step had the promises look at everything
         self.undo: dict[object, tuple[object, Callable[..., None] | None, object]] = {}
         self.footprints = Footprints()
         self.running = False
+        self.unseen = False  # what happens is no access of a step
         self._base: set[int] = set()  # ids of the objects of the built world
         self._names: dict[int, int] = {}  # id of an object made in this run -> its stable number
-        self._counts: dict[int, int] = {}  # objects made, by task and kind
+        self._gone: set[int] = set()  # ids of objects that had a name, which others have now
         self._building = [0]  # id of the object whose __init__ runs
         self._parts: dict[tuple[int, object], int] = {}
         self._patches: list[Patch] = []
@@ -108,18 +125,18 @@ class Tracker:
         self._installed = False
         # Locks and wait queues that the run used, and all of the scheduler's state by owner.
         self.touched: dict[int, object] = {}
-        self._contexts: dict[int, Context] = {}  # by task: the locks that it holds
-        # What the step did before the running task last took or gave back a lock.
-        self._segments: list[tuple[Context, list[int]]] = []
         # What stands where: objects of the built world by id, those that this run made by name.
         self._of_base: dict[int, object] = {}
-        self._objects: dict[int, object] = {}
+        self.objects: dict[int, object] = {}
         self.lock_of: dict[int, object] = {}  # id of a list of waiters -> whose it is
         self.waiting_at: set[int] = set()
-        self._wholes: dict[int, tuple[object, object]] = {}  # location of a part -> its place
+        # Location of a part -> (its whole, or the name of one that the run made; its key).
+        self._wholes: dict[int, tuple[Any, object]] = {}
         self._as_built: dict[int, int | None] = {}  # contents before any run
-        self._contents = Contents(self._known_name)
+        self.contents = Contents(self.name_of)
         self._kinds: dict[object, int] = {}
+        self.own = OwnState(self)
+        self.stacks = Stacks(sim, self.contents)
         self._twins: dict[type, type] = {}
         self._sim_parts: dict[int, list[Part]] = {}
 
@@ -141,6 +158,8 @@ class Tracker:
         """Begin to watch. `snapshot` is of the adopted world."""
         self._of_base = {id(part.obj): part.obj for part in snapshot.parts}
         self._base = set(self._of_base)
+        for part in snapshot.parts:
+            self.footprints.kinds_of_base[id(part.obj)] = self._number_of(kind_of(part))
         self.lock_of = {
             id(part.obj.waiters): part.obj
             for part in snapshot.parts
@@ -148,6 +167,7 @@ class Tracker:
         }
         # Who waits is written by waiting, which is told as a look at what is waited for.
         self.waiting_at = {oid << 8 for oid in self.lock_of}
+        self.footprints.unguarded = self.waiting_at
         for part in snapshot.parts:
             if of_sim(part):
                 owner = part
@@ -190,38 +210,62 @@ class Tracker:
                 continue
             self._members[kind, name] = member
             self._patch(kind, name, property(member.__get__, self._first_write(kind, name)))
+        if kind is FrameBlock:
+            return  # memory is told by frame
         if own and isinstance(vars(kind).get("__init__"), types.FunctionType):
             self._patch(kind, "__init__", self._construct(kind, vars(kind)["__init__"]))
 
     def _construct(self, kind: type, init: Callable[..., None]) -> Callable[..., None]:
         building = self._building
         name = self._name
+        key = KEYED.get(kind.__name__)
 
         def construct(obj: object, *args: object, **named: object) -> None:
             outer = building[0]
             oid = id(obj)
-            if outer != oid:
+            new = outer != oid and not self.unseen
+            if new and key is None:
                 name(obj, kind)
             building[0] = oid
             try:
                 init(obj, *args, **named)
             finally:
                 building[0] = outer
-            if outer != oid and self.running:
+            if new and key is not None:
+                self._name_by(obj, kind, getattr(obj, key))
+            if new and self.running:
                 self._track_containers(obj)
 
         return construct
 
+    def _number_of(self, kind: object) -> int:
+        return self._kinds.setdefault(kind, len(self._kinds) + 1)
+
     def _name(self, obj: object, kind: object) -> None:
-        """Give an object of this run a name: by its kind, counted for each task, so that what
-        others made in between does not matter."""
-        number = self._kinds.get(kind)
-        if number is None:
-            number = self._kinds[kind] = len(self._kinds) + 1
-        first = NEW_LOCATION | self.sim.current.index << 40 | number << 24
-        count = self._counts[first] = self._counts.get(first, 0) + 1
-        self._names[id(obj)] = first + count
-        self._objects[first + count] = obj
+        """Give an object of this run a name."""
+        name = self.own.name_for(self.sim.current.index, self._number_of(kind))
+        self._names[id(obj)] = name
+        self._gone.discard(id(obj))
+        self.objects[name] = obj
+        self.steps.fresh.append(name)
+
+    def _name_by(self, obj: object, kind: object, key: int) -> None:
+        """Name an object of this run by what it stands for, whoever makes it."""
+        number = self._number_of(kind)
+        name = KEYED_LOCATION | number << 40 | key
+        if name in self.objects:
+            self.unname(name)
+        self.footprints.kinds_of_base[name] = number
+        self._names[id(obj)] = name
+        self._gone.discard(id(obj))
+        self.objects[name] = obj
+        self.steps.fresh.append(name)
+
+    def unname(self, name: int) -> None:
+        """The object that had a name is gone; another will have it."""
+        oid = id(self.objects.pop(name))
+        self._names.pop(oid, None)
+        self._gone.add(oid)
 
     def _track_containers(self, obj: object) -> None:
         """An object of this run was made: give it tracked containers where it alone has them, and
@@ -266,11 +310,21 @@ class Tracker:
 
         return first_write
 
+    def places_in(self, kind: type) -> tuple[int, ...]:
+        """The numbers of the slots of a class that have locations of their own."""
+        if kind.__name__ in AS_ONE or issubclass(kind, CONTAINERS):
+            return (0,)
+        return tuple(
+            k
+            for k, (name, member) in enumerate(slots_of(kind))
+            if (member.__objclass__, name) in self._members
+        )
+
     def _log_slot(self, kind: type, name: str) -> None:
         """From now on the slot's reads and writes are logged. What ran before lacks them."""
         member = self._members[kind, name]
         k = [m for _, m in slots_of(kind)].index(member)
-        special = kind.__name__ in ("TablePage", "FrameBlock")
+        special = kind.__name__ in AS_ONE
         if special:
             k = 0
         counting = (kind.__name__, name) in COUNTING_WORDS
@@ -280,7 +334,7 @@ class Tracker:
         )
         setattr(kind, name, prop)
         self._logged.add((kind, name))
-        self.footprints.grown = True
+        self.footprints.news.add(EVERYWHERE)
 
     def _getter(
         self, member: types.MemberDescriptorType, k: int, kind: int, special: bool
@@ -337,48 +391,58 @@ class Tracker:
         found = self._parts.get(name)
         if found is None:
             found = self._parts[name] = PART_LOCATION | len(self._parts)
-            within = (name[0] << 8) if oid in self._base or oid in self._names else 0
+            within = (name[0] << 8) if oid in self._base or name[0] != oid else 0
             if isinstance(whole, PhysMem) and isinstance(key, int) and key >= 0:
                 within = self.part_location(whole, ~(key >> 9))
             self.footprints.add_part(within, found)
-        self._wholes[found] = (whole, key)
+        self._wholes[found] = (whole if name[0] == oid else name[0], key)
         return found
 
     # Contents
 
-    def _known_name(self, oid: int) -> int:
+    def name_of(self, oid: int) -> int:
         """The stable name of an object by its id; 0 where it has none."""
         return oid if oid in self._base else self._names.get(oid, 0)
+
+    def is_gone(self, oid: int) -> bool:
+        """Whether an object made in this run had the id, and nobody has it any more."""
+        return oid in self._gone
 
     def content_of(self, location: int) -> int | None:
         """The content of a location now; None where it cannot be told."""
         place = self._wholes.get(location)
         if place is not None:
-            return self._contents.of_part(*place)
+            whole, key = place
+            if whole.__class__ is int:
+                whole = self.objects.get(whole)
+            return None if whole is None else self.contents.of_part(whole, key)
         name = location >> 8
         obj = self._of_base.get(name)
         if obj is None:
-            obj = self._objects.get(name)
+            obj = self.objects.get(name)
             if obj is None:
                 return None
         lock = self.lock_of.get(id(obj))
         if lock is not None:
-            return self._contents.of_lock(lock)
+            return self.contents.of_lock(lock)
         if isinstance(obj, CONTAINERS):
-            return self._contents.of_container(obj)
-        return self._contents.of_slot(obj, location & 255)
+            return self.contents.of_container(obj)
+        return self.contents.of_slot(obj, location & 255)
 
     def is_as_built(self, location: int, content: int) -> bool:
         """Whether a content is the one that the location was built with."""
         return content == self._as_built.get(location)
 
-    def learn_as_built(self) -> None:
-        """The contents of all that tasks share are as built now. Call when runs have been undone.
+    def learn_as_built(self, news: Iterable[int]) -> None:
+        """The contents of the locations `news` (EVERYWHERE: of all that tasks share) are as built
+        now. Call when runs have been undone.
 
-        Fingerprints made before do not compare with those made from now on.
+        Fingerprints of what is in them that were made before do not compare with later ones.
         """
-        self._as_built = {}
-        for location in self.footprints.shared():
+        if EVERYWHERE in news:
+            self._as_built = {}
+            news = self.footprints.shared()
+        for location in news:
             place = self._wholes.get(location)
             if (location >> 8 if place is None else id(place[0])) in self._base:
                 self._as_built[location] = self.content_of(location)
@@ -386,36 +450,37 @@ class Tracker:
     def left_behind(self, task: int) -> int | None:
         """All that a task has left that no other ever touches, as one number; None where some of it
         cannot be told. What a task that has ended did matters by this, and by what it shared."""
-        footprints = self.footprints
-        total = 0
-        locations = {_access_of(key) >> 2 for key in self.undo}
-        for name, obj in self._objects.items():
-            if name >> 40 & 0x3FFFFF == task and getrefcount(obj) > OWN_REFERENCES:
-                locations.update(name << 8 | k for k in range(max(1, len(slots_of(type(obj))))))
-        for location in locations:
-            if not footprints.only_of(location, task):
-                continue
-            content = self.content_of(location)
-            if content is None:
-                return None
-            total += hash((location, content))
-        return hash((total, self.results.get(task, 0)))
+        self.stacks.forget(task)
+        return self.own.digest(task)
+
+    def stands(self, task: Task, observed: int) -> int | None:
+        """What decides how a task goes on that made a step and stops, as one number: its stack, and
+        what it alone has. None where some of it cannot be told. `observed`: all that it saw."""
+        self.stacks.passed(task, observed)
+        own = self.own.digest(task.index)
+        stack = self.stacks.digest(task) if own is not None else None
+        return None if stack is None else hash((stack, own))
 
     # Runs
 
+    def sees(self) -> bool:
+        """Whether what happens now is done by a step."""
+        return self.running and not self.unseen and self.sim.hub is not None
+
     def begin(self) -> None:
         """A run begins, in the world as it was built."""
-        self.forget_step()
-        self._contexts.clear()
-        self.results.clear()
+        self.steps.begin()
         self._names.clear()
-        self._objects.clear()
-        self._counts.clear()
+        self._gone.clear()
+        self.objects.clear()
+        self.own.begin()
+        self.stacks.begin()
         self.running = True
 
     def restore(self) -> None:
         """Put back all that the run wrote into the built world."""
         self.running = False
+        self.stacks.begin()
         for obj, put, old in self.undo.values():
             if put is None:
                 put_back(obj, old)
@@ -425,7 +490,7 @@ class Tracker:
                 # A slot's setter is a bound method of its descriptor; its type says less.
                 put.__self__.__delete__(obj)  # type: ignore[attr-defined]
         self.undo.clear()
-        self.forget_step()
+        self.steps.forget()
         for oid in self.touched:
             for part in self._sim_parts.get(oid, ()):
                 part.restore()
@@ -439,99 +504,6 @@ class Tracker:
         for part in parts:
             if not apart(part):
                 raise NotTrackable(f"{part.path} was changed unseen")
-
-    # Steps
-
-    def forget_step(self) -> None:
-        """What was logged since the last step is of no interest."""
-        self.looked = False
-        self.log.clear()
-        self._segments.clear()
-
-    def _context(self, task: int) -> Context:
-        found = self._contexts.get(task)
-        if found is None:
-            nothing: frozenset[int] = frozenset()
-            found = self._contexts[task] = self.footprints.context(task, nothing, nothing)
-        return found
-
-    def _segment(self, task: int) -> Context:
-        """The locks of the running task are about to change."""
-        context = self._context(task)
-        if self.log:
-            self._segments.append((context, self.log.copy()))
-            self.log.clear()
-        return context
-
-    def took(self, lock: object, exclusive: bool) -> None:
-        """The running task has a lock now."""
-        task = self.sim.current.index
-        context = self._segment(task)
-        one = frozenset((self._name_of(id(lock)),))
-        self._contexts[task] = self.footprints.context(
-            task, context.held | one, context.exclusive | one if exclusive else context.exclusive
-        )
-
-    def drops(self, lock: object) -> None:
-        """The running task gives a lock back."""
-        task = self.sim.current.index
-        context = self._segment(task)
-        one = frozenset((self._name_of(id(lock)),))
-        self._contexts[task] = self.footprints.context(
-            task, context.held - one, context.exclusive - one
-        )
-
-    def _name_of(self, oid: int) -> int:
-        return oid if oid in self._base else self._names.get(oid, NEW_LOCATION)
-
-    def take_step(self, task: int) -> tuple[set[int], set[int]]:
-        """(kept, shared) of the accesses since the last call, as those of a step of `task`."""
-        log = self.log
-        kept: set[int] = set()
-        shared: set[int] = set()
-        if self._segments:
-            for context, part in self._segments:
-                accesses = self._named(context, set(part))
-                kept |= accesses & context.kept
-                shared |= accesses & context.shared
-            self._segments.clear()
-        if log:
-            context = self._context(task)
-            accesses = self._named(context, set(log))
-            kept |= accesses & context.kept
-            shared |= accesses & context.shared
-            log.clear()
-        return kept, shared
-
-    def _named(self, context: Context, accesses: set[int]) -> set[int]:
-        """The accesses made in `context`, those of objects of this run by stable names."""
-        fresh = accesses - context.known
-        if fresh:
-            known: set[int] = set()
-            for access in fresh:
-                oid = access >> 10
-                if access >= PART_LOCATION << 2 or oid in self._base:
-                    known.add(access)
-                    continue
-                name = self._names.get(oid)
-                if name is not None:
-                    renamed = (name << 8 | access >> 2 & 255) << 2 | access & 3
-                else:
-                    renamed = (NEW_LOCATION << 40 | access >> 2 & 255) << 2 | access & 3
-                accesses.discard(access)
-                accesses.add(renamed)
-                if renamed not in context.known:
-                    known.add(renamed)
-            if known:
-                self.footprints.register(context, known)
-        return accesses
-
-
-def _access_of(key: object) -> int:
-    """The access that an undo entry was made for."""
-    access = key[0] if isinstance(key, tuple) else key
-    assert isinstance(access, int)
-    return access
 
 
 __all__ = ["IS", "IX", "NotTrackable", "S", "Tracker", "X"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from septum.explore.footprint import IS, IX, S, X
+from septum.explore.footprint import EVERYWHERE, IS, IX, S, X
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,9 +153,9 @@ def _dict_type(tracker: Tracker) -> type:
             append(oid | (IX if whole else X))
 
         def _all(self) -> None:
-            if tracker.running and not hasattr(self, "in_order"):
+            if not hasattr(self, "in_order") and tracker.sees():
                 self.in_order = True
-                tracker.footprints.grown = True
+                tracker.footprints.news.add(EVERYWHERE)
             append(id(self) << 10 | S)
 
         def _rewrite(self) -> None:

@@ -12,12 +12,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.explore.fingerprint import CHAINS, CONTENTS, WHOLES, Fingerprint, Seen, Write, kinds_of
+from septum.explore.footprint import EVERYWHERE, X
 from septum.explore.run import Abandoned
 
 if TYPE_CHECKING:
     from septum.explore.footprint import Masks
     from septum.explore.track import Tracker
-    from septum.sim import Finding
+    from septum.sim import Finding, Task
+
+RESULTS = 1 << 80
+"""Locations of the results of operations: only the end of the run looks at them."""
 
 POINT, BLOCKED, DONE = range(3)
 """How a step ends: the task could go on, it waits, it has ended."""
@@ -48,7 +52,9 @@ class Step:
         "masks",
         "observed",
         "place",
+        "raw",
         "seen",
+        "touched",
         "woken",
         "writes",
     )
@@ -58,12 +64,14 @@ class Step:
         self.observed = observed
         self.choices = choices
         self.chain = 0
+        self.raw = 0  # all that the task had observed after it; its chain may tell less
         self.end = POINT
         self.finding: Finding | None = None
         self.looked = False
         self.looks_at: tuple[int, ...] = ()
         self.masks: Masks = (0, 0, 0, 0)
         self.place = 0
+        self.touched = 0
         self.woken: tuple[int, ...] = ()
         self.writes: tuple[Write, ...] = ()
 
@@ -73,7 +81,7 @@ class Step:
 
     def effect(self) -> tuple[object, ...]:
         """What another step that saw the same must have done, too."""
-        return (self.chain, self.end, self.woken, self.writes, self.place)
+        return (self.chain, self.raw, self.end, self.woken, self.writes, self.place)
 
 
 class Unfaithful(Abandoned):
@@ -84,18 +92,39 @@ class Transitions:
     """All steps known, of one world. `forgets`: of a task that has ended, only what it left behind
     and the results of its operations matter, not how it came to them."""
 
-    __slots__ = ("_steps", "_tracker", "forgets", "nr_known")
+    __slots__ = ("_steps", "_tracker", "ends", "forgets", "looks", "nr_known")
 
     def __init__(self, tracker: Tracker, forgets: bool) -> None:
         self._tracker = tracker
         self.forgets = forgets
         self._steps: dict[tuple[int, int, bool], list[Step]] = {}
         self.nr_known = 0
+        # What the promises said, by state: where a step began in which they looked, with the task
+        # that made it, and where runs ended.
+        self.looks: dict[tuple[int, int], Finding | None] = {}
+        self.ends: dict[int, Finding | None] = {}
 
     def clear(self) -> None:
-        """Forget all: what counts as shared has changed."""
+        """Forget all."""
         self._steps.clear()
+        self.looks.clear()
+        self.ends.clear()
         self.nr_known = 0
+
+    def drop(self, news: set[int]) -> None:
+        """Forget what lacks accesses of the locations `news`: they did not count until now."""
+        if EVERYWHERE in news:
+            self.clear()
+            return
+        touched = self._tracker.footprints.touched(news)
+        for key, steps in list(self._steps.items()):
+            left = [step for step in steps if not step.touched & touched]
+            if len(left) < len(steps):
+                self.nr_known -= len(steps) - len(left)
+                if left:
+                    self._steps[key] = left
+                else:
+                    del self._steps[key]
 
     def find(
         self, state: Fingerprint, task: int, alone: bool, choices: tuple[int, ...]
@@ -124,15 +153,29 @@ class Transitions:
         to. Raises Unfaithful when it is known to come out otherwise."""
         tracker = self._tracker
         parts = tracker.footprints.parts
-        looked = tracker.looked
-        kept, shared = tracker.take_step(task)
+        looked = tracker.steps.looked
+        kept, shared, made, touched = tracker.steps.take(task)
         kinds = kinds_of(shared)
-        observed, seen = state.observe(kinds, parts)
+        whole_of = tracker.footprints.whole_of
+        met = kinds
+        if made:
+            # What a step makes it finds as it made it.
+            met = {
+                at: kind
+                for at, kind in kinds.items()
+                if at not in made and whole_of.get(at) not in made
+            }
+            kinds.update(dict.fromkeys(made, X))
+        observed, seen = state.observe(met, parts)
         values = tuple(choice.value for choice in choices)
         chain = state.chain(task)
         observed = hash((observed, values, alone))
         step = Step(seen, observed, choices)
-        step.chain = hash((task, chain, observed)) or 1
+        step.raw = step.chain = hash((task, chain, observed)) or 1
+        if ends.task is not None:
+            stands = tracker.stands(ends.task, step.raw)
+            if stands is not None:
+                step.chain = hash((POINT, task, stands)) or 1
         if ends.end == DONE and self.forgets and ends.finding is None:
             left = tracker.left_behind(task)
             if left is not None:
@@ -140,9 +183,13 @@ class Transitions:
         mark = state.mark()
         state.set(CHAINS, task, step.chain)
         state.write(kinds, step.chain, tracker)
+        for number, result in tracker.steps.results:
+            state.set(CONTENTS, RESULTS | number, result)
+        tracker.steps.results.clear()
         step.writes = tuple(sorted(state.since(mark), key=lambda write: write[:2]))
         step.looked = looked
-        step.looks_at = tuple(kinds)
+        step.touched = touched
+        step.looks_at = tuple(met)
         step.masks = tracker.footprints.masks(kept)
         step.end, step.woken = ends.end, ends.woken
         step.place, step.finding = ends.place, ends.finding
@@ -167,9 +214,11 @@ class Transitions:
 class Ends:
     """How a real step ended, as the scheduler saw it."""
 
-    __slots__ = ("end", "finding", "place", "woken")
+    __slots__ = ("end", "finding", "place", "task", "woken")
 
-    def __init__(self, end: int, woken: tuple[int, ...]) -> None:
+    def __init__(self, end: int, woken: tuple[int, ...], task: Task | None = None) -> None:
+        """`task`: who made it and stopped somewhere."""
+        self.task = task
         self.end = end
         self.woken = woken
         self.place = 0
@@ -178,7 +227,7 @@ class Ends:
 
 def _difference(a: Step, b: Step) -> str:
     for name, x, y in zip(
-        ("chain", "end", "woken", "writes", "place"), a.effect(), b.effect(), strict=True
+        ("chain", "raw", "end", "woken", "writes", "place"), a.effect(), b.effect(), strict=True
     ):
         if x != y:
             if name == "writes":

@@ -7,9 +7,13 @@ by the name that the tracker gave them. A content that is not known gives None.
 from __future__ import annotations
 
 from array import array
+from contextlib import suppress
 from enum import Enum
-from types import BuiltinFunctionType, FunctionType, MethodType
+from operator import attrgetter
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from septum.explore.private import PRIVATE
 from septum.linux.srcu import Srcu
@@ -21,7 +25,7 @@ from septum.sim.state import slots_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_ATOMS = (int, str, bytes, float, Enum)
+_ATOMS = (int, str, bytes, float, range, Enum)
 _PLAIN_DEPTH = 4
 _NONE = 0x6C62272E07BB0142
 _ABSENT = _NONE + 1
@@ -47,6 +51,20 @@ _token, _key = _block["token"].__get__, _block["key"].__get__
 _dirty = _block["dirty"].__get__
 
 
+_SIMPLE = frozenset((int, bool, str, bytes))
+_readers: dict[type, attrgetter[tuple[object, ...]] | None] = {}
+_private: dict[type, bool] = {}
+
+
+def is_private(value: object) -> bool:
+    """Whether an object is a value of one task by its nature."""
+    kind = value.__class__
+    known = _private.get(kind)
+    if known is None:
+        known = _private[kind] = kind.__name__ in PRIVATE
+    return known
+
+
 class Unknown(Exception):
     """A value whose content cannot be told."""
 
@@ -54,10 +72,11 @@ class Unknown(Exception):
 class Contents:
     """Tells contents. `name_of` gives the stable name of an object by its id."""
 
-    __slots__ = ("_name_of",)
+    __slots__ = ("met_private", "name_of")
 
     def __init__(self, name_of: Callable[[int], int]) -> None:
-        self._name_of = name_of
+        self.name_of = name_of
+        self.met_private = False  # a content was told with that of a value of one task in it
 
     def of_slot(self, obj: object, k: int) -> int | None:
         """Slot `k` of a slotted object; of a table page or frame block, all of it."""
@@ -84,6 +103,10 @@ class Contents:
             return _ABSENT
         except Unknown:
             return None
+
+    def of_value(self, value: object) -> int:
+        """What a variable holds. Raises Unknown."""
+        return self._value(value, _PLAIN_DEPTH)
 
     def of_container(self, obj: object) -> int | None:
         """All elements of a container, in their order."""
@@ -136,13 +159,17 @@ class Contents:
     def _value(self, value: object, depth: int) -> int:
         if value is None:
             return _NONE
+        if value.__class__ in _SIMPLE:
+            return hash(value)
+        if is_private(value) and depth > 0:
+            return self._of_private(value, depth)
         if isinstance(value, _ATOMS):
             return hash(value)
         if isinstance(value, tuple | frozenset):
             inner = [self._value(element, depth) for element in value]
             return hash(tuple(inner) if isinstance(value, tuple) else frozenset(inner))
         if isinstance(value, list | dict | set | array):
-            name = self._name_of(id(value))
+            name = self.name_of(id(value))
             if name:
                 return hash((3, name))
             if depth <= 0:
@@ -150,17 +177,46 @@ class Contents:
             return self._elements(value, depth - 1)
         if isinstance(value, MethodType):
             return hash((4, id(value.__func__), self._value(value.__self__, depth)))
-        if isinstance(value, type | FunctionType | BuiltinFunctionType):
-            if isinstance(value, FunctionType) and value.__closure__:
-                raise Unknown
+        if isinstance(value, type | BuiltinFunctionType | ModuleType):
             return hash((5, id(value)))
-        name = self._name_of(id(value))
-        if type(value).__name__ in PRIVATE and depth > 0:
-            inner = [self._value(m.__get__(value), depth - 1) for _, m in slots_of(type(value))]
-            return hash((10, name, tuple(inner)))
+        if isinstance(value, FunctionType):
+            return self._of_function(value, depth)
+        if isinstance(value, msgspec.Struct) and value.__struct_config__.frozen:
+            return hash((11, type(value), self._value(msgspec.structs.astuple(value), depth)))
+        name = self.name_of(id(value))
         if not name:
             raise Unknown
         return hash((6, name))
+
+    def _of_private(self, value: object, depth: int) -> int:
+        """An object by all that it holds."""
+        self.met_private = True
+        kind = value.__class__
+        read = _readers.get(kind)
+        if read is None:
+            names = [name for name, _ in slots_of(kind)]
+            read = _readers[kind] = attrgetter(*names) if len(names) > 1 else None
+        held: tuple[object, ...] | None = None
+        if read is not None:
+            with suppress(AttributeError):
+                held = read(value)
+        if held is None:
+            held = tuple(getattr(value, name, _ABSENT) for name, _ in slots_of(kind))
+        if _SIMPLE.issuperset(map(type, held)):
+            return hash((10, held))
+        return hash((10, tuple([self._value(inner, depth - 1) for inner in held])))
+
+    def _of_function(self, value: FunctionType, depth: int) -> int:
+        """Its code, with what it has taken along: cells, and values of arguments."""
+        cells = value.__closure__ or ()
+        defaults = value.__defaults__ or ()
+        if not cells and not defaults:
+            return hash((5, id(value.__code__)))
+        if depth <= 0:
+            raise Unknown
+        inner = [self._value(cell.cell_contents, depth - 1) for cell in cells]
+        inner += [self._value(default, depth - 1) for default in defaults]
+        return hash((5, id(value.__code__), tuple(inner)))
 
     def _elements(self, obj: object, depth: int) -> int:
         if isinstance(obj, dict):

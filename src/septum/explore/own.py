@@ -1,0 +1,142 @@
+"""What each task alone has changed in a run: its own objects, and its parts of the world.
+
+Nobody else looks at it, so that it is no part of what tasks share; but it decides how its task goes
+on, as what is on its stack does. Objects that a run makes are named here, so that a name says the
+same in all runs: by their maker, their class, and a number, the least that no living object has.
+"""
+
+from __future__ import annotations
+
+from sys import getrefcount
+from typing import TYPE_CHECKING
+
+from septum.explore.footprint import IX, NEW_LOCATION, X, made_in_run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from septum.explore.track import Tracker
+
+OWN_REFERENCES = 3
+"""References to an object that one slot alone refers to: its, a local name, an argument."""
+
+NOBODYS = 2
+"""References to an object that nobody has any more: the table's, an argument."""
+
+REUSED_MAX = 16
+"""So many numbers of one class are looked through for one that is free again."""
+
+
+class _Contents:
+    """Contents by location, and all of them as one number."""
+
+    __slots__ = ("by_location", "nr_unknown", "total")
+
+    def __init__(self) -> None:
+        self.by_location: dict[int, int] = {}
+        self.total = 0
+        self.nr_unknown = 0  # how many cannot be told
+
+    def put(self, location: int, content: int | None) -> None:
+        new = 0 if content is None else hash((location, content)) or 1
+        old = self.by_location.get(location)
+        if old != new:
+            self.by_location[location] = new
+            self.total += new - (old or 0)
+            self.nr_unknown += (new == 0) - (old == 0)
+
+
+class OwnState:
+    """By task: the contents of what it alone changed."""
+
+    __slots__ = ("_counts", "_made_by", "_objects", "_restless", "_tracker", "_world")
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._counts: dict[int, int] = {}  # numbers given, by task and class
+        self._made_by: dict[int, list[int]] = {}  # names, by task
+        self._objects: dict[int, _Contents] = {}  # by name
+        self._world: dict[int, _Contents] = {}  # by task: of objects of the built world
+        # Locations that hold values of one task, which change without a word.
+        self._restless: dict[int, set[int]] = {}
+
+    def begin(self) -> None:
+        """A run begins."""
+        self._counts.clear()
+        self._made_by.clear()
+        self._objects.clear()
+        self._world.clear()
+        self._restless.clear()
+
+    def name_for(self, task: int, kind: int) -> int:
+        """The name of an object of the class `kind` that `task` makes."""
+        first = NEW_LOCATION | task << 40 | kind << 24
+        count = self._counts.get(first, 0)
+        objects = self._tracker.objects
+        for name in range(first + 1, first + min(count, REUSED_MAX) + 1):
+            if getrefcount(objects[name]) <= NOBODYS:
+                self._tracker.unname(name)
+                self._objects.pop(name, None)
+                return name
+        self._counts[first] = count + 1
+        self._made_by.setdefault(task, []).append(first + count + 1)
+        return first + count + 1
+
+    def note(self, accesses: Iterable[int]) -> None:
+        """What was written to by `accesses` has the contents of now."""
+        footprints = self._tracker.footprints
+        for access in accesses:
+            if access & 3 in (X, IX):
+                location = access >> 2
+                owner = footprints.owner_of(location)
+                if owner:
+                    self._put(owner.bit_length() - 1, location)
+                if access & 3 == X and location in footprints.parts:
+                    self._put_parts(location)
+
+    def _put_parts(self, whole: int) -> None:
+        """A whole was written to: with it all of its parts."""
+        footprints = self._tracker.footprints
+        for part in footprints.parts[whole]:
+            owner = footprints.owner_of(part)
+            if owner:
+                self._put(owner.bit_length() - 1, part)
+            if part in footprints.parts:
+                self._put_parts(part)
+
+    def _put(self, task: int, location: int) -> None:
+        whole = self._tracker.footprints.whole_of.get(location, location)
+        if made_in_run(whole):
+            contents = self._objects.get(whole >> 8)
+            if contents is None:
+                contents = self._objects[whole >> 8] = _Contents()
+        else:
+            contents = self._world.get(task)
+            if contents is None:
+                contents = self._world[task] = _Contents()
+        told = self._tracker.contents
+        told.met_private = False
+        contents.put(location, self._tracker.content_of(location))
+        if told.met_private:
+            self._restless.setdefault(task, set()).add(location)
+
+    def digest(self, task: int) -> int | None:
+        """All of it, as one number; None where some cannot be told."""
+        for location in self._restless.get(task, ()):
+            self._put(task, location)
+        world = self._world.get(task)
+        if world is not None and world.nr_unknown:
+            return None
+        total = 0 if world is None else world.total
+        objects = self._tracker.objects
+        for name in self._made_by.get(task, ()):
+            if getrefcount(objects[name]) > NOBODYS:
+                contents = self._objects.get(name)
+                if contents is not None:
+                    if contents.nr_unknown:
+                        return None
+                    total += contents.total
+                total += hash(name)
+            if name & 0xFFFFFF > REUSED_MAX:
+                total += name  # the number of the next one is a higher one
+        return hash(total)

@@ -1,0 +1,199 @@
+"""Where a task stands, as a number: its stack, frame by frame, with what its variables hold.
+
+Two tasks that stand in the same place, whose variables and whose own objects hold the same, go on
+alike, whatever they saw on their way. That is what makes runs meet again: a vCPU that was kicked
+and came back is where one is that was not.
+
+A frame that waits for a call may hold what no variable names (septum.explore.bytecode); then it
+counts with all that the task had observed when it last ran. Variables that are not looked at any
+more do not count. Where the content of one that is cannot be told, nothing is said of the stack.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import BuiltinFunctionType, ModuleType
+from typing import TYPE_CHECKING
+
+import greenlet
+
+from septum.explore.bytecode import place
+from septum.explore.special import OBSERVERS
+from septum.explore.values import Unknown, is_private
+from septum.sim import Sim, Task
+
+if TYPE_CHECKING:
+    from types import CodeType, FrameType
+
+    from septum.explore.values import Contents
+    from septum.sim import Coroutine
+
+# The searcher's own frames, of the schedule and of wrapped methods, and those of the scheduler:
+# nothing of theirs matters. Nor does anything of those who look on.
+_OWN = ("adopt", "learn", "reached", "run", "special", "stacks", "track", "tracked", "transitions")
+_OWN_FILES = frozenset(
+    (
+        *[__file__.replace("stacks.py", f"{name}.py") for name in _OWN],
+        *[sys.modules[kind.__module__].__file__ for kind in (Sim, Task)],
+    )
+)
+_ATOMS = frozenset((int, bool, str, bytes, type(None)))
+_CODE = frozenset((type, BuiltinFunctionType, ModuleType))
+"""Values whose content does not change."""
+
+
+class _Standing:
+    """A frame of a task's stack, as it was when the task last stopped."""
+
+    __slots__ = ("at", "frame", "hidden", "lasti", "value")
+
+    def __init__(self, frame: FrameType, observed: int) -> None:
+        self.frame = frame
+        self.lasti = frame.f_lasti
+        # What stands for what no variable names; 0: nothing.
+        self.at = place(frame.f_code, self.lasti)
+        self.hidden = observed if self.at.hides else 0
+        self.value: int | None = None  # of variables whose content does not change by itself
+
+
+class _Stack:
+    """One stack: of a task's thread, or of the guest that it runs."""
+
+    __slots__ = ("frames", "places", "top")
+
+    def __init__(self) -> None:
+        self.top: FrameType | None = None
+        self.frames: list[_Standing] = []  # outermost first
+        self.places: dict[FrameType, int] = {}
+
+    def now(self, top: FrameType | None, observed: int) -> None:
+        """It stands at `top`; `observed` stands for all that its task saw so far."""
+        if top is self.top:
+            return  # it did not run
+        self.top = top
+        places = self.places
+        fresh: list[FrameType] = []
+        at = top
+        while at is not None and at not in places:
+            if _matters(at):
+                fresh.append(at)
+            at = at.f_back
+        # The innermost frame that is still there has run.
+        keep = places[at] if at is not None else 0
+        if at is not None:
+            fresh.append(at)
+        for gone in self.frames[keep:]:
+            del places[gone.frame]
+        del self.frames[keep:]
+        for frame in reversed(fresh):
+            places[frame] = len(self.frames)
+            self.frames.append(_Standing(frame, observed))
+
+
+class Stacks:
+    """The stacks of all tasks of a run. `passed` must be told of every step of the run."""
+
+    __slots__ = ("_contents", "_guests", "_once", "_sim", "_threads", "resumed")
+
+    def __init__(self, sim: Sim, contents: Contents) -> None:
+        self._sim = sim
+        self._contents = contents
+        self._threads: dict[int, _Stack] = {}
+        self._guests: dict[int, _Stack] = {}
+        self._once: dict[int, int] = {}  # contents of objects by id, within one digest
+        self.resumed: dict[int, Coroutine] = {}  # by task, the last one
+
+    def begin(self) -> None:
+        """A run begins, or is over."""
+        self._threads.clear()
+        self._guests.clear()
+        self.resumed.clear()
+
+    def passed(self, task: Task, observed: int) -> None:
+        """`task` has made a step and stops; `observed` stands for all that it saw so far."""
+        index = task.index
+        here = greenlet.getcurrent()
+        running = here if here is not self._sim.hub else task.glet
+        top = sys._getframe(1) if running is here else running.gr_frame if running else None
+        thread = self._threads.get(index)
+        if thread is None:
+            thread = self._threads[index] = _Stack()
+            self._guests[index] = _Stack()
+        guest = self.resumed.get(index)
+        if guest is None:
+            thread.now(top, observed)
+        elif running is guest.glet:
+            self._guests[index].now(top, observed)
+            thread.now(running.parent.gr_frame, observed)
+        else:
+            self._guests[index].now(guest.glet.gr_frame, observed)
+            thread.now(top, observed)
+
+    def forget(self, index: int) -> None:
+        """A task has ended: let go of what its frames hold."""
+        self._threads.pop(index, None)
+        self._guests.pop(index, None)
+        self.resumed.pop(index, None)
+
+    def digest(self, task: Task) -> int | None:
+        """Where `task` stands since it last `passed`; None when that cannot be told."""
+        total: list[int] = []
+        self._once.clear()
+        try:
+            for stack in (self._threads[task.index], self._guests[task.index]):
+                for standing in stack.frames:
+                    value = standing.value
+                    total.append(self._of_variables(standing) if value is None else value)
+                total.append(0)
+        except Unknown:
+            return None
+        return hash(tuple(total))
+
+    def _of_variables(self, standing: _Standing) -> int:
+        frame = standing.frame
+        variables = frame.f_locals
+        values: list[object] = [id(frame.f_code), standing.lasti, standing.hidden]
+        lasting = True
+        name_of = self._contents.name_of
+        live = standing.at.live
+        try:
+            for name, value in variables.items():
+                if name not in live:
+                    continue  # it is set again before it is looked at, or never looked at
+                values.append(name)
+                if value.__class__ in _ATOMS:
+                    values.append(value)
+                    continue
+                known = 0 if is_private(value) else name_of(id(value))
+                if not known:
+                    known = self._content(value)
+                    lasting = lasting and value.__class__ in _CODE
+                values.append(known)
+        finally:
+            if variables.__class__ is dict:
+                variables.clear()  # a copy, which would keep alive what it holds
+        result = hash(tuple(values))
+        if lasting:
+            standing.value = result
+        return result
+
+    def _content(self, value: object) -> int:
+        """What a value holds now."""
+        known = self._once.get(id(value))
+        if known is None:
+            known = self._once[id(value)] = self._contents.of_value(value)
+        return known
+
+
+_codes: dict[CodeType, bool] = {}
+
+
+def _matters(frame: FrameType) -> bool:
+    """Whether a frame is of the model."""
+    code = frame.f_code
+    known = _codes.get(code)
+    if known is None:
+        module = str(frame.f_globals.get("__name__", ""))
+        known = code.co_filename not in _OWN_FILES and not module.startswith(OBSERVERS)
+        _codes[code] = known
+    return known

@@ -1,0 +1,181 @@
+"""What each step of a run touches: the log of accesses, cut by locks and by steps.
+
+Accesses are logged by the ids of objects; here they get the names that say the same in all runs,
+and are told to the footprints with the locks that were held.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.explore.footprint import NEW_LOCATION, PART_LOCATION, Context, X
+
+if TYPE_CHECKING:
+    from septum.explore.track import Tracker
+
+UNNAMED = NEW_LOCATION << 32
+"""Stands for all objects that a run made and that have no names."""
+
+Segment = tuple[Context, list[int]]
+"""Accesses made while a task held the locks of a context."""
+
+
+class Steps:
+    """The accesses of the step under way, and of known steps that were made again."""
+
+    __slots__ = (
+        "_contexts",
+        "_passed",
+        "_segments",
+        "_tracker",
+        "fresh",
+        "log",
+        "looked",
+        "nr_results",
+        "results",
+    )
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self.log: list[int] = []
+        self.looked = False  # the step had the promises look at everything
+        self.fresh: list[int] = []  # names of objects made in the step
+        self.results: list[tuple[int, int]] = []  # of operations: (of which, what)
+        self.nr_results: dict[int, int] = {}  # by task
+        self._contexts: dict[int, Context] = {}  # by task: the locks that it holds
+        # What the step did before the running task last took or gave back a lock.
+        self._segments: list[Segment] = []
+        # Known steps that were made again: the task, what it touched, what it made.
+        self._passed: list[tuple[int, list[Segment], list[int]]] = []
+
+    def begin(self) -> None:
+        """A run begins."""
+        self.forget()
+        self._passed.clear()
+        self._contexts.clear()
+        self.nr_results.clear()
+
+    def forget(self) -> None:
+        """What was logged since the last step is of no interest."""
+        self.looked = False
+        self.log.clear()
+        self._segments.clear()
+        self.fresh.clear()
+        self.results.clear()
+
+    def _context(self, task: int) -> Context:
+        found = self._contexts.get(task)
+        if found is None:
+            nothing: frozenset[int] = frozenset()
+            found = self._contexts[task] = self._tracker.footprints.context(task, nothing, nothing)
+        return found
+
+    def _segment(self, task: int) -> Context:
+        """The locks of the running task are about to change."""
+        context = self._context(task)
+        if self.log:
+            self._segments.append((context, self.log.copy()))
+            self.log.clear()
+        return context
+
+    def took(self, lock: object, exclusive: bool) -> None:
+        """The running task has a lock now."""
+        task = self._tracker.sim.current.index
+        context = self._segment(task)
+        one = frozenset((self._tracker.name_of(id(lock)),))
+        self._contexts[task] = self._tracker.footprints.context(
+            task, context.held | one, context.exclusive | one if exclusive else context.exclusive
+        )
+
+    def drops(self, lock: object) -> None:
+        """The running task gives a lock back."""
+        task = self._tracker.sim.current.index
+        context = self._segment(task)
+        one = frozenset((self._tracker.name_of(id(lock)),))
+        self._contexts[task] = self._tracker.footprints.context(
+            task, context.held - one, context.exclusive - one
+        )
+
+    def take(self, task: int) -> tuple[set[int], set[int], set[int], int]:
+        """(kept, shared, made, touched) of the accesses since the last call, of a step of `task`:
+        what makes it depend on others, what it saw and changed that counts, what of that it made,
+        and all of it, as bits.
+        """
+        kept: set[int] = set()
+        shared: set[int] = set()
+        touched = 0
+        if self._passed:
+            self._catch_up()
+        self._segment(task)
+        for context, part in self._segments:
+            accesses = self._named(context, set(part))
+            kept |= accesses & context.kept
+            shared |= accesses & context.shared
+            touched |= self._tracker.footprints.touched(access >> 2 for access in accesses)
+            self._tracker.own.note(accesses)
+        self._segments.clear()
+        made: set[int] = set()
+        if self.fresh:
+            new = self._make(task)
+            made = {
+                access >> 2 for access in new if self._tracker.footprints.is_shared(access >> 2)
+            }
+            touched |= self._tracker.footprints.touched(access >> 2 for access in new)
+        return kept, shared, made, touched
+
+    def _make(self, task: int) -> list[int]:
+        """What the running task has made since the last step, as accesses: it is written to, but
+        nobody else can get at it before the task puts it where all can, and that is an access."""
+        made: list[int] = []
+        for name in dict.fromkeys(self.fresh):
+            obj = self._tracker.objects.get(name)
+            if obj is not None:
+                made += [(name << 8 | k) << 2 | X for k in self._tracker.places_in(type(obj))]
+        self.fresh.clear()
+        for access in made:
+            self._tracker.footprints.make(access >> 2, 1 << task)
+        self._tracker.own.note(made)
+        return made
+
+    def passes(self, task: int) -> None:
+        """A step of `task` that is known was made again."""
+        self._segment(task)
+        self._passed.append((task, self._segments.copy(), self.fresh.copy()))
+        self.forget()
+
+    def _catch_up(self) -> None:
+        """What was written and made in the steps that were passed still counts."""
+        fresh = self.fresh.copy()
+        own = self._tracker.own
+        for task, segments, made in self._passed:
+            for _, part in segments:
+                own.note(self._renamed(set(part)))
+            self.fresh[:] = made
+            self._make(task)
+        self._passed.clear()
+        self.fresh[:] = fresh
+
+    def _named(self, context: Context, accesses: set[int]) -> set[int]:
+        """The accesses made in `context`, by names."""
+        fresh = self._renamed(accesses - context.known)
+        known = (accesses & context.known) | fresh
+        fresh -= context.known
+        if fresh:
+            self._tracker.footprints.register(context, fresh)
+        return known
+
+    def _renamed(self, accesses: set[int]) -> set[int]:
+        """Accesses of objects of this run by their names. Of what is gone nobody asks."""
+        renamed: set[int] = set()
+        tracker = self._tracker
+        for access in accesses:
+            oid = access >> 10
+            if access >= PART_LOCATION << 2:
+                renamed.add(access)
+                continue
+            name = tracker.name_of(oid)
+            if name == oid:
+                renamed.add(access)
+            elif name or not tracker.is_gone(oid):
+                renamed.add(((name or UNNAMED) << 8 | access >> 2 & 255) << 2 | access & 3)
+        return renamed
