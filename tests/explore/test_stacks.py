@@ -1,0 +1,178 @@
+"""Where a task stands, as a number: what tells two places apart, and what must not.
+
+What the exhaustive search takes for the same place goes on alike: shown on frames, and by searches
+that are told less and go by all that a task observed, which must reach the same ends.
+"""
+
+import time
+
+import pytest
+
+from septum.explore.bytecode import place
+from septum.explore.scenario import ScenarioSubject
+from septum.explore.search import Job, Searcher
+from septum.explore.stacks import Stacks
+from septum.explore.subject import Options, Strategy
+from septum.explore.track import Tracker
+from septum.explore.transitions import Unfaithful
+
+
+def call(*_: object) -> None:
+    """Stands for a scheduling point."""
+
+
+def place_of_call(function):  # type: ignore[no-untyped-def]
+    """The place where `function` waits for the first `call()` in its text."""
+    import dis
+
+    code = function.__code__
+    names = [row for row in dis.get_instructions(code) if row.argval == "call"]
+    calls = [
+        row
+        for row in dis.get_instructions(code)
+        if row.opname == "CALL" and row.offset > names[0].offset
+    ]
+    return place(code, calls[0].offset)
+
+
+def looks_at_one(a, b):  # type: ignore[no-untyped-def]
+    call()
+    return a
+
+
+def sets_before_it_looks(a, b):  # type: ignore[no-untyped-def]
+    call()
+    b = a
+    call(b)
+    return b
+
+
+def loops(items, a):  # type: ignore[no-untyped-def]
+    for _ in items:
+        call()
+    return a
+
+
+def counts(first, nr):  # type: ignore[no-untyped-def]
+    for at in range(first, first + nr):
+        call()
+        call(at)
+    return first
+
+
+def counts_to_what_changes(first, nr):  # type: ignore[no-untyped-def]
+    for _ in range(first, nr):
+        nr = 0
+        call()
+
+
+def counts_an_attribute(a):  # type: ignore[no-untyped-def]
+    for _ in range(a.nr):
+        call()
+
+
+def adds_up(a):  # type: ignore[no-untyped-def]
+    return a.nr + call()
+
+
+def passes_on(a, b):  # type: ignore[no-untyped-def]
+    return print(a, call())
+
+
+def holds(lock, a):  # type: ignore[no-untyped-def]
+    with lock.mutex:
+        call()
+    return a
+
+
+def handles(a):  # type: ignore[no-untyped-def]
+    try:
+        return a
+    except ValueError:
+        call()
+
+
+@pytest.mark.parametrize(
+    ("function", "hides", "live"),
+    [
+        (looks_at_one, False, {"a"}),
+        (sets_before_it_looks, False, {"a"}),
+        (loops, True, {"a"}),  # how far the iterator is
+        (counts, False, {"first", "nr", "at"}),
+        (counts_to_what_changes, True, set()),
+        (counts_an_attribute, True, set()),
+        (adds_up, True, {"a"}),  # what a.nr was
+        (passes_on, False, {"a"}),
+        (holds, False, {"lock", "a"}),
+    ],
+)
+def test_a_frame_is_told_by_what_it_will_look_at(function, hides, live) -> None:
+    found = place_of_call(function)
+    assert found.hides == hides
+    assert found.live == live
+
+
+def test_what_an_exception_handler_holds_is_not_told() -> None:
+    assert place_of_call(handles).hides
+
+
+SMALL = ("busy-once", "convert-against-accept", "convert-against-fault", "write-against-convert")
+
+
+class Ends(ScenarioSubject):
+    """A scenario that notes how its runs end."""
+
+    __slots__ = ("ends",)
+
+    def finish(self, built) -> None:  # type: ignore[no-untyped-def]
+        super().finish(built)
+        self.ends.add((self.final(built), tuple(f.text for f in built.sim.findings)))
+
+
+def search(name: str):  # type: ignore[no-untyped-def]
+    """(how runs ended, states, what was found, whether the search kept to its steps)."""
+    subject = Ends(name, "v3", "quiet")
+    subject.ends = set()
+    searcher = Searcher(subject, Options(keep_going=True))
+    subject.ends.clear()
+    try:
+        job = Job(1, Strategy.EXHAUSTIVE, preemptions=1, until=time.monotonic() + 120)
+        result = searcher.do(job)
+    finally:
+        searcher.close()
+    assert result.complete or result.note
+    return subject.ends, result.states, {f.finding.text for f in result.found}, result.note
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_going_by_where_tasks_stand_reaches_the_same_ends(name, monkeypatch) -> None:
+    """The judge goes by all that a task observed, which tells apart at least as much."""
+    ends, states, found, note = search(name)
+    assert not note
+
+    def stands(self, task, observed):  # type: ignore[no-untyped-def]
+        self.stacks.passed(task, observed)
+
+    monkeypatch.setattr(Tracker, "stands", stands)
+    ends_by_all, states_by_all, found_by_all, _ = search(name)
+    assert ends == ends_by_all
+    assert found == found_by_all
+    assert states <= states_by_all
+
+
+def test_forgetting_the_variables_is_noticed(monkeypatch) -> None:
+    """Where tasks that stand in different places are taken as one, steps come out in two ways."""
+    monkeypatch.setattr(Stacks, "digest", lambda self, task: 1)
+    noticed = []
+    graph = Searcher._graph
+
+    def watched(self, job):  # type: ignore[no-untyped-def]
+        try:
+            return graph(self, job)
+        except Unfaithful as error:
+            noticed.append(error)
+            raise
+
+    monkeypatch.setattr(Searcher, "_graph", watched)
+    search("convert-against-accept")
+    assert noticed
