@@ -38,7 +38,7 @@ class Bounds(msgspec.Struct, frozen=True):
     preemptions: int = 2
     failures: int = 1
     schedules: int = 10_000
-    time_s: float = 30.0
+    time_s: float = 20.0
     seed: int = 0
     check: str = "quiet"
 
