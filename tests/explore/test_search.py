@@ -20,7 +20,7 @@ from septum.explore.toys import (
     TOYS,
     Toy,
 )
-from septum.sim import decode_token
+from septum.sim import Finding, decode_token
 
 
 @pytest.mark.parametrize("strategy", [Strategy.EXHAUSTIVE, Strategy.PCT, Strategy.RANDOM])
@@ -191,3 +191,11 @@ def test_what_does_not_come_again_is_no_finding() -> None:
     toy.ends = 0
     verdict = explore(toy, Options(strategy=Strategy.RANDOM, schedules=100))
     assert toy.ends > 40 and not verdict.counterexamples
+
+
+def test_what_a_scenario_foresees_it_foresees_of_v3() -> None:
+    """v3 without patch 14 changes v3 with F2 repaired: what v3 may break there it may not."""
+    found = Finding("mapping-in-folio", "a leaf beyond its folio", "", "host", 0)
+    name = "attributes-enomem-repaired"
+    assert find_subject(name, "v3", "quiet").expects(found)
+    assert not find_subject(name, "v3-without-14", "quiet").expects(found)
