@@ -44,7 +44,7 @@ from septum.explore.loops import (
     period_of,
     still_spinning,
 )
-from septum.explore.node import Node, Visited, order
+from septum.explore.node import Node, Visited, inherit_sleep, order
 from septum.explore.run import Abandoned, Replaying
 from septum.explore.subject import UNBOUNDED
 from septum.explore.transitions import DONE, POINT, Step, Transitions, Unfaithful
@@ -317,7 +317,7 @@ class GraphSearch:
             node.spinning = {}
         order(node)
         if parent is not None:
-            self._inherit_sleep(node, parent)
+            inherit_sleep(node, parent, self.bounded)
         node.mark = self._state.mark()
         node.key = hash((self._state.value, ready, node.alive, *sorted(node.spinning)))
         for visited in self._visited.get(node.key, ()):
@@ -345,24 +345,6 @@ class GraphSearch:
         node.todo = awake
         self._on_path.add(node.key)
         self._path.append(node)
-
-    def _inherit_sleep(self, node: Node, parent: Node) -> None:
-        """Who still sleeps after the step that led here."""
-        step = parent.step
-        assert step is not None and parent.taken is not None
-        step = parent.taken.masks
-        ran = parent.tasks[parent.answer]
-        node.sleep = {
-            task: masks
-            for task, masks in parent.sleep.items()
-            if task != ran and not depend(masks, step)
-        }
-        for answer, masks in parent.steps.items():
-            task = parent.tasks[answer]
-            if task == ran or depend(masks, step):
-                continue
-            if not self.bounded or (answer == 0 and not parent.free):
-                node.sleep[task] = masks
 
     def _below_sleepers(self, sleep: dict[int, Masks]) -> Summary:
         """What may follow where only sleepers could go on: all that followed where each of them

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from septum.explore.footprint import depend
+
 if TYPE_CHECKING:
     from septum.explore.footprint import Masks, Summary
     from septum.explore.loops import RowEntry, Spinning
@@ -101,3 +103,21 @@ def order(node: Node) -> None:
     if current >= 0:
         node.tasks.insert(0, current)
         node.free = current in node.spinning
+
+
+def inherit_sleep(node: Node, parent: Node, bounded: bool) -> None:
+    """Who still sleeps in `node` after the step that led there from `parent`."""
+    assert parent.taken is not None
+    step = parent.taken.masks
+    ran = parent.tasks[parent.answer]
+    node.sleep = {
+        task: masks
+        for task, masks in parent.sleep.items()
+        if task != ran and not depend(masks, step)
+    }
+    for answer, masks in parent.steps.items():
+        task = parent.tasks[answer]
+        if task == ran or depend(masks, step):
+            continue
+        if not bounded or (answer == 0 and not parent.free):
+            node.sleep[task] = masks

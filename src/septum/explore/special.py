@@ -32,6 +32,13 @@ COUNTING_WORDS = frozenset(
     )
 )
 
+KEYED = {"PamtEntry": "pfn"}
+"""Classes of objects that stand for something that is always there, and the slots that say which:
+records that are made when they are first needed, by whoever comes first."""
+
+AS_ONE = frozenset(("TablePage", "FrameBlock", "Srcu"))
+"""Classes of which one location stands for all slots."""
+
 # Who looks on and never changes the world. What a promise reads makes no step depend on another:
 # promises are judged on every schedule that is run, not on all that are equivalent to it.
 OBSERVERS = ("septum.checks", "septum.trace")

@@ -40,7 +40,7 @@ from septum.explore.footprint import (
 )
 from septum.explore.own import OWN_REFERENCES, OwnState
 from septum.explore.private import PRIVATE
-from septum.explore.special import COUNTING_WORDS, is_statistic, specials
+from septum.explore.special import AS_ONE, COUNTING_WORDS, KEYED, is_statistic, specials
 from septum.explore.stacks import Stacks
 from septum.explore.steps import Steps
 from septum.explore.tracked import PLAIN, container_types, put_back
@@ -60,13 +60,6 @@ Patch = tuple[type, str, object]
 _MISSING = object()
 KEYED_LOCATION = 1 << 62
 """In the name of an object that is named by what it stands for."""
-
-KEYED = {"PamtEntry": "pfn"}
-"""Classes of objects that stand for something that is always there, and the slots that say which:
-records that are made when they are first needed, by whoever comes first."""
-
-AS_ONE = frozenset(("TablePage", "FrameBlock", "Srcu"))
-"""Classes of which one location stands for all slots."""
 
 
 class Tracker:
