@@ -12,6 +12,7 @@ more do not count. Where the content of one that is cannot be told, nothing is s
 from __future__ import annotations
 
 import sys
+from inspect import CO_GENERATOR
 from types import BuiltinFunctionType, ModuleType
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,8 @@ class _Stack:
         places = self.places
         fresh: list[FrameType] = []
         at = top
-        while at is not None and at not in places:
+        # A generator's frame lasts, but who asks it for the next value has run in between.
+        while at is not None and (at not in places or at.f_code.co_flags & CO_GENERATOR):
             if _matters(at):
                 fresh.append(at)
             at = at.f_back
