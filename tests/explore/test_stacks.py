@@ -4,6 +4,7 @@ What the exhaustive search takes for the same place goes on alike: shown on fram
 that are told less and go by all that a task observed, which must reach the same ends.
 """
 
+import sys
 import time
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from septum.explore.bytecode import place
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
-from septum.explore.stacks import Stacks
+from septum.explore.stacks import Stacks, _Stack
 from septum.explore.subject import Options, Strategy
 from septum.explore.track import Tracker
 from septum.explore.transitions import Unfaithful
@@ -114,6 +115,31 @@ def test_a_frame_is_told_by_what_it_will_look_at(function, hides, live) -> None:
 
 def test_what_an_exception_handler_holds_is_not_told() -> None:
     assert place_of_call(handles).hides
+
+
+def test_who_asks_a_generator_again_has_run() -> None:
+    """Its frame lasts from one value to the next; that of its caller must be told anew."""
+    stack = _Stack()
+    told = []
+
+    def stop():  # type: ignore[no-untyped-def]
+        stack.now(sys._getframe(), 1)
+        told.append({standing.frame.f_code.co_name: standing for standing in stack.frames})
+
+    def values():  # type: ignore[no-untyped-def]
+        stop()
+        stop()
+        yield 1
+        stop()
+
+    def asks():  # type: ignore[no-untyped-def]
+        total = 0
+        for value in values():
+            total += value
+
+    asks()
+    assert told[0]["asks"].frame is told[2]["asks"].frame
+    assert told[1]["asks"] is not told[2]["asks"]
 
 
 SMALL = ("busy-once", "convert-against-accept", "convert-against-fault", "write-against-convert")
