@@ -327,7 +327,7 @@ def compare(
     ] = 2,
     failures: Annotated[int, typer.Option(help="At most so many injected failures.")] = 1,
     schedules: Annotated[int, typer.Option(help="At most so many schedules in a search.")] = 10_000,
-    time: Annotated[float, typer.Option(help="Seconds for one search.")] = 30.0,
+    time: Annotated[float, typer.Option(help="Seconds for one search.")] = 20.0,
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
     check: Annotated[
