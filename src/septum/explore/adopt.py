@@ -65,19 +65,6 @@ def of_sim(part: Part) -> bool:
     return type(part.obj).__module__.startswith("septum.sim.")
 
 
-def kind_of(part: Part) -> object:
-    """What a part has in common with others like it: its class; of a container, the slot that it is
-    in."""
-    label = part.label
-    at = part
-    while isinstance(at.obj, CONTAINERS) and at.owner is not None:
-        label, at = at.label, at.owner
-    kind = type(at.obj)
-    if at is part:
-        return kind
-    return next((member for name, member in slots_of(kind) if name == label[1:]), kind)
-
-
 def apart(part: Part) -> bool:
     """It is restored by its snapshot, and using it makes no step depend on another."""
     at = part

@@ -61,9 +61,6 @@ Held = frozenset[int]
 """Locks that a task holds."""
 
 
-_NO_LOCKS: Held = frozenset()
-
-
 class Context:
     """The locks that a task holds while it touches something, and what it touched so before.
 
@@ -90,9 +87,8 @@ class Footprints:
     An access is an int: location << 2 | kind. Locations that only one task ever touches, or that
     all only read, do not count. When accesses of a location begin to count, it is in `news`
     (EVERYWHERE: no one can say which): what was computed before then lacks them, and a search that
-    used it starts over. So that this is rare, what is learned of one object goes for all of its
-    kind: objects of one class, containers in one slot of a class, parts of such. `kinds_of_base`:
-    the kinds of the objects of the built world, by their names.
+    used it starts over. So that this is rare, what is learned of one object that a run made goes
+    for all of its kind: objects of one class, containers in one slot of a class.
     """
 
     __slots__ = (
@@ -103,10 +99,8 @@ class Footprints:
         "_masks",
         "_numbers",
         "_users",
-        "kinds_of_base",
         "news",
         "parts",
-        "unguarded",
         "whole_of",
     )
 
@@ -118,9 +112,7 @@ class Footprints:
         self._contexts: dict[tuple[int, Held, Held], Context] = {}
         self._kinds: dict[int, _Kind] = {}
         self._numbers: dict[int, int] = {}
-        self.kinds_of_base: dict[int, int] = {}
         self.news: set[int] = set()
-        self.unguarded: set[int] = set()  # locations of locks, which no other lock guards
         # Locations of parts by that of their whole, and the other way round. Where a whole counts,
         # its parts do.
         self.parts: dict[int, list[int]] = {}
@@ -209,9 +201,7 @@ class Footprints:
 
     def _guard(self, location: int, held: Held) -> None:
         """An access was made with `held`: no other locks were held at every access."""
-        if location in self.unguarded:
-            held = _NO_LOCKS
-        kind = self._kinds.get(self._kind_of(location)) if self._is_made(location) else None
+        kind = self._kinds.get(self._kind_of(location))
         before = self._guards.get(location)
         if before is None:
             before = held if kind is None or kind.guards is None else kind.guards
@@ -224,26 +214,15 @@ class Footprints:
         alike = [location]
         if kind is not None:
             kind.guards = guards
-            alike = [at for at in kind.locations if self._is_made(at) and at in self._guards]
+            alike = [at for at in kind.locations if at in self._guards]
         for at in alike:
             self._guards[at] = guards
             if at in self._bits:
                 self._keep_everywhere(at)
 
-    def _is_made(self, location: int) -> bool:
-        """Whether a location is of an object that a run made, or of a part of one."""
-        return made_in_run(self.whole_of.get(location, location))
-
     def _kind_of(self, location: int) -> int:
-        """The kind of a location; 0: it is like no other."""
-        whole = self.whole_of.get(location)
-        if whole is not None:
-            kind = self._kind_of(whole)
-            return kind | _PART if kind else 0
-        if made_in_run(location):
-            return location & _CLASS_AND_SLOT
-        kind = self.kinds_of_base.get(location >> 8, 0)
-        return kind << 32 | location & 0xFF if kind else 0
+        """The kind of a location; 0: it is of the built world, or a part."""
+        return location & _CLASS_AND_SLOT if made_in_run(location) else 0
 
     def _share(self, location: int) -> None:
         """A location turns out to be shared."""
@@ -310,8 +289,8 @@ class Footprints:
 
 
 class _Kind:
-    """The locations of one slot of all objects of one class, or of all parts of such. `guards`:
-    the locks held at every access of those that runs made; None: there was none."""
+    """The locations of one slot of all objects of one class that runs made. `guards`: the locks
+    held at every access; None: there was none."""
 
     __slots__ = ("guards", "locations", "shared")
 
@@ -331,7 +310,6 @@ NEW_LOCATION = 1 << 63
 """In the name of an object that a run made; lower: its task, its class, its number, the slot."""
 
 _CLASS_AND_SLOT = 0xFFFF << 32 | 0xFF
-_PART = 1 << 60
 
 
 def made_in_run(location: int) -> bool:

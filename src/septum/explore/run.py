@@ -194,7 +194,7 @@ class Steering(Schedule):
         return ("list", 0)
 
 
-ALONE_MAX = 40_000
+ALONE_MAX = 400_000
 """So many scheduling points a task may pass while it is the only one that could run."""
 
 STANDING_DEPTH = 14

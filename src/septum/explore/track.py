@@ -23,7 +23,6 @@ from septum.explore.adopt import (
     apart,
     classes_of,
     exchange,
-    kind_of,
     of_sim,
     ours,
     trackable,
@@ -151,8 +150,6 @@ class Tracker:
         """Begin to watch. `snapshot` is of the adopted world."""
         self._of_base = {id(part.obj): part.obj for part in snapshot.parts}
         self._base = set(self._of_base)
-        for part in snapshot.parts:
-            self.footprints.kinds_of_base[id(part.obj)] = self._number_of(kind_of(part))
         self.lock_of = {
             id(part.obj.waiters): part.obj
             for part in snapshot.parts
@@ -160,7 +157,6 @@ class Tracker:
         }
         # Who waits is written by waiting, which is told as a look at what is waited for.
         self.waiting_at = {oid << 8 for oid in self.lock_of}
-        self.footprints.unguarded = self.waiting_at
         for part in snapshot.parts:
             if of_sim(part):
                 owner = part
@@ -248,7 +244,6 @@ class Tracker:
         name = KEYED_LOCATION | number << 40 | key
         if name in self.objects:
             self.unname(name)
-        self.footprints.kinds_of_base[name] = number
         self._names[id(obj)] = name
         self._gone.discard(id(obj))
         self.objects[name] = obj
