@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int, int, int]
 TRIES_MAX = 600
+TRIES_MIN = 20
+STEPS_MAX = 800_000
+"""Tries stop after about so many scheduling points: runs that do not end are long."""
 
 
 class Shrunk:
@@ -44,7 +47,7 @@ def size_of(run: Run) -> Size:
 class Shrinker:
     """Tries smaller answers on one world."""
 
-    __slots__ = ("_best", "_kind", "_runner", "_seen", "tries")
+    __slots__ = ("_best", "_kind", "_runner", "_seen", "tries", "tries_max")
 
     def __init__(self, runner: Runner, first: Run) -> None:
         assert first.finding is not None
@@ -53,10 +56,11 @@ class Shrinker:
         self._kind = kind_of(first.finding)
         self._seen: set[tuple[int, ...]] = set()
         self.tries = 0
+        self.tries_max = max(TRIES_MIN, min(TRIES_MAX, STEPS_MAX // max(1, first.steps)))
 
     def _replay(self, answers: list[int]) -> Run | None:
         key = tuple(_trim(answers))
-        if key in self._seen or self.tries >= TRIES_MAX:
+        if key in self._seen or self.tries >= self.tries_max:
             return None
         self._seen.add(key)
         self.tries += 1
@@ -78,7 +82,7 @@ class Shrinker:
         """The least run that a fixed point of all passes finds."""
         self._try(_trim(self._best.answers))
         better = True
-        while better and self.tries < TRIES_MAX:
+        while better and self.tries < self.tries_max:
             better = self._replan() | self._quieten() | self._delete() | self._move()
         return self._best
 
@@ -91,7 +95,7 @@ class Shrinker:
             planning = Planning(self._best.answers)
             self._run(planning)
             for plan in planning.plan().variants():
-                if self.tries >= TRIES_MAX:
+                if self.tries >= self.tries_max:
                     return any_better
                 self.tries += 1
                 run = self._run(Following(plan))
@@ -173,7 +177,7 @@ class Shrinker:
                 run = self._replay(answers)
                 if run is not None and run.finding is None:
                     return _trim(run.answers)
-            if self.tries > TRIES_MAX // 4:
+            if self.tries > self.tries_max // 4:
                 break
         return None
 
