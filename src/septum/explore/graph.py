@@ -37,13 +37,7 @@ from septum.explore.footprint import (
     join_into,
 )
 from septum.explore.learn import Move, Recording, Translating
-from septum.explore.loops import (
-    TIMES,
-    entry_of,
-    looks_at,
-    period_of,
-    still_spinning,
-)
+from septum.explore.loops import TIMES, entry_of, looks_at, period_of, still_spinning
 from septum.explore.node import Node, Visited, inherit_sleep, order
 from septum.explore.run import Abandoned, Replaying
 from septum.explore.subject import UNBOUNDED
@@ -64,9 +58,9 @@ ANYTHING: Masks = (-1, -1, -1, -1)
 ROUNDS_MAX = 3
 """So often all tasks go round without any change before nobody is taken to get on."""
 
-
 LASTING_MAX = 8
-"""So many real runs are made to see whether what goes round ever ends."""
+"""So many real runs are made to see whether what goes round ever ends. A search that meets more of
+it is not complete."""
 
 THOROUGH_EVERY = 8
 """Of so many real runs one makes sure that known steps that it meets come out as they are known."""
@@ -81,6 +75,7 @@ class GraphSearch:
     in its kind; it says whether to go on."""
 
     __slots__ = (
+        "_all_judged",
         "_found",
         "_kinds",
         "_nr_lasting",
@@ -132,6 +127,7 @@ class GraphSearch:
         self._visited: dict[int, list[Visited]] = {}
         self._kinds: set[tuple[str, str]] = set()
         self._nr_lasting = 0
+        self._all_judged = True
         self.nr_paths = 0
         self.nr_runs = 0
         self.nr_states = 0
@@ -194,7 +190,7 @@ class GraphSearch:
                 return False
             self._state.rewind(node.mark)
             self._move(node, node.pending.pop())
-        return not self.stopped
+        return not self.stopped and self._all_judged
 
     def _moves(self) -> list[Move]:
         moves = [move for move, _ in self._prefix]
@@ -439,7 +435,10 @@ class GraphSearch:
     def _lasting(self, moves: list[Move], node: Node) -> None:
         """A real run says whether this ever ends."""
         self._broken(node)
-        if ("progress", "lasting") in self._kinds or self._nr_lasting >= LASTING_MAX:
+        if ("progress", "lasting") in self._kinds:
+            return
+        if self._nr_lasting >= LASTING_MAX:
+            self._all_judged = False
             return
         self._nr_lasting += 1
         answers = self._answers(moves)
