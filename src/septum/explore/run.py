@@ -9,8 +9,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, cast
 
-import greenlet
-
 from septum import __version__
 from septum.explore.adopt import parts_apart
 from septum.explore.track import Tracker
@@ -458,23 +456,16 @@ class Runner:
         the world is put back."""
         sim = self.built.sim
         for task in sim.tasks:
-            glet = task.glet
-            if glet is not None and glet and not glet.dead:
-                glet.parent = greenlet.getcurrent()
-                sim.current = task
-                _quietly_kill(glet)
+            sim.current = task
+            _quietly(task.kill)
         for coroutine in self._coroutines:
-            if coroutine.started():
-                try:
-                    coroutine.kill()
-                except Exception:
-                    continue
+            _quietly(coroutine.kill)
 
 
-def _quietly_kill(glet: greenlet.greenlet) -> None:
+def _quietly(kill: Callable[[], None]) -> None:
     # A task that is cut off in the middle unwinds its `with` blocks in a world that is about to
     # be put back: what they complain about means nothing.
     try:
-        glet.throw(greenlet.GreenletExit)
+        kill()
     except (Exception, RunStopped):
         return

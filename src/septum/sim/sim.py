@@ -135,8 +135,8 @@ class Sim:
         """
         self._hub = getcurrent()
         for task in self.tasks:
-            if task.glet is not None and not task.glet:
-                task.glet.parent = self._hub
+            if task.stack is not None and task.stack.body is not None:
+                task.stack.parent = self._hub
         self._update_solo()
         try:
             while any(not task.done and not task.daemon for task in self.tasks):

@@ -159,7 +159,10 @@ class _SlotsPart(Part):
 class _CoroutinePart(_SlotsPart):
     """A coroutine that has not run: it begins anew after each restore."""
 
-    __slots__ = ("body",)
+    __slots__ = ()
+
+    def children(self) -> Iterator[tuple[str, object]]:
+        return iter(())
 
     def save(self) -> None:
         super().save()
@@ -169,7 +172,6 @@ class _CoroutinePart(_SlotsPart):
                 f"{self.path}: coroutine {self.obj.name} has already run, so that the world cannot"
                 " be captured; capture it before guests are entered"
             )
-        self.body = self.obj.body()
 
     def changed(self) -> bool:
         assert isinstance(self.obj, Coroutine)
@@ -179,9 +181,8 @@ class _CoroutinePart(_SlotsPart):
         """All of it begins anew."""
 
     def restore(self) -> None:
-        super().restore()
         assert isinstance(self.obj, Coroutine)
-        self.obj.renew(self.body)
+        self.obj.renew()
 
 
 class _DictPart(Part):

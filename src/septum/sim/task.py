@@ -7,12 +7,76 @@ inside a task (the guest that its vCPU thread runs): it is entered with `resume`
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import greenlet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+# greenlet's classes have no types here (see pyproject.toml).
+class BrokenOff(greenlet.GreenletExit):  # type: ignore[misc]
+    """Raised in what a stack runs, where that stands, so that the stack can be used again."""
+
+
+class Stack(greenlet.greenlet):  # type: ignore[misc]
+    """A stack that runs one function after another: to make one costs more than ten switches.
+
+    What a function raises ends the stack, too, and goes on in its parent.
+    """
+
+    body: Callable[[], None] | None = None
+    """What it runs next; None once that has begun."""
+    busy = False
+    """Whether it has something to run that has not ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Its limit of recursion counts from where it is first switched to: here, and not from
+        # within some other stack, which may have begun in a third one.
+        self.switch()
+
+    def run(self) -> None:
+        """Wait for something to run, run it, let the parent go on."""
+        while True:
+            parent = self.parent
+            assert parent is not None
+            parent.switch(None)
+            body = self.body
+            assert body is not None
+            self.body = None
+            with suppress(BrokenOff):
+                body()
+            del body
+            self.busy = False
+
+    def give(self, body: Callable[[], None], parent: greenlet.greenlet) -> None:
+        """What to run when it is switched to, and who goes on then."""
+        self.body = body
+        self.busy = True
+        self.parent = parent
+
+    def break_off(self) -> None:
+        """End what it runs, where that stands; the caller goes on."""
+        if self.body is not None:
+            self.body = None
+            self.busy = False
+        elif self.busy and not self.dead:
+            self.parent = greenlet.getcurrent()
+            self.throw(BrokenOff)
+
+
+class _Idle(threading.local):
+    """Stacks of tasks that have ended. A stack belongs to the thread that made it."""
+
+    def __init__(self) -> None:
+        self.stacks: list[Stack] = []
+
+
+_idle = _Idle()
 
 
 class Task:
@@ -28,6 +92,7 @@ class Task:
         "held",
         "index",
         "name",
+        "stack",
         "time_ns",
     )
 
@@ -41,53 +106,66 @@ class Task:
         self.held: list[tuple[object, str]] = []  # (lock, "ex" or "sh") in order of acquisition
         self.blocked_on: str | None = None
         self.time_ns = 0
+        self.stack: Stack | None = None  # its own; None when it has ended
+        # What goes on when it does: its own stack, or the guest's that it runs.
         self.glet: greenlet.greenlet | None = None
 
     def __repr__(self) -> str:
         return f"<task {self.name}>"
 
+    def kill(self) -> None:
+        """End it where it stands, and a guest that it runs. May raise what unwinding raises."""
+        stack = self.stack
+        if stack is None:
+            return
+        try:
+            if isinstance(self.glet, Stack):
+                self.glet.break_off()
+            stack.break_off()
+        finally:
+            self.stack = self.glet = None
+        if not stack.dead:
+            _idle.stacks.append(stack)
+
 
 class Coroutine:
     """A second stack within whichever task resumes it."""
 
-    __slots__ = ("_caller", "_glet", "finished", "name")
+    __slots__ = ("_begun", "_body", "_caller", "_stack", "finished", "name")
 
     def __init__(self, name: str, fn: Callable[[], None]) -> None:
         self.name = name
         self.finished = False
+        self._begun = False
         self._caller: greenlet.greenlet | None = None
+        self._stack: Stack | None = None
 
-        def body(first: object) -> object:
+        def body() -> None:
             fn()
             self.finished = True
-            return None
 
-        self._glet = greenlet.greenlet(body)
+        self._body = body
 
     def started(self) -> bool:
         """Whether it has ever been resumed."""
-        return self.finished or bool(self._glet) or bool(self._glet.dead)
-
-    def body(self) -> Callable[[object], object]:
-        """What a stack for it runs; only before it has started."""
-        run: Callable[[object], object] = self._glet.run
-        return run
+        return self._begun
 
     @property
     def glet(self) -> greenlet.greenlet:
-        """The stack."""
-        return self._glet
+        """The stack. Only after it has started."""
+        assert self._stack is not None
+        return self._stack
 
     def kill(self) -> None:
         """End it where it is suspended, as when its machine is switched off."""
-        if self._glet and not self._glet.dead:
-            self._glet.parent = greenlet.getcurrent()
-            self._glet.throw(greenlet.GreenletExit)
+        if self._stack is not None:
+            self._stack.break_off()
 
-    def renew(self, body: Callable[[object], object]) -> None:
-        """Begin anew: a new stack that will run `body`."""
-        self._glet = greenlet.greenlet(body)
-        self.finished = False
+    def renew(self) -> None:
+        """Begin anew when it is resumed. What it was about should have been ended."""
+        if self._stack is not None and (self._stack.busy or self._stack.dead):
+            self._stack = None
+        self._begun = self.finished = False
         self._caller = None
 
     def resume(self, value: object = None) -> object:
@@ -99,25 +177,40 @@ class Coroutine:
             raise RuntimeError(f"coroutine {self.name} has ended")
         caller = greenlet.getcurrent()
         self._caller = caller
-        self._glet.parent = caller
-        return self._glet.switch(value)
+        stack = self._stack
+        if not self._begun:
+            self._begun = True
+            if stack is None:
+                stack = self._stack = Stack()
+            stack.give(self._body, caller)
+        else:
+            assert stack is not None
+            stack.parent = caller
+        return stack.switch(value)
 
     def suspend(self, value: object = None) -> object:
         """Leave the coroutine, from within it; returns what the next `resume` passes."""
         caller = self._caller
         assert caller is not None
-        assert greenlet.getcurrent() is self._glet, f"suspend() outside coroutine {self.name}"
+        assert greenlet.getcurrent() is self._stack, f"suspend() outside coroutine {self.name}"
         return caller.switch(value)
 
 
 def start(task: Task, fn: Callable[[], None], hub: greenlet.greenlet) -> None:
     """Give `task` a stack that runs `fn` and returns to `hub` when it ends."""
 
+    stacks = _idle.stacks
+    stack = stacks.pop() if stacks else Stack()
+
     def body() -> None:
         fn()
         task.done = True
+        task.stack = task.glet = None
+        # Nothing is run on it before it has gone back to the hub.
+        stacks.append(stack)
 
-    task.glet = greenlet.greenlet(body, hub)
+    stack.give(body, hub)
+    task.stack = task.glet = stack
 
 
 def getcurrent() -> greenlet.greenlet:
