@@ -319,13 +319,13 @@ class Runner:
             part.obj for part in self.snapshot.parts if isinstance(part.obj, Coroutine)
         ]
         self._captured_at = self._verified_at = self.nr_runs
-        self.snapshot.hot = [
+        self.snapshot.add_hot(
             part
             for part in self.snapshot.parts
             if part.obj is sim
             or part.obj in self._coroutines
             or (part.owner is not None and part.owner.obj is sim)
-        ]
+        )
 
     def track(self) -> Tracker:
         """From now on see what each step touches. Raises NotTrackable.
@@ -337,8 +337,7 @@ class Runner:
         tracker.adopt(self.snapshot)
         self._capture()
         tracker.install(self.snapshot)
-        known = {id(part) for part in self.snapshot.hot}
-        self.snapshot.hot += [p for p in parts_apart(self.snapshot) if id(p) not in known]
+        self.snapshot.add_hot(parts_apart(self.snapshot))
         self.tracker = tracker
         return tracker
 

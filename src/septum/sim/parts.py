@@ -1,0 +1,473 @@
+"""Mutable objects one by one: how each was, whether it changed, how to put it back.
+
+Works on what the model is made of: slotted classes, instances with a dict, lists, dicts, sets,
+arrays and bytearrays. A captured coroutine that has not run yet begins anew at each restore.
+"""
+
+from __future__ import annotations
+
+import types
+from array import array
+from collections import deque
+from functools import partial
+from operator import is_
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from septum.sim.sim import SimDefect
+from septum.sim.task import Coroutine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    Put = tuple[Callable[[Any, Any], object], object, object]
+    """A step of putting an object back: a function, and what to call it with."""
+
+_MISSING = object()
+_slots_of: dict[type, tuple[tuple[str, types.MemberDescriptorType], ...]] = {}
+
+
+def slots_of(kind: type) -> tuple[tuple[str, types.MemberDescriptorType], ...]:
+    """(name, descriptor) of every slot of `kind`, base classes first."""
+    found = _slots_of.get(kind)
+    if found is None:
+        rows: list[tuple[str, types.MemberDescriptorType]] = []
+        for base in reversed(kind.__mro__):
+            for name, member in vars(base).items():
+                if isinstance(member, types.MemberDescriptorType):
+                    rows.append((name, member))
+        found = _slots_of[kind] = tuple(rows)
+    return found
+
+
+class Part:
+    """One mutable object: how it was when captured. Subclasses know one kind of object."""
+
+    __slots__ = ("label", "obj", "owner", "path", "saved")
+
+    def __init__(self, obj: object, path: str) -> None:
+        self.obj = obj
+        self.path = path  # how it is reached from the roots, for messages
+        self.owner: Part | None = None  # the mutable object that led to it first
+        self.label = ""  # the last part of the path, such as ".field" or "[3]"
+        self.saved: object = None
+
+    def children(self) -> Iterator[tuple[str, object]]:
+        """(label, value) of what it refers to now."""
+        raise NotImplementedError
+
+    def save(self) -> None:
+        """Remember how the object is."""
+        raise NotImplementedError
+
+    def changed(self) -> bool:
+        """Whether the object is not as it was saved."""
+        raise NotImplementedError
+
+    def restore(self) -> None:
+        """Make the object as it was saved."""
+        raise NotImplementedError
+
+    def learn(self) -> None:
+        """What differs now from what was saved may differ again."""
+
+    def puts(self) -> Iterable[Put]:
+        """The steps that make of what is known to change what was saved."""
+        return [(_restore, self, None)]
+
+
+def _restore(part: Part, _: None) -> None:
+    part.restore()
+
+
+class _SlotsPart(Part):
+    __slots__ = ("_hot", "members", "names")
+
+    def __init__(self, obj: object, path: str) -> None:
+        super().__init__(obj, path)
+        rows = slots_of(type(obj))
+        self.names = tuple(name for name, _ in rows)
+        self.members = tuple(member for _, member in rows)
+        # The slots that are known to change, by name; None: all may.
+        self._hot: set[str] | None = None
+
+    def _now(self) -> list[object]:
+        obj = self.obj
+        try:
+            return [member.__get__(obj) for member in self.members]
+        except AttributeError:
+            values: list[object] = []
+        for member in self.members:
+            try:
+                values.append(member.__get__(obj))
+            except AttributeError:
+                values.append(_MISSING)
+        return values
+
+    def children(self) -> Iterator[tuple[str, object]]:
+        for name, value in zip(self.names, self._now(), strict=True):
+            if value is not _MISSING:
+                yield f".{name}", value
+
+    def save(self) -> None:
+        self.saved = self._now()
+
+    def changed(self) -> bool:
+        return not _same(self.saved, self._now())
+
+    def learn(self) -> None:
+        saved = self.saved
+        assert isinstance(saved, list)
+        self._hot = (self._hot or set()).union(
+            name
+            for name, value, now in zip(self.names, saved, self._now(), strict=True)
+            if not _same([value], [now])
+        )
+
+    def puts(self) -> Iterable[Put]:
+        saved = self.saved
+        assert isinstance(saved, list)
+        if _MISSING in saved:
+            return super().puts()
+        hot = self._hot
+        return [
+            (member.__set__, self.obj, value)
+            for name, member, value in zip(self.names, self.members, saved, strict=True)
+            if hot is None or name in hot
+        ]
+
+    def restore(self) -> None:
+        obj = self.obj
+        saved = self.saved
+        assert isinstance(saved, list)
+        for member, value in zip(self.members, saved, strict=True):
+            if value is _MISSING:
+                if hasattr(obj, member.__name__):
+                    member.__delete__(obj)
+            else:
+                member.__set__(obj, value)
+
+
+class _CoroutinePart(_SlotsPart):
+    """A coroutine that has not run: it begins anew after each restore."""
+
+    __slots__ = ()
+
+    def children(self) -> Iterator[tuple[str, object]]:
+        return iter(())
+
+    def save(self) -> None:
+        super().save()
+        assert isinstance(self.obj, Coroutine)
+        if self.obj.started():
+            raise SimDefect(
+                f"{self.path}: coroutine {self.obj.name} has already run, so that the world cannot"
+                " be captured; capture it before guests are entered"
+            )
+
+    def changed(self) -> bool:
+        assert isinstance(self.obj, Coroutine)
+        return self.obj.started()
+
+    def learn(self) -> None:
+        """All of it begins anew."""
+
+    def restore(self) -> None:
+        assert isinstance(self.obj, Coroutine)
+        self.obj.renew()
+
+
+class _DictPart(Part):
+    """A dict. The order of its keys is part of its state."""
+
+    __slots__ = ()
+
+    def children(self) -> Iterator[tuple[str, object]]:
+        assert isinstance(self.obj, dict)
+        for key, value in self.obj.items():
+            yield f"[{key!r:.40}]", value
+            if not isinstance(key, int | str):
+                yield "[key]", key
+
+    def save(self) -> None:
+        assert isinstance(self.obj, dict)
+        self.saved = dict(self.obj)
+
+    def changed(self) -> bool:
+        assert isinstance(self.obj, dict) and isinstance(self.saved, dict)
+        now, saved = self.obj, self.saved
+        return (
+            len(now) != len(saved)
+            or not _same(list(now.keys()), list(saved.keys()))
+            or not _same(list(now.values()), list(saved.values()))
+        )
+
+    def restore(self) -> None:
+        assert isinstance(self.obj, dict) and isinstance(self.saved, dict)
+        _fill_dict(self.obj, self.saved)
+
+    def puts(self) -> Iterable[Put]:
+        return [(_fill_dict, self.obj, self.saved)]
+
+
+def _fill_dict(obj: dict[object, object], saved: dict[object, object]) -> None:
+    # By the plain types' own methods, here and below: those of a tracked twin would tell.
+    dict.clear(obj)
+    if saved:
+        dict.update(obj, saved)
+
+
+class _ListPart(Part):
+    __slots__ = ()
+
+    def children(self) -> Iterator[tuple[str, object]]:
+        assert isinstance(self.obj, list | deque)
+        for index, value in enumerate(self.obj):
+            yield f"[{index}]", value
+
+    def save(self) -> None:
+        assert isinstance(self.obj, list | deque)
+        self.saved = list(self.obj)
+
+    def changed(self) -> bool:
+        assert isinstance(self.obj, list | deque) and isinstance(self.saved, list)
+        return not _same(self.saved, self.obj)
+
+    def restore(self) -> None:
+        assert isinstance(self.saved, list)
+        if isinstance(self.obj, list):
+            _fill_list(self.obj, self.saved)
+        else:
+            assert isinstance(self.obj, deque)
+            self.obj.clear()
+            self.obj.extend(self.saved)
+
+    def puts(self) -> Iterable[Put]:
+        return (
+            [(_fill_list, self.obj, self.saved)] if isinstance(self.obj, list) else super().puts()
+        )
+
+
+def _fill_list(obj: list[object], saved: list[object]) -> None:
+    list.__setitem__(obj, slice(None), saved)
+
+
+class _SetPart(Part):
+    __slots__ = ()
+
+    def children(self) -> Iterator[tuple[str, object]]:
+        assert isinstance(self.obj, set)
+        for value in self.obj:
+            yield "[member]", value
+
+    def save(self) -> None:
+        assert isinstance(self.obj, set)
+        self.saved = set(self.obj)
+
+    def changed(self) -> bool:
+        return self.obj != self.saved
+
+    def restore(self) -> None:
+        assert isinstance(self.obj, set) and isinstance(self.saved, set)
+        _fill_set(self.obj, self.saved)
+
+    def puts(self) -> Iterable[Put]:
+        return [(_fill_set, self.obj, self.saved)]
+
+
+def _fill_set(obj: set[object], saved: set[object]) -> None:
+    set.clear(obj)
+    set.update(obj, saved)
+
+
+class _ArrayPart(Part):
+    """An array or a bytearray: numbers only."""
+
+    __slots__ = ()
+
+    def children(self) -> Iterator[tuple[str, object]]:
+        return iter(())
+
+    def save(self) -> None:
+        assert isinstance(self.obj, array | bytearray)
+        self.saved = self.obj[:]
+
+    def changed(self) -> bool:
+        return self.obj != self.saved
+
+    def restore(self) -> None:
+        assert isinstance(self.obj, array | bytearray)
+        _fill_array(self.obj, self.saved)
+
+    def puts(self) -> Iterable[Put]:
+        return [(_fill_array, self.obj, self.saved)]
+
+
+def _fill_array(obj: Any, saved: Any) -> None:
+    obj[:] = saved
+
+
+class _InstancePart(Part):
+    """An object with a __dict__ and maybe slots of its bases."""
+
+    __slots__ = ("slots",)
+
+    def __init__(self, obj: object, path: str) -> None:
+        super().__init__(obj, path)
+        self.slots = _SlotsPart(obj, path)
+
+    def children(self) -> Iterator[tuple[str, object]]:
+        for name, value in vars(self.obj).items():
+            yield f".{name}", value
+        yield from self.slots.children()
+
+    def save(self) -> None:
+        self.saved = dict(vars(self.obj))
+        self.slots.save()
+
+    def changed(self) -> bool:
+        now = vars(self.obj)
+        assert isinstance(self.saved, dict)
+        return (
+            now.keys() != self.saved.keys()
+            or not _same(list(now.values()), [self.saved[k] for k in now])
+            or self.slots.changed()
+        )
+
+    def restore(self) -> None:
+        now = vars(self.obj)
+        assert isinstance(self.saved, dict)
+        now.clear()
+        now.update(self.saved)
+        self.slots.restore()
+
+
+class _StructPart(Part):
+    """A msgspec Struct that is not frozen."""
+
+    __slots__ = ("_hot", "fields")
+
+    def __init__(self, obj: object, path: str) -> None:
+        super().__init__(obj, path)
+        assert isinstance(obj, msgspec.Struct)
+        self.fields = obj.__struct_fields__
+        self._hot: set[str] | None = None  # as in _SlotsPart
+
+    def _now(self) -> list[object]:
+        return [getattr(self.obj, name) for name in self.fields]
+
+    def children(self) -> Iterator[tuple[str, object]]:
+        for name, value in zip(self.fields, self._now(), strict=True):
+            yield f".{name}", value
+
+    def save(self) -> None:
+        self.saved = self._now()
+
+    def changed(self) -> bool:
+        assert isinstance(self.saved, list)
+        return not _same(self.saved, self._now())
+
+    def learn(self) -> None:
+        saved = self.saved
+        assert isinstance(saved, list)
+        self._hot = (self._hot or set()).union(
+            name
+            for name, value, now in zip(self.fields, saved, self._now(), strict=True)
+            if not _same([value], [now])
+        )
+
+    def puts(self) -> Iterable[Put]:
+        assert isinstance(self.saved, list)
+        hot = self._hot
+        return [
+            (partial(_set_field, name), self.obj, value)
+            for name, value in zip(self.fields, self.saved, strict=True)
+            if hot is None or name in hot
+        ]
+
+    def restore(self) -> None:
+        assert isinstance(self.saved, list)
+        for name, value in zip(self.fields, self.saved, strict=True):
+            setattr(self.obj, name, value)
+
+
+def _set_field(name: str, obj: object, value: object) -> None:
+    setattr(obj, name, value)
+
+
+def _same(a: object, b: object) -> bool:
+    """Element by element the same object, or equal numbers and texts."""
+    assert isinstance(a, list)
+    assert isinstance(b, list | deque)
+    if len(a) != len(b):
+        return False
+    if all(map(is_, a, b)):
+        return True
+    for x, y in zip(a, b, strict=True):
+        if x is not y and (
+            x.__class__ is not y.__class__
+            or not isinstance(x, int | str | bytes | float | tuple | frozenset | range)
+            or x != y
+        ):
+            return False
+    return True
+
+
+def part_of(obj: object, path: str) -> Part | None:
+    """The part that can capture `obj`; None when it is not mutable by itself.
+
+    Raises SimDefect for an object of a kind that cannot be captured.
+    """
+    if isinstance(obj, dict):
+        return _DictPart(obj, path)
+    if isinstance(obj, list | deque):
+        return _ListPart(obj, path)
+    if isinstance(obj, set):
+        return _SetPart(obj, path)
+    if isinstance(obj, array | bytearray):
+        return _ArrayPart(obj, path)
+    if isinstance(obj, Coroutine):
+        return _CoroutinePart(obj, path)
+    if isinstance(obj, msgspec.Struct):
+        return None if obj.__struct_config__.frozen else _StructPart(obj, path)
+    kind = type(obj)
+    if hasattr(obj, "__dict__"):
+        return _InstancePart(obj, path)
+    if slots_of(kind) or "__slots__" in vars(kind):
+        params = getattr(kind, "__dataclass_params__", None)
+        if params is not None and params.frozen:
+            return None
+        return _SlotsPart(obj, path)
+    if type(obj).__module__ in ("_hashlib", "_sha512", "_sha256", "_sha2"):
+        return None  # MODEL: measurements are taken while a world is built, not in a search
+    raise SimDefect(f"{path}: state of type {kind.__module__}.{kind.__qualname__} is not known")
+
+
+def immutable_children(obj: object) -> Iterator[tuple[str, object]] | None:
+    """What an immutable value refers to; None when `obj` is not one of those known."""
+    if isinstance(obj, tuple):
+        return ((f"[{i}]", value) for i, value in enumerate(obj))
+    if isinstance(obj, frozenset):
+        return (("[member]", value) for value in obj)
+    if isinstance(obj, types.MethodType):
+        return iter([(".__self__", obj.__self__)])
+    if isinstance(obj, types.FunctionType):
+        cells = obj.__closure__ or ()
+        return ((f".<{i}>", _cell(cell)) for i, cell in enumerate(cells))
+    if isinstance(obj, msgspec.Struct) and obj.__struct_config__.frozen:
+        return ((f".{name}", getattr(obj, name)) for name in obj.__struct_fields__)
+    params = getattr(type(obj), "__dataclass_params__", None)
+    if params is not None and params.frozen:
+        return (
+            (f".{name}", getattr(obj, name))
+            for name in getattr(type(obj), "__dataclass_fields__", ())
+        )
+    return None
+
+
+def _cell(cell: types.CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
