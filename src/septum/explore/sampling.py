@@ -94,8 +94,11 @@ class Sampled(Steering):
         return self._goes_round(standing(3, MODEL_FRAMES))
 
     def goes_round(self) -> bool:
-        """Whether the current task has been here ROUNDS_MAX times since it was switched to, and ran
-        for a while: where it stands is only looked at from then on."""
+        """Whether the current task says that it tries in vain, or has been here ROUNDS_MAX times
+        since it was switched to, and ran for a while: where it stands is only looked at from then
+        on."""
+        if self.sim.current.in_vain:
+            return True
         # `pick_task` calls this; between it and `Sim.point` are three more.
         return self._in_row >= LOOK_FROM and self._goes_round(standing(7, MODEL_FRAMES))
 

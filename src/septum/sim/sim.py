@@ -249,6 +249,22 @@ class Sim:
             if task is not self.current:
                 self._switch(task, kind, preempted=True)
 
+    def retry(self, kind: str) -> None:
+        """A scheduling point at which the current task is about to try again what came to nothing.
+
+        Meanwhile `Task.in_vain` says whether that is known to come to nothing again: no other task
+        has run since the last retry.
+        """
+        if self._solo:
+            return
+        task = self.current
+        task.in_vain = task.retried_at == self.nr_switches
+        if task.in_vain:
+            self._skip = 0
+        self.point(kind)
+        task.in_vain = False
+        task.retried_at = self.nr_switches
+
     def skip_points(self, count: int, look: Callable[[], bool] | None = None) -> None:
         """The answer at the next `count` scheduling points is 0, if nobody else becomes ready, and
         until `look`, which is called at each, says that the schedule is to be asked after all."""
@@ -302,6 +318,7 @@ class Sim:
             raise SimDefect(f"{current.name} would wait for {reason} while no task runs")
         waiters.append(current)
         current.blocked_on = reason
+        current.retried_at = -1
         self._ready.remove(current)
         self._skip = 0
         self._update_solo()

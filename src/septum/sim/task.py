@@ -90,8 +90,10 @@ class Task:
         "done",
         "glet",
         "held",
+        "in_vain",
         "index",
         "name",
+        "retried_at",
         "stack",
         "time_ns",
     )
@@ -105,6 +107,10 @@ class Task:
         self.atomic = 0  # > 0: a spinning lock is held, the task may not sleep
         self.held: list[tuple[object, str]] = []  # (lock, "ex" or "sh") in order of acquisition
         self.blocked_on: str | None = None
+        # `Sim.retry`: how many switches there had been at the last one; whether there has been
+        # none since, so that what came to nothing will do so again.
+        self.retried_at = -1
+        self.in_vain = False
         self.time_ns = 0
         self.stack: Stack | None = None  # its own; None when it has ended
         # What goes on when it does: its own stack, or the guest's that it runs.

@@ -170,7 +170,7 @@ class TdpMmuSpte(TdpMmuRoots):
                 old_spte = spt.entry(i)
                 # MODEL: another task's frozen entry is waited for at scheduling points.
                 while old_spte == FROZEN_SPTE:
-                    self.sim.point("cpu_relax")
+                    self.sim.retry("cpu_relax")
                     old_spte = spt.entry(i)
                 spt.set_entry(i, FROZEN_SPTE)
             else:

@@ -193,7 +193,7 @@ class TdxFault(TdxMem):
             if self._slot_is_going(vcpu, gpa):
                 return ret
             vcpu.stat.add("fault_local_retry")
-            self.sim.point("cond_resched")
+            self.sim.retry("cond_resched")
 
     def _slot_is_going(self, vcpu: KvmVcpu, gpa: int) -> bool:
         """The slot of `gpa` is being deleted. Source: commit 2bc2694fe20b."""
