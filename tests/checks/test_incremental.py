@@ -16,7 +16,6 @@ from septum.abi.sept import FREE_ENTRY
 from septum.abi.spte import FROZEN_SPTE
 from septum.checks import agree, cache, history, mirror, sept
 from septum.explore import Options, Strategy
-from septum.explore.run import StateMissed
 from septum.explore.sampling import Pct, RandomWalk
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
@@ -24,6 +23,8 @@ from septum.machine import PhysMem, TablePage
 from septum.machine.tables import Writes
 
 RUNS = 6
+FIRST = {"bug-module-entry-unflushed": 8}
+"""Numbers of the runs: what is broken rarely is among them, too."""
 REMEMBERED = (
     (sept, "parts_of"),
     (mirror, "_count"),
@@ -32,7 +33,7 @@ REMEMBERED = (
     (cache, "_first_of_host"),
 )
 CASES = (
-    ("reference-per-vm", "v3", "tlb"),
+    ("write-against-convert", "bug-module-entry-unflushed", "tlb"),
     ("reference-per-vm", "v3-without-08", "mapping-in-folio"),
     ("reference-per-vm", "bug-not-frozen", "mirror"),
     ("reference-per-vm", "bug-no-track", "no-bug"),
@@ -56,17 +57,12 @@ class GoesOn(ScenarioSubject):
 def judged(scenario: str, design: str, mode: str) -> list[object]:
     """What a few random runs come to."""
     searcher = Searcher(GoesOn(scenario, design, mode), Options(preemptions=None, failures=1))
+    searcher.runner.verify_every = 1  # each begins in the world as it was built
     ends: list[object] = []
-    number = 0
-    while len(ends) < RUNS:
+    first = FIRST.get(design, 0)
+    for number in range(first, first + RUNS):
         make = Pct if number % 2 else RandomWalk
-        try:
-            run = searcher.runner.run(make(searcher.options, number, searcher.length))
-        except StateMissed:
-            ends.clear()
-            number = 0
-            continue
-        number += 1
+        run = searcher.runner.run(make(searcher.options, number, searcher.length))
         checker = searcher.runner.built.world.checker
         findings = list(searcher.runner.built.sim.findings)
         looks = (checker.nr_looks, checker.nr_full_looks)

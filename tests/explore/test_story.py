@@ -107,7 +107,7 @@ def test_ten_points(stories: dict[str, str], name: str) -> None:
     assert f"scenario {scenario.removesuffix('.toml')} on design {design} (seed 0)" in joined
     assert "Cause: " in text  # 2
     assert "The shortest schedule found: " in text  # 3
-    assert re.search(r"^   1    [*|]", text, re.M)  # 4
+    assert re.search(r"^   1 (  |>>) [*|]", text, re.M)  # 4
     assert "quiet step" in text
     assert re.search(r"^ +\d+ XX ", text, re.M)  # 5
     assert re.search(r"~ S-EPT GFN 0x80\d+(\+0x200)?: \w+.* -> \w+", text)  # 6

@@ -64,6 +64,8 @@ class Checker:
         "_quick",
         "_settled_at",
         "_thorough",
+        "_told_of_begins",
+        "_told_of_ends",
         "_told_of_faults",
         "_told_of_violations",
         "_vms",
@@ -128,6 +130,8 @@ class Checker:
         self._settled_at = -1
         # Those that do anything when they are asked or told.
         self._watching = self._with("changed")
+        self._told_of_begins = self._with("operation_begin")
+        self._told_of_ends = self._with("operation_end")
         self._told_of_faults = self._with("fault_tried")
         self._told_of_violations = self._with("ept_violation_handled")
         self._of_machine = self._with("look_machine")
@@ -182,7 +186,7 @@ class Checker:
             self._look(name, spans, light=True)  # so that what it loses is known
         for number in spans:
             self._histories[number].begin(op, number)
-        for promise in self.promises:
+        for promise in self._told_of_begins:
             promise.operation_begin(op)
         return op
 
@@ -191,7 +195,7 @@ class Checker:
         op.ret = ret
         for number in op.spans:
             self._histories[number].end(op, number)
-        for promise in self.promises:
+        for promise in self._told_of_ends:
             promise.operation_end(op)
         self._nr_operations += 1
         if self._nr_operations % OPERATIONS_PER_THOROUGH_LOOK == 0:
@@ -423,7 +427,7 @@ class Checker:
         sim = self.world.sim
         for task in (*sim.tasks, sim.current):
             for lock, _ in task.held:
-                if not getattr(lock, "name", "").endswith(" mutex"):
+                if not lock.name.endswith(" mutex"):
                     return False
         return True
 

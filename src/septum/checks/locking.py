@@ -7,12 +7,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from septum.checks.promise import Promise
+from septum.sim import Memo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from septum.checks.checker import Checker
     from septum.sim import Task
+    from septum.sim.task import Named
 
 # Which lock is taken inside which, as documented for KVM (Documentation/virt/kvm/locking.rst) and
 # by the series. Lock classes: names without numbers.
@@ -40,16 +42,17 @@ class Locking(Promise):
     # one run did in one order and another path in the other is a deadlock in wait, even though
     # this run went well. Try-locks do not wait, so that nothing points to them.
 
-    __slots__ = ("_after", "_classes", "_known", "_previous")
+    __slots__ = ("_after", "_classes", "_inside", "_previous")
     name = "locking"
 
     def __init__(self, checker: Checker) -> None:
         super().__init__(checker)
         # Lock class -> classes that were taken while it was held -> where that was first.
         self._after: dict[str, dict[str, str]] = {}
-        self._classes: dict[str, str] = {}
-        self._known: set[tuple[str, str]] = set()  # names of which the second was taken inside
-        self._previous: Callable[[Task, object, str], None] | None = None
+        self._classes = Memo[str, str](lambda name: re.sub(r"\d+", "#", name))
+        # By name: names of locks that were held when it was taken.
+        self._inside: dict[str, set[str]] = {}
+        self._previous: Callable[[Task, Named, str], None] | None = None
         for outer, inner in pairwise(DOCUMENTED_ORDER):
             self._after.setdefault(outer, {})[inner] = "documented"
 
@@ -65,23 +68,20 @@ class Locking(Promise):
         if sim.lock_observer == self._observe:
             sim.lock_observer = self._previous
 
-    def _class_of(self, name: str) -> str:
-        found = self._classes.get(name)
-        if found is None:
-            found = self._classes[name] = re.sub(r"\d+", "#", name)
-        return found
-
-    def _observe(self, task: Task, lock: object, op: str) -> None:
+    def _observe(self, task: Task, lock: Named, op: str) -> None:
         if self._previous is not None:
             self._previous(task, lock, op)
-        if op != "lock" or len(task.held) < 2:
+        held = task.held
+        if len(held) < 2 or op != "lock":
             return
-        inner_name = getattr(lock, "name", "?")
-        for outer_lock, _ in task.held[:-1]:
-            outer_name = getattr(outer_lock, "name", "?")
-            if (outer_name, inner_name) not in self._known:
-                self._known.add((outer_name, inner_name))
-                self._take_inside(task, self._class_of(outer_name), self._class_of(inner_name))
+        inner = lock.name
+        known = self._inside.get(inner)
+        if known is None:
+            known = self._inside[inner] = set()
+        for outer, _ in held[:-1]:
+            if outer.name not in known:
+                known.add(outer.name)
+                self._take_inside(task, self._classes[outer.name], self._classes[inner])
 
     def _take_inside(self, task: Task, outer: str, inner: str) -> None:
         """The first lock of a name that was taken while one of another was held."""

@@ -25,7 +25,7 @@ ROUNDS_MAX = 6
 """So often a task may stand at the same place in the code before others get their turn."""
 
 
-LOOK_FROM = 24
+LOOK_FROM = 48
 """Scheduling points in a row after which a task is looked at."""
 
 MODEL_FRAMES = 9
@@ -68,7 +68,7 @@ class Measuring(Steering):
 class Sampled(Steering):
     """Dice for run `number` of `seed`; subclasses pick tasks."""
 
-    __slots__ = ("_dice", "_fail_at", "_nr_failure_points", "_places", "length", "options")
+    __slots__ = ("_dice", "_fail_at", "_nr_failure_points", "_places", "_turn", "length", "options")
 
     def __init__(self, options: Options, number: int, length: Length) -> None:
         self.options = options
@@ -76,10 +76,15 @@ class Sampled(Steering):
         self._dice = random.Random(options.seed << 40 | number)
         super().__init__()
         self._nr_failure_points = 0
-        self._places: dict[tuple[int, ...], int] = {}
-        count = self._dice.randint(0, options.failures)
+        self._places: dict[tuple[int, ...], int] = {}  # how often a task stood there, in its turn
+        self._turn = (0, 0)
+        count = self._below(options.failures + 1)
         space = max(1, length.failure_points + length.failure_points // 4)
-        self._fail_at = {self._dice.randrange(space) for _ in range(count)}
+        self._fail_at = {self._below(space) for _ in range(count)}
+
+    def _below(self, n: int) -> int:
+        """One of 0..n-1."""
+        return int(self._dice.random() * n)
 
     def go_on(self, count: int, in_row: int) -> None:
         """The answer at the next `count` points is 0, unless the task that runs there, and has run
@@ -99,28 +104,27 @@ class Sampled(Steering):
         on."""
         if self.sim.current.in_vain:
             return True
-        # `pick_task` calls this; between it and `Sim.point` are three more.
-        return self._in_row >= LOOK_FROM and self._goes_round(standing(7, MODEL_FRAMES))
+        # `pick_task` calls this; between it and `Sim.point` are two more.
+        return self._in_row >= LOOK_FROM and self._goes_round(standing(6, MODEL_FRAMES))
 
     def _goes_round(self, place: tuple[int, ...]) -> bool:
+        sim = self.sim
+        turn = (sim.current.index, sim.nr_switches)
+        if turn != self._turn:
+            # Who goes round and round while others wait is made to yield: no others ran since.
+            self._turn = turn
+            self._places.clear()
         rounds = self._places[place] = self._places.get(place, 0) + 1
         return rounds >= ROUNDS_MAX
 
-    def pick(self, n: int, forced: bool) -> int:
-        answer = super().pick(n, forced)
-        if forced or answer:
-            # Another one runs: who goes round and round while others wait is made to yield.
-            self._places.clear()
-        return answer
-
     def choose_value(self, name: str, n: int) -> int:
         if not self.is_failure(name):
-            return self._dice.randrange(n)
+            return self._below(n)
         at = self._nr_failure_points
         self._nr_failure_points = at + 1
         if at not in self._fail_at or self.failures >= self.options.failures:
             return 0
-        return self._dice.randrange(1, n)
+        return 1 + self._below(n - 1)
 
 
 class RandomWalk(Sampled):
@@ -135,20 +139,19 @@ class RandomWalk(Sampled):
         self._stay = 0.0 if number % 2 else math.log(1.0 - 4.0 / (length.picks + 4))
 
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
-        dice = self._dice
         if not forced and not spins and self.goes_round():
             self.yields = spins = True
         if spins:
-            return 1 + dice.randrange(n - 1)
+            return 1 + self._below(n - 1)
         if forced:
-            return dice.randrange(n)
+            return self._below(n)
         limit = self.options.preemptions
         if limit is not None and self.preemptions >= limit:
             self.go_on(self.spin_points, self._in_row)
             return 0
         if self._stay and not self._turn_comes():
             return 0
-        return dice.randrange(n)
+        return self._below(n)
 
     def was_skipped(self, count: int) -> None:
         self._stays -= count
@@ -182,9 +185,9 @@ class Pct(Sampled):
         depth = options.depth
         if options.preemptions is not None:
             depth = min(depth, options.preemptions)
-        count = self._dice.randint(0, depth)
+        count = self._below(depth + 1)
         space = length.picks + length.picks // 4 + 1
-        self._change_at = {self._dice.randrange(space) for _ in range(count)}
+        self._change_at = {self._below(space) for _ in range(count)}
         self._priorities: dict[int, float] = {}
         self._lowest = 0.0
         self._nr_picks = 0

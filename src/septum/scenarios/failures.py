@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from septum.abi.leaves import SEAMCALL_NAMES
 from septum.errors import InputError
-from septum.sim import ALTERNATIVE
+from septum.sim import ALTERNATIVE, Memo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,7 +35,7 @@ class Failures:
         self.open = False
         self.met: dict[str, int] = {}
         self.nr_failures = 0
-        self._allowed: dict[str, bool] = {}
+        self._allowed = Memo(self.allows)
 
     def settled(self, name: str) -> int | None:
         """The outcome that the scenario prescribes; None leaves it to the schedule."""
@@ -46,7 +46,7 @@ class Failures:
                 met = self.met[name] = self.met.get(name, 0) + 1
                 if injection.first <= met <= injection.last:
                     return injection.value
-        return None if self.allows(name) else 0
+        return None if self._allowed[name] else 0
 
     def taken(self, name: str, value: int) -> None:
         """The schedule injected a failure, or chose an alternative."""
@@ -55,13 +55,9 @@ class Failures:
 
     def allows(self, name: str) -> bool:
         """Whether a search may try other outcomes than the ordinary one."""
-        allowed = self._allowed.get(name)
-        if allowed is None:
-            allowed = not self.is_failure(name) or any(
-                fnmatchcase(name, pattern.removesuffix(BUSY_ONLY)) for pattern in self.allow
-            )
-            self._allowed[name] = allowed
-        return allowed
+        return not self.is_failure(name) or any(
+            fnmatchcase(name, pattern.removesuffix(BUSY_ONLY)) for pattern in self.allow
+        )
 
     @staticmethod
     def is_failure(name: str) -> bool:

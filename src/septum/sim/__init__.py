@@ -6,6 +6,7 @@ It knows nothing of TDX. Model code above it is plain code; only these primitive
 
 from septum.sim.events import Event, LockEvent, SwitchEvent
 from septum.sim.locks import Mutex, RwLock, RwSem, SpinLock, WaitQueue
+from septum.sim.memo import Memo
 from septum.sim.schedule import (
     ALTERNATIVE,
     ListSchedule,
@@ -25,6 +26,7 @@ __all__ = [
     "Finding",
     "ListSchedule",
     "LockEvent",
+    "Memo",
     "Mutex",
     "RandomSchedule",
     "RoundRobin",

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     import greenlet
 
+    from septum.sim.task import Named
+
 
 class Finding(msgspec.Struct, frozen=True):
     """A broken promise (or KVM_BUG_ON, WARN, machine check), seen at one moment of the run."""
@@ -109,7 +111,7 @@ class Sim:
         self.point_observer: Callable[[str], None] | None = None
         # Called as (task, lock, op) when a lock was taken, for checks of their order; op is lock or
         # trylock.
-        self.lock_observer: Callable[[Task, object, str], None] | None = None
+        self.lock_observer: Callable[[Task, Named, str], None] | None = None
 
     # Tasks
 
@@ -237,14 +239,15 @@ class Sim:
             self._alarm()
         if self.point_observer is not None:
             self.point_observer(kind)
+        # Nobody else becomes ready without ending this.
+        if self._skip:
+            if self._skip_look is None or not self._skip_look():
+                self._skip -= 1
+                self.nr_skipped += 1
+                self.answers.append(0)
+                return
+            self._skip = 0
         if len(self._ready) > 1:
-            if self._skip:
-                if self._skip_look is None or not self._skip_look():
-                    self._skip -= 1
-                    self.nr_skipped += 1
-                    self.answers.append(0)
-                    return
-                self._skip = 0
             task = self._pick(forced=False)
             if task is not self.current:
                 self._switch(task, kind, preempted=True)
@@ -354,7 +357,7 @@ class Sim:
         """Finding `locking` when the current task holds a spinning lock. Mirrors might_sleep()."""
         current = self.current
         if current.atomic:
-            names = ", ".join(getattr(lock, "name", "?") for lock, _ in current.held)
+            names = ", ".join(lock.name for lock, _ in current.held)
             self.find("locking", f"{what} may sleep, in atomic context (held: {names})", where=what)
 
     # Time, events, findings

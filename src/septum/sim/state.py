@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import greenlet
 
+from septum.sim.memo import Memo
 from septum.sim.parts import Part, immutable_children, part_of, slots_of
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _ATOMS = (
     types.GetSetDescriptorType,
     types.MemberDescriptorType,
     greenlet.greenlet,
+    Memo,  # it holds what was true before, too
     random.Random,  # a schedule's; schedules are renewed for each run
 )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import greenlet
 
@@ -79,6 +79,12 @@ class _Idle(threading.local):
 _idle = _Idle()
 
 
+class Named(Protocol):
+    """A lock, as far as observers go."""
+
+    name: str
+
+
 class Task:
     """One thread of control with its own virtual clock."""
 
@@ -105,7 +111,7 @@ class Task:
         self.daemon = daemon
         self.done = False
         self.atomic = 0  # > 0: a spinning lock is held, the task may not sleep
-        self.held: list[tuple[object, str]] = []  # (lock, "ex" or "sh") in order of acquisition
+        self.held: list[tuple[Named, str]] = []  # (lock, "ex" or "sh") in order of acquisition
         self.blocked_on: str | None = None
         # `Sim.retry`: how many switches there had been at the last one; whether there has been
         # none since, so that what came to nothing will do so again.

@@ -16,6 +16,7 @@ from septum.linux.unit import Unit
 
 if TYPE_CHECKING:
     from septum.linux.host import Host
+    from septum.sim import Memo
 
 
 class MmHugetlb(Unit):
@@ -24,7 +25,7 @@ class MmHugetlb(Unit):
     __slots__ = ("_choice_names", "state")
 
     state: MmState
-    _choice_names: dict[str, str]
+    _choice_names: Memo[str, str]
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)

@@ -12,7 +12,7 @@ from septum.abi.types import Pfn
 from septum.linux.kvm.types import Folio
 from septum.linux.mm.state import PMD_ORDER, PUD_ORDER, MmState, SplitBlock, free_regions
 from septum.linux.mm.user import MmUser
-from septum.sim import RwSem, WaitQueue
+from septum.sim import Memo, RwSem, WaitQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ class Mm(MmUser):
             RwSem(self.sim, "mmap_lock"),
             self.machine.config.num_lps,
         )
-        self._choice_names: dict[str, str] = {}
+        self._choice_names = Memo[str, str](lambda site: f"alloc:{site}")
         for start, end in free_regions(self.machine.config):
             self.state.add_region(start, end)
 
@@ -41,10 +41,7 @@ class Mm(MmUser):
 
         Also for allocations whose memory Septum does not model (maple nodes, vmemmap, headers).
         """
-        name = self._choice_names.get(site)
-        if name is None:
-            name = self._choice_names[site] = f"alloc:{site}"
-        return self.sim.choose(name) != 0
+        return self.sim.choose(self._choice_names[site]) != 0
 
     # 4 KB pages
 
