@@ -46,7 +46,7 @@ def test_is_found_and_v3_holds(design: Design) -> None:
     [
         ("bug-stale-after-lock", 1, 0),
         ("bug-host-fault-unlocked", 1, 0),
-        ("bug-no-kick", 2, 0),
+        ("bug-no-kick", 1, 0),
         ("bug-frozen-for-ever", 0, 1),
     ],
 )

@@ -122,6 +122,7 @@ DESIGNS = (
         "TDG.MEM.PAGE.ACCEPT does not hold the lock of the S-EPT entry",
         "accept-against-block",
         "no-bug",
+        "accept-once",
         module=AcceptUnlocked,
     ),
     seeded(
