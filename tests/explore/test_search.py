@@ -167,7 +167,7 @@ class Endless(Toy):
 @pytest.mark.parametrize("strategy", [Strategy.PCT, Strategy.RANDOM])
 def test_nobody_goes_on_alone_for_ever(strategy: Strategy, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task that goes on when all others have ended is a finding, not a hang."""
-    monkeypatch.setattr("septum.explore.run.ALONE_MAX", 300)
+    monkeypatch.setattr("septum.explore.steering.ALONE_MAX", 300)
     toy = Endless("endless", LOCKED_UPDATE.programs)
     verdict = explore(toy, Options(strategy=strategy, schedules=5, shrink=False))
     assert verdict.counterexamples[0].finding.promise == "progress"

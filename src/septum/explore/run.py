@@ -6,28 +6,33 @@ and verified every so often, so that a run never depends on the runs before it.
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from septum import __version__
 from septum.explore.adopt import parts_apart
+from septum.explore.steering import Cut, Replaying, Steering, standing
 from septum.explore.track import Tracker
-from septum.sim import (
-    Coroutine,
-    Finding,
-    ListSchedule,
-    RunStopped,
-    Schedule,
-    encode_token,
-)
+from septum.sim import Coroutine, Finding, ListSchedule, RunStopped, encode_token
 from septum.sim.state import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
     from septum.explore.subject import Built, Options, Subject
-    from septum.sim import Event, Sim, Task
+    from septum.sim import Event
+
+__all__ = [
+    "Abandoned",
+    "Cut",
+    "Findings",
+    "OutOfTime",
+    "Replaying",
+    "Run",
+    "Runner",
+    "StateMissed",
+    "Steering",
+    "standing",
+]
 
 VERIFY_ALWAYS = 8
 VERIFY_EVERY = 64
@@ -48,166 +53,8 @@ class StateMissed(Abandoned):
         self.since = since
 
 
-class Cut(RunStopped):
-    """The run need not go on: the rest of it is known, or a budget is used up."""
-
-
-class Steering(Schedule):
-    """A schedule that knows the simulator it steers, and counts.
-
-    `pick` and `choose` are final: subclasses say `pick_task` and `choose_value`. The counts are
-    those of the run so far: scheduling `points` asked about, `preemptions` (a task that could go
-    on did not), `failures` (choice points that came out other than the ordinary way).
-    """
-
-    __slots__ = (
-        "_in_row",
-        "_row_task",
-        "_skipped",
-        "broken",
-        "decisions",
-        "failures",
-        "is_failure",
-        "max_points",
-        "preempting",
-        "preemptions",
-        "sim",
-        "spin_points",
-        "stopped",
-        "yields",
-    )
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the last run."""
-        self.sim: Sim = cast("Sim", None)
-        self.preemptions = 0
-        self.yields = False  # the current task spins: that another one runs costs nothing
-        self.preempting = False  # the last answer took the processor from who could go on
-        self.failures = 0
-        self.decisions = 0
-        self.stopped = False
-        self.broken = False  # the run has a finding
-        self.max_points = 0
-        self.spin_points = 0
-        self._in_row = 0
-        self._row_task: Task | None = None
-        self._skipped = 0
-
-    def begin(self, sim: Sim, runner: Runner) -> None:
-        """A run begins."""
-        self.reset()
-        self.sim = sim
-        self.max_points = runner.options.max_points
-        self.spin_points = runner.options.spin_points
-        self.is_failure = runner.subject.is_failure
-
-    def ended(self) -> None:
-        """The last step was made, or broken off by a finding. Not called when cut."""
-
-    def stop(self) -> None:
-        """End the run here."""
-        self.stopped = True
-        raise Cut
-
-    def pick(self, n: int, forced: bool) -> int:
-        if self.stopped:
-            raise Cut
-        sim = self.sim
-        sim.alarm_at = sim.nr_points + ALONE_MAX
-        skipped = sim.nr_skipped - self._skipped
-        if skipped:
-            self._skipped += skipped
-            self._in_row += skipped
-            self.decisions += skipped
-            self.was_skipped(skipped)
-        self.decisions += 1
-        if self.decisions > self.max_points:
-            self._no_end()
-        current = sim.current
-        if current is self._row_task and not forced:
-            self._in_row += 1
-        else:
-            self._in_row = 0
-            self._row_task = current
-        spins = not forced and self._in_row >= self.spin_points
-        self.yields = spins
-        answer = self.pick_task(n, forced, spins)
-        self.preempting = bool(answer) and not forced and not self.yields
-        if self.preempting:
-            self.preemptions += 1
-        if answer:
-            self._in_row = 0
-        return answer
-
-    def alone(self) -> None:
-        """A task has passed ALONE_MAX scheduling points at which nobody was asked: nobody goes on
-        alone for ever."""
-        self._no_end()
-
-    def only_one(self) -> None:
-        """A task that goes on alone is no endless one, up to a limit."""
-        if self.stopped:
-            raise Cut
-        self.sim.alarm_at = self.sim.nr_points + ALONE_MAX
-        self.decisions += 1
-        if self.decisions > self.max_points:
-            self._no_end()
-
-    def was_skipped(self, count: int) -> None:
-        """At `count` scheduling points the current task went on, as was said (Sim.skip_points)."""
-
-    def _no_end(self) -> None:
-        sim = self.sim
-        self.stopped = True
-        names = ", ".join(t.name for t in sim.tasks if not t.done)
-        sim.find(
-            "progress",
-            f"no end after {self.decisions - 1} scheduling decisions; still running: {names}",
-            where="scheduler",
-        )
-        raise Cut
-
-    def choose(self, name: str, n: int) -> int:
-        if self.stopped:
-            return 0
-        self.decisions += 1
-        answer = self.choose_value(name, n)
-        if answer and self.is_failure(name):
-            self.failures += 1
-        return answer
-
-    def pick_task(self, n: int, forced: bool, spins: bool) -> int:
-        """Which of `n` ready tasks. `spins`: the current one has run long enough to yield, so
-        that another (not 0) should be taken, and costs nothing."""
-        raise NotImplementedError
-
-    def choose_value(self, name: str, n: int) -> int:
-        """Which outcome of a choice point."""
-        return 0
-
-    def spec(self) -> tuple[str, int]:
-        return ("list", 0)
-
-
-ALONE_MAX = 400_000
-"""So many scheduling points a task may pass while it is the only one that could run."""
-
-STANDING_DEPTH = 14
-
-
-def standing(skip: int, depth: int = STANDING_DEPTH) -> tuple[int, ...]:
-    """Where the running task is: the places in the code on its stack, `depth` of them, without the
-    innermost `skip` frames."""
-    places: list[int] = []
-    at: FrameType | None = sys._getframe(skip)
-    while at is not None and depth:
-        places += (id(at.f_code), at.f_lasti)
-        at = at.f_back
-        depth -= 1
-    return tuple(places)
+class OutOfTime(Abandoned):
+    """The time of the search has come while a run was under way."""
 
 
 class Findings(list[Finding]):
@@ -227,42 +74,10 @@ class Findings(list[Finding]):
             raise RunStopped(finding)
 
 
-class Replaying(Steering):
-    """Given answers, then the undisturbed ones: the current task goes on, no failures."""
-
-    __slots__ = ("_at", "answers", "misfits")
-
-    def __init__(self, answers: list[int]) -> None:
-        self.answers = answers
-        super().__init__()
-
-    def reset(self) -> None:
-        super().reset()
-        self._at = 0
-        self.misfits = 0
-
-    def _next(self, n: int, default: int) -> int:
-        at = self._at
-        if at >= len(self.answers):
-            return default
-        self._at = at + 1
-        answer = self.answers[at]
-        if answer >= n:
-            self.misfits += 1
-            return answer % n
-        return answer
-
-    def pick_task(self, n: int, forced: bool, spins: bool) -> int:
-        return self._next(n, 1 if spins else 0)
-
-    def choose_value(self, name: str, n: int) -> int:
-        return self._next(n, 0)
-
-
 class Run:
     """How one run went."""
 
-    __slots__ = ("answers", "cut", "failures", "finding", "preemptions", "steps")
+    __slots__ = ("answers", "cut", "failures", "fair_from", "finding", "preemptions", "steps")
 
     def __init__(
         self,
@@ -275,6 +90,7 @@ class Run:
         self.finding = finding
         self.cut = cut  # ended before its end, without a finding
         self.answers = answers
+        self.fair_from = steering.fair_from if steering.fair_from >= 0 else len(answers)
         self.preemptions = steering.preemptions
         self.failures = steering.failures
         self.steps = steps  # scheduling points and choices met
@@ -295,6 +111,7 @@ class Runner:
         "snapshot",
         "subject",
         "tracker",
+        "until",
         "verify_every",
     )
 
@@ -305,6 +122,7 @@ class Runner:
         self.nr_runs = 0
         self.nr_steps = 0
         self.sink: Callable[[Event], None] | None = None  # where the events of runs go
+        self.until = 0.0  # by `budget.now`: when runs are broken off; 0: never
         self._verified_at = self._captured_at = 0
         self.tracker: Tracker | None = None
         self.verify_every = VERIFY_EVERY  # runs; a judge that must not err looks after each
@@ -353,7 +171,8 @@ class Runner:
     def run(self, steering: Steering) -> Run:
         """One run from the beginning. Raises whatever the model raises: a defect of Septum.
 
-        Raises StateMissed when this run and some before it must be made again.
+        Raises StateMissed when this run and some before it must be made again, and OutOfTime when
+        it is `until`.
         """
         sim = self.built.sim
         subject = self.subject
@@ -373,6 +192,8 @@ class Runner:
             raise
         except Exception:
             self._judge_defect(steering)
+        if steering.late:
+            raise OutOfTime
         finding = self._first_finding()
         steering.broken = finding is not None
         run = Run(finding, not finished and finding is None, sim.answers, steering, sim.nr_points)
@@ -410,8 +231,6 @@ class Runner:
         sim.stop_on_finding = False  # Findings stops at the first that is news
         sim.set_sink(self.sink)
         steering.begin(sim, self)
-        sim.alarm_at = sim.nr_points + ALONE_MAX
-        sim.set_alarm(steering.alone)
         self.nr_runs += 1
 
     def clear(self, verify: bool = False) -> None:

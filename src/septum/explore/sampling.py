@@ -4,8 +4,15 @@ PCT: every task has a random priority and the highest that is ready runs; at d -
 the running task's priority drops below all others. A bug that needs d ordering constraints in a
 run of k points with n tasks is hit with probability at least 1 / (n k^(d-1)) by each schedule.
 
-Source: Burckhardt, Kothari, Musuvathi, Nagarakatte, "A randomized scheduler with probabilistic
-guarantees of finding bugs", ASPLOS 2010. Failures are placed by the same dice.
+That is said of runs that end whatever the priorities are. Where tasks retry, one that is kept
+waiting may be the one for whom all others wait: so schedules are fair, in two ways that cost no
+preemption. A task that goes round and round drops below all others; every other schedule leaves
+that be for its first k points, and gives the guarantee. A task that has waited for longer than k
+points rises above all others, which no run of k points comes to.
+
+Sources: Burckhardt, Kothari, Musuvathi, Nagarakatte, "A randomized scheduler with probabilistic
+guarantees of finding bugs", ASPLOS 2010; Musuvathi, Qadeer, "Fair stateless model checking", PLDI
+2008. Failures are placed by the same dice.
 """
 
 from __future__ import annotations
@@ -178,7 +185,16 @@ class RandomWalk(Sampled):
 class Pct(Sampled):
     """Priorities with d - 1 change points, d = 1 + at most `options.depth`."""
 
-    __slots__ = ("_change_at", "_lowest", "_nr_picks", "_priorities")
+    __slots__ = (
+        "_change_at",
+        "_highest",
+        "_lowest",
+        "_nr_picks",
+        "_patience",
+        "_priorities",
+        "_ran_at",
+        "_strict_until",
+    )
 
     def __init__(self, options: Options, number: int, length: Length) -> None:
         super().__init__(options, number, length)
@@ -188,9 +204,13 @@ class Pct(Sampled):
         count = self._below(depth + 1)
         space = length.picks + length.picks // 4 + 1
         self._change_at = {self._below(space) for _ in range(count)}
+        self._strict_until = 0 if number % 2 else space
+        self._patience = max(space, options.spin_points)
         self._priorities: dict[int, float] = {}
+        self._highest = 1.0
         self._lowest = 0.0
         self._nr_picks = 0
+        self._ran_at: dict[int, int] = {}  # by task: how many picks there were when it ran last
 
     def was_skipped(self, count: int) -> None:
         self._nr_picks += count
@@ -201,27 +221,58 @@ class Pct(Sampled):
             value = self._priorities[task.index] = self._dice.random()
         return value
 
+    def _drop(self, task: Task) -> None:
+        self._lowest -= 1.0
+        self._priorities[task.index] = self._lowest
+
+    def _raise_who_waits(self, ring: list[Task], at: int) -> bool:
+        """Who has waited for too long rises above all others; whether there is such a task."""
+        ran_at = self._ran_at
+        for task in ring:
+            if at - ran_at.setdefault(task.index, at) > self._patience:
+                self._highest += 1.0
+                self._priorities[task.index] = self._highest
+                ran_at[task.index] = at
+                return True
+        return False
+
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
         sim = self.sim
         current = sim.current
         at = self._nr_picks
         self._nr_picks = at + 1
-        if not forced and not spins and self.goes_round():
-            self.yields = spins = True
-        if spins or (at in self._change_at and not forced):
-            self._lowest -= 1.0
-            self._priorities[current.index] = self._lowest
+        if not forced:
+            self._ran_at[current.index] = at
+            if at < self._strict_until:
+                self.yields = spins = False
+            elif not spins and self.goes_round():
+                self.yields = spins = True
+            if spins or at in self._change_at:
+                self._drop(current)
+        ring = sim.ready_ring(forced)
+        waited = self._raise_who_waits(ring, at)
+        if waited and not forced:
+            self.yields = True
         # Priorities are as they are up to the next change point.
         ahead = min([c - at - 1 for c in self._change_at if c > at], default=self.spin_points)
-        limit = self.options.preemptions
-        may_preempt = limit is None or self.preemptions < limit
-        if not forced and not spins and not may_preempt:
-            self.go_on(ahead, self._in_row)
+        if not self.yields and not forced and not self._may_preempt():
+            self._go_on(ahead, at, self._in_row)
             return 0
-        ring = sim.ready_ring(forced)
         best = 0 if not spins else 1
         for index in range(best + 1, n):
             if self._priority(ring[index]) > self._priority(ring[best]):
                 best = index
-        self.go_on(ahead, 0 if best or forced else self._in_row)
+        self._ran_at[ring[best].index] = at
+        self._go_on(ahead, at, 0 if best or forced else self._in_row)
         return best
+
+    def _may_preempt(self) -> bool:
+        limit = self.options.preemptions
+        return limit is None or self.preemptions < limit
+
+    def _go_on(self, count: int, at: int, in_row: int) -> None:
+        """`go_on`; as long as the schedule is strict nobody looks who goes round."""
+        if at < self._strict_until:
+            self.sim.skip_points(min(count, self._strict_until - at - 1))
+        else:
+            self.go_on(count, in_row)
