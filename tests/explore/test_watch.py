@@ -36,7 +36,7 @@ def result(number: int, reached: int = 0, found: list[Found] | None = None) -> J
 
 def finding(preemptions: int, steps: int) -> Found:
     broken = Finding("tlb", "cpu1 can still use its translation", "", "vcpu1", 0)
-    return Found(broken, [], steps, preemptions, 0)
+    return Found(broken, [], 0, steps, preemptions, 0)
 
 
 def test_golden_view() -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from septum import __version__
+from septum.explore import budget
 from septum.explore.parallel import Workers
 from septum.explore.progress import Progress
+from septum.explore.run import OutOfTime
 from septum.explore.search import Found, Job, JobResult, Searcher
-from septum.explore.shrink import kind_of, shrink
+from septum.explore.shrink import kind_of, shrink, trim
 from septum.explore.split import split
 from septum.explore.subject import UNBOUNDED, Strategy
 from septum.explore.verdict import Counterexample, Outcome, Verdict
@@ -40,7 +41,7 @@ class Totals:
         self.found: list[Found] = []
         self.coverage: dict[str, int] = {}
         self.notes: list[str] = []
-        self.started = time.monotonic()
+        self.started = budget.now()
 
     def add(self, result: JobResult) -> None:
         """Add a job's result."""
@@ -75,9 +76,9 @@ class Search:
         on = f"{subject.name} on {subject.design}" if subject.design else subject.name
         self.progress = Progress(on, options)
         self.totals = Totals()
-        self._local = Searcher(subject, options)
+        self._until = budget.after(options.time_s)
+        self._local = Searcher(subject, options, self._until)
         self._workers = Workers(subject, options, self._local)
-        self._until = time.monotonic() + options.time_s if options.time_s is not None else 0.0
         self._numbers = 0
         self.progress.running = self._workers.nr_runs
         self.level = -1
@@ -93,6 +94,7 @@ class Search:
             complete, why = self._by_strategy(options.strategy)
         finally:
             self._workers.stop()
+            self._local.runner.until = 0.0
             self._local.close()
         timed_out = not complete and self._out_of_time()
         examples = self._examples()
@@ -121,7 +123,7 @@ class Search:
             schedules=self.totals.schedules,
             states=self.totals.states,
             steps=self.totals.steps,
-            seconds=time.monotonic() - self.totals.started,
+            seconds=budget.now() - self.totals.started,
             counterexamples=examples,
             coverage=dict(sorted(self.totals.coverage.items())),
             missing_witnesses=missing,
@@ -151,7 +153,7 @@ class Search:
         )
 
     def _out_of_time(self) -> bool:
-        return bool(self._until) and time.monotonic() > self._until
+        return budget.passed(self._until)
 
     def _do(self, jobs: Iterator[Job]) -> list[JobResult]:
         results = self._workers.do(jobs, self.progress.told, not self._options.keep_going)
@@ -170,6 +172,8 @@ class Search:
             return False, "interrupted"
         if self.totals.found:
             return False, f"found by {how}"
+        if not self.totals.schedules and self._out_of_time():
+            return False, "time ran out before a single schedule was through"
         return False, f"{self.totals.schedules} random schedules ({how}) broke nothing"
 
     def _batches(self, strategies: list[Strategy], limit: int | None) -> Iterator[Job]:
@@ -223,7 +227,10 @@ class Search:
         options = self._options
         single = options.strategy is Strategy.PLAIN or not options.reduce or preemptions == 0
         bounds = msgspec.structs.replace(options, failures=failures)
-        prefixes = [[]] if single else split(self._local.runner, bounds, preemptions, NR_JOBS)
+        try:
+            prefixes = [[]] if single else split(self._local.runner, bounds, preemptions, NR_JOBS)
+        except OutOfTime:
+            return False
         budget = 0
         if options.schedules is not None:
             left = options.schedules - self.totals.schedules
@@ -252,6 +259,7 @@ class Search:
 
     def _examples(self) -> list[Counterexample]:
         examples: list[Counterexample] = []
+        until = budget.after(budget.shrinking_s(self._options.time_s))
         seen: set[tuple[str, str]] = set()
         for found in self.totals.found:
             kind = kind_of(found.finding)
@@ -260,29 +268,29 @@ class Search:
             if kind in seen or len(examples) >= EXAMPLES_MAX:
                 continue
             seen.add(kind)
-            examples.append(self._example(found))
+            examples.append(self._example(found, until))
         return examples
 
-    def _example(self, found: Found) -> Counterexample:
-        answers, finding = found.answers, found.finding
+    def _example(self, found: Found, until: float) -> Counterexample:
+        answers, told, finding = found.answers, found.fair_from, found.finding
         steps, preemptions, failures = found.steps, found.preemptions, found.failures
         passing = None
+        late = False
         if self._options.shrink:
             # What runs leave behind must not make a smaller schedule look as if it broke, too.
             self._local.runner.verify_every = 1
-            shrunk = shrink(self._local.runner, answers)
+            shrunk = shrink(self._local.runner, answers, until)
             if shrunk is None or shrunk.run.finding is None:
                 raise RuntimeError(f"a finding did not repeat: {finding.promise}: {finding.text}")
             run = shrunk.run
-            answers, passing = list(run.answers), shrunk.passing
+            answers, told = list(run.answers), run.fair_from
+            passing, late = shrunk.passing, shrunk.late
             steps, preemptions, failures = run.steps, run.preemptions, run.failures
             finding = shrunk.run.finding
         token = encode_token(__version__, self._subject.recipe, ListSchedule(list(answers)))
-        while answers and not answers[-1]:
-            answers.pop()
         return Counterexample(
             finding=finding,
-            answers=answers,
+            answers=trim(answers[:told]),
             steps=steps,
             preemptions=preemptions,
             failures=failures,
@@ -291,6 +299,7 @@ class Search:
             first_failures=found.failures,
             token=token,
             passing=passing,
+            late=late,
         )
 
     @property

@@ -182,7 +182,7 @@ def _work(
             return
         try:
             if searcher is None:
-                searcher = Searcher(subject, options)
+                searcher = Searcher(subject, options, job.until)
                 args = (counts, index, searcher)
                 threading.Thread(target=_count, args=args, daemon=True).start()
             reply = _Reply(searcher.do(job))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from septum.scenarios.states import WorldState
 
 PATH_DEPTH = 6
+TURNS_BEATS = 200
+"""So many events are kept of a run that has no end, from where tasks take turns."""
 
 
 class Beat(msgspec.Struct):
@@ -39,7 +41,16 @@ class Beat(msgspec.Struct):
 class Recording:
     """A run, event by event, up to where it broke."""
 
-    __slots__ = ("_failures", "_runner", "_steering", "_watcher", "beats", "start", "tasks")
+    __slots__ = (
+        "_failures",
+        "_in_turns",
+        "_runner",
+        "_steering",
+        "_watcher",
+        "beats",
+        "start",
+        "tasks",
+    )
 
     def __init__(self, runner: Runner, answers: list[int], finding: Finding) -> None:
         """Raises RuntimeError when the run does not break as it did: a defect of Septum."""
@@ -47,6 +58,7 @@ class Recording:
         self.beats: list[Beat] = []
         self._steering = Replaying(answers)
         self._failures = 0
+        self._in_turns = 0
         world = runner.built.world
         self._watcher = StateWatcher(world.world) if isinstance(world, ScenarioWorld) else None
         runner.sink = self._see
@@ -75,6 +87,10 @@ class Recording:
         steering = self._steering
         if steering.sim is None:
             return
+        if steering.fair_from >= 0:
+            self._in_turns += 1
+            if self._in_turns > TURNS_BEATS and not isinstance(event, FindingEvent):
+                return
         path = tuple(kernel_path(PATH_DEPTH).split(" < "))
         beat = Beat(event, path, len(self._runner.built.sim.answers) - 1)
         if isinstance(event, SwitchEvent):

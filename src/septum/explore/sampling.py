@@ -52,10 +52,11 @@ class Length:
 class Measuring(Steering):
     """An undisturbed run that counts what could be decided otherwise."""
 
-    __slots__ = ("failure_points", "picks")
+    __slots__ = ("choices", "failure_points", "picks")
 
     def reset(self) -> None:
         super().reset()
+        self.choices = 0
         self.picks = 0
         self.failure_points = 0
 
@@ -64,8 +65,14 @@ class Measuring(Steering):
         return 1 if spins else 0
 
     def choose_value(self, name: str, n: int) -> int:
+        self.choices += 1
         self.failure_points += self.is_failure(name)
         return 0
+
+    @property
+    def decides(self) -> bool:
+        """Whether there was anything to decide; if not, there is no other run."""
+        return bool(self.picks or self.choices)
 
     def length(self) -> Length:
         """What was measured."""

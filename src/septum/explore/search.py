@@ -5,18 +5,25 @@ A job's result depends on nothing but the job, so that it does not matter who do
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from septum.explore import budget
 from septum.explore.coverage import Coverage
 from septum.explore.footprint import EVERYWHERE
 from septum.explore.graph import GraphSearch, Restart
 from septum.explore.learn import Learning
 from septum.explore.plain import PlainSteering
-from septum.explore.run import Replaying, Runner, StateMissed, Steering
+from septum.explore.run import (
+    VERIFY_EVERY,
+    OutOfTime,
+    Replaying,
+    Runner,
+    StateMissed,
+    Steering,
+)
 from septum.explore.sampling import Length, Measuring, Pct, RandomWalk
 from septum.explore.subject import Strategy
 from septum.explore.track import NotTrackable, Tracker
@@ -47,14 +54,15 @@ class Job(msgspec.Struct, frozen=True):
     failures: int = 0
     prefix: list[int] = []
     schedules_max: int = 0
-    until: float = 0.0  # time.monotonic() by which to give up; 0: never
+    until: float = 0.0  # by `budget.now`: when to give up; 0: never
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A run that broke a promise."""
+    """A run that broke a promise. From the answer of number `fair_from` on tasks took turns."""
 
     finding: Finding
     answers: list[int]
+    fair_from: int
     steps: int
     preemptions: int
     failures: int
@@ -74,9 +82,10 @@ class JobResult(msgspec.Struct):
 
 
 class Searcher:
-    """Does jobs on one world of its own."""
+    """Does jobs on one world of its own. `until`: when to give up getting ready; 0: never."""
 
     __slots__ = (
+        "_nr_too_long",
         "coverage",
         "length",
         "note",
@@ -87,7 +96,7 @@ class Searcher:
         "transitions",
     )
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: Options, until: float = 0.0) -> None:
         self.subject = subject
         self.options = options
         self.runner = Runner(subject, options)
@@ -96,18 +105,24 @@ class Searcher:
         self.transitions: Transitions | None = None
         self.note = ""
         self.length = Length()
-        self._calibrate()
+        self._nr_too_long = 0
+        self.runner.until = until
+        try:
+            self._calibrate()
+        except OutOfTime:
+            self.runner.clean()
 
     def _calibrate(self) -> None:
-        """Learn how long runs are and what they change."""
+        """Learn how long runs are and what they change. Raises OutOfTime."""
         self.runner.verify_every = 1
         measuring = Measuring()
         self.runner.run(measuring)
         self.length = measuring.length()
-        for number in range(CALIBRATION_RUNS):
+        # Where there is nothing to decide, all runs are alike.
+        for number in range(CALIBRATION_RUNS if measuring.decides else 1):
             self.runner.run(RandomWalk(self.options, number, self.length))
         self.runner.settle()
-        self.runner.verify_every = 64
+        self.runner.verify_every = VERIFY_EVERY
 
     def close(self) -> None:
         """Put the model's classes back."""
@@ -118,7 +133,10 @@ class Searcher:
     def do(self, job: Job) -> JobResult:
         """Do a job."""
         self.coverage.begin()
-        if job.strategy in (Strategy.PCT, Strategy.RANDOM):
+        self.runner.until = job.until
+        if budget.passed(job.until):
+            result = JobResult(job.number, complete=False)
+        elif job.strategy in (Strategy.PCT, Strategy.RANDOM):
             result = self._sample(job)
         else:
             result = self._exhaust(job)
@@ -134,7 +152,17 @@ class Searcher:
     def recorded_run(self, steering: Steering) -> Run:
         """A run whose steps are recorded. Nobody watches: who watches looks at more."""
         self.runner.sink = None
-        return self.runner.run(steering)
+        run = self.runner.run(steering)
+        self._see_length(steering, run)
+        return run
+
+    def _see_length(self, steering: Steering, run: Run) -> None:
+        """A run that went on by turns and came to an end may have others beside it, which nobody
+        looks at."""
+        if steering.fair_from >= 0 and run.finding is None:
+            self._nr_too_long += 1
+            most = self.options.max_points
+            self.note = f"runs of more than {most} decisions were not searched beyond them"
 
     # Random
 
@@ -147,7 +175,7 @@ class Searcher:
             try:
                 self.runner.settle()
                 for number in range(job.first, job.first + job.count):
-                    if job.until and time.monotonic() > job.until:
+                    if budget.passed(job.until):
                         result.complete = False
                         break
                     run = self.one_run(make(self.options, number, self.length))
@@ -161,14 +189,31 @@ class Searcher:
                 return result
             except StateMissed:
                 continue
+            except OutOfTime:
+                result.complete = False
+                return result
         raise RuntimeError("runs keep changing state that restoring does not put back")
 
     def _repeats(self, run: Run) -> bool:
         """Whether what a run found comes again from a world that is surely as it was built. What
         does not was left behind by the runs before; settling tells which do not count."""
         assert run.finding is not None
-        again = reproduce(self.runner, list(run.answers)).finding
-        return again is not None and again.promise == run.finding.promise
+        return self._comes_again(run.finding, run.answers)
+
+    def _comes_again(self, finding: Finding, answers: list[int]) -> bool:
+        # However late it is: a finding is not to be lost for one run.
+        until, self.runner.until = self.runner.until, 0.0
+        try:
+            again = reproduce(self.runner, list(answers)).finding
+        finally:
+            self.runner.until = until
+        return again is not None and again.promise == finding.promise
+
+    def _leave(self, result: JobResult) -> JobResult:
+        """The time has come while a run was under way: keep what is sure of what was found."""
+        result.complete = False
+        result.found = [f for f in result.found if self._comes_again(f.finding, f.answers)]
+        return result
 
     # Exhaustive
 
@@ -187,11 +232,12 @@ class Searcher:
                 return result
             except StateMissed:
                 continue
+            except OutOfTime:
+                return self._leave(result)
 
     def _out_of_budget(self, job: Job, schedules: int) -> bool:
-        return bool(job.schedules_max and schedules >= job.schedules_max) or bool(
-            job.until and time.monotonic() > job.until
-        )
+        spent = bool(job.schedules_max) and schedules >= job.schedules_max
+        return spent or budget.passed(job.until)
 
     def _plain(self, job: Job, result: JobResult) -> None:
         steering = PlainSteering(msgspec.structs.replace(self.options, failures=job.failures))
@@ -199,10 +245,11 @@ class Searcher:
             run = self.one_run(steering)
             result.schedules += 1
             result.steps += run.steps
+            self._see_length(steering, run)
             if run.finding is not None and not self._note(run, result):
                 break
             if not steering.advance():
-                result.complete = True
+                result.complete = not self._nr_too_long
                 break
         self.runner.settle()
 
@@ -215,14 +262,18 @@ class Searcher:
         return self.options.keep_going
 
     def _graph(self, job: Job) -> JobResult:
-        self.prepare(job.until)
+        result = JobResult(job.number, complete=False)
+        try:
+            self.prepare()
+        except OutOfTime:
+            return result
         transitions = self.transitions
         assert transitions is not None and self.tracker is not None
-        result = JobResult(job.number, complete=False)
         for nr_restarts in range(RESTARTS_MAX):
             if nr_restarts and self._out_of_budget(job, 0):
                 break
             result = JobResult(job.number, complete=False)
+            self._nr_too_long = 0
             if self.tracker.footprints.news:
                 self._start_over(transitions)
             search = GraphSearch(
@@ -235,10 +286,13 @@ class Searcher:
             )
             try:
                 search.begin(job.prefix)
-                result.complete = search.walk(partial(self._goes_on, job, search))
+                walked = search.walk(partial(self._goes_on, job, search))
+                result.complete = walked and not self._nr_too_long
                 self.runner.settle()
             except Restart:
                 continue
+            except OutOfTime:
+                return self._leave(result)
             except StateMissed:
                 self.tracker.footprints.news.add(EVERYWHERE)
                 continue
@@ -256,14 +310,14 @@ class Searcher:
             return result
         return result
 
-    def prepare(self, until: float = 0.0) -> None:
-        """Learn what tasks share, before the first exhaustive job: until time.monotonic() is
-        `until`, if that is not 0. Raises NotTrackable."""
+    def prepare(self) -> None:
+        """Learn what tasks share, before the first exhaustive job. Raises NotTrackable and
+        OutOfTime."""
         if self.tracker is None:
             self.tracker = self.runner.track()
             self.tracker.reach = self.coverage.reach
             self.transitions = Transitions(self.tracker, self.subject.forgets)
-            self._learn(self.tracker, until)
+            self._learn(self.tracker)
 
     def _start_over(self, transitions: Transitions) -> None:
         """More counts than a search knew of."""
@@ -277,8 +331,8 @@ class Searcher:
     def _goes_on(self, job: Job, search: GraphSearch) -> bool:
         return not self._out_of_budget(job, search.nr_paths)
 
-    def _learn(self, tracker: Tracker, until: float) -> None:
-        """Random runs until they show nothing new of what tasks share."""
+    def _learn(self, tracker: Tracker) -> None:
+        """Random runs until they show nothing new of what tasks share. Raises OutOfTime."""
         options = msgspec.structs.replace(self.options, preemptions=None)
         calm = number = 0
         enough = self.runner.nr_steps + LEARNING_STEPS
@@ -291,14 +345,16 @@ class Searcher:
                 self.runner.run(Learning(options, number, self.length, tracker))
             except StateMissed:
                 continue
-            if (until and time.monotonic() > until) or self.runner.nr_steps > enough:
+            if self.runner.nr_steps > enough:
                 break
             calm = 0 if tracker.footprints.news else calm + 1
         tracker.footprints.news.add(EVERYWHERE)
 
 
 def _found(finding: Finding, run: Run) -> Found:
-    return Found(finding, list(run.answers), run.steps, run.preemptions, run.failures)
+    return Found(
+        finding, list(run.answers), run.fair_from, run.steps, run.preemptions, run.failures
+    )
 
 
 def reproduce(runner: Runner, answers: list[int]) -> Run:

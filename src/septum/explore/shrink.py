@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from septum.explore.plan import Following, Planning
-from septum.explore.run import Replaying, Run, Runner, StateMissed, Steering
+from septum.explore.run import OutOfTime, Replaying, Run, Runner, StateMissed, Steering
 
 if TYPE_CHECKING:
     from septum.sim import Finding
@@ -24,14 +24,15 @@ STEPS_MAX = 800_000
 
 
 class Shrunk:
-    """The least run found, and the nearest passing one."""
+    """The least run found, and the nearest passing one. `late`: there was no time for all."""
 
-    __slots__ = ("passing", "run", "tries")
+    __slots__ = ("late", "passing", "run", "tries")
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.passing: list[int] | None = None
         self.tries = 0
+        self.late = False
 
 
 def kind_of(finding: Finding) -> tuple[str, str]:
@@ -41,13 +42,18 @@ def kind_of(finding: Finding) -> tuple[str, str]:
 
 def size_of(run: Run) -> Size:
     """What is made least, in this order."""
-    return (run.failures, run.preemptions, run.steps, sum(1 for a in run.answers if a))
+    return (run.failures, run.preemptions, run.steps, sum(1 for a in told(run) if a))
+
+
+def told(run: Run) -> list[int]:
+    """The answers that a run was given: not those by which tasks then took turns."""
+    return run.answers[: run.fair_from]
 
 
 class Shrinker:
-    """Tries smaller answers on one world."""
+    """Tries smaller answers on one world, until the runner's time has come."""
 
-    __slots__ = ("_best", "_kind", "_runner", "_seen", "tries", "tries_max")
+    __slots__ = ("_best", "_kind", "_runner", "_seen", "late", "tries", "tries_max")
 
     def __init__(self, runner: Runner, first: Run) -> None:
         assert first.finding is not None
@@ -55,16 +61,20 @@ class Shrinker:
         self._best = first
         self._kind = kind_of(first.finding)
         self._seen: set[tuple[int, ...]] = set()
+        self.late = False
         self.tries = 0
         self.tries_max = max(TRIES_MIN, min(TRIES_MAX, STEPS_MAX // max(1, first.steps)))
 
     def _replay(self, answers: list[int]) -> Run | None:
-        key = tuple(_trim(answers))
-        if key in self._seen or self.tries >= self.tries_max:
+        key = tuple(trim(answers))
+        if key in self._seen or self._over():
             return None
         self._seen.add(key)
         self.tries += 1
         return self._run(Replaying(list(key)))
+
+    def _over(self) -> bool:
+        return self.late or self.tries >= self.tries_max
 
     def _try(self, answers: list[int]) -> bool:
         run = self._replay(answers)
@@ -80,9 +90,9 @@ class Shrinker:
 
     def shrink(self) -> Run:
         """The least run that a fixed point of all passes finds."""
-        self._try(_trim(self._best.answers))
+        self._try(self._answers())
         better = True
-        while better and self.tries < self.tries_max:
+        while better and not self._over():
             better = self._replan() | self._quieten() | self._delete() | self._move()
         return self._best
 
@@ -92,10 +102,10 @@ class Shrinker:
         better = True
         while better:
             better = False
-            planning = Planning(self._best.answers)
+            planning = Planning(self._answers())
             self._run(planning)
             for plan in planning.plan().variants():
-                if self.tries >= self.tries_max:
+                if self._over():
                     return any_better
                 self.tries += 1
                 run = self._run(Following(plan))
@@ -110,10 +120,16 @@ class Shrinker:
                 return self._runner.run(steering)
             except StateMissed:
                 continue
+            except OutOfTime:
+                self.late = True
+                break
         return None
 
+    def _answers(self) -> list[int]:
+        return trim(told(self._best))
+
     def _disturbed(self) -> list[int]:
-        return [at for at, answer in enumerate(self._best.answers) if answer]
+        return [at for at, answer in enumerate(told(self._best)) if answer]
 
     def _quieten(self) -> bool:
         """Let one disturbed answer, or half of them, be undisturbed."""
@@ -122,7 +138,7 @@ class Shrinker:
         while chunk:
             at = 0
             while at < len(spots := self._disturbed()):
-                answers = list(self._best.answers)
+                answers = told(self._best)
                 for spot in spots[at : at + chunk]:
                     answers[spot] = 0
                 if self._try(answers):
@@ -137,7 +153,7 @@ class Shrinker:
         any_better = False
         for spot in reversed(self._disturbed()):
             for length in (1, 2, 4):
-                answers = list(self._best.answers)
+                answers = told(self._best)
                 if spot < len(answers):
                     del answers[max(0, spot - length + 1) : spot + 1]
                     any_better |= self._try(answers)
@@ -147,13 +163,13 @@ class Shrinker:
         """Take a lower alternative; preempt a little later or earlier."""
         any_better = False
         for spot in self._disturbed():
-            if spot >= len(self._best.answers) or not self._best.answers[spot]:
+            lower = told(self._best)
+            if spot >= len(lower) or not lower[spot]:
                 continue
-            lower = list(self._best.answers)
             lower[spot] -= 1
             any_better |= self._try(lower)
             for shift in (1, -1):
-                answers = list(self._best.answers)
+                answers = told(self._best)
                 other = spot + shift
                 if 0 <= other < len(answers) and not answers[other]:
                     answers[other], answers[spot] = answers[spot], 0
@@ -165,24 +181,23 @@ class Shrinker:
         self._seen.clear()
         self.tries = 0
         for spot in reversed(self._disturbed()):
-            answers = list(self._best.answers)
+            answers = told(self._best)
             answers[spot] = 0
             run = self._replay(answers)
             if run is not None and run.finding is None:
-                return _trim(run.answers)
-        for spot in reversed(range(len(self._best.answers))):
-            if self._best.answers[spot] == 0:
-                answers = list(self._best.answers)
-                answers[spot] = 1
-                run = self._replay(answers)
+                return trim(told(run))
+        best = told(self._best)
+        for spot in reversed(range(len(best))):
+            if best[spot] == 0:
+                run = self._replay([*best[:spot], 1, *best[spot + 1 :]])
                 if run is not None and run.finding is None:
-                    return _trim(run.answers)
-            if self.tries > self.tries_max // 4:
+                    return trim(told(run))
+            if self.late or self.tries > self.tries_max // 4:
                 break
         return None
 
 
-def _trim(answers: list[int]) -> list[int]:
+def trim(answers: list[int]) -> list[int]:
     """Without the zeros at the end, which say nothing."""
     end = len(answers)
     while end and not answers[end - 1]:
@@ -190,14 +205,22 @@ def _trim(answers: list[int]) -> list[int]:
     return answers[:end]
 
 
-def shrink(runner: Runner, answers: list[int]) -> Shrunk | None:
-    """Shrink the run of `answers`; None when it does not break anything again."""
+def shrink(runner: Runner, answers: list[int], until: float = 0.0) -> Shrunk | None:
+    """Shrink the run of `answers`; None when it does not break anything again.
+
+    `until`, by `budget.now`: when to be content with what there is; 0: never.
+    """
     runner.clean()
     first = runner.run(Replaying(answers))
     if first.finding is None:
         return None
     shrinker = Shrinker(runner, first)
-    shrunk = Shrunk(shrinker.shrink())
-    shrunk.tries = shrinker.tries
-    shrunk.passing = shrinker.nearest_passing()
+    runner.until = until
+    try:
+        shrunk = Shrunk(shrinker.shrink())
+        shrunk.tries = shrinker.tries
+        shrunk.passing = shrinker.nearest_passing()
+    finally:
+        runner.until = 0.0
+    shrunk.late = shrinker.late
     return shrunk

@@ -44,7 +44,8 @@ class _Probe(Replaying):
 def split(runner: Runner, options: Options, preemptions: int, target: int) -> list[list[int]]:
     """At least `target` prefixes (if there are so many) that together cover all schedules.
 
-    The one with the fewest disturbances is cut first, as it has the most below it.
+    The one with the fewest disturbances is cut first, as it has the most below it. Raises
+    OutOfTime.
     """
     leaves: list[list[int]] = [[]]
     ended: list[list[int]] = []

@@ -71,7 +71,8 @@ def story_lines(
     if consequence:
         lines += _wrap(consequence, "")
     lines.append("")
-    lines += _wrap(_size(example, "The shortest schedule found" if searched else "The run"), "")
+    found = "The shortest schedule found" + " before the time for shrinking ended" * example.late
+    lines += _wrap(_size(example, found if searched else "The run"), "")
     lines += _wrap(
         f"{PREEMPTED} preempted here; {INJECTED} injected; {BROKEN} broken; below a step, what it "
         "changed: old -> new.",

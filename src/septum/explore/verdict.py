@@ -25,7 +25,8 @@ class Counterexample(msgspec.Struct, frozen=True):
     """A run that broke a promise, as the answers of its schedule.
 
     `first_*` is the run as found, the rest as shrunk. `passing` are the answers of the nearest
-    run that breaks nothing, if one was found.
+    run that breaks nothing, if one was found. `late`: the time for shrinking ended before that.
+    Of a run that has no end `answers` are those up to where tasks begin to take turns.
     """
 
     finding: Finding
@@ -38,6 +39,7 @@ class Counterexample(msgspec.Struct, frozen=True):
     first_failures: int
     token: str
     passing: list[int] | None = None
+    late: bool = False
 
 
 class Verdict(msgspec.Struct, frozen=True):

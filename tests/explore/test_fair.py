@@ -1,0 +1,133 @@
+"""What has no end, and what is only long or badly scheduled: a run is called endless when it goes
+on though every task has its turn, and random schedules keep nobody waiting."""
+
+import pytest
+
+from septum.explore import Options, Strategy, explore
+from septum.explore.replay import find_subject
+from septum.explore.run import Replaying, Run, Runner
+from septum.explore.sampling import Length, Measuring, Pct
+from septum.explore.search import Job, Searcher
+from septum.explore.subject import Subject
+from septum.explore.toys import LIVELOCK, Toy
+
+# t0 sleeps until cell 2 is set, t1 wakes it again and again until then, t2 sets it: a vCPU that
+# retries, the ioctl that waits for the readers of an SRCU, and the vCPU that is the reader.
+WAITING = Toy(
+    "waiting",
+    [
+        (("wait", 2, 1),),
+        (("wake", 1), ("unless", 2, 1, -1)),
+        (("point",), ("point",), ("write", 2, 1), ("wake", 3)),
+    ],
+)
+# A task goes round while another gets on, step by step.
+LONG = Toy("long", [(("inc", 0),) * 200, (("retry", 0, 200),)])
+SHORT = Options(preemptions=None, spin_points=20, max_points=300)
+
+
+def pct_runs(toy: Subject, options: Options, count: int) -> list[tuple[Run, int]]:
+    """Runs of PCT, and how many decisions each took."""
+    runner = Runner(toy, options)
+    measuring = Measuring()
+    runner.run(measuring)
+    length = measuring.length()
+    runs = []
+    for number in range(count):
+        steering = Pct(options, number, length)
+        runs.append((runner.run(steering), steering.decisions))
+    return runs
+
+
+def unfair(self: Pct, ring: object, at: int) -> bool:
+    """Nobody is helped who waits."""
+    return False
+
+
+def test_pct_lets_nobody_wait_for_ever() -> None:
+    """Whatever the priorities are, the task for whom the others wait gets its turn."""
+    for run, decisions in pct_runs(WAITING, SHORT, 200):
+        assert run.finding is None
+        assert decisions < SHORT.max_points and run.fair_from == len(run.answers)
+
+
+def test_unfair_priorities_would_be_a_false_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without that help some runs go on until tasks take turns, and then end; where tasks did not
+    take turns either, they would be called endless."""
+    monkeypatch.setattr(Pct, "_raise_who_waits", unfair)
+    runs = pct_runs(WAITING, SHORT, 200)
+    assert all(run.finding is None for run, _ in runs)
+    assert any(decisions > SHORT.max_points for _, decisions in runs)
+    monkeypatch.setattr("septum.explore.steering.FAIR_TIMES", 0)
+    found = [run.finding for run, _ in pct_runs(WAITING, SHORT, 200) if run.finding is not None]
+    assert found and all("no end" in finding.text for finding in found)
+
+
+@pytest.mark.parametrize("strategy", [Strategy.PCT, Strategy.RANDOM, Strategy.EXHAUSTIVE])
+def test_a_livelock_is_still_one(strategy: Strategy) -> None:
+    """Tasks that wait for what nobody does go on though each has its turn; the finding says so,
+    and repeats from its answers."""
+    options = Options(strategy=strategy, schedules=50, spin_points=20, max_points=300)
+    example = explore(LIVELOCK, options).counterexamples[0]
+    assert example.finding.promise == "progress"
+    assert "no end after 1500 scheduling decisions, the last 1200 in turns" in example.finding.text
+    again = Runner(LIVELOCK, options).run(Replaying(list(example.answers)))
+    assert again.finding == example.finding
+    assert len(example.answers) <= options.max_points
+
+
+@pytest.mark.parametrize("strategy", [Strategy.PCT, Strategy.RANDOM])
+def test_a_long_run_is_no_endless_one(strategy: Strategy) -> None:
+    """More decisions than a run has as a rule, while one task goes round: it has an end."""
+    options = Options(strategy=strategy, schedules=20, spin_points=20, max_points=300)
+    verdict = explore(LONG, options)
+    assert not verdict.counterexamples
+    assert verdict.steps > 20 * 400
+
+
+def test_what_was_not_searched_to_its_end_is_not_complete() -> None:
+    """Beyond so many decisions only one way of going on is looked at."""
+    for max_points, complete in ((2000, True), (300, False)):
+        options = Options(preemptions=0, spin_points=5000, max_points=max_points)
+        toy = Toy("late", [(("inc", 0),) * 200, (("inc", 0),) * 2])
+        searcher = Searcher(toy, options)
+        try:
+            result = searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=0))
+        finally:
+            searcher.close()
+        assert result.complete is complete and not result.found
+        assert ("300 decisions" in result.note) is not complete
+
+
+# t1's bug shows when t0 is through with its long loop before t1 begins.
+LATE = Toy("late", [(*((("read", 3),) * 60), ("write", 1, 1)), (("check", 1, 1),)])
+
+
+def test_a_long_loop_costs_no_guarantee(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug that takes one order of two tasks is found by one in 2 n schedules, however often one
+    of them stands where it stood; not if each schedule made it yield."""
+    options = Options(preemptions=None)
+    broken = [run for run, _ in pct_runs(LATE, options, 100) if run.finding is not None]
+    assert len(broken) >= 100 // (2 * 2) // 2
+    make = Pct.__init__
+
+    def never_strict(self: Pct, options: Options, number: int, length: Length) -> None:
+        make(self, options, number, length)
+        self._strict_until = 0
+
+    monkeypatch.setattr(Pct, "__init__", never_strict)
+    assert all(run.finding is None for run, _ in pct_runs(LATE, options, 100))
+
+
+def test_a_slot_whose_pages_go_one_by_one_has_an_end() -> None:
+    """A vCPU that faults again and again while 512 pages are zapped, each with a kick, makes a run
+    of more than 20,000 decisions (schedule 138 of seed 0): no livelock."""
+    subject = find_subject("upm-parallel-slot", "v3", "end")
+    options = Options()
+    runner = Runner(subject, options)
+    measuring = Measuring()
+    runner.run(measuring)
+    steering = Pct(options, 138, measuring.length())
+    run = runner.run(steering)
+    assert run.finding is None and not run.cut
+    assert steering.decisions > options.max_points
