@@ -138,7 +138,7 @@ class Search:
             if limit is None and not self._until:
                 limit = 1000
             return self._sample([strategy], limit)
-        if strategy is Strategy.AUTO:
+        if strategy is Strategy.AUTO and self._local.decides:
             limit = min(AUTO_RUNS, self._options.schedules or AUTO_RUNS)
             stopped, why = self._sample([Strategy.PCT, Strategy.RANDOM], limit)
             if self._stop_now():
@@ -198,7 +198,7 @@ class Search:
         options = self._options
         bound = options.max_preemptions()
         levels = [0, 1, 2, bound] if bound == UNBOUNDED else list(range(bound + 1))
-        if options.strategy is Strategy.PLAIN or not options.reduce:
+        if self._plain:
             levels = [bound]
         # Failures multiply what there is to search: without them first, which says more sooner.
         rounds = [(level, 0) for level in levels]
@@ -223,9 +223,15 @@ class Search:
         complete = (level, failures) == rounds[-1]
         return complete, f"complete: {done}"
 
+    @property
+    def _plain(self) -> bool:
+        """Every schedule, one by one: also where there is a single one."""
+        options = self._options
+        return options.strategy is Strategy.PLAIN or not (options.reduce and self._local.decides)
+
     def _level(self, preemptions: int, failures: int) -> bool:
         options = self._options
-        single = options.strategy is Strategy.PLAIN or not options.reduce or preemptions == 0
+        single = self._plain or preemptions == 0
         bounds = msgspec.structs.replace(options, failures=failures)
         try:
             prefixes = [[]] if single else split(self._local.runner, bounds, preemptions, NR_JOBS)
@@ -243,7 +249,7 @@ class Search:
             jobs.append(
                 Job(
                     self._numbers,
-                    Strategy.PLAIN if options.strategy is Strategy.PLAIN else Strategy.EXHAUSTIVE,
+                    Strategy.PLAIN if self._plain else Strategy.EXHAUSTIVE,
                     preemptions=preemptions,
                     failures=failures,
                     prefix=prefix,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum import __version__
+from septum.explore import budget
 from septum.explore.adopt import parts_apart
 from septum.explore.steering import Cut, Replaying, Steering, standing
 from septum.explore.track import Tracker
@@ -174,6 +175,8 @@ class Runner:
         Raises StateMissed when this run and some before it must be made again, and OutOfTime when
         it is `until`.
         """
+        if budget.passed(self.until):
+            raise OutOfTime
         sim = self.built.sim
         subject = self.subject
         self.begin(steering)

@@ -71,7 +71,7 @@ class Measuring(Steering):
 
     @property
     def decides(self) -> bool:
-        """Whether there was anything to decide; if not, there is no other run."""
+        """Whether there was anything to decide; if not, there is no other schedule."""
         return bool(self.picks or self.choices)
 
     def length(self) -> Length:

@@ -87,6 +87,7 @@ class Searcher:
     __slots__ = (
         "_nr_too_long",
         "coverage",
+        "decides",
         "length",
         "note",
         "options",
@@ -105,6 +106,7 @@ class Searcher:
         self.transitions: Transitions | None = None
         self.note = ""
         self.length = Length()
+        self.decides = True  # there is something to decide; if not, there is a single schedule
         self._nr_too_long = 0
         self.runner.until = until
         try:
@@ -118,8 +120,9 @@ class Searcher:
         measuring = Measuring()
         self.runner.run(measuring)
         self.length = measuring.length()
-        # Where there is nothing to decide, all runs are alike.
-        for number in range(CALIBRATION_RUNS if measuring.decides else 1):
+        # Where there is nothing to decide, all runs are like this one.
+        self.decides = measuring.decides
+        for number in range(CALIBRATION_RUNS if self.decides else 0):
             self.runner.run(RandomWalk(self.options, number, self.length))
         self.runner.settle()
         self.runner.verify_every = VERIFY_EVERY

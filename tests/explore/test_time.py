@@ -1,0 +1,153 @@
+"""A search comes back in its time. The clock here counts how often it is asked, so that what these
+tests say does not depend on the machine."""
+
+import json
+
+import msgspec
+import pytest
+
+from septum.cli.exits import guarded
+from septum.cli.main import app
+from septum.explore import Counterexample, Options, Outcome, Strategy, Verdict, explore
+from septum.explore.api import Search
+from septum.explore.replay import replay_answers
+from septum.explore.run import OutOfTime, Runner
+from septum.explore.sampling import Measuring
+from septum.explore.steering import CLOCK_EVERY, Replaying
+from septum.explore.subject import Subject
+from septum.explore.toys import DEADLOCK, LOCKED_UPDATE, RARE, Toy
+
+LATER = 1e6
+SCENARIO = "slot-delete-against-fault"
+
+
+class Clock:
+    """Strikes when it is asked for the `strikes`th time; `runs` are those begun since."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, strikes: int) -> None:
+        self.left = strikes
+        self.runs = 0
+        monkeypatch.setattr("septum.explore.budget.now", self.now)
+        begin = Runner.begin
+
+        def counted(runner, steering) -> None:  # type: ignore[no-untyped-def]
+            self.runs += self.left < 0
+            begin(runner, steering)
+
+        monkeypatch.setattr(Runner, "begin", counted)
+
+    def now(self) -> float:
+        self.left -= 1
+        return 1.0 if self.left >= 0 else LATER
+
+
+def cli(*words: str) -> int:
+    """The exit code of a command."""
+    return guarded(lambda: app(list(words), standalone_mode=True))
+
+
+@pytest.mark.parametrize("strikes", [2, 3, 9, 40, 150, 500])
+@pytest.mark.parametrize("strategy", ["auto", "exhaustive"])
+def test_comes_back_when_the_time_has_come(
+    strategy: str, strikes: int, monkeypatch: pytest.MonkeyPatch, capsysbinary
+) -> None:  # type: ignore[no-untyped-def]
+    """Wherever a search is when its time comes (learning how long runs are, what they share, in
+    the middle of a run), it begins no other run, and says that it is not through."""
+    clock = Clock(monkeypatch, strikes)
+    code = cli("explore", SCENARIO, "--strategy", strategy, "--time", "60", "--json")
+    (verdict,) = json.loads(capsysbinary.readouterr().out)["verdicts"]
+    assert code == 3 and verdict["outcome"] == "undetermined"
+    assert clock.left < 0, "the clock never struck: the test proves nothing"
+    assert clock.runs == 0
+    assert not verdict["complete"] and verdict["timed_out"]
+
+
+class Longer(Toy):
+    """A toy of which one task goes on alone for a long time."""
+
+    __slots__ = ()
+
+    def start(self, built) -> None:  # type: ignore[no-untyped-def]
+        super().start(built)
+        sim = built.sim
+
+        def turn() -> None:
+            for _ in range(200_000):
+                sim.point("turn")
+
+        sim.spawn("long", turn)
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_a_run_is_broken_off(tasks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is looked at within a run: where a schedule is asked, and where a task goes on
+    alone and none is."""
+    programs = [(("retry", 0, 1),)] * (tasks - 1)
+    runner = Runner(Longer("longer", programs), Options(max_points=100_000))
+    Clock(monkeypatch, 2)
+    runner.until = 2.0
+    with pytest.raises(OutOfTime):
+        runner.run(Measuring())
+    assert runner.built.sim.nr_points <= 4 * CLOCK_EVERY
+
+
+def test_a_finding_is_told_as_far_as_it_was_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shrinking has a time of its own. What there is when it ends is a finding, and said to be
+    unfinished."""
+    options = Options(strategy=Strategy.RANDOM, preemptions=None, time_s=60.0)
+    best = explore(RARE, options).counterexamples[0]
+    take = Search._examples
+    sizes = []
+    for strikes in (1, 10, 30, 10_000):
+
+        def late(self: Search, strikes: int = strikes) -> list[Counterexample]:
+            Clock(monkeypatch, strikes + 1)
+            return take(self)
+
+        monkeypatch.setattr(Search, "_examples", late)
+        monkeypatch.setattr("septum.explore.budget.now", lambda: 1.0)
+        example = explore(RARE, options).counterexamples[0]
+        assert example.late is (strikes < 10_000)
+        assert replay_answers("toy:rare", "", example.answers) == example.finding
+        sizes.append((example.preemptions, example.steps))
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[-1] == (best.preemptions, best.steps)
+
+
+def test_an_unfinished_story_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No time at all for shrinking: the story is of the run as it was found."""
+    monkeypatch.setattr("septum.explore.budget.SHRINK_LEAST_S", -1.0)
+    monkeypatch.setattr("septum.explore.budget.SHRINK_MOST_S", -1.0)
+    assert cli("explore", "toy:rare", "--time", "60", "--no-watch") == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The shortest schedule found before the time for shrinking ended" in said
+
+
+@pytest.mark.parametrize("toy", [LOCKED_UPDATE, RARE, DEADLOCK], ids=lambda toy: toy.name)
+@pytest.mark.parametrize("strategy", [Strategy.AUTO, Strategy.EXHAUSTIVE, Strategy.PCT])
+def test_a_time_that_never_comes_changes_nothing(toy: Subject, strategy: Strategy) -> None:
+    """The same seed gives the same verdict, whatever the time is that is not used up."""
+    options = Options(strategy=strategy, schedules=100)
+    bare = explore(toy, options)
+    timed = explore(toy, msgspec.structs.replace(options, time_s=LATER))
+
+    def untimed(verdict: Verdict) -> Verdict:
+        return msgspec.structs.replace(verdict, seconds=0.0)
+
+    assert untimed(bare) == untimed(timed)
+
+
+def test_nothing_to_decide_is_one_run() -> None:
+    """A task alone has one schedule: that is all there is to search, and it is complete."""
+    verdict = explore(Toy("alone", [LOCKED_UPDATE.programs[0]]), Options())
+    assert verdict.outcome is Outcome.HELD and verdict.complete and verdict.schedules == 1
+    broken = explore(Toy("alone", [LOCKED_UPDATE.programs[0]], bad=[1]), Options())
+    assert broken.outcome is Outcome.BROKEN
+
+
+def test_replaying_looks_at_the_clock_only_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A story is told to its end, however late it is."""
+    Clock(monkeypatch, 0)
+    assert Runner(RARE, Options()).run(Replaying([])).finding is None
