@@ -164,8 +164,13 @@ class Searcher:
         looks at."""
         if steering.fair_from >= 0 and run.finding is None:
             self._nr_too_long += 1
+
+    def _complete(self) -> bool:
+        """Whether a search that is through has looked at all."""
+        if self._nr_too_long:
             most = self.options.max_points
             self.note = f"runs of more than {most} decisions were not searched beyond them"
+        return not self._nr_too_long
 
     # Random
 
@@ -230,6 +235,7 @@ class Searcher:
                 self.close()
         while True:
             result = JobResult(job.number, complete=False)
+            self._nr_too_long = 0
             try:
                 self._plain(job, result)
                 return result
@@ -252,7 +258,7 @@ class Searcher:
             if run.finding is not None and not self._note(run, result):
                 break
             if not steering.advance():
-                result.complete = not self._nr_too_long
+                result.complete = self._complete()
                 break
         self.runner.settle()
 
@@ -290,7 +296,7 @@ class Searcher:
             try:
                 search.begin(job.prefix)
                 walked = search.walk(partial(self._goes_on, job, search))
-                result.complete = walked and not self._nr_too_long
+                result.complete = walked and self._complete()
                 self.runner.settle()
             except Restart:
                 continue
