@@ -38,6 +38,9 @@ class Losses:
         self.pending = pending
 
 
+_NO_LOSSES = Losses(_NOTHING, _NOTHING, _NOTHING)
+
+
 class VmHistory:
     """One VM's memory at the last look, and the operations since."""
 
@@ -120,6 +123,12 @@ class VmHistory:
             few = len(runs) <= FEW_RUNS
             self._states = (runs, *(states_of_few(tuple(runs)) if few else states_of(vm)))
         _, mapped, accepted, pending = self._states
+        if (
+            self.mapped is mapped
+            and self.accepted is accepted
+            and not (pending.starts or self.taken.starts or self.ended.starts)
+        ):
+            return _NO_LOSSES
         asked = self.ended.union(under_way)
         unmapped = unaccepted = _NOTHING
         if self.mapped is not mapped:

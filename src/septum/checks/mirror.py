@@ -220,8 +220,9 @@ def count_leaves(vm: VmView, root: KvmMmuPage) -> tuple[Tree | None, Leaves]:
     mmio = vm.kvm.arch.shadow_mmio_value
     while todo:
         page, level = todo.pop()
-        tree.add(page)
-        nr, below = _count(contents.of(page), level, mmio)
+        held = contents.of(page)
+        tree.add(page, held)
+        nr, below = _count(held, level, mmio)
         counts[level] += nr
         for pfn in below:
             child = tables.get(pfn)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, cast
 
 from septum.abi.sept import (
     BLOCKED,
+    HP,
+    LOCK,
     NL_MAPPED_ENTRY,
     PENDING,
     PS,
@@ -41,6 +43,8 @@ _FRAMES = RAMP << 12
 END_GFN = 1 << 40
 EVERYTHING = (0, END_GFN)
 _FEW = 64
+
+_NO_LOCKS = (1 << _ENTRY_BITS) - 1 & ~(LOCK | HP)
 
 PENDING_STATE = PENDING
 """The state bit of a leaf that the guest has not accepted."""
@@ -91,18 +95,34 @@ def as_int(held: bytes) -> int:
     return int.from_bytes(held, "little")
 
 
+def _is_unlike(held: Content, now: Content) -> bool:
+    """Whether two contents of a table of the S-EPT differ in more than the locks of entries."""
+    if held == now:
+        return False
+    return bool((_all_of(held) ^ _all_of(now)) & every_entry(_NO_LOCKS))
+
+
+def _all_of(held: Content) -> int:
+    """The 512 entries as one integer."""
+    if isinstance(held, bytes):
+        return as_int(held)
+    base, stride = held
+    return ALL_ONES * base + RAMP * stride
+
+
 class Tree:
     """All tables of a page table, as they were when they were read; the root is the first."""
 
     __slots__ = ("_nr_writes", "_pages")
 
     def __init__(self) -> None:
-        self._pages: list[tuple[TablePage, int]] = []  # each with the number of its last write
+        # Each with the number of its last write, and what it held.
+        self._pages: list[tuple[TablePage, int, Content]] = []
         self._nr_writes = -1
 
-    def add(self, page: TablePage) -> None:
+    def add(self, page: TablePage, held: Content) -> None:
         """`page` was read."""
-        self._pages.append((page, page.written))
+        self._pages.append((page, page.written, held))
         self._nr_writes = page.writes.nr
 
     def is_few(self) -> bool:
@@ -117,10 +137,27 @@ class Tree:
         nr_writes = root.writes.nr
         if nr_writes == self._nr_writes:
             return True
-        for page, written in pages:
+        for page, written, _ in pages:
             if page.written != written:
                 return False
         self._nr_writes = nr_writes
+        return True
+
+    def is_but_for_locks(self, root: TablePage, reader: SeptReader) -> bool:
+        """`is_as_read` of an S-EPT, but for locks of entries, by which nothing is judged: each
+        SEAMCALL takes and drops those of the entries that it works on. From now on it counts as
+        read like that."""
+        pages = self._pages
+        if not pages or pages[0][0] is not root:
+            return False
+        for at, (page, written, held) in enumerate(pages):
+            if page.written != written:
+                if reader.tables.get(page.pfn) is not page:
+                    return False
+                if _is_unlike(held, reader.contents.of(page)):
+                    return False
+                pages[at] = (page, page.written, held)
+        self._nr_writes = root.writes.nr
         return True
 
 
@@ -265,8 +302,8 @@ class SeptReader:
         self, page: TablePage, level: int, base_gfn: int, found: list[LeafRun], tree: Tree
     ) -> bool:
         """`_collect` without a window. False: a table is missing."""
-        tree.add(page)
         record = self._record(page, level, base_gfn)
+        tree.add(page, self.contents.of(page))
         if not record.children:
             # Without tables below, all parts are leaf runs.
             found += cast("list[LeafRun]", record.parts)
@@ -356,9 +393,12 @@ class SeptReader:
         return record
 
     def changed(self, root: TablePage, root_level: int) -> list[tuple[int, int]]:
-        """[first, end) GFNs of the tables that do not hold what they held when last read."""
+        """[first, end) GFNs of the tables that do not hold what they held when last read, but for
+        locks."""
         known = self._all
-        if known is not None and known[0].is_as_read(root):
+        if known is not None and (
+            known[0].is_as_read(root) or known[0].is_but_for_locks(root, self)
+        ):
             return []
         spans: list[tuple[int, int]] = []
         todo = [(root, root_level, 0)]
