@@ -12,7 +12,7 @@ from itertools import count
 
 import pytest
 
-from septum.abi.sept import FREE_ENTRY
+from septum.abi.sept import BLOCKED, FREE_ENTRY, HP, LOCK
 from septum.abi.spte import FROZEN_SPTE
 from septum.checks import agree, cache, history, mirror, sept
 from septum.explore import Options, Strategy
@@ -231,3 +231,25 @@ def test_a_look_leaves_no_trace_in_a_search(scenario, mode):
         searcher.close()
     assert result.complete
     assert result.states > 50
+
+
+@pytest.mark.parametrize(("change", "looked"), [(LOCK, False), (HP, False), (BLOCKED, True)])
+def test_the_lock_of_an_entry_is_no_change(tiny, change, looked):
+    """A step that only takes or drops the lock of an S-EPT entry is passed by; one that changes
+    more of it is not, whether the table was held as a template or not."""
+    for written_before in (False, True):
+        world = tiny()
+        world.map(0, 2)
+        world.split(0)
+        checker = world.checker()
+        checker.mode = "every-step"
+        table, _, index = world.tables_for(2, 1)
+        if written_before:
+            table.set_entry(index, table.entry(index) | HP)
+            table.set_entry(index, table.entry(index) & ~HP)
+        checker.look_now("before")
+        for _ in range(2):
+            nr = checker.nr_looks + checker.nr_full_looks
+            table.set_entry(index, table.entry(index) ^ change)
+            checker._step("after")
+            assert checker.nr_looks + checker.nr_full_looks == nr + looked

@@ -249,8 +249,8 @@ class Checker:
             promise.fault_tried(vcpu, gpa, ret)
 
     def _step(self, kind: str) -> None:
-        """A scheduling point: where page tables changed since the last look is looked at, and
-        every so often what tasks are at, and all the rest."""
+        """A scheduling point: where page tables changed since the last look (in more than the locks
+        of S-EPT entries) is looked at, and every so often what tasks are at, and all the rest."""
         if self._looking:
             return
         self._nr_steps += 1

@@ -73,23 +73,31 @@ class Intervals:
 
     def minus(self, other: Intervals) -> Intervals:
         """What is in this set and not in `other`."""
-        if not other.starts or not self.starts:
+        mine, theirs = self.starts, other.starts
+        if not mine or not theirs:
             return self
-        starts, ends = other.starts, other.ends
+        my_ends, their_ends = self.ends, other.ends
+        if my_ends[-1] <= theirs[0] or their_ends[-1] <= mine[0]:
+            return self
         result = Intervals()
-        if self.starts == starts and self.ends == ends:
+        if mine == theirs and my_ends == their_ends:
             return result
-        nr_other = len(starts)
+        starts, ends = result.starts, result.ends
+        nr_theirs = len(theirs)
         at = 0
-        for start, end in zip(self.starts, self.ends, strict=True):
-            while at < nr_other and ends[at] <= start:
+        for start, end in zip(mine, my_ends, strict=True):
+            while at < nr_theirs and their_ends[at] <= start:
                 at += 1
             i = at
-            while i < nr_other and starts[i] < end:
-                result.append(start, starts[i])
-                start = max(start, ends[i])
+            while i < nr_theirs and theirs[i] < end:
+                if start < theirs[i]:
+                    starts.append(start)
+                    ends.append(theirs[i])
+                start = their_ends[i]
                 i += 1
-            result.append(start, end)
+            if start < end:
+                starts.append(start)
+                ends.append(end)
         return result
 
     def intersect(self, other: Intervals) -> Intervals:
