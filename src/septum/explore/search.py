@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from septum.explore.subject import Options, Subject
 
 CALIBRATION_RUNS = 24
+CALIBRATION_STEPS = 60_000
+"""Where runs are long fewer will do: what they change is verified later, too."""
 LEARNING_CALM = 16
 LEARNING_MAX = 320
 LEARNING_STEPS = 40_000
@@ -122,8 +124,11 @@ class Searcher:
         self.length = measuring.length()
         # Where there is nothing to decide, all runs are like this one.
         self.decides = measuring.decides
+        steps = 0
         for number in range(CALIBRATION_RUNS if self.decides else 0):
-            self.runner.run(RandomWalk(self.options, number, self.length))
+            steps += self.runner.run(RandomWalk(self.options, number, self.length)).steps
+            if steps > CALIBRATION_STEPS:
+                break
         self.runner.settle()
         self.runner.verify_every = VERIFY_EVERY
 

@@ -107,11 +107,12 @@ class Options(msgspec.Struct, frozen=True):
     """Bounds and means of a search.
 
     `preemptions`, `failures`: at most so many in one run; None is no bound (failures: none).
-    `schedules`, `time_s`: budgets; None is none. `max_points`: a run with more scheduling points
-    is a finding of `progress`. `spin_points`: a task that ran so many scheduling points in a row
-    lets others go first, which costs no preemption. `keep_going`: collect findings of different
-    kinds instead of stopping at the first; with `per_promise`, one for each promise. `ignore`:
-    texts; a finding whose "promise: text" has one of them does not count.
+    `schedules`, `time_s`: budgets; None is none. `max_points`: in a run with more decisions tasks
+    take turns from there on; if even so it has no end, that is a finding of `progress`.
+    `spin_points`: a task that ran so many scheduling points in a row lets others go first, which
+    costs no preemption. `keep_going`: collect findings of different kinds instead of stopping at
+    the first; with `per_promise`, one for each promise. `ignore`: texts; a finding whose "promise:
+    text" has one of them does not count.
     """
 
     strategy: Strategy = Strategy.AUTO
