@@ -37,6 +37,8 @@ __all__ = [
 
 VERIFY_ALWAYS = 8
 VERIFY_EVERY = 64
+PATIENCE_MAX = 8
+"""So many times longer are runs believed when, several times in a row, nothing was missed."""
 
 
 class Abandoned(Exception):
@@ -103,6 +105,7 @@ class Runner:
     __slots__ = (
         "_captured_at",
         "_coroutines",
+        "_patience",
         "_verified_at",
         "built",
         "nr_runs",
@@ -126,6 +129,7 @@ class Runner:
         self.until = 0.0  # by `budget.now`: when runs are broken off; 0: never
         self._verified_at = self._captured_at = 0
         self.tracker: Tracker | None = None
+        self._patience = 1
         self.verify_every = VERIFY_EVERY  # runs; a judge that must not err looks after each
         self._capture()
 
@@ -244,9 +248,14 @@ class Runner:
         snapshot = self.snapshot
         snapshot.restore()
         early = self.nr_runs - self._captured_at <= VERIFY_ALWAYS
-        due = early or self.nr_runs - self._verified_at >= self.verify_every
+        patience = self._patience if self.verify_every > 1 else 1
+        due = early or self.nr_runs - self._verified_at >= self.verify_every * patience
         if due or verify:
             missed = snapshot.verify()
+            if missed:
+                self._patience = 1
+            elif due and not early:
+                self._patience = min(2 * self._patience, PATIENCE_MAX)
             since = self._verified_at
             self._verified_at = self.nr_runs
             if self.tracker is not None:

@@ -5,6 +5,7 @@ From entry to exit the vCPU holds its TDVPR and TDR shared and counts in REFCOUN
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from septum.abi import leaves
@@ -73,6 +74,12 @@ VMCALL_REGISTERS = (
     (15, "r15"),
 )
 EXTERNAL_VECTOR = 0xEC
+
+
+@lru_cache(64)
+def _named_by(control: int) -> tuple[str, ...]:
+    """The registers that TDG.VP.VMCALL's RCX names."""
+    return tuple(name for bit, name in VMCALL_REGISTERS if control >> bit & 1)
 
 
 def enter(m: Module, lp: LogicalProcessor, regs: Regs) -> int:
@@ -186,10 +193,8 @@ def _epf_expected(m: Module, td: Td, gpa: int) -> bool:
 
 def _complete_vmcall(guest: Regs, host: Regs) -> None:
     """TDG.VP.VMCALL completes: the guest gets the host's values of the registers it named."""
-    control = guest.rcx
-    for bit, name in VMCALL_REGISTERS:
-        if control >> bit & 1:
-            setattr(guest, name, getattr(host, name))
+    for name in _named_by(guest.rcx):
+        setattr(guest, name, getattr(host, name))
     guest.rax = 0
 
 
@@ -296,9 +301,8 @@ def tdvmcall_exit(m: Module, lp: LogicalProcessor, vcpu: Vcpu, guest: Regs) -> R
     """The synchronous TD exit of TDG.VP.VMCALL: the registers that RCX names go to the host."""
     control = guest.rcx
     out = Regs(rax=EXIT_REASON_TDCALL, rcx=control & 0xFFFFFFFF)
-    for bit, name in VMCALL_REGISTERS:
-        if control >> bit & 1:
-            setattr(out, name, getattr(guest, name))
+    for name in _named_by(control):
+        setattr(out, name, getattr(guest, name))
     vcpu.guest_regs = guest
     vcpu.rip += 1
     leave(m, lp, vcpu, LAST_EXIT_TDVMCALL)

@@ -45,16 +45,23 @@ class _Lock:
         sim = self.sim
         task = sim.current
         held = task.held
-        for position in range(len(held) - 1, -1, -1):
-            if held[position][0] is self and held[position][1] == mode:
-                del held[position]
-                break
+        if held and held[-1][0] is self and held[-1][1] == mode:
+            held.pop()
         else:
-            raise SimDefect(f"{task.name} releases {self.name} ({mode}) that it does not hold")
+            self._drop_inner(task, mode)
         if sim.tracing:
             sim.emit(LockEvent(task.time_ns, task.name, task.cpu, "unlock", self.name, mode))
         if self.waiters:
             sim.wake(self.waiters)
+
+    def _drop_inner(self, task: Task, mode: str) -> None:
+        """Of `task.held`, where others were taken after this one."""
+        held = task.held
+        for position in range(len(held) - 1, -1, -1):
+            if held[position][0] is self and held[position][1] == mode:
+                del held[position]
+                return
+        raise SimDefect(f"{task.name} releases {self.name} ({mode}) that it does not hold")
 
     def _wait(self, mode: str) -> None:
         sim = self.sim

@@ -93,8 +93,16 @@ class MainAttrs(MainSlots):
 
         Source: kvm_host.h kvm_for_each_memslot_in_gfn_range.
         """
-        slots = [s for s in kvm.memslots.values() if s.base_gfn < end and s.end_gfn > start]
-        return min(slots, key=lambda s: s.base_gfn, default=None)
+        found = None
+        for slot in kvm.memslots.values():
+            base = slot.base_gfn
+            if (
+                base < end
+                and start < base + slot.npages
+                and (found is None or base < found.base_gfn)
+            ):
+                found = slot
+        return found
 
     def _call_gfn_handler(
         self, handler: Callable[[Kvm, KvmGfnRange], int], kvm: Kvm, gfn_range: KvmGfnRange
