@@ -27,6 +27,7 @@ FIRST = {"bug-module-entry-unflushed": 8}
 """Numbers of the runs: what is broken rarely is among them, too."""
 REMEMBERED = (
     (sept, "parts_of"),
+    (sept, "_is_unlike"),
     (mirror, "_count"),
     (agree, "compare"),
     (history, "states_of_few"),

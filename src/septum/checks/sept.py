@@ -95,6 +95,7 @@ def as_int(held: bytes) -> int:
     return int.from_bytes(held, "little")
 
 
+@lru_cache(MEMO_MAX)
 def _is_unlike(held: Content, now: Content) -> bool:
     """Whether two contents of a table of the S-EPT differ in more than the locks of entries."""
     if held == now:
