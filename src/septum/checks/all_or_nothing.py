@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.checks.history import states_of
+from septum.checks.history import states_in
 from septum.checks.intervals import Intervals
 from septum.checks.promise import Promise
 from septum.checks.text import pages_text
@@ -19,18 +19,23 @@ _NOTHING = Intervals()
 
 
 class _Before:
-    """One VM in the GFNs around what an operation names, when it began."""
+    """One VM in the GFNs around what an operation names, when it began: which of the named ones
+    are shared, and the leaves."""
 
-    __slots__ = ("accepted", "mapped", "shared")
+    __slots__ = ("_leaves", "shared")
 
     def __init__(self, vm: VmView, spans: Intervals) -> None:
-        self.mapped = Intervals()
-        self.accepted = Intervals()
         self.shared = shared_in(vm, spans)
-        for start, end in widened(spans):
-            mapped, accepted, _ = states_of(vm, start, end)
-            self.mapped = self.mapped.union(mapped)
-            self.accepted = self.accepted.union(accepted)
+        self._leaves = [(start, end, vm.runs(start, end)) for start, end in widened(spans)]
+
+    def states(self) -> tuple[Intervals, Intervals]:
+        """(mapped, accepted) GFNs: most operations succeed, and nobody asks."""
+        mapped = accepted = _NOTHING
+        for start, end, runs in self._leaves:
+            mapped_here, accepted_here, _ = states_in(runs, start, end)
+            mapped = mapped.union(mapped_here)
+            accepted = accepted.union(accepted_here)
+        return mapped, accepted
 
 
 class AllOrNothing(Promise):
@@ -84,11 +89,13 @@ class AllOrNothing(Promise):
     def _compare(self, op: Operation, vm: VmView, was: _Before, not_ours: Intervals) -> None:
         spans = op.on(vm.kvm.id)
         now = _Before(vm, spans)
+        mapped, accepted = was.states()
+        mapped_now, accepted_now = now.states()
         changed = now.shared.minus(was.shared).union(was.shared.minus(now.shared))
         for what, lost in (
             ("changed between private and shared", changed),
-            ("lost the guest's ACCEPT", was.accepted.minus(now.accepted)),
-            ("lost their mapping", was.mapped.minus(now.mapped)),
+            ("lost the guest's ACCEPT", accepted.minus(accepted_now)),
+            ("lost their mapping", mapped.minus(mapped_now)),
         ):
             for start, end in lost.minus(not_ours):
                 self.broken(

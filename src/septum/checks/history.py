@@ -148,19 +148,20 @@ class VmHistory:
 @lru_cache(MEMO_MAX)
 def states_of_few(runs: tuple[LeafRun, ...]) -> tuple[Intervals, Intervals, Intervals]:
     """`states_of` all of a guest with few leaves: the same come again in many runs."""
-    return _states_in(runs, 0, END_GFN)
+    return states_in(runs, 0, END_GFN)
 
 
 def states_of(
     vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN
 ) -> tuple[Intervals, Intervals, Intervals]:
     """(mapped, accepted, pending) GFNs in the window. A blocked page is still mapped."""
-    return _states_in(vm.runs(first_gfn, end_gfn), first_gfn, end_gfn)
+    return states_in(vm.runs(first_gfn, end_gfn), first_gfn, end_gfn)
 
 
-def _states_in(
+def states_in(
     runs: Iterable[LeafRun], first_gfn: int, end_gfn: int
 ) -> tuple[Intervals, Intervals, Intervals]:
+    """(mapped, accepted, pending) GFNs of these leaves within the window."""
     mapped = Intervals()
     accepted = Intervals()
     pending = Intervals()

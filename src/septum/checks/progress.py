@@ -11,6 +11,8 @@ from septum.checks.text import entry_text, level_text
 from septum.sim import RunStopped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from septum.checks.checker import Checker
     from septum.checks.view import VmView
     from septum.linux.kvm.types import KvmVcpu
@@ -73,8 +75,10 @@ class Progress(Promise):
             self._violations,
             vcpu,
             gpa >> 12,
-            f"an EPT violation of GPA {gpa:#x} (extended qualification "
-            f"{vcpu.tdx.ext_exit_qual:#x}) repeats",
+            lambda: (
+                f"an EPT violation of GPA {gpa:#x} (extended qualification "
+                f"{vcpu.tdx.ext_exit_qual:#x}) repeats"
+            ),
         )
 
     def fault_tried(self, vcpu: KvmVcpu, gpa: int, ret: int) -> None:
@@ -82,7 +86,7 @@ class Progress(Promise):
         if ret != RET_PF_RETRY:
             self._faults.pop((vcpu.kvm.id, vcpu.vcpu_id), None)
             return
-        self._judge(self._faults, vcpu, gpa >> 12, f"the fault of GPA {gpa:#x} is retried")
+        self._judge(self._faults, vcpu, gpa >> 12, lambda: f"the fault of GPA {gpa:#x} is retried")
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
         """An invalidation that was begun and not ended makes faults retry for ever."""
@@ -129,7 +133,11 @@ class Progress(Promise):
         )
 
     def _judge(
-        self, repeats: dict[tuple[int, int], _Repeat], vcpu: KvmVcpu, gfn: int, what: str
+        self,
+        repeats: dict[tuple[int, int], _Repeat],
+        vcpu: KvmVcpu,
+        gfn: int,
+        what: Callable[[], str],
     ) -> None:
         kvm = vcpu.kvm
         key = (kvm.id, vcpu.vcpu_id)
@@ -148,7 +156,7 @@ class Progress(Promise):
             now = f": the S-EPT has {entry_text(entry, vm.hpa_mask)} at {level_text(level)}"
         self.broken(
             key,
-            f"vm{kvm.id}: vCPU {vcpu.vcpu_id}: {what} for the {repeat.nr}th time, and nothing"
+            f"vm{kvm.id}: vCPU {vcpu.vcpu_id}: {what()} for the {repeat.nr}th time, and nothing"
             f" changes{now}",
         )
         raise RunStopped(self.checker.world.sim.findings[-1])
