@@ -1,15 +1,18 @@
 """What has no end, and what is only long or badly scheduled: a run is called endless when it goes
 on though every task has its turn, and random schedules keep nobody waiting."""
 
+from itertools import pairwise
+
 import pytest
 
 from septum.explore import Options, Strategy, explore
 from septum.explore.replay import find_subject
-from septum.explore.run import Replaying, Run, Runner
+from septum.explore.run import Replaying, Run, Runner, StateMissed
 from septum.explore.sampling import Length, Measuring, Pct
 from septum.explore.search import Job, Searcher
 from septum.explore.subject import Subject
 from septum.explore.toys import LIVELOCK, Toy
+from septum.sim.state import Part, Snapshot
 
 # t0 sleeps until cell 2 is set, t1 wakes it again and again until then, t2 sets it: a vCPU that
 # retries, the ioctl that waits for the readers of an SRCU, and the vCPU that is the reader.
@@ -135,3 +138,33 @@ def test_a_slot_whose_pages_go_one_by_one_has_an_end() -> None:
         if steering.decisions > options.max_points:
             return
     raise AssertionError("no run was long: the test proves nothing")
+
+
+def test_a_run_is_believed_longer_when_nothing_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no longer than at first once something was; what was missed is always told in the end."""
+    runner = Runner(LONG, Options(preemptions=None))
+    looked: list[int] = []
+    real = Snapshot.verify
+
+    def verify(snapshot: Snapshot) -> list[Part]:
+        looked.append(runner.nr_runs)
+        return real(snapshot)
+
+    monkeypatch.setattr(Snapshot, "verify", verify)
+    state = runner.built.world
+    for _ in range(2000):
+        runner.run(Replaying([]))
+    gaps = [after - before for before, after in pairwise(looked[8:])]
+    assert gaps[:4] == [64, 128, 256, 512] and set(gaps[4:]) == {512}
+    state.table[5] = 5  # behind the back of all that is known to change
+    with pytest.raises(StateMissed):
+        for _ in range(600):
+            runner.run(Replaying([]))
+    assert 5 not in state.table
+    looked.clear()
+    for _ in range(200):
+        runner.run(Replaying([]))
+    assert looked[1] - looked[0] == 128 and looked[0] - runner.nr_runs + 200 <= 64
+    state.log.append(1)
+    with pytest.raises(StateMissed):
+        runner.settle()

@@ -91,3 +91,47 @@ def test_tokens_round_trip(version: str, recipe: bytes, schedule: Schedule) -> N
 def test_a_bad_token_is_one_sentence(text: str) -> None:
     with pytest.raises(ValueError, match="token"):
         decode_token(text)
+
+
+class _InVain(RoundRobin):
+    """Stays, until told that the current task tries in vain; keeps what it was told."""
+
+    __slots__ = ("asked", "sim")
+
+    def pick(self, n: int, forced: bool) -> int:
+        self.asked.append(self.sim.current.in_vain)
+        # Only who tries in vain is worth being asked about.
+        self.sim.skip_points(1000)
+        return 0 if forced or not self.sim.current.in_vain else 1
+
+
+def test_who_tries_again_with_nobody_in_between_tries_in_vain() -> None:
+    """A retry before which the task made a whole attempt with nobody in between ends what the
+    schedule said of the next points; the first retry of a task, of which that is not known, and
+    other points do not."""
+    schedule = _InVain()
+    sim = schedule.sim = Sim(schedule)
+    schedule.asked = []
+    log: list[str] = []
+    done = []
+
+    def spins() -> None:
+        while not done:
+            log.append("try")
+            sim.retry("cond_resched")
+
+    def works() -> None:
+        for _ in range(2):
+            log.append("work")
+            sim.retry("cond_resched")
+            sim.point("other")
+            sim.retry("cond_resched")
+        done.append(True)
+
+    sim.spawn("spins", spins)
+    sim.spawn("works", works)
+    sim.run()
+    assert log == ["try", "try", "work", "try", "work", "try", "try"]
+    # At the beginning, then at each retry in vain and at no other point.
+    assert schedule.asked == [False, *[True] * 7]
+    assert not any(task.in_vain for task in sim.tasks)

@@ -6,6 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from septum.sim import Memo
 from septum.sim.state import Snapshot
 
 NAMES = ("a", "b", "c", "d")
@@ -76,3 +77,22 @@ def test_a_slot_that_was_never_seen_to_change_is_missed_and_found() -> None:
     assert state(roots) == [[0, 1, 0, 0], [0, 1, 0, 0]]
     assert len(snapshot.verify()) == 2
     assert state(roots) == [[0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_a_memo_is_no_state() -> None:
+    """What it learned stays, and is not looked at."""
+    asked: list[int] = []
+
+    class Asks:
+        __slots__ = ("memo",)
+
+        def __init__(self) -> None:
+            self.memo = Memo[int, int](lambda key: asked.append(key) or key * key)
+
+    asks = Asks()
+    snapshot = Snapshot([asks])
+    assert asks.memo[3] == asks.memo[3] == 9
+    snapshot.restore()
+    assert snapshot.verify() == []
+    assert asks.memo[3] == 9
+    assert asked == [3]

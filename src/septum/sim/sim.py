@@ -256,7 +256,7 @@ class Sim:
         """A scheduling point at which the current task is about to try again what came to nothing.
 
         Meanwhile `Task.in_vain` says whether that is known to come to nothing again: no other task
-        has run since the last retry.
+        has run since its last retry, so that all of the last attempt found what the next will.
         """
         if self._solo:
             return
