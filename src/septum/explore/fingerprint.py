@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from septum.explore.footprint import IS, IX, S, X
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from septum.explore.track import Tracker
 
@@ -23,33 +23,44 @@ _MASK = 0xFFFFFFFFFFFFFFFF
 ZERO = 0x5A45524F
 """The content of what has the content 0."""
 
-CHAINS, CONTENTS, WHOLES = range(3)
-"""The tables: of tasks, of locations, and of locations that have parts."""
+CHAINS, CONTENTS, WHOLES, SHOWN = range(4)
+"""The tables: of tasks, of locations, of locations that have parts, and of what promises can see of
+what each task alone has."""
+
+RESULTS = 1 << 80
+"""Locations of the results of operations: only the end of the run looks at them."""
+
+Tables = tuple[dict[int, int], dict[int, int], dict[int, int], dict[int, int]]
 
 Write = tuple[int, int, int | None]
 """(table, key, new value); None: as at the beginning."""
 
 
 class Fingerprint:
-    """A state. `rewind` takes changes back. `value` is the fingerprint of all of it."""
+    """A state. `rewind` takes changes back. `value` is the fingerprint of all that decides how it
+    goes on, `shown` of all that promises can see."""
 
-    __slots__ = ("_digests", "_journal", "_whole_of", "tables", "value")
+    __slots__ = ("_digests", "_journal", "_watched", "_whole_of", "shown", "tables", "value")
 
-    def __init__(self, whole_of: dict[int, int]) -> None:
-        """`whole_of`: locations of parts, and those of their wholes."""
+    def __init__(self, whole_of: dict[int, int], watched: Mapping[int, bool]) -> None:
+        """`whole_of`: locations of parts, and those of their wholes; `watched`: whether promises
+        read a location."""
         self._whole_of = whole_of
+        self._watched = watched
         self._digests: dict[int, int] = {}  # of all parts of a whole
-        self.tables: tuple[dict[int, int], dict[int, int], dict[int, int]] = ({}, {}, {})
+        self.tables: Tables = ({}, {}, {}, {})
         self._journal: list[Write] = []
         self.value = 0
+        self.shown = 0
 
     def copy(self) -> Fingerprint:
         """The same state, with nothing to take back."""
-        twin = Fingerprint(self._whole_of)
+        twin = Fingerprint(self._whole_of, self._watched)
         twin._digests = self._digests.copy()
-        chains, contents, wholes = self.tables
-        twin.tables = (chains.copy(), contents.copy(), wholes.copy())
+        chains, contents, wholes, shown = self.tables
+        twin.tables = (chains.copy(), contents.copy(), wholes.copy(), shown.copy())
         twin.value = self.value
+        twin.shown = self.shown
         return twin
 
     def mark(self) -> int:
@@ -70,15 +81,18 @@ class Fingerprint:
     def _put(self, table: int, key: int, new: int | None) -> None:
         entries = self.tables[table]
         old = entries.get(key)
-        value = self.value
+        change = 0
         if old is not None:
-            value -= hash((table, key, old))
+            change -= hash((table, key, old))
         if new is None:
             entries.pop(key, None)
         else:
             entries[key] = new
-            value += hash((table, key, new))
-        self.value = value & _MASK
+            change += hash((table, key, new))
+        if table != SHOWN:
+            self.value = self.value + change & _MASK
+        if table == SHOWN or (table != CHAINS and key < RESULTS and self._watched[key]):
+            self.shown = self.shown + change & _MASK
         if table == CONTENTS:
             whole = self._whole_of.get(key)
             if whole is not None:
@@ -109,7 +123,7 @@ class Fingerprint:
 
     def content(self, location: int, parts: dict[int, list[int]]) -> int:
         """The content of a location, with that of all its parts."""
-        _, contents, wholes = self.tables
+        _, contents, wholes, _ = self.tables
         now = hash((wholes.get(location, 0), contents.get(location, 0)))
         return hash((now, self._digests.get(location, 0))) if location in parts else now
 
@@ -117,7 +131,7 @@ class Fingerprint:
 
     def observe(self, kinds: dict[int, int], parts: dict[int, list[int]]) -> tuple[int, Seen]:
         """(what a step that touches `kinds` saw of them, as one number; on what that rests)."""
-        _, contents, wholes = self.tables
+        _, contents, wholes, _ = self.tables
         observed = 0
         seen: list[tuple[int, int]] = []
         for location, kind in kinds.items():
@@ -133,7 +147,7 @@ class Fingerprint:
 
     def sees(self, seen: Seen, parts: dict[int, list[int]]) -> bool:
         """Whether a step that saw `seen` would see the same now."""
-        _, contents, wholes = self.tables
+        _, contents, wholes, _ = self.tables
         for location, now in seen:
             if location >= 0:
                 if hash((wholes.get(location, 0), contents.get(location, 0))) != now:
@@ -171,7 +185,7 @@ class Fingerprint:
         return None if tracker.is_as_built(location, content) else content
 
     def _drop_parts(self, whole: int, parts: dict[int, list[int]]) -> None:
-        _, contents, wholes = self.tables
+        _, contents, wholes, _ = self.tables
         for part in parts[whole]:
             if part in contents:
                 self.set(CONTENTS, part, None)

@@ -58,9 +58,9 @@ ANYTHING: Masks = (-1, -1, -1, -1)
 ROUNDS_MAX = 3
 """So often all tasks go round without any change before nobody is taken to get on."""
 
-LASTING_MAX = 8
-"""So many real runs are made to see whether what goes round ever ends. A search that meets more of
-it is not complete."""
+LASTING_MAX = 200_000
+"""Decisions in real runs that see whether what goes round ever ends. A search that needs more of
+them is not complete."""
 
 THOROUGH_EVERY = 8
 """Of so many real runs one makes sure that known steps that it meets come out as they are known."""
@@ -78,6 +78,7 @@ class GraphSearch:
         "_all_judged",
         "_found",
         "_kinds",
+        "_lasted",
         "_nr_lasting",
         "_on_path",
         "_path",
@@ -119,13 +120,14 @@ class GraphSearch:
         self.failures_max = job.failures
         self.max_points = options.max_points
         self.bounded = job.preemptions < UNBOUNDED
-        self._state = Fingerprint(self._tracker.footprints.whole_of)
+        self._state = Fingerprint(self._tracker.footprints.whole_of, self._tracker.watched)
         self._path: list[Node] = []
         self._on_path: set[int] = set()  # keys of the states on it
         self._prefix: list[tuple[Move, Step]] = []  # before the first node
         self._tasks: dict[int, bool] = {}
         self._visited: dict[int, list[Visited]] = {}
         self._kinds: set[tuple[str, str]] = set()
+        self._lasted: set[int] = set()  # states that were seen not to go round for ever
         self._nr_lasting = 0
         self._all_judged = True
         self.nr_paths = 0
@@ -240,19 +242,20 @@ class GraphSearch:
         """(what it breaks, the step); the step is None when it broke something half-way."""
         alone = node.ready == (task,)
         state = self._state
+        looks = self._transitions.looks
         step = self._transitions.find(state, task, alone, choices)
-        look = (state.value, task)
-        if step is None or (step.looked and look not in self._transitions.looks):
-            self._real([*self._moves(), (task, choices)])
+        if step is None or (step.looked and (state.shown, step) not in looks):
+            broken = self._real([*self._moves(), (task, choices)]).broke
             step = self._transitions.find(state, task, alone, choices)
-        if step is None or step.looked:
-            found = self._transitions.looks.get(look)
-            if step is None and found is None:
+            if step is None and broken is None:
                 raise Unfaithful("a step that was made is not known")
-            if found is not None:
-                return found, step
-        assert step is not None
-        return step.finding, step
+            if step is None:
+                return broken, None
+            if broken is not None:
+                # Half a step that breaks a promise is another one than all of it.
+                looks[state.shown, step] = broken
+        found = looks.get((state.shown, step)) if step.looked else None
+        return found or step.finding, step
 
     def _add_variants(self, node: Node, step: Step, given: int) -> None:
         left = node.failures_left - sum(c.failure and c.value > 0 for c in step.choices[:given])
@@ -437,12 +440,15 @@ class GraphSearch:
         self._broken(node)
         if ("progress", "lasting") in self._kinds:
             return
+        if self._state.value in self._lasted:
+            return
         if self._nr_lasting >= LASTING_MAX:
             self._all_judged = False
             return
-        self._nr_lasting += 1
-        answers = self._answers(moves)
-        run = self._run(Replaying(answers))
+        self._lasted.add(self._state.value)
+        judging = Replaying(self._answers(moves))
+        run = self._run(judging)
+        self._nr_lasting += judging.decisions
         if run.finding is not None:
             self._kinds.add(("progress", "lasting"))
             self._tell(run)
@@ -480,17 +486,18 @@ class GraphSearch:
         if first is not None:
             recording.first = first
         recording.thorough = self.nr_runs % THOROUGH_EVERY == 1
-        run = self._run(recording)
-        self._tasks.update(recording.tasks)
-        if self._tracker.footprints.news:
+        news = self._tracker.footprints.news
+        try:
+            run = self._run(recording)
+        except Unfaithful:
+            if not news:
+                raise
+            # It is no wonder: what was known of its steps lacks something.
+        if news:
             raise Restart
-        for look in recording.looked_before:
+        self._tasks.update(recording.tasks)
+        for look in recording.looks:
             self._transitions.looks.setdefault(look, None)
-        if recording.end is not None:
-            last = recording.steps[-1] if recording.steps else None
-            if last is not None and last.finding is not None:
-                if last.looked:
-                    self._transitions.looks[recording.looked_before[-1]] = last.finding
-            else:
-                self._transitions.ends[recording.end.value] = run.finding
+        if recording.end is not None and recording.steps[-1].finding is None:
+            self._transitions.ends[recording.end.value] = run.finding
         return recording

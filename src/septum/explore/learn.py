@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from septum.explore.run import Runner
     from septum.explore.subject import Options
     from septum.explore.track import Tracker
-    from septum.explore.transitions import Step, Transitions
-    from septum.sim import Sim
+    from septum.explore.transitions import Look, Step, Transitions
+    from septum.sim import Finding, Sim
 
 ALONG_MAX = 48
 """So many decisions in a row a task goes on beyond the path; then the run is broken off."""
@@ -63,10 +63,11 @@ class Recording(Steering):
         "_last",
         "_tracker",
         "_transitions",
+        "broke",
         "end",
         "first",
         "known",
-        "looked_before",
+        "looks",
         "moves",
         "ready",
         "silent",
@@ -96,8 +97,8 @@ class Recording(Steering):
         self.steps: list[Step] = []
         self.ready: list[tuple[int, ...]] = []
         self.end: Fingerprint | None = None  # the state at the end of the run
-        # The states in which steps began in which promises were looked at, and who made them.
-        self.looked_before: list[tuple[int, int]] = []
+        self.looks: list[Look] = []  # those in which no promise broke
+        self.broke: Finding | None = None  # what broke in the first step recorded, or before
         self.tasks: dict[int, bool] = {}  # every task that was ready -> whether it is a daemon
         super().__init__()
 
@@ -183,8 +184,7 @@ class Recording(Steering):
 
     def _record(self, task: int, alone: bool, choices: tuple[Choice, ...], ends: Ends) -> None:
         tracker = self._tracker
-        if tracker.steps.looked:
-            self.looked_before.append((self.state.value, task))
+        looked, shown = tracker.steps.looked, self.state.shown
         if not self.thorough and ends.finding is None:
             values = tuple(choice.value for choice in choices)
             known = self._transitions.find(self.state, task, alone, values)
@@ -193,9 +193,15 @@ class Recording(Steering):
                 if ends.task is not None:
                     tracker.stacks.passed(ends.task, known.raw)
                 tracker.steps.passes(task)
-                self.steps.append(known)
+                self._keep(known, looked, shown, ends)
                 return
-        self.steps.append(self._transitions.record(self.state, task, alone, choices, ends))
+        step = self._transitions.record(self.state, task, alone, choices, ends)
+        self._keep(step, looked, shown, ends)
+
+    def _keep(self, step: Step, looked: bool, shown: int, ends: Ends) -> None:
+        self.steps.append(step)
+        if looked and ends.finding is None:
+            self.looks.append((shown, step))
 
     def ended(self) -> None:
         task = self._last
@@ -204,9 +210,11 @@ class Recording(Steering):
         sim = self.sim
         choices = tuple(self._choices)
         self._choices.clear()
+        finding = next((f for f in sim.findings if self._is_news(f)), None)
+        if self._at <= self.first:
+            self.broke = finding
         if self.silent or self._at < self.first:
             return
-        finding = next((f for f in sim.findings if self._is_news(f)), None)
         over = not any(t.index == task and not t.done for t in sim.tasks)
         ends = Ends(DONE if over else BLOCKED, ())
         ends.finding = finding

@@ -28,22 +28,25 @@ REUSED_MAX = 16
 
 
 class _Contents:
-    """Contents by location, and all of them as one number."""
+    """Contents by location, and all of them as one number; `shown`: of those that promises see."""
 
-    __slots__ = ("by_location", "nr_unknown", "total")
+    __slots__ = ("by_location", "nr_unknown", "shown", "total")
 
     def __init__(self) -> None:
         self.by_location: dict[int, int] = {}
         self.total = 0
+        self.shown = 0
         self.nr_unknown = 0  # how many cannot be told
 
-    def put(self, location: int, content: int | None) -> None:
+    def put(self, location: int, content: int | None, watched: bool) -> None:
         new = 0 if content is None else hash((location, content)) or 1
         old = self.by_location.get(location)
         if old != new:
             self.by_location[location] = new
             self.total += new - (old or 0)
             self.nr_unknown += (new == 0) - (old == 0)
+            if watched:
+                self.shown += new - (old or 0)
 
 
 class OwnState:
@@ -116,7 +119,7 @@ class OwnState:
                 contents = self._world[task] = _Contents()
         told = self._tracker.contents
         told.met_private = False
-        contents.put(location, self._tracker.content_of(location))
+        contents.put(location, self._tracker.content_of(location), self._tracker.watched[location])
         if told.met_private:
             self._restless.setdefault(task, set()).add(location)
 
@@ -139,4 +142,23 @@ class OwnState:
                 total += hash(name)
             if name & 0xFFFFFF > REUSED_MAX:
                 total += name  # the number of the next one is a higher one
+        return hash(total)
+
+    def shown(self, task: int) -> int | None:
+        """What promises can see of it, as one number; None where some of it cannot be told."""
+        for location in self._restless.get(task, ()):
+            self._put(task, location)
+        objects = self._tracker.objects
+        held = [self._world.get(task)]
+        held += [
+            self._objects.get(name)
+            for name in self._made_by.get(task, ())
+            if getrefcount(objects[name]) > NOBODYS
+        ]
+        total = 0
+        for contents in held:
+            if contents is not None:
+                if contents.nr_unknown:
+                    return None
+                total += contents.shown
         return hash(total)

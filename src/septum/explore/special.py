@@ -272,7 +272,9 @@ def _observers(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
                 return method(*args, **named)
             finally:
                 tracker.unseen = outer
-                del log[mark:]
+                if len(log) > mark:
+                    tracker.watched.note(log[mark:])
+                    del log[mark:]
 
         return call
 

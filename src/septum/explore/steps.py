@@ -114,6 +114,7 @@ class Steps:
             touched |= self._tracker.footprints.touched(access >> 2 for access in accesses)
             self._tracker.own.note(accesses)
         self._segments.clear()
+        self.looked = False
         made: set[int] = set()
         if self.fresh:
             new = self._make(task)

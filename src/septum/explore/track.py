@@ -44,6 +44,7 @@ from septum.explore.stacks import Stacks
 from septum.explore.steps import Steps
 from septum.explore.tracked import PLAIN, container_types, put_back
 from septum.explore.values import Contents
+from septum.explore.watched import Watched
 from septum.machine.mem import FrameBlock, PhysMem
 from septum.sim import Sim, WaitQueue
 from septum.sim.locks import _Lock
@@ -95,6 +96,7 @@ class Tracker:
         "undo",
         "unseen",
         "waiting_at",
+        "watched",
     )
 
     def __init__(self, sim: Sim) -> None:
@@ -128,6 +130,7 @@ class Tracker:
         self.contents = Contents(self.name_of)
         self._kinds: dict[object, int] = {}
         self.own = OwnState(self)
+        self.watched = Watched(self)
         self.stacks = Stacks(sim, self.contents)
         self._twins: dict[type, type] = {}
         self._sim_parts: dict[int, list[Part]] = {}
@@ -391,6 +394,13 @@ class Tracker:
     def name_of(self, oid: int) -> int:
         """The stable name of an object by its id; 0 where it has none."""
         return oid if oid in self._base else self._names.get(oid, 0)
+
+    def class_at(self, name: int) -> int:
+        """The number of the class of what is named; 0 for a container of the built world."""
+        obj = self._of_base.get(name)
+        if obj is None:
+            return name >> 40 & 0xFFFF
+        return 0 if isinstance(obj, CONTAINERS) else self._number_of(type(obj))
 
     def is_gone(self, oid: int) -> bool:
         """Whether an object made in this run had the id, and nobody has it any more."""

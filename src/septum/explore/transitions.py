@@ -11,7 +11,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.explore.fingerprint import CHAINS, CONTENTS, WHOLES, Fingerprint, Seen, Write, kinds_of
+from septum.explore.fingerprint import (
+    CHAINS,
+    CONTENTS,
+    RESULTS,
+    SHOWN,
+    WHOLES,
+    Fingerprint,
+    Seen,
+    Write,
+    kinds_of,
+)
 from septum.explore.footprint import EVERYWHERE, X
 from septum.explore.run import Abandoned
 
@@ -19,9 +29,6 @@ if TYPE_CHECKING:
     from septum.explore.footprint import Masks
     from septum.explore.track import Tracker
     from septum.sim import Finding, Task
-
-RESULTS = 1 << 80
-"""Locations of the results of operations: only the end of the run looks at them."""
 
 POINT, BLOCKED, DONE = range(3)
 """How a step ends: the task could go on, it waits, it has ended."""
@@ -84,6 +91,10 @@ class Step:
         return (self.chain, self.raw, self.end, self.woken, self.writes, self.place)
 
 
+Look = tuple[int, Step]
+"""A step in which promises looked, and what they could see before it."""
+
+
 class Unfaithful(Abandoned):
     """A step came out in two ways though it saw the same: something that matters is not seen."""
 
@@ -99,9 +110,9 @@ class Transitions:
         self.forgets = forgets
         self._steps: dict[tuple[int, int, bool], list[Step]] = {}
         self.nr_known = 0
-        # What the promises said, by state: where a step began in which they looked, with the task
-        # that made it, and where runs ended.
-        self.looks: dict[tuple[int, int], Finding | None] = {}
+        # What the promises said: in a step in which they looked, by what they could see when it
+        # began, and where runs ended, by the state.
+        self.looks: dict[Look, Finding | None] = {}
         self.ends: dict[int, Finding | None] = {}
 
     def clear(self) -> None:
@@ -182,6 +193,9 @@ class Transitions:
                 step.chain = hash((DONE, task, left)) or 1
         mark = state.mark()
         state.set(CHAINS, task, step.chain)
+        # What a chain stands for that is all that was observed is not told apart by contents.
+        shown = None if step.chain == step.raw else tracker.own.shown(task)
+        state.set(SHOWN, task, step.chain if shown is None else shown)
         state.write(kinds, step.chain, tracker)
         for number, result in tracker.steps.results:
             state.set(CONTENTS, RESULTS | number, result)

@@ -1,0 +1,68 @@
+"""What promises read, as looks show it: by class and slot, containers one by one.
+
+Where two states differ in nothing that a promise reads, one look judges both. Entries of tables,
+frames and values of dicts count as read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.explore.footprint import EVERYWHERE, NEW_LOCATION, PART_LOCATION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from septum.explore.track import Tracker
+
+_SLOT = 0xFF
+_MADE = 0xFFFF << 32
+
+
+class Watched(dict[int, bool]):
+    """Location -> whether promises read such a one. Runs that show more than was known tell it as
+    news: what was computed before lacks it."""
+
+    __slots__ = ("_asked", "_known", "_read", "_tracker")
+
+    def __init__(self, tracker: Tracker) -> None:
+        super().__init__()
+        self._tracker = tracker
+        self._read: set[int] = set()
+        self._asked: set[int] = set()  # kinds that somebody took for read or not
+        self._known: set[int] = set()  # accesses of objects of the built world
+
+    def __missing__(self, location: int) -> bool:
+        if PART_LOCATION <= location < PART_LOCATION << 8:
+            answer = True
+        else:
+            kind = self._kind_of(location)
+            self._asked.add(kind)
+            answer = kind in self._read
+        self[location] = answer
+        return answer
+
+    def note(self, accesses: Iterable[int]) -> None:
+        """Promises have read this."""
+        tracker = self._tracker
+        for access in set(accesses) - self._known:
+            if access >= PART_LOCATION << 2:
+                continue
+            name = tracker.name_of(access >> 10)
+            if name == access >> 10:
+                self._known.add(access)
+            if name:
+                self._learn(self._kind_of(name << 8 | access >> 2 & _SLOT))
+
+    def _learn(self, kind: int) -> None:
+        if kind not in self._read:
+            self._read.add(kind)
+            if kind in self._asked:
+                self.clear()
+                self._tracker.footprints.news.add(EVERYWHERE)
+
+    def _kind_of(self, location: int) -> int:
+        if location >= NEW_LOCATION << 8:
+            return location & (_MADE | _SLOT)
+        number = self._tracker.class_at(location >> 8)
+        return number << 32 | location & _SLOT if number else location

@@ -1,0 +1,157 @@
+"""What a search shows to promises: all that there is to see on its way, by few runs.
+
+One look judges all states that differ in nothing that a promise reads. The judge makes a real run
+for every look.
+"""
+
+import time
+
+import pytest
+
+from septum.checks.checker import Checker
+from septum.explore.scenario import ScenarioSubject
+from septum.explore.search import Job, Searcher
+from septum.explore.steps import Steps
+from septum.explore.subject import Options, Strategy
+from septum.explore.transitions import Transitions
+from septum.explore.watched import Watched
+
+SCENARIO = "demote-against-accept"
+SECONDS = 120
+
+
+def what_is_seen(checker: Checker) -> tuple[object, ...]:
+    """What a promise might read: of vCPUs alone, of what tasks share, and of tables."""
+    kvm = next(iter(checker.world.host.kvms.values()))
+    td = next(iter(checker.world.module.tds.values()))
+    return (
+        checker.world.sim.current.name,
+        tuple(vcpu.tdx.exit_reason for vcpu in kvm.vcpus),
+        tuple(vcpu.tdx.exit_gpa for vcpu in kvm.vcpus),
+        kvm.mmu_invalidate_in_progress,
+        tuple(kvm.mem_attr_array),
+        tuple(vcpu.mode for vcpu in kvm.vcpus),
+        tuple(folio.refcount for folio in checker.world.host.mm.state.folios.values()),
+        (td.td_epoch, tuple(td.refcount), td.chldcnt, td.epoch_lock.word),
+        tuple((hpa, hash(tuple(t.values()))) for hpa, t in checker.world.module.tables.items()),
+    )
+
+
+def searched(see):  # type: ignore[no-untyped-def]
+    """(what a search found that calls `see` in every look, how many runs it made)."""
+    original = Checker._look
+    # Nothing that random runs see beforehand counts, as they know no bound.
+    on = []
+
+    def looks(self, *args, **named):  # type: ignore[no-untyped-def]
+        original(self, *args, **named)
+        if on:
+            see(self)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(Checker, "_look", looks)
+    searcher = Searcher(ScenarioSubject(SCENARIO, "v3", "quiet"), Options(keep_going=True))
+    try:
+        searcher.prepare()
+        on.append(True)
+        before = searcher.runner.nr_runs
+        until = time.monotonic() + SECONDS
+        result = searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=1, until=until))
+    finally:
+        searcher.close()
+        patch.undo()
+    assert result.complete and not result.note
+    return {f.finding.text for f in result.found}, searcher.runner.nr_runs - before
+
+
+def all_seen() -> set[tuple[object, ...]]:
+    """All that the looks of a search see."""
+    seen: set[tuple[object, ...]] = set()
+    searched(lambda checker: seen.add(what_is_seen(checker)))
+    return seen
+
+
+class NeverLooked(dict):  # type: ignore[type-arg]
+    """The looks of a search that forgets them at once."""
+
+    def __contains__(self, look) -> bool:  # type: ignore[no-untyped-def]
+        return False
+
+
+class AlwaysLooked(dict):  # type: ignore[type-arg]
+    """The looks of a search that makes no run to look."""
+
+    def __contains__(self, look) -> bool:  # type: ignore[no-untyped-def]
+        return True
+
+
+def all_seen_with(kind) -> set[tuple[object, ...]]:  # type: ignore[no-untyped-def]
+    """What looks see where a search remembers them so."""
+    make = Transitions.__init__
+
+    def remembers(self, *args):  # type: ignore[no-untyped-def]
+        make(self, *args)
+        self.looks = kind()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Transitions, "__init__", remembers)
+        return all_seen()
+
+
+@pytest.fixture(scope="module")
+def at_every_look() -> set[tuple[object, ...]]:
+    """What promises see when a real run is made for every look."""
+    return all_seen_with(NeverLooked)
+
+
+def test_promises_see_all_that_they_see_when_each_look_is_a_run(at_every_look) -> None:
+    assert len(at_every_look) > 20
+    assert at_every_look == all_seen()
+
+
+def test_runs_that_look_are_needed(at_every_look) -> None:
+    """Where no run is made to look, promises miss some."""
+    assert at_every_look > all_seen_with(AlwaysLooked)
+
+
+def test_what_promises_read_tells_looks_apart(monkeypatch) -> None:
+    """Where nothing counts as read, fewer looks are taken for different ones."""
+    told: list[dict[object, object]] = []
+
+    class Told(dict):  # type: ignore[type-arg]
+        def __init__(self) -> None:
+            told.append(self)
+
+    all_seen_with(Told)
+    monkeypatch.setattr(Watched, "__missing__", lambda self, location: False)
+    monkeypatch.setattr(Watched, "note", lambda self, accesses: None)
+    all_seen_with(Told)
+    assert len(told[0]) > len(told[1])
+
+
+def test_a_promise_that_breaks_in_one_state_alone_is_found(at_every_look) -> None:
+    """The step in which it breaks is known from other states, in which it holds."""
+    for wanted in sorted(at_every_look, key=repr)[::9]:
+
+        def see(checker, wanted=wanted):  # type: ignore[no-untyped-def]
+            if what_is_seen(checker) == wanted:
+                checker.world.sim.find("no-stale", "seen", where="test")
+
+        found, _ = searched(see)
+        assert found == {"seen"}, wanted
+
+
+def test_runs_are_not_made_to_look_where_nothing_looks(monkeypatch) -> None:
+    """A step is one in which promises look when they do, and not when they did before in the same
+    run."""
+    runs = searched(lambda checker: None)[1]
+    take = Steps.take
+
+    def sticks(self, task):  # type: ignore[no-untyped-def]
+        looked = self.looked
+        taken = take(self, task)
+        self.looked = looked
+        return taken
+
+    monkeypatch.setattr(Steps, "take", sticks)
+    assert runs < searched(lambda checker: None)[1]
