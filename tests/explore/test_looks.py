@@ -9,12 +9,14 @@ import time
 import pytest
 
 from septum.checks.checker import Checker
+from septum.explore.fingerprint import CHAINS, CONTENTS, RESULTS, SHOWN, Fingerprint
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
 from septum.explore.steps import Steps
 from septum.explore.subject import Options, Strategy
 from septum.explore.transitions import Transitions
-from septum.explore.watched import Watched
+from septum.module.state import Td, VeInfo
+from septum.sim.state import slots_of
 
 SCENARIO = "demote-against-accept"
 SECONDS = 120
@@ -114,19 +116,40 @@ def test_runs_that_look_are_needed(at_every_look) -> None:
     assert at_every_look > all_seen_with(AlwaysLooked)
 
 
-def test_what_promises_read_tells_looks_apart(monkeypatch) -> None:
-    """Where nothing counts as read, fewer looks are taken for different ones."""
-    told: list[dict[object, object]] = []
+def test_what_promises_can_see_is_what_they_read() -> None:
+    """Of a state: contents that looks read, whatever else there is."""
+    state = Fingerprint({}, {5: True, 6: False})
+    before = state.value, state.shown
+    state.set(CONTENTS, 6, 1)
+    state.set(CHAINS, 5, 1)
+    state.set(CONTENTS, RESULTS | 5, 1)
+    assert state.value != before[0]
+    assert state.shown == before[1]
+    state.set(CONTENTS, 5, 1)
+    assert state.shown != before[1]
+    seen = state.shown, state.value
+    state.set(SHOWN, 1, 1)
+    assert state.shown != seen[0]
+    assert state.value == seen[1]
+    state.rewind(0)
+    assert (state.value, state.shown) == before
 
-    class Told(dict):  # type: ignore[type-arg]
-        def __init__(self) -> None:
-            told.append(self)
 
-    all_seen_with(Told)
-    monkeypatch.setattr(Watched, "__missing__", lambda self, location: False)
-    monkeypatch.setattr(Watched, "note", lambda self, accesses: None)
-    all_seen_with(Told)
-    assert len(told[0]) > len(told[1])
+def test_looks_tell_what_promises_read() -> None:
+    searcher = Searcher(ScenarioSubject(SCENARIO, "v3", "quiet"), Options())
+    try:
+        searcher.prepare()
+        tracker = searcher.tracker
+        assert tracker is not None
+
+        def location(kind: type, slot: str) -> int:
+            obj = next(p.obj for p in searcher.runner.snapshot.parts if type(p.obj) is kind)
+            return id(obj) << 8 | [name for name, _ in slots_of(kind)].index(slot)
+
+        assert tracker.watched[location(Td, "td_epoch")]
+        assert not tracker.watched[location(VeInfo, "gla")]
+    finally:
+        searcher.close()
 
 
 def test_a_promise_that_breaks_in_one_state_alone_is_found(at_every_look) -> None:

@@ -8,7 +8,7 @@ from septum.errors import InputError
 from septum.explore import Options, Outcome, Strategy, explore
 from septum.explore.command import explore_command, make_options
 from septum.explore.replay import find_subject, replay_answers
-from septum.explore.run import Replaying, Runner
+from septum.explore.run import VERIFY_ALWAYS, Replaying, Runner, StateMissed, Steering
 from septum.explore.subject import Witness
 from septum.explore.toys import (
     DEADLOCK,
@@ -199,3 +199,33 @@ def test_what_a_scenario_foresees_it_foresees_of_v3() -> None:
     name = "attributes-enomem-repaired"
     assert find_subject(name, "v3", "quiet").expects(found)
     assert not find_subject(name, "v3-without-14", "quiet").expects(found)
+
+
+class Failing(Steering):
+    """Nobody is preempted; the failures named happen."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        super().__init__()
+
+    def pick_task(self, n: int, forced: bool, spins: bool) -> int:
+        return 0
+
+    def choose_value(self, name: str, n: int) -> int:
+        return int(name in self.names)
+
+
+def test_who_waited_when_a_run_ended_is_not_woken_in_the_next() -> None:
+    """Early runs wait for nothing, so that nobody knows of the list of waiters. It is looked at
+    when a run ends with somebody in it, as the next run takes them out."""
+    waits = (("fail", 0, 2), ("unless", 3, 1, 2), ("wait", 0, 5))
+    wakes = (("fail", 1, 2), ("unless", 3, 1, 2), ("wake", 0))
+    runner = Runner(Toy("waiters", [waits, wakes]), Options())
+    for _ in range(VERIFY_ALWAYS + 1):
+        assert runner.run(Failing()).finding is None
+    stuck = runner.run(Failing("fail:0")).finding
+    assert stuck is not None and stuck.promise == "progress"
+    with pytest.raises(StateMissed):
+        runner.run(Failing("fail:1"))
+    assert runner.run(Failing("fail:0")).finding == stuck
+    assert runner.run(Failing("fail:1")).finding is None

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+UNWINDING_MAX = 16
+"""So often something that is broken off may wait while it unwinds: then its stack is given up."""
+
+
 # greenlet's classes have no types here (see pyproject.toml).
 class BrokenOff(greenlet.GreenletExit):  # type: ignore[misc]
     """Raised in what a stack runs, where that stands, so that the stack can be used again."""
@@ -64,7 +68,10 @@ class Stack(greenlet.greenlet):  # type: ignore[misc]
         if self.body is not None:
             self.body = None
             self.busy = False
-        elif self.busy and not self.dead:
+            return
+        for _ in range(UNWINDING_MAX):
+            if not self.busy or self.dead:
+                return
             self.parent = greenlet.getcurrent()
             self.throw(BrokenOff)
 
@@ -136,7 +143,7 @@ class Task:
             stack.break_off()
         finally:
             self.stack = self.glet = None
-        if not stack.dead:
+        if not stack.dead and not stack.busy:
             _idle.stacks.append(stack)
 
 
