@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -104,3 +105,16 @@ def test_stacks_do_not_get_shorter() -> None:
         world.sim.spawn("deep", lambda: depths.append(_depth()))
         world.sim.run()
     assert depths[-1] >= depths[0] - 1 > sys.getrecursionlimit() // 2
+
+
+def test_a_world_is_run_in_one_thread_and_then_in_another() -> None:
+    """A stack cannot be used where it was not made."""
+    world = _World()
+    steps, how = (4, 4), ("ends", "waits")
+    told = [world.run(steps, how)]
+    thread = threading.Thread(target=lambda: told.append(world.run(steps, how)))
+    thread.start()
+    thread.join()
+    told.append(world.run(steps, how))
+    assert len(told) == 3
+    assert told[0] == told[1] == told[2]

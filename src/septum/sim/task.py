@@ -39,6 +39,7 @@ class Stack(greenlet.greenlet):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
+        self.home = _idle.stacks
         # Its limit of recursion counts from where it is first switched to: here, and not from
         # within some other stack, which may have begun in a third one.
         self.switch()
@@ -77,7 +78,7 @@ class Stack(greenlet.greenlet):  # type: ignore[misc]
 
 
 class _Idle(threading.local):
-    """Stacks of tasks that have ended. A stack belongs to the thread that made it."""
+    """Stacks of tasks that have ended. A stack is for the thread that made it alone."""
 
     def __init__(self) -> None:
         self.stacks: list[Stack] = []
@@ -144,7 +145,7 @@ class Task:
         finally:
             self.stack = self.glet = None
         if not stack.dead and not stack.busy:
-            _idle.stacks.append(stack)
+            stack.home.append(stack)
 
 
 class Coroutine:
@@ -199,7 +200,7 @@ class Coroutine:
         stack = self._stack
         if not self._begun:
             self._begun = True
-            if stack is None:
+            if stack is None or stack.home is not _idle.stacks:
                 stack = self._stack = Stack()
             stack.give(self._body, caller)
         else:
