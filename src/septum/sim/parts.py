@@ -81,16 +81,73 @@ def _restore(part: Part, _: None) -> None:
     part.restore()
 
 
-class _SlotsPart(Part):
-    __slots__ = ("_hot", "members", "names")
+class _FieldsPart(Part):
+    """An object with named fields, which may be known to change one by one."""
+
+    __slots__ = ("_hot", "_setters", "names")
+
+    def __init__(
+        self,
+        obj: object,
+        path: str,
+        names: tuple[str, ...],
+        setters: tuple[Callable[[Any, Any], object], ...],
+    ) -> None:
+        super().__init__(obj, path)
+        self.names = names
+        self._setters = setters
+        self._hot: set[str] | None = None  # the fields that are known to change; None: all may
+
+    def _now(self) -> list[object]:
+        raise NotImplementedError
+
+    def _was(self) -> list[object]:
+        assert isinstance(self.saved, list)
+        return self.saved
+
+    def children(self) -> Iterator[tuple[str, object]]:
+        for name, value in zip(self.names, self._now(), strict=True):
+            if value is not _MISSING:
+                yield f".{name}", value
+
+    def save(self) -> None:
+        self.saved = self._now()
+
+    def changed(self) -> bool:
+        return not _same(self.saved, self._now())
+
+    def learn(self) -> None:
+        self._hot = (self._hot or set()).union(
+            name
+            for name, value, now in zip(self.names, self._was(), self._now(), strict=True)
+            if not _same([value], [now])
+        )
+
+    def puts(self) -> Iterable[Put]:
+        hot = self._hot
+        return [
+            (put, self.obj, value)
+            for name, put, value in zip(self.names, self._setters, self._was(), strict=True)
+            if hot is None or name in hot
+        ]
+
+    def restore(self) -> None:
+        for put, value in zip(self._setters, self._was(), strict=True):
+            put(self.obj, value)
+
+
+class _SlotsPart(_FieldsPart):
+    __slots__ = ("members",)
 
     def __init__(self, obj: object, path: str) -> None:
-        super().__init__(obj, path)
         rows = slots_of(type(obj))
-        self.names = tuple(name for name, _ in rows)
         self.members = tuple(member for _, member in rows)
-        # The slots that are known to change, by name; None: all may.
-        self._hot: set[str] | None = None
+        super().__init__(
+            obj,
+            path,
+            tuple(name for name, _ in rows),
+            tuple(member.__set__ for member in self.members),
+        )
 
     def _now(self) -> list[object]:
         obj = self.obj
@@ -105,48 +162,16 @@ class _SlotsPart(Part):
                 values.append(_MISSING)
         return values
 
-    def children(self) -> Iterator[tuple[str, object]]:
-        for name, value in zip(self.names, self._now(), strict=True):
-            if value is not _MISSING:
-                yield f".{name}", value
-
-    def save(self) -> None:
-        self.saved = self._now()
-
-    def changed(self) -> bool:
-        return not _same(self.saved, self._now())
-
-    def learn(self) -> None:
-        saved = self.saved
-        assert isinstance(saved, list)
-        self._hot = (self._hot or set()).union(
-            name
-            for name, value, now in zip(self.names, saved, self._now(), strict=True)
-            if not _same([value], [now])
-        )
-
     def puts(self) -> Iterable[Put]:
-        saved = self.saved
-        assert isinstance(saved, list)
-        if _MISSING in saved:
-            return super().puts()
-        hot = self._hot
-        return [
-            (member.__set__, self.obj, value)
-            for name, member, value in zip(self.names, self.members, saved, strict=True)
-            if hot is None or name in hot
-        ]
+        return [(_restore, self, None)] if _MISSING in self._was() else super().puts()
 
     def restore(self) -> None:
         obj = self.obj
-        saved = self.saved
-        assert isinstance(saved, list)
-        for member, value in zip(self.members, saved, strict=True):
-            if value is _MISSING:
-                if hasattr(obj, member.__name__):
-                    member.__delete__(obj)
-            else:
+        for member, value in zip(self.members, self._was(), strict=True):
+            if value is not _MISSING:
                 member.__set__(obj, value)
+            elif hasattr(obj, member.__name__):
+                member.__delete__(obj)
 
 
 class _CoroutinePart(_SlotsPart):
@@ -343,53 +368,18 @@ class _InstancePart(Part):
         self.slots.restore()
 
 
-class _StructPart(Part):
+class _StructPart(_FieldsPart):
     """A msgspec Struct that is not frozen."""
 
-    __slots__ = ("_hot", "fields")
+    __slots__ = ()
 
     def __init__(self, obj: object, path: str) -> None:
-        super().__init__(obj, path)
         assert isinstance(obj, msgspec.Struct)
-        self.fields = obj.__struct_fields__
-        self._hot: set[str] | None = None  # as in _SlotsPart
+        names = obj.__struct_fields__
+        super().__init__(obj, path, names, tuple(partial(_set_field, name) for name in names))
 
     def _now(self) -> list[object]:
-        return [getattr(self.obj, name) for name in self.fields]
-
-    def children(self) -> Iterator[tuple[str, object]]:
-        for name, value in zip(self.fields, self._now(), strict=True):
-            yield f".{name}", value
-
-    def save(self) -> None:
-        self.saved = self._now()
-
-    def changed(self) -> bool:
-        assert isinstance(self.saved, list)
-        return not _same(self.saved, self._now())
-
-    def learn(self) -> None:
-        saved = self.saved
-        assert isinstance(saved, list)
-        self._hot = (self._hot or set()).union(
-            name
-            for name, value, now in zip(self.fields, saved, self._now(), strict=True)
-            if not _same([value], [now])
-        )
-
-    def puts(self) -> Iterable[Put]:
-        assert isinstance(self.saved, list)
-        hot = self._hot
-        return [
-            (partial(_set_field, name), self.obj, value)
-            for name, value in zip(self.fields, self.saved, strict=True)
-            if hot is None or name in hot
-        ]
-
-    def restore(self) -> None:
-        assert isinstance(self.saved, list)
-        for name, value in zip(self.fields, self.saved, strict=True):
-            setattr(self.obj, name, value)
+        return [getattr(self.obj, name) for name in self.names]
 
 
 def _set_field(name: str, obj: object, value: object) -> None:
