@@ -6,16 +6,18 @@ that are told less and go by all that a task observed, which must reach the same
 
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from septum.explore.bytecode import place
+from septum.explore.footprint import IX, Footprints, X
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
 from septum.explore.stacks import Stacks, _Stack
 from septum.explore.subject import Options, Strategy
 from septum.explore.track import Tracker
-from septum.explore.transitions import Unfaithful
+from septum.explore.transitions import Step, Transitions, Unfaithful
 
 
 def call(*_: object) -> None:
@@ -202,3 +204,26 @@ def test_forgetting_the_variables_is_noticed(monkeypatch) -> None:
     monkeypatch.setattr(Searcher, "_graph", watched)
     search("convert-against-accept")
     assert noticed
+
+
+def test_what_was_one_tasks_alone_and_is_no_more_is_told_no_more() -> None:
+    """Where a task stands tells what it alone has. When that turns out to be anybody's, a step goes
+    that began where only all that was observed was known, and ended where more was told: the place
+    at which it began is the same as before, the one at which it ended is another one."""
+    tracker = SimpleNamespace(footprints=Footprints())
+    footprints = tracker.footprints
+    context = footprints.context(3, frozenset(), frozenset())
+    footprints.register(context, [77 << 2 | X])
+    transitions = Transitions(tracker, True)  # type: ignore[arg-type]
+    relies, tells = (Step((), 0, ()) for _ in range(2))
+    relies.relies = True
+    transitions._steps[3, 1, False] = [relies, tells]
+    other = Step((), 0, ())
+    other.relies = True
+    transitions._steps[4, 1, False] = [other]
+    assert not footprints.disowned
+    footprints.register(footprints.context(4, frozenset(), frozenset()), [77 << 2 | IX])
+    transitions.drop(footprints.news)
+    assert transitions._steps == {(3, 1, False): [tells], (4, 1, False): [other]}
+    footprints.forget_news()
+    assert not footprints.news and not footprints.disowned

@@ -99,6 +99,7 @@ class Footprints:
         "_masks",
         "_numbers",
         "_users",
+        "disowned",
         "news",
         "parts",
         "whole_of",
@@ -113,6 +114,7 @@ class Footprints:
         self._kinds: dict[int, _Kind] = {}
         self._numbers: dict[int, int] = {}
         self.news: set[int] = set()
+        self.disowned = 0  # tasks (as bits) that news took something from that was theirs alone
         # Locations of parts by that of their whole, and the other way round. Where a whole counts,
         # its parts do.
         self.parts: dict[int, list[int]] = {}
@@ -124,6 +126,11 @@ class Footprints:
             self.news.add(whole)  # it was taken for something without parts
         self.parts.setdefault(whole, []).append(part)
         self.whole_of[part] = whole
+
+    def forget_news(self) -> None:
+        """What was computed without it is computed anew."""
+        self.news.clear()
+        self.disowned = 0
 
     def shared(self) -> Iterable[int]:
         """The locations that count."""
@@ -198,6 +205,7 @@ class Footprints:
             return
         if changers and not changers & bit and changers & -changers == changers:
             self.news.add(location)  # it was of one task alone, and is no more
+            self.disowned |= changers
 
     def _guard(self, location: int, held: Held) -> None:
         """An access was made with `held`: no other locks were held at every access."""
@@ -234,6 +242,7 @@ class Footprints:
                 self._count(at)
 
     def _count(self, location: int) -> None:
+        self.disowned |= self.owner_of(location)
         number = 1 << len(self._bits)
         self._bits[location] = number
         at = location << 2

@@ -340,7 +340,7 @@ class Searcher:
         self.runner.clean()
         self.tracker.learn_as_built(news)
         transitions.drop(news)
-        news.clear()
+        self.tracker.footprints.forget_news()
 
     def _goes_on(self, job: Job, search: GraphSearch) -> bool:
         return not self._out_of_budget(job, search.nr_paths)
@@ -353,7 +353,7 @@ class Searcher:
         # Where nobody ever meets anybody there is nothing to learn.
         most = LEARNING_MAX if self.length.picks > 1 else 2
         while calm < LEARNING_CALM and number < most:
-            tracker.footprints.news.clear()
+            tracker.footprints.forget_news()
             number += 1
             try:
                 self.runner.run(Learning(options, number, self.length, tracker))

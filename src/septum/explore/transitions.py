@@ -60,6 +60,7 @@ class Step:
         "observed",
         "place",
         "raw",
+        "relies",
         "seen",
         "touched",
         "woken",
@@ -72,6 +73,8 @@ class Step:
         self.choices = choices
         self.chain = 0
         self.raw = 0  # all that the task had observed after it; its chain may tell less
+        # Its chain tells what the task alone has, and the one before it does not.
+        self.relies = False
         self.end = POINT
         self.finding: Finding | None = None
         self.looked = False
@@ -103,13 +106,14 @@ class Transitions:
     """All steps known, of one world. `forgets`: of a task that has ended, only what it left behind
     and the results of its operations matter, not how it came to them."""
 
-    __slots__ = ("_steps", "_tracker", "ends", "forgets", "looks", "nr_known")
+    __slots__ = ("_observed", "_steps", "_tracker", "ends", "forgets", "looks", "nr_known")
 
     def __init__(self, tracker: Tracker, forgets: bool) -> None:
         self._tracker = tracker
         self.forgets = forgets
         self._steps: dict[tuple[int, int, bool], list[Step]] = {}
         self.nr_known = 0
+        self._observed = {0}  # chains that stand for all that a task observed
         # What the promises said: in a step in which they looked, by what they could see when it
         # began, and where runs ended, by the state.
         self.looks: dict[Look, Finding | None] = {}
@@ -123,13 +127,18 @@ class Transitions:
         self.nr_known = 0
 
     def drop(self, news: set[int]) -> None:
-        """Forget what lacks accesses of the locations `news`: they did not count until now."""
+        """Forget what lacks accesses of the locations `news`, which did not count until now, and
+        what took them for one task's own."""
         if EVERYWHERE in news:
             self.clear()
             return
         touched = self._tracker.footprints.touched(news)
+        disowned = self._tracker.footprints.disowned
         for key, steps in list(self._steps.items()):
-            left = [step for step in steps if not step.touched & touched]
+            relied = disowned >> key[0] & 1
+            left = [
+                step for step in steps if not (step.touched & touched or (relied and step.relies))
+            ]
             if len(left) < len(steps):
                 self.nr_known -= len(steps) - len(left)
                 if left:
@@ -191,6 +200,10 @@ class Transitions:
             left = tracker.left_behind(task)
             if left is not None:
                 step.chain = hash((DONE, task, left)) or 1
+        if step.chain == step.raw:
+            self._observed.add(step.chain)
+        else:
+            step.relies = chain in self._observed
         mark = state.mark()
         state.set(CHAINS, task, step.chain)
         # What a chain stands for that is all that was observed is not told apart by contents.
