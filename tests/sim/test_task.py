@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 
@@ -9,7 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from septum.explore import Options
+from septum.explore.run import Replaying, Runner
+from septum.explore.scenario import ScenarioSubject
 from septum.sim import Coroutine, Sim, Task
+from septum.sim.task import Stack
 
 
 def _depth() -> int:
@@ -118,3 +123,29 @@ def test_a_world_is_run_in_one_thread_and_then_in_another() -> None:
     told.append(world.run(steps, how))
     assert len(told) == 3
     assert told[0] == told[1] == told[2]
+
+
+def _nr_stacks() -> int:
+    gc.collect()
+    return sum(isinstance(obj, Stack) for obj in gc.get_objects())
+
+
+def test_stacks_do_not_pile_up() -> None:
+    """Neither from run to run of a world that is put back, nor from world to world."""
+    runner = Runner(ScenarioSubject("convert-one-page", "v3", "end"), Options(preemptions=None))
+    for _ in range(3):
+        runner.run(Replaying([]))
+    before = _nr_stacks()
+    stacks = [part.obj.glet for part in runner.snapshot.parts if isinstance(part.obj, Coroutine)]
+    for answers in ([], [1], [0, 1, 1]) * 4:
+        runner.run(Replaying(answers))
+    assert _nr_stacks() == before
+    for part, stack in zip(
+        [p for p in runner.snapshot.parts if isinstance(p.obj, Coroutine)], stacks, strict=True
+    ):
+        assert part.obj.glet is stack
+    world = _World()
+    world.run((3, 3), ("ends", "ends"))
+    before = _nr_stacks()
+    del world
+    assert _nr_stacks() == before - 1

@@ -198,6 +198,9 @@ class _CoroutinePart(_SlotsPart):
     def learn(self) -> None:
         """All of it begins anew."""
 
+    def puts(self) -> Iterable[Put]:
+        return [(_restore, self, None)]
+
     def restore(self) -> None:
         assert isinstance(self.obj, Coroutine)
         self.obj.renew()

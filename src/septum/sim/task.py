@@ -38,25 +38,11 @@ class Stack(greenlet.greenlet):  # type: ignore[misc]
     """Whether it has something to run that has not ended."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(_serve)
         self.home = _idle.stacks
         # Its limit of recursion counts from where it is first switched to: here, and not from
         # within some other stack, which may have begun in a third one.
         self.switch()
-
-    def run(self) -> None:
-        """Wait for something to run, run it, let the parent go on."""
-        while True:
-            parent = self.parent
-            assert parent is not None
-            parent.switch(None)
-            body = self.body
-            assert body is not None
-            self.body = None
-            with suppress(BrokenOff):
-                body()
-            del body
-            self.busy = False
 
     def give(self, body: Callable[[], None], parent: greenlet.greenlet) -> None:
         """What to run when it is switched to, and who goes on then."""
@@ -75,6 +61,23 @@ class Stack(greenlet.greenlet):  # type: ignore[misc]
                 return
             self.parent = greenlet.getcurrent()
             self.throw(BrokenOff)
+
+
+def _serve() -> None:
+    """What a stack runs: it waits for something to run, runs it, lets its parent go on.
+
+    While it waits nothing here refers to the stack, so that one that nobody wants is freed.
+    """
+    while True:
+        greenlet.getcurrent().parent.switch(None)
+        stack = greenlet.getcurrent()
+        body = stack.body
+        stack.body = None
+        del stack
+        with suppress(BrokenOff):
+            body()
+        del body
+        greenlet.getcurrent().busy = False
 
 
 class _Idle(threading.local):
