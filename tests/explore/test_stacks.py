@@ -12,9 +12,10 @@ import pytest
 
 from septum.explore.bytecode import place
 from septum.explore.footprint import IX, Footprints, X
+from septum.explore.own import OwnState
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
-from septum.explore.stacks import Stacks, _Stack
+from septum.explore.stacks import Stacks, _codes, _Stack
 from septum.explore.subject import Options, Strategy
 from septum.explore.track import Tracker
 from septum.explore.transitions import Step, Transitions, Unfaithful
@@ -181,6 +182,7 @@ def test_going_by_where_tasks_stand_reaches_the_same_ends(name, monkeypatch) -> 
     def stands(self, task, observed):  # type: ignore[no-untyped-def]
         self.stacks.passed(task, observed)
 
+    monkeypatch.setitem(_codes, stands.__code__, False)  # it is no frame of the model
     monkeypatch.setattr(Tracker, "stands", stands)
     ends_by_all, states_by_all, found_by_all, _ = search(name)
     assert ends == ends_by_all
@@ -188,9 +190,8 @@ def test_going_by_where_tasks_stand_reaches_the_same_ends(name, monkeypatch) -> 
     assert states <= states_by_all
 
 
-def test_forgetting_the_variables_is_noticed(monkeypatch) -> None:
-    """Where tasks that stand in different places are taken as one, steps come out in two ways."""
-    monkeypatch.setattr(Stacks, "digest", lambda self, task: 1)
+def unfaithful(monkeypatch, name) -> list[Unfaithful]:  # type: ignore[no-untyped-def]
+    """Of a search: that steps came out otherwise than they are known to."""
     noticed = []
     graph = Searcher._graph
 
@@ -202,8 +203,31 @@ def test_forgetting_the_variables_is_noticed(monkeypatch) -> None:
             raise
 
     monkeypatch.setattr(Searcher, "_graph", watched)
-    search("convert-against-accept")
-    assert noticed
+    search(name)
+    return noticed
+
+
+def test_forgetting_the_variables_is_noticed(monkeypatch) -> None:
+    """Where tasks that stand in different places are taken as one, steps come out in two ways."""
+    monkeypatch.setattr(Stacks, "digest", lambda self, task: 1)
+    assert unfaithful(monkeypatch, "write-against-convert")
+
+
+def test_known_steps_that_are_followed_wrongly_are_noticed(monkeypatch) -> None:
+    """Where frames are forgotten, or what a step left of its task's own, the steps after are not
+    the ones that are known; nothing is noticed where nothing is wrong."""
+    assert not unfaithful(monkeypatch, "write-against-convert")
+    with monkeypatch.context() as patch:
+
+        def loses(self, change, observed):  # type: ignore[no-untyped-def]
+            if self.followed is None:
+                self.followed = []
+
+        patch.setattr(_Stack, "follow", loses)
+        assert unfaithful(monkeypatch, "write-against-convert")
+    with monkeypatch.context() as patch:
+        patch.setattr(OwnState, "follow", lambda self, noted: None)
+        assert unfaithful(monkeypatch, "write-against-convert")
 
 
 def test_what_was_one_tasks_alone_and_is_no_more_is_told_no_more() -> None:

@@ -37,7 +37,7 @@ from septum.explore.footprint import (
     join_into,
 )
 from septum.explore.learn import Move, Recording, Translating
-from septum.explore.loops import TIMES, entry_of, looks_at, period_of, still_spinning
+from septum.explore.loops import TIMES, Row, entry_of, looks_at, still_spinning
 from septum.explore.node import Node, Visited, inherit_sleep, order
 from septum.explore.run import Abandoned, Replaying
 from septum.explore.subject import UNBOUNDED
@@ -198,7 +198,7 @@ class GraphSearch:
         moves = [move for move, _ in self._prefix]
         for node in self._path[:-1]:
             assert node.taken is not None
-            moves.append((node.tasks[node.answer], node.taken.answers()))
+            moves.append((node.tasks[node.answer], node.taken.answers))
         return moves
 
     def _known(self) -> list[Step]:
@@ -259,7 +259,7 @@ class GraphSearch:
 
     def _add_variants(self, node: Node, step: Step, given: int) -> None:
         left = node.failures_left - sum(c.failure and c.value > 0 for c in step.choices[:given])
-        answers = step.answers()
+        answers = step.answers
         for at in range(len(step.choices) - 1, given - 1, -1):
             choice = step.choices[at]
             if not choice.failure or left > 0:
@@ -289,18 +289,19 @@ class GraphSearch:
                 child.rounds = 0
         if step.end == POINT:
             same = node.current == task
-            child.row = node.row if same else []
-            del child.row[node.row_length if same else 0 :]
-            child.row.append(entry_of(step, chain, self._state.value))
-            period = period_of(child.row)
+            if same:
+                child.row = node.row
+                child.row.cut(node.row_length)
+            period = child.row.add(entry_of(step, chain, self._state.value))
             if period:
-                saw = looks_at(child.row, period, self._state, parts)
+                row = child.row.entries
+                saw = looks_at(row, period, self._state, parts)
                 child.spinning = {**child.spinning, task: saw}
-                again = child.row[-1][4] == child.row[-1 - period][4]
+                again = row[-1][4] == row[-1 - period][4]
                 if self._transitions.forgets and not again:
-                    self._state.set(CHAINS, task, child.row[-(TIMES - 1) * period][2])
-                child.row = []
-            child.row_length = len(child.row)
+                    self._state.set(CHAINS, task, row[-(TIMES - 1) * period][2])
+                child.row = Row()
+            child.row_length = len(child.row.entries)
         return child
 
     def _enter(self, node: Node) -> None:
@@ -411,7 +412,7 @@ class GraphSearch:
         """A run ends here; that it does so as it should is judged in a real one."""
         self.nr_paths += 1
         value = self._state.value
-        moves = [*self._moves(), (task, step.answers())]
+        moves = [*self._moves(), (task, step.answers)]
         if value not in self._transitions.ends:
             self._state.rewind(node.mark)
             self._real(moves)
@@ -428,12 +429,12 @@ class GraphSearch:
             node.below[task] = ANYTHING
 
     def _no_end(self, node: Node, task: int, step: Step) -> None:
-        self._lasting([*self._moves(), (task, step.answers())], node)
+        self._lasting([*self._moves(), (task, step.answers)], node)
 
     def _go_round(self, parent: Node) -> None:
         assert parent.taken is not None
         task = parent.tasks[parent.answer]
-        self._lasting([*self._moves(), (task, parent.taken.answers())], parent)
+        self._lasting([*self._moves(), (task, parent.taken.answers)], parent)
 
     def _lasting(self, moves: list[Move], node: Node) -> None:
         """A real run says whether this ever ends."""

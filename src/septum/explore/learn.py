@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from septum.explore.subject import Options
     from septum.explore.track import Tracker
     from septum.explore.transitions import Look, Step, Transitions
-    from septum.sim import Finding, Sim
+    from septum.sim import Finding, Sim, Task
 
 ALONG_MAX = 48
 """So many decisions in a row a task goes on beyond the path; then the run is broken off."""
@@ -37,14 +37,18 @@ class Learning(RandomWalk):
 
     def only_one(self) -> None:
         super().only_one()
-        self.tracker.steps.take(self.sim.current.index)
+        self._step()
 
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
-        self.tracker.steps.take(self.sim.current.index)
+        self._step()
         return super().pick_task(n, forced, spins)
 
     def ended(self) -> None:
+        self._step()
+
+    def _step(self) -> None:
         self.tracker.steps.take(self.sim.current.index)
+        self.tracker.own.settle()
 
 
 class Recording(Steering):
@@ -118,12 +122,16 @@ class Recording(Steering):
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
         sim = self.sim
         ring = sim.ready_ring(forced)
+        if 0 <= self._at < self.first - 1 and not self.thorough and not self.silent:
+            return self._follow(ring)
         self._close(sim, forced)
         ready = tuple(sorted(task.index for task in ring))
         self.ready.append(ready)
         for task in ring:
             self.tasks[task.index] = task.daemon
         self._at = at = self._at + 1
+        if at == self.first and not self.thorough and not self._tracker.stacks.meet():
+            raise Unfaithful("known steps led to another place")
         answer = 0
         if at < len(self.moves):
             wanted = self.moves[at][0]
@@ -138,6 +146,18 @@ class Recording(Steering):
                 self.stop()
         self._last = ring[answer].index
         return answer
+
+    def _follow(self, ring: list[Task]) -> int:
+        """One known step after the other: nobody looks."""
+        self._pass(self._last)
+        self._choices.clear()
+        self._at += 1
+        wanted = self.moves[self._at][0]
+        for answer, task in enumerate(ring):
+            if task.index == wanted:
+                self._last = wanted
+                return answer
+        raise Unfaithful(f"task {wanted} is not ready on a known way")
 
     def choose_value(self, name: str, n: int) -> int:
         met = len(self._choices)
@@ -165,7 +185,6 @@ class Recording(Steering):
             end = BLOCKED
         fresh = now - before
         ends = Ends(end, tuple(sorted(fresh)), None if end == DONE else sim.current)
-        ends.place = hash(standing(4)) if end == POINT else 0
         self._record(task, before == {task}, choices, ends)
 
     def _pass(self, task: int | None) -> None:
@@ -176,29 +195,40 @@ class Recording(Steering):
             tracker.steps.forget()
             return
         known = self.known[self._at]
+        if not self.thorough:
+            if known.end == DONE:
+                tracker.stacks.forget(task)
+            else:
+                tracker.stacks.follow(task, known.moved, known.raw)
+            tracker.steps.follows(task, known.left)
+            tracker.own.settle()
+            return
         if known.end == POINT and known.place != hash(standing(5)):
             raise Unfaithful(f"task {task}: a known step led to another place")
         if not current.done:
             tracker.stacks.passed(current, known.raw)
         tracker.steps.passes(task)
+        tracker.own.settle()
 
     def _record(self, task: int, alone: bool, choices: tuple[Choice, ...], ends: Ends) -> None:
         tracker = self._tracker
         looked, shown = tracker.steps.looked, self.state.shown
         if not self.thorough and ends.finding is None:
-            values = tuple(choice.value for choice in choices)
+            values = tuple([choice.value for choice in choices])
             known = self._transitions.find(self.state, task, alone, values)
             if known is not None and len(known.choices) == len(choices):
                 self.state.apply(known.writes)
                 if ends.task is not None:
                     tracker.stacks.passed(ends.task, known.raw)
-                tracker.steps.passes(task)
+                tracker.steps.follows(task, known.left)
                 self._keep(known, looked, shown, ends)
                 return
+        ends.place = hash(standing(5)) if ends.end == POINT else 0
         step = self._transitions.record(self.state, task, alone, choices, ends)
         self._keep(step, looked, shown, ends)
 
     def _keep(self, step: Step, looked: bool, shown: int, ends: Ends) -> None:
+        self._tracker.own.settle()
         self.steps.append(step)
         if looked and ends.finding is None:
             self.looks.append((shown, step))

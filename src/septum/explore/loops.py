@@ -35,6 +35,30 @@ def entry_of(step: Step, chain: int, state: int) -> RowEntry:
     return (step.observed, step.place, chain, step.looks_at, state)
 
 
+class Row:
+    """The last steps of a task that no other one came between."""
+
+    __slots__ = ("_places", "entries")
+
+    def __init__(self) -> None:
+        self.entries: list[RowEntry] = []
+        self._places: list[int] = []
+
+    def cut(self, length: int) -> None:
+        """Go back to the first `length` steps."""
+        del self.entries[length:]
+        del self._places[length:]
+
+    def add(self, entry: RowEntry) -> int:
+        """Another step. The length of the loop that the task has gone round, see period_of."""
+        self.entries.append(entry)
+        place = entry[1]
+        # Most steps lead to a place where the task did not stand before.
+        been = place in self._places
+        self._places.append(place)
+        return period_of(self.entries) if been else 0
+
+
 def period_of(row: list[RowEntry]) -> int:
     """The length of the loop that the task whose last steps are `row` has gone round; 0: it gets
     on. It is in a loop when a state comes again, or when it has seen the same TIMES times, at the

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.explore.footprint import depend
+from septum.explore.loops import Row
 
 if TYPE_CHECKING:
     from septum.explore.footprint import Masks, Summary
-    from septum.explore.loops import RowEntry, Spinning
+    from septum.explore.loops import Spinning
     from septum.explore.transitions import Step
 
 
@@ -58,7 +59,7 @@ class Node:
         self.failures_left = 0
         self.spinning: Spinning = {}
         self.rounds = 0
-        self.row: list[RowEntry] = []
+        self.row = Row()
         self.row_length = 0
         self.sleep: dict[int, Masks] = {}
         self.key = 0

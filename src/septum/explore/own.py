@@ -24,7 +24,13 @@ NOBODYS = 2
 """References to an object that nobody has any more: the table's, an argument."""
 
 REUSED_MAX = 16
-"""So many numbers of one class are looked through for one that is free again."""
+"""So many numbers of one class are given again when they are free."""
+
+_NUMBER = 0xFFFFFF
+
+
+Noted = tuple[int, int, int | None, bool, bool]
+"""(task, location, content, whether promises read it, whether it changes without a word)."""
 
 
 class _Contents:
@@ -52,21 +58,36 @@ class _Contents:
 class OwnState:
     """By task: the contents of what it alone changed."""
 
-    __slots__ = ("_counts", "_made_by", "_objects", "_restless", "_tracker", "_world")
+    __slots__ = (
+        "_counts",
+        "_free",
+        "_made_by",
+        "_objects",
+        "_restless",
+        "_reusable",
+        "_tracker",
+        "_world",
+        "noted",
+    )
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
         self._counts: dict[int, int] = {}  # numbers given, by task and class
         self._made_by: dict[int, list[int]] = {}  # names, by task
+        self._reusable: list[int] = []  # names of living objects whose numbers may be given again
+        self._free: dict[int, list[int]] = {}  # names of others, by task and class
         self._objects: dict[int, _Contents] = {}  # by name
         self._world: dict[int, _Contents] = {}  # by task: of objects of the built world
         # Locations that hold values of one task, which change without a word.
         self._restless: dict[int, set[int]] = {}
+        self.noted: list[Noted] = []  # since somebody emptied it
 
     def begin(self) -> None:
         """A run begins."""
         self._counts.clear()
         self._made_by.clear()
+        self._reusable.clear()
+        self._free.clear()
         self._objects.clear()
         self._world.clear()
         self._restless.clear()
@@ -74,16 +95,29 @@ class OwnState:
     def name_for(self, task: int, kind: int) -> int:
         """The name of an object of the class `kind` that `task` makes."""
         first = NEW_LOCATION | task << 40 | kind << 24
-        count = self._counts.get(first, 0)
+        free = self._free.get(first)
+        if free:
+            name = min(free)
+            free.remove(name)
+            self._tracker.unname(name)
+            self._objects.pop(name, None)
+            self._reusable.append(name)
+            return name
+        count = self._counts[first] = self._counts.get(first, 0) + 1
+        name = first + count
+        self._made_by.setdefault(task, []).append(name)
+        if count <= REUSED_MAX:
+            self._reusable.append(name)
+        return name
+
+    def settle(self) -> None:
+        """A step is over: whose numbers may be given again is looked at now, when nothing that has
+        returned holds anything any more."""
         objects = self._tracker.objects
-        for name in range(first + 1, first + min(count, REUSED_MAX) + 1):
-            if getrefcount(objects[name]) <= NOBODYS:
-                self._tracker.unname(name)
-                self._objects.pop(name, None)
-                return name
-        self._counts[first] = count + 1
-        self._made_by.setdefault(task, []).append(first + count + 1)
-        return first + count + 1
+        gone = [name for name in self._reusable if getrefcount(objects[name]) <= NOBODYS]
+        for name in gone:
+            self._reusable.remove(name)
+            self._free.setdefault(name & ~_NUMBER, []).append(name)
 
     def note(self, accesses: Iterable[int]) -> None:
         """What was written to by `accesses` has the contents of now."""
@@ -93,7 +127,7 @@ class OwnState:
                 location = access >> 2
                 owner = footprints.owner_of(location)
                 if owner:
-                    self._put(owner.bit_length() - 1, location)
+                    self._note(owner.bit_length() - 1, location)
                 if access & 3 == X and location in footprints.parts:
                     self._put_parts(location)
 
@@ -103,11 +137,26 @@ class OwnState:
         for part in footprints.parts[whole]:
             owner = footprints.owner_of(part)
             if owner:
-                self._put(owner.bit_length() - 1, part)
+                self._note(owner.bit_length() - 1, part)
             if part in footprints.parts:
                 self._put_parts(part)
 
-    def _put(self, task: int, location: int) -> None:
+    def _note(self, task: int, location: int) -> None:
+        told = self._tracker.contents
+        told.met_private = False
+        content = self._tracker.content_of(location)
+        noted = (task, location, content, self._tracker.watched[location], told.met_private)
+        self.noted.append(noted)
+        self._put(*noted)
+
+    def follow(self, noted: Iterable[Noted]) -> None:
+        """A step was made that is known to leave this: nobody looks."""
+        for one in noted:
+            self._put(*one)
+
+    def _put(
+        self, task: int, location: int, content: int | None, watched: bool, restless: bool
+    ) -> None:
         whole = self._tracker.footprints.whole_of.get(location, location)
         if made_in_run(whole):
             contents = self._objects.get(whole >> 8)
@@ -117,16 +166,19 @@ class OwnState:
             contents = self._world.get(task)
             if contents is None:
                 contents = self._world[task] = _Contents()
-        told = self._tracker.contents
-        told.met_private = False
-        contents.put(location, self._tracker.content_of(location), self._tracker.watched[location])
-        if told.met_private:
+        contents.put(location, content, watched)
+        if restless:
             self._restless.setdefault(task, set()).add(location)
+
+    def _look_again(self, task: int) -> None:
+        """At what changes without a word."""
+        tracker = self._tracker
+        for location in self._restless.get(task, ()):
+            self._put(task, location, tracker.content_of(location), tracker.watched[location], True)
 
     def digest(self, task: int) -> int | None:
         """All of it, as one number; None where some cannot be told."""
-        for location in self._restless.get(task, ()):
-            self._put(task, location)
+        self._look_again(task)
         world = self._world.get(task)
         if world is not None and world.nr_unknown:
             return None
@@ -140,14 +192,13 @@ class OwnState:
                         return None
                     total += contents.total
                 total += hash(name)
-            if name & 0xFFFFFF > REUSED_MAX:
+            if name & _NUMBER > REUSED_MAX:
                 total += name  # the number of the next one is a higher one
         return hash(total)
 
     def shown(self, task: int) -> int | None:
         """What promises can see of it, as one number; None where some of it cannot be told."""
-        for location in self._restless.get(task, ()):
-            self._put(task, location)
+        self._look_again(task)
         objects = self._tracker.objects
         held = [self._world.get(task)]
         held += [

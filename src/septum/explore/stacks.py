@@ -21,7 +21,7 @@ import greenlet
 from septum.explore.bytecode import place
 from septum.explore.special import OBSERVERS
 from septum.explore.values import Unknown, is_private
-from septum.sim import Sim, Task
+from septum.sim import Schedule, Sim, Task
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
@@ -31,13 +31,8 @@ if TYPE_CHECKING:
 
 # The searcher's own frames, of the schedule and of wrapped methods, and those of the scheduler:
 # nothing of theirs matters. Nor does anything of those who look on.
-_OWN = ("adopt", "learn", "reached", "run", "special", "stacks", "track", "tracked", "transitions")
-_OWN_FILES = frozenset(
-    (
-        *[__file__.replace("stacks.py", f"{name}.py") for name in _OWN],
-        *[sys.modules[kind.__module__].__file__ for kind in (Sim, Task)],
-    )
-)
+_OTHERS = ("septum.explore.", *(k.__module__ for k in (Sim, Task, Schedule)), *OBSERVERS)
+_MODEL = "septum.explore.toys"
 _ATOMS = frozenset((int, bool, str, bytes, type(None)))
 _CODE = frozenset((type, BuiltinFunctionType, ModuleType))
 """Values whose content does not change."""
@@ -57,20 +52,60 @@ class _Standing:
         self.value: int | None = None  # of variables whose content does not change by itself
 
 
+Change = tuple[int, int]
+"""What a step did to a stack: how many of the outermost frames did not run, how many others there
+are now."""
+
+Moved = tuple[Change | None, Change | None]
+"""What a step did to the stacks of its task's thread and guest; None: it did not run on it."""
+
+
 class _Stack:
     """One stack: of a task's thread, or of the guest that it runs."""
 
-    __slots__ = ("frames", "places", "top")
+    __slots__ = ("followed", "frames", "places", "top")
 
     def __init__(self) -> None:
         self.top: FrameType | None = None
         self.frames: list[_Standing] = []  # outermost first
         self.places: dict[FrameType, int] = {}
+        # Known steps were followed: for each frame, what its task had observed when it last ran.
+        self.followed: list[int] | None = None
 
-    def now(self, top: FrameType | None, observed: int) -> None:
+    def follow(self, change: Change | None, observed: int) -> None:
+        """A step was made that is known to do `change`."""
+        if change is None:
+            return
+        if self.followed is None:
+            self.followed = [standing.hidden for standing in self.frames]
+        keep, count = change
+        del self.followed[keep:]
+        self.followed += [observed] * count
+
+    def meet(self, top: FrameType | None) -> bool:
+        """It stands at `top` after steps that were followed. Whether it may be so."""
+        followed = self.followed
+        if followed is None:
+            return True
+        self.followed = None
+        self.top = top
+        frames: list[FrameType] = []
+        at = top
+        while at is not None:
+            if _matters(at):
+                frames.append(at)
+            at = at.f_back
+        frames.reverse()
+        if len(frames) != len(followed):
+            return False
+        self.frames = [_Standing(*pair) for pair in zip(frames, followed, strict=True)]
+        self.places = {frame: depth for depth, frame in enumerate(frames)}
+        return True
+
+    def now(self, top: FrameType | None, observed: int) -> Change | None:
         """It stands at `top`; `observed` stands for all that its task saw so far."""
         if top is self.top:
-            return  # it did not run
+            return None  # it did not run
         self.top = top
         places = self.places
         fresh: list[FrameType] = []
@@ -90,12 +125,14 @@ class _Stack:
         for frame in reversed(fresh):
             places[frame] = len(self.frames)
             self.frames.append(_Standing(frame, observed))
+        return keep, len(fresh)
 
 
 class Stacks:
-    """The stacks of all tasks of a run. `passed` must be told of every step of the run."""
+    """The stacks of all tasks of a run. `passed` or `follow` must be told of every step of the run,
+    and `meet` before `passed` is told after `follow`."""
 
-    __slots__ = ("_contents", "_guests", "_once", "_sim", "_threads", "resumed")
+    __slots__ = ("_contents", "_guests", "_once", "_sim", "_threads", "moved", "resumed")
 
     def __init__(self, sim: Sim, contents: Contents) -> None:
         self._sim = sim
@@ -103,6 +140,7 @@ class Stacks:
         self._threads: dict[int, _Stack] = {}
         self._guests: dict[int, _Stack] = {}
         self._once: dict[int, int] = {}  # contents of objects by id, within one digest
+        self.moved: Moved = (None, None)  # by the last step that `passed` was told of
         self.resumed: dict[int, Coroutine] = {}  # by task, the last one
 
     def begin(self) -> None:
@@ -113,23 +151,49 @@ class Stacks:
 
     def passed(self, task: Task, observed: int) -> None:
         """`task` has made a step and stops; `observed` stands for all that it saw so far."""
-        index = task.index
-        here = greenlet.getcurrent()
-        running = here if here is not self._sim.hub else task.glet
-        top = sys._getframe(1) if running is here else running.gr_frame if running else None
+        thread, guest = self._stacks_of(task.index)
+        top, guests_top = self._tops(task, sys._getframe(1))
+        self.moved = (
+            thread.now(top, observed),
+            None if guests_top is None else guest.now(guests_top, observed),
+        )
+
+    def follow(self, index: int, moved: Moved, observed: int) -> None:
+        """A step was made that is known to do so: nobody looks."""
+        for stack, change in zip(self._stacks_of(index), moved, strict=True):
+            stack.follow(change, observed)
+
+    def meet(self) -> bool:
+        """Look where all tasks stand whose steps were followed. Whether they may stand there."""
+        caller = sys._getframe(1)
+        for task in self._sim.tasks:
+            if task.index in self._threads and not task.done:
+                tops = self._tops(task, caller)
+                for stack, top in zip(self._stacks_of(task.index), tops, strict=True):
+                    if not stack.meet(top):
+                        return False
+        return True
+
+    def _stacks_of(self, index: int) -> tuple[_Stack, _Stack]:
         thread = self._threads.get(index)
         if thread is None:
             thread = self._threads[index] = _Stack()
             self._guests[index] = _Stack()
-        guest = self.resumed.get(index)
+        return thread, self._guests[index]
+
+    def _tops(self, task: Task, caller: FrameType) -> tuple[FrameType | None, FrameType | None]:
+        """The innermost frames of the task's thread and of the guest that it runs. `caller`: the
+        one of the stack that runs, if it does. (No frame may hold itself: it would last.)"""
+        here = greenlet.getcurrent()
+        runs = task is self._sim.current and here is not self._sim.hub
+        running = here if runs else task.glet
+        top = caller if runs else running.gr_frame if running else None
+        guest = self.resumed.get(task.index)
         if guest is None:
-            thread.now(top, observed)
-        elif running is guest.glet:
-            self._guests[index].now(top, observed)
-            thread.now(running.parent.gr_frame, observed)
-        else:
-            self._guests[index].now(guest.glet.gr_frame, observed)
-            thread.now(top, observed)
+            return top, None
+        if running is guest.glet:
+            return running.parent.gr_frame, top
+        return top, guest.glet.gr_frame
 
     def forget(self, index: int) -> None:
         """A task has ended: let go of what its frames hold."""
@@ -196,6 +260,6 @@ def _matters(frame: FrameType) -> bool:
     known = _codes.get(code)
     if known is None:
         module = str(frame.f_globals.get("__name__", ""))
-        known = code.co_filename not in _OWN_FILES and not module.startswith(OBSERVERS)
+        known = module == _MODEL or not module.startswith(_OTHERS)
         _codes[code] = known
     return known

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from septum.explore.footprint import NEW_LOCATION, PART_LOCATION, Context, X
 
 if TYPE_CHECKING:
+    from septum.explore.own import Noted
     from septum.explore.track import Tracker
 
 UNNAMED = NEW_LOCATION << 32
@@ -106,6 +107,7 @@ class Steps:
         touched = 0
         if self._passed:
             self._catch_up()
+        self._tracker.own.noted.clear()
         self._segment(task)
         for context, part in self._segments:
             accesses = self._named(context, set(part))
@@ -143,6 +145,14 @@ class Steps:
         self._segment(task)
         self._passed.append((task, self._segments.copy(), self.fresh.copy()))
         self.forget()
+
+    def follows(self, task: int, noted: tuple[Noted, ...] | None) -> None:
+        """A step of `task` that is known was made again; what it left is known, too, or None."""
+        if noted is None:
+            self.passes(task)
+        else:
+            self._tracker.own.follow(noted)
+            self.forget()
 
     def _catch_up(self) -> None:
         """What was written and made in the steps that were passed still counts."""

@@ -27,6 +27,8 @@ from septum.explore.run import Abandoned
 
 if TYPE_CHECKING:
     from septum.explore.footprint import Masks
+    from septum.explore.own import Noted
+    from septum.explore.stacks import Moved
     from septum.explore.track import Tracker
     from septum.sim import Finding, Task
 
@@ -50,13 +52,16 @@ class Step:
     judgement rests on everything. `finding` ends the run."""
 
     __slots__ = (
+        "answers",
         "chain",
         "choices",
         "end",
         "finding",
+        "left",
         "looked",
         "looks_at",
         "masks",
+        "moved",
         "observed",
         "place",
         "raw",
@@ -71,6 +76,7 @@ class Step:
         self.seen = seen
         self.observed = observed
         self.choices = choices
+        self.answers = tuple([choice.value for choice in choices])  # how they came out
         self.chain = 0
         self.raw = 0  # all that the task had observed after it; its chain may tell less
         # Its chain tells what the task alone has, and the one before it does not.
@@ -80,14 +86,14 @@ class Step:
         self.looked = False
         self.looks_at: tuple[int, ...] = ()
         self.masks: Masks = (0, 0, 0, 0)
+        # What it did to its task's stacks, and what it left of what one task alone has; None: it is
+        # no function of what the step saw.
+        self.moved: Moved = (None, None)
+        self.left: tuple[Noted, ...] | None = None
         self.place = 0
         self.touched = 0
         self.woken: tuple[int, ...] = ()
         self.writes: tuple[Write, ...] = ()
-
-    def answers(self) -> tuple[int, ...]:
-        """How its choice points came out."""
-        return tuple(choice.value for choice in self.choices)
 
     def effect(self) -> tuple[object, ...]:
         """What another step that saw the same must have done, too."""
@@ -156,13 +162,11 @@ class Transitions:
         parts = self._tracker.footprints.parts
         length = len(choices)
         for step in steps:
-            made = step.answers()
+            made = step.answers
             if (
-                made[:length] == choices
-                and len(made) >= length
-                and not any(made[length:])
-                and state.sees(step.seen, parts)
-            ):
+                made == choices
+                or (made[:length] == choices and len(made) >= length and not any(made[length:]))
+            ) and state.sees(step.seen, parts):
                 return step
         return None
 
@@ -194,6 +198,7 @@ class Transitions:
         step.raw = step.chain = hash((task, chain, observed)) or 1
         if ends.task is not None:
             stands = tracker.stands(ends.task, step.raw)
+            step.moved = tracker.stacks.moved
             if stands is not None:
                 step.chain = hash((POINT, task, stands)) or 1
         if ends.end == DONE and self.forgets and ends.finding is None:
@@ -203,6 +208,7 @@ class Transitions:
         if step.chain == step.raw:
             self._observed.add(step.chain)
         else:
+            step.left = tuple(tracker.own.noted)
             step.relies = chain in self._observed
         mark = state.mark()
         state.set(CHAINS, task, step.chain)
@@ -231,9 +237,9 @@ class Transitions:
         return step
 
     def _known(self, task: int, chain: int, alone: bool, step: Step) -> Step | None:
-        answers = step.answers()
+        answers = step.answers
         for known in self._steps.get((task, chain, alone), ()):
-            if known.seen == step.seen and known.answers() == answers:
+            if known.seen == step.seen and known.answers == answers:
                 return known
         return None
 
