@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from septum.cli.run import decode_run, replay_token
 from septum.errors import InputError
 from septum.explore import Options, Outcome, Strategy, explore
 from septum.explore.command import explore_command, make_options
@@ -229,3 +230,15 @@ def test_who_waited_when_a_run_ended_is_not_woken_in_the_next() -> None:
         runner.run(Failing("fail:1"))
     assert runner.run(Failing("fail:0")).finding == stuck
     assert runner.run(Failing("fail:1")).finding is None
+
+
+def test_a_toys_token_replays_on_the_command_line(capsys, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Who wants a picture of it is told that there is none."""
+    example = explore(RARE, Options()).counterexamples[0]
+    report = tmp_path / "report"
+    assert replay_token(example.token, None, trace=None, json=False, report=report) == 1
+    assert capsys.readouterr().out.startswith(f"BROKEN: {RARE.name}\n")
+    with pytest.raises(InputError, match="no pictures"):
+        decode_run(example.token)
+    with pytest.raises(InputError, match="no trace"):
+        replay_token(example.token, None, trace=tmp_path / "t", json=False, report=report)

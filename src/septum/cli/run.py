@@ -24,7 +24,14 @@ from septum.report.text import report_lines
 from septum.scenarios.boot import Boot, BootRecipe
 from septum.scenarios.result import run_result
 from septum.scenarios.run import ScenarioRecipe
-from septum.sim import RandomSchedule, RoundRobin, Schedule, decode_token, encode_token
+from septum.sim import (
+    ListSchedule,
+    RandomSchedule,
+    RoundRobin,
+    Schedule,
+    decode_token,
+    encode_token,
+)
 from septum.trace.header import TraceHeader
 from septum.trace.writer import TraceWriter
 from septum.vmm.layout import check_memory_size, parse_memory_size
@@ -35,6 +42,9 @@ if TYPE_CHECKING:
 
 # Long enough that a boot is not spent on switching tasks, short enough that vCPUs do meet.
 QUANTUM = 2000
+
+TOY = b"toy:"
+"""What the recipe of a toy of the explorer begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +114,9 @@ def replay_token(
 
     Raises InputError for a damaged token, one of another version, or a firmware that is not here.
     """
+    packed, schedule = _decode(token)
+    if packed.startswith(TOY):
+        return _replay_toy(packed.decode(), schedule, trace)
     recipe, schedule = decode_run(token)
     if isinstance(recipe, ScenarioRecipe):
         return replay_one(recipe, schedule, trace=trace, as_json=json)
@@ -118,11 +131,20 @@ def replay_token(
 def decode_run(token: str) -> tuple[BootRecipe | ScenarioRecipe, Schedule]:
     """What a replay token stands for; line breaks in it do no harm.
 
-    Raises InputError when it is damaged, or of another version.
+    Raises InputError when it is damaged, of another version, or of a toy of the explorer.
     """
+    packed, schedule = _decode(token)
+    if packed.startswith(TOY):
+        raise InputError(f"the token is of {packed.decode()}: toys have no pictures; replay it")
+    try:
+        return msgspec.msgpack.decode(packed, type=BootRecipe | ScenarioRecipe), schedule
+    except msgspec.MsgspecError as error:
+        raise InputError(f"the token says nothing that this Septum can build ({error})") from None
+
+
+def _decode(token: str) -> tuple[bytes, Schedule]:
     try:
         version, packed, schedule = decode_token("".join(token.split()))
-        recipe = msgspec.msgpack.decode(packed, type=BootRecipe | ScenarioRecipe)
     except ValueError as error:
         raise InputError(str(error)) from None
     if version != __version__:
@@ -130,7 +152,21 @@ def decode_run(token: str) -> tuple[BootRecipe | ScenarioRecipe, Schedule]:
             f"the token is of Septum {version}, this is {__version__}; "
             "a run replays on the version that made it"
         )
-    return recipe, schedule
+    return packed, schedule
+
+
+def _replay_toy(name: str, schedule: Schedule, trace: Path | None) -> int:
+    from septum.explore.replay import replay_answers
+
+    if trace is not None:
+        raise InputError(f"{name} leaves no trace; replay it without --trace")
+    assert isinstance(schedule, ListSchedule)
+    finding = replay_answers(name, "", schedule.answers)
+    if finding is None:
+        print(f"HELD: {name}")
+        return OK
+    print(f"BROKEN: {name}\n  {finding.promise}: {finding.text}")
+    return BROKEN
 
 
 def firmware_of(recipe: BootRecipe, image: Path | None) -> Firmware:
