@@ -16,6 +16,7 @@ from septum.explore.steps import Steps
 from septum.explore.subject import Options, Strategy
 from septum.explore.transitions import Transitions
 from septum.module.state import Td, VeInfo
+from septum.sim import RwLock
 from septum.sim.state import slots_of
 
 SCENARIO = "demote-against-accept"
@@ -148,6 +149,8 @@ def test_looks_tell_what_promises_read() -> None:
 
         assert tracker.watched[location(Td, "td_epoch")]
         assert not tracker.watched[location(VeInfo, "gla")]
+        locks = [lock for lock in tracker.lock_of.values() if isinstance(lock, RwLock)]
+        assert locks and all(tracker.watched[id(lock.waiters) << 8] for lock in locks)
     finally:
         searcher.close()
 

@@ -1,7 +1,7 @@
 """What promises read, as looks show it: by class and slot, containers one by one.
 
 Where two states differ in nothing that a promise reads, one look judges both. Entries of tables,
-frames and values of dicts count as read.
+frames, values of dicts and locks count as read: who looks at a lock is not told of.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.explore.footprint import EVERYWHERE, NEW_LOCATION, PART_LOCATION
+from septum.sim.locks import _Lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,7 +34,8 @@ class Watched(dict[int, bool]):
         self._known: set[int] = set()  # accesses of objects of the built world
 
     def __missing__(self, location: int) -> bool:
-        if PART_LOCATION <= location < PART_LOCATION << 8:
+        lock = self._tracker.lock_of.get(location >> 8)
+        if PART_LOCATION <= location < PART_LOCATION << 8 or isinstance(lock, _Lock):
             answer = True
         else:
             kind = self._kind_of(location)
