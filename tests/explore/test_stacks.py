@@ -203,6 +203,8 @@ def unfaithful(monkeypatch, name) -> list[Unfaithful]:  # type: ignore[no-untype
             raise
 
     monkeypatch.setattr(Searcher, "_graph", watched)
+    # What a search falls back to is another matter, and takes its time.
+    monkeypatch.setattr(Searcher, "_plain", lambda self, job, result: None)
     search(name)
     return noticed
 

@@ -195,10 +195,10 @@ class Recording(Steering):
             tracker.steps.forget()
             return
         known = self.known[self._at]
+        if known.end == DONE:
+            tracker.stacks.forget(task)
         if not self.thorough:
-            if known.end == DONE:
-                tracker.stacks.forget(task)
-            else:
+            if known.end != DONE:
                 tracker.stacks.follow(task, known.moved, known.raw)
             tracker.steps.follows(task, known.left)
             tracker.own.settle()
@@ -220,10 +220,14 @@ class Recording(Steering):
                 self.state.apply(known.writes)
                 if ends.task is not None:
                     tracker.stacks.passed(ends.task, known.raw)
+                elif ends.end == DONE:
+                    tracker.stacks.forget(task)
                 tracker.steps.follows(task, known.left)
                 self._keep(known, looked, shown, ends)
                 return
         ends.place = hash(standing(5)) if ends.end == POINT else 0
+        if ends.end == DONE:
+            tracker.stacks.forget(task)  # what its frames hold is gone
         step = self._transitions.record(self.state, task, alone, choices, ends)
         self._keep(step, looked, shown, ends)
 

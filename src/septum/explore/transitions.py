@@ -229,7 +229,9 @@ class Transitions:
         same = self._known(task, chain, alone, step)
         if same is not None:
             if same.effect() != step.effect() and not ends.finding and not same.finding:
-                raise Unfaithful(f"task {task}: {_difference(same, step)}")
+                raise Unfaithful(
+                    f"a step of task {task} came out in two ways, by {_difference(same, step)}"
+                )
             return same
         if ends.finding is None or not looked:
             self._steps.setdefault((task, chain, alone), []).append(step)
@@ -259,14 +261,10 @@ class Ends:
 
 
 def _difference(a: Step, b: Step) -> str:
-    for name, x, y in zip(
-        ("chain", "raw", "end", "woken", "writes", "place"), a.effect(), b.effect(), strict=True
-    ):
+    names = ("where it stood", "what it saw", "its end", "who woke", "what it wrote", "its place")
+    for name, x, y in zip(names, a.effect(), b.effect(), strict=True):
         if x != y:
-            if name == "writes":
-                assert isinstance(x, tuple) and isinstance(y, tuple)
-                return f"{name} {set(x) ^ set(y)}"
-            return f"{name} {x} {y}"
+            return name
     return "nothing"
 
 
