@@ -1,9 +1,9 @@
 """The state that a run is in, as a search knows it: equal where the same can follow.
 
-A task's own state (its stack, and what only it touches) is a function of what it has read, so that
-it goes by the hash of all that it observed, step by step: its *chain*. Everything that tasks share
-goes by its content. So runs that came in different ways to the same contents, with tasks that saw
-the same, are in the same state, whatever the order was in which it came to be.
+A task goes by its *chain*: a hash of where it stands and of what it alone has, or, where that
+cannot be told, of all that it observed. Everything that tasks share goes by its content. So runs
+that came in different ways to the same contents, with tasks that stand in the same places, are in
+the same state, whatever the order was in which it came to be.
 
 Where a content cannot be told, the step that wrote it stands for it, which tells apart more.
 """
@@ -118,7 +118,7 @@ class Fingerprint:
             self.set(table, key, new)
 
     def chain(self, task: int) -> int:
-        """The hash of all that a task observed."""
+        """What stands for where a task is."""
         return self.tables[CHAINS].get(task, 0)
 
     def content(self, location: int, parts: dict[int, list[int]]) -> int:

@@ -129,9 +129,9 @@ class OwnState:
                 if owner:
                     self._note(owner.bit_length() - 1, location)
                 if access & 3 == X and location in footprints.parts:
-                    self._put_parts(location)
+                    self._note_parts(location)
 
-    def _put_parts(self, whole: int) -> None:
+    def _note_parts(self, whole: int) -> None:
         """A whole was written to: with it all of its parts."""
         footprints = self._tracker.footprints
         for part in footprints.parts[whole]:
@@ -139,7 +139,7 @@ class OwnState:
             if owner:
                 self._note(owner.bit_length() - 1, part)
             if part in footprints.parts:
-                self._put_parts(part)
+                self._note_parts(part)
 
     def _note(self, task: int, location: int) -> None:
         told = self._tracker.contents

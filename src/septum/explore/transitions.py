@@ -48,8 +48,8 @@ class Choice:
 
 
 class Step:
-    """What a step did. `seen`: on what that rests. `looked`: promises were looked at in it, whose
-    judgement rests on everything. `finding` ends the run."""
+    """What a step did. `seen`: on what that rests. `looked`: promises looked in it, whose
+    judgement rests on all that they read. `finding` ends the run."""
 
     __slots__ = (
         "answers",
@@ -128,6 +128,7 @@ class Transitions:
     def clear(self) -> None:
         """Forget all."""
         self._steps.clear()
+        self._observed = {0}
         self.looks.clear()
         self.ends.clear()
         self.nr_known = 0
