@@ -40,6 +40,7 @@ from septum.explore.learn import Move, Recording, Translating
 from septum.explore.loops import TIMES, Row, entry_of, looks_at, still_spinning
 from septum.explore.node import Node, Visited, inherit_sleep, order
 from septum.explore.run import Abandoned, Replaying
+from septum.explore.steering import Lasting
 from septum.explore.subject import UNBOUNDED
 from septum.explore.transitions import DONE, POINT, Step, Transitions, Unfaithful
 
@@ -63,7 +64,9 @@ LASTING_MAX = 200_000
 them is not complete."""
 
 THOROUGH_EVERY = 8
-"""Of so many real runs one makes sure that known steps that it meets come out as they are known."""
+"""Of so many real runs one makes sure that known steps that it meets come out as they are known;
+of those after the first THOROUGH_MANY, one in four times as many."""
+THOROUGH_MANY = 400
 
 
 class Restart(Abandoned):
@@ -447,7 +450,7 @@ class GraphSearch:
             self._all_judged = False
             return
         self._lasted.add(self._state.value)
-        judging = Replaying(self._answers(moves))
+        judging = Lasting(self._answers(moves))
         run = self._run(judging)
         self._nr_lasting += judging.decisions
         if run.finding is not None:
@@ -486,7 +489,8 @@ class GraphSearch:
         recording = Recording(moves, known, self._state.copy(), self._tracker, self._transitions)
         if first is not None:
             recording.first = first
-        recording.thorough = self.nr_runs % THOROUGH_EVERY == 1
+        often = 1 if self.nr_runs <= THOROUGH_MANY else 4
+        recording.thorough = self.nr_runs % (often * THOROUGH_EVERY) == 1
         news = self._tracker.footprints.news
         try:
             run = self._run(recording)

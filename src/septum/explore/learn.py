@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 ALONG_MAX = 48
 """So many decisions in a row a task goes on beyond the path; then the run is broken off."""
 
+HUSH_MIN = 12
+"""Where a run makes at least so many known steps first, nothing of them is logged."""
+
+HUSH_AHEAD = 3
+"""And from so many known steps in a row beyond the moves on."""
+
 Move = tuple[int, tuple[int, ...]]
 """A task, and how the choice points of its step come out."""
 
@@ -60,11 +66,13 @@ class Recording(Steering):
     """
 
     __slots__ = (
+        "_ahead",
         "_at",
         "_choices",
         "_in_a_row",
         "_is_news",
         "_last",
+        "_nr_ahead",
         "_tracker",
         "_transitions",
         "broke",
@@ -111,6 +119,8 @@ class Recording(Steering):
         self._at = -1
         self._choices: list[Choice] = []
         self._last: int | None = None  # the task whose step is under way
+        self._ahead: Step | None = None  # the known step that it will be, beyond the moves
+        self._nr_ahead = 0  # how many of these in a row
         self._in_a_row = 0
         self.steps = []
         self.ready = []
@@ -124,6 +134,8 @@ class Recording(Steering):
         ring = sim.ready_ring(forced)
         if 0 <= self._at < self.first - 1 and not self.thorough and not self.silent:
             return self._follow(ring)
+        if self._at >= self.first - 1 and not self.silent:
+            self._tracker.hush(False)
         self._close(sim, forced)
         ready = tuple(sorted(task.index for task in ring))
         self.ready.append(ready)
@@ -140,12 +152,42 @@ class Recording(Steering):
                 raise Unfaithful(f"task {wanted} is not ready; {ready} are")
         else:
             if self.silent:
-                return 1 if spins and n > 1 else 0
+                self.stop()
             self._in_a_row = 0 if forced else self._in_a_row + 1
             if self._in_a_row > ALONG_MAX:
                 self.stop()
         self._last = ring[answer].index
+        if at > self.first and not self.thorough:
+            self._look_ahead(self._last, len(ring) == 1)
         return answer
+
+    def _look_ahead(self, task: int, alone: bool) -> None:
+        """Beyond the moves: whether the step that `task` is to make is known already."""
+        known = self._transitions.find(self.state, task, alone, ())
+        if known is not None and (known.left is None or known.finding is not None):
+            known = None
+        self._ahead = known
+        if known is not None:
+            self._nr_ahead += 1
+            if self._nr_ahead == HUSH_AHEAD:
+                self._tracker.hush(True)
+        elif self._nr_ahead:
+            self._nr_ahead = 0
+            self._tracker.hush(False)
+            if not self._tracker.stacks.meet():
+                raise Unfaithful("known steps led to another place")
+
+    def _made_again(self, task: int, known: Step, ends: Ends) -> None:
+        """A step beyond the moves was made that was known before: nobody looks."""
+        tracker = self._tracker
+        looked, shown = tracker.steps.looked, self.state.shown
+        self.state.apply(known.writes)
+        if known.end == DONE:
+            tracker.stacks.forget(task)
+        else:
+            tracker.stacks.follow(task, known.moved, known.raw)
+        tracker.steps.follows(task, known.left)
+        self._keep(known, looked, shown, ends)
 
     def _follow(self, ring: list[Task]) -> int:
         """One known step after the other: nobody looks."""
@@ -175,6 +217,9 @@ class Recording(Steering):
         self._choices.clear()
         if task is None or self.silent or self._at < self.first:
             self._pass(task)
+            return
+        if self._ahead is not None:
+            self._made_again(task, self._ahead, Ends(self._ahead.end, self._ahead.woken))
             return
         before = set(self.ready[-1])
         now = {ready.index for ready in sim.ready_ring(forced)}
@@ -249,6 +294,14 @@ class Recording(Steering):
             self.broke = finding
         if self.silent or self._at < self.first:
             return
+        if self._ahead is not None:
+            if finding is None or not self._tracker.steps.looked:
+                # What was found is that nobody can go on after it.
+                ends = Ends(self._ahead.end, ())
+                ends.finding = finding
+                self._made_again(task, self._ahead, ends)
+                self.end = self.state
+            return
         over = not any(t.index == task and not t.done for t in sim.tasks)
         ends = Ends(DONE if over else BLOCKED, ())
         ends.finding = finding
@@ -258,6 +311,12 @@ class Recording(Steering):
     def begin(self, sim: Sim, runner: Runner) -> None:
         super().begin(sim, runner)
         self._is_news = runner.is_news
+        if self.silent or (
+            not self.thorough
+            and self.first >= HUSH_MIN
+            and all(step.left is not None for step in self.known[: self.first])
+        ):
+            self._tracker.hush(True)
 
 
 class Translating(Replaying):

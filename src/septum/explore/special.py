@@ -36,6 +36,13 @@ KEYED = {"PamtEntry": "pfn"}
 """Classes of objects that stand for something that is always there, and the slots that say which:
 records that are made when they are first needed, by whoever comes first."""
 
+HUSHABLE = frozenset(
+    [("TablePage", name) for name in ("entry", "set_entry", "try_cmpxchg", "values", "uniform")]
+    + [("PlainLock", name) for name in ("try_sh", "try_ex", "unlock_sh", "unlock_ex")]
+    + [("PhysMem", name) for name in ("read", "write", "fill", "token_of", "key_of", "movdir64b")]
+)
+"""Methods whose wrappers do nothing but log."""
+
 AS_ONE = frozenset(("TablePage", "FrameBlock", "Srcu"))
 """Classes of which one location stands for all slots."""
 

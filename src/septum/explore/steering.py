@@ -300,3 +300,15 @@ class Replaying(Steering):
 
     def choose_value(self, name: str, n: int) -> int:
         return self._next(n, 0)
+
+
+class Lasting(Replaying):
+    """Given answers, then turns: what goes round and waits for others comes out soon."""
+
+    __slots__ = ()
+
+    def begin(self, sim: Sim, runner: Runner) -> None:
+        super().begin(sim, runner)
+        self.spin_points = min(self.spin_points, TURN_POINTS)
+        if self._traced is not None:
+            self._traced.hush(True)

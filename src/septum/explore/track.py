@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sys
 import types
-from array import array
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +38,8 @@ from septum.explore.footprint import (
 )
 from septum.explore.own import OWN_REFERENCES, OwnState
 from septum.explore.private import PRIVATE
-from septum.explore.special import AS_ONE, COUNTING_WORDS, KEYED, is_statistic, specials
+from septum.explore.slots import MISSING, logging_slot, quiet_slot
+from septum.explore.special import AS_ONE, COUNTING_WORDS, HUSHABLE, KEYED, is_statistic, specials
 from septum.explore.stacks import Stacks
 from septum.explore.steps import Steps
 from septum.explore.tracked import PLAIN, container_types, put_back
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from septum.sim.state import Part
 
 Patch = tuple[type, str, object]
-_MISSING = object()
 KEYED_LOCATION = 1 << 62
 """In the name of an object that is named by what it stands for."""
 
@@ -67,9 +66,8 @@ class Tracker:
 
     __slots__ = (
         "_as_built",
-        "_base",
-        "_building",
         "_gone",
+        "_hushed",
         "_installed",
         "_kinds",
         "_logged",
@@ -81,8 +79,11 @@ class Tracker:
         "_sim_parts",
         "_twins",
         "_wholes",
+        "base",
+        "building",
         "contents",
         "footprints",
+        "hushable",
         "lock_of",
         "log",
         "objects",
@@ -108,15 +109,18 @@ class Tracker:
         self.footprints = Footprints()
         self.running = False
         self.unseen = False  # what happens is no access of a step
-        self._base: set[int] = set()  # ids of the objects of the built world
+        self.base: set[int] = set()  # ids of the objects of the built world
         self._names: dict[int, int] = {}  # id of an object made in this run -> its stable number
         self._gone: set[int] = set()  # ids of objects that had a name, which others have now
-        self._building = [0]  # id of the object whose __init__ runs
+        self.building = [0]  # id of the object whose __init__ runs
         self._parts: dict[tuple[int, object], int] = {}
         self._patches: list[Patch] = []
         self._members: dict[tuple[type, str], types.MemberDescriptorType] = {}
         self._logged: set[tuple[type, str]] = set()
         self._installed = False
+        # What logs, and what does the same without: (class, name, the one, the other).
+        self.hushable: list[tuple[type, str, object, object]] = []
+        self._hushed = False
         # Locks and wait queues that the run used, and all of the scheduler's state by owner.
         self.touched: dict[int, object] = {}
         # What stands where: objects of the built world by id, those that this run made by name.
@@ -152,7 +156,7 @@ class Tracker:
     def install(self, snapshot: Snapshot) -> None:
         """Begin to watch. `snapshot` is of the adopted world."""
         self._of_base = {id(part.obj): part.obj for part in snapshot.parts}
-        self._base = set(self._of_base)
+        self.base = set(self._of_base)
         self.lock_of = {
             id(part.obj.waiters): part.obj
             for part in snapshot.parts
@@ -175,7 +179,11 @@ class Tracker:
         for kind in kinds:
             self._watch_class(kind)
         for kind, method, make in specials(self):
-            self._patch(kind, method, make(vars(kind)[method]))
+            plain = vars(kind)[method]
+            logging = make(plain)
+            self._patch(kind, method, logging)
+            if (kind.__name__, method) in HUSHABLE:
+                self.hushable.append((kind, method, logging, plain))
         self._installed = True
 
     def uninstall(self) -> None:
@@ -183,7 +191,8 @@ class Tracker:
         for kind, name, original in reversed(self._patches):
             setattr(kind, name, original)
         self._patches.clear()
-        self._installed = False
+        self.hushable.clear()
+        self._hushed = self._installed = False
 
     def _patch(self, kind: type, name: str, value: object) -> None:
         self._patches.append((kind, name, vars(kind)[name]))
@@ -208,7 +217,7 @@ class Tracker:
             self._patch(kind, "__init__", self._construct(kind, vars(kind)["__init__"]))
 
     def _construct(self, kind: type, init: Callable[..., None]) -> Callable[..., None]:
-        building = self._building
+        building = self.building
         name = self._name
         key = KEYED.get(kind.__name__)
 
@@ -284,7 +293,7 @@ class Tracker:
         member = self._members[kind, name]
         put = member.__set__
         get = member.__get__
-        building = self._building
+        building = self.building
 
         def first_write(obj: object, value: object) -> None:
             if id(obj) == building[0]:
@@ -319,61 +328,18 @@ class Tracker:
         if special:
             k = 0
         counting = (kind.__name__, name) in COUNTING_WORDS
-        prop = property(
-            self._getter(member, k, IS if counting else S, special),
-            self._setter(member, k, counting),
-        )
-        setattr(kind, name, prop)
+        logging = logging_slot(self, member, k, counting=counting, special=special)
+        setattr(kind, name, logging)
+        self.hushable.append((kind, name, logging, quiet_slot(self, member, k)))
         self._logged.add((kind, name))
         self.footprints.news.add(EVERYWHERE)
 
-    def _getter(
-        self, member: types.MemberDescriptorType, k: int, kind: int, special: bool
-    ) -> Callable[[object], object]:
-        append = self.log.append
-        get = member.__get__
-        read = k << 2 | kind
-        leak = k << 2 | (kind if special else X)
-
-        def logged_get(obj: object) -> object:
-            value = get(obj)
-            append(id(obj) << 10 | (leak if value.__class__ in PLAIN else read))
-            return value
-
-        return logged_get
-
-    def _setter(
-        self, member: types.MemberDescriptorType, k: int, counting: bool
-    ) -> Callable[[object, object], None]:
-        append = self.log.append
-        undo = self.undo
-        get: Callable[[object], Any] = member.__get__
-        put = member.__set__
-        building = self._building
-        base = self._base
-        slot = k << 2
-
-        def logged_set(obj: object, value: Any) -> None:
-            oid = id(obj)
-            if oid == building[0]:
-                put(obj, value)
-                return
-            key = oid << 10 | slot
-            try:
-                old = get(obj)
-            except AttributeError:
-                old = _MISSING
-            if oid in base and (key, put) not in undo:
-                undo[key, put] = (obj, put, old)
-            if counting and old is not _MISSING and not (old | value) & 3 and abs(value - old) == 4:
-                append(key | IX)
-            elif value is old and isinstance(value, list | dict | set | array):
-                append(key | S)
-            else:
-                append(key | X)
-            put(obj, value)
-
-        return logged_set
+    def hush(self, quiet: bool) -> None:
+        """From now on log nothing, or again all. What is written can be undone in any case."""
+        if quiet is not self._hushed:
+            self._hushed = quiet
+            for kind, name, logging, plain in self.hushable:
+                setattr(kind, name, plain if quiet else logging)
 
     def part_location(self, whole: object, key: object) -> int:
         """The location of one element of a container or table."""
@@ -382,7 +348,7 @@ class Tracker:
         found = self._parts.get(name)
         if found is None:
             found = self._parts[name] = PART_LOCATION | len(self._parts)
-            within = (name[0] << 8) if oid in self._base or name[0] != oid else 0
+            within = (name[0] << 8) if oid in self.base or name[0] != oid else 0
             if isinstance(whole, PhysMem) and isinstance(key, int) and key >= 0:
                 within = self.part_location(whole, ~(key >> 9))
             self.footprints.add_part(within, found)
@@ -393,7 +359,7 @@ class Tracker:
 
     def name_of(self, oid: int) -> int:
         """The stable name of an object by its id; 0 where it has none."""
-        return oid if oid in self._base else self._names.get(oid, 0)
+        return oid if oid in self.base else self._names.get(oid, 0)
 
     def class_at(self, name: int) -> int:
         """The number of the class of what is named; 0 for a container of the built world."""
@@ -442,7 +408,7 @@ class Tracker:
             news = self.footprints.shared()
         for location in news:
             place = self._wholes.get(location)
-            if (location >> 8 if place is None else id(place[0])) in self._base:
+            if (location >> 8 if place is None else id(place[0])) in self.base:
                 self._as_built[location] = self.content_of(location)
 
     def left_behind(self, task: int) -> int | None:
@@ -478,11 +444,12 @@ class Tracker:
     def restore(self) -> None:
         """Put back all that the run wrote into the built world."""
         self.running = False
+        self.hush(False)
         self.stacks.begin()
         for obj, put, old in self.undo.values():
             if put is None:
                 put_back(obj, old)
-            elif old is not _MISSING:
+            elif old is not MISSING:
                 put(obj, old)
             else:
                 # A slot's setter is a bound method of its descriptor; its type says less.

@@ -63,7 +63,11 @@ def _twin(base: type, tracker: Tracker, reads: tuple[str, ...], writes: tuple[st
             body[name] = _writer(getattr(base, name), tracker)
     # A lambda has no place for the types that `base` has at run time.
     body["__reduce_ex__"] = lambda self, protocol: (base, (base.__iter__(self),))  # type: ignore[attr-defined]
-    return type(f"Tracked{base.__name__.capitalize()}", (base,), body)
+    twin = type(f"Tracked{base.__name__.capitalize()}", (base,), body)
+    for name in ("__iter__", "__len__", "__contains__", "__getitem__"):
+        if name in body:
+            tracker.hushable.append((twin, name, body[name], getattr(base, name)))
+    return twin
 
 
 def _reader(method: Callable[..., Any], tracker: Tracker) -> Callable[..., Any]:
@@ -242,4 +246,6 @@ def _dict_type(tracker: Tracker) -> type:
         def __reduce_ex__(self, protocol: Any) -> Any:
             return (dict, (dict(dict.items(self)),))
 
+    for name in ("get", "__getitem__", "__contains__"):
+        tracker.hushable.append((TrackedDict, name, vars(TrackedDict)[name], getattr(dict, name)))
     return TrackedDict

@@ -20,6 +20,7 @@ from septum.linux.srcu import Srcu
 from septum.machine.mem import FrameBlock, PhysMem
 from septum.machine.tables import TablePage
 from septum.module.locks import EX, HP
+from septum.sim import Task
 from septum.sim.state import slots_of
 
 if TYPE_CHECKING:
@@ -183,6 +184,8 @@ class Contents:
             return self._of_function(value, depth)
         if isinstance(value, msgspec.Struct) and value.__struct_config__.frozen:
             return hash((11, type(value), self._value(msgspec.structs.astuple(value), depth)))
+        if isinstance(value, Task):
+            return hash((12, value.index))
         name = self.name_of(id(value))
         if not name:
             raise Unknown
