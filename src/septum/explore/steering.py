@@ -131,7 +131,8 @@ class Steering(Schedule):
         self._traced = runner.tracker
         self._until = runner.until
         self._no_end_at = self.max_points * (1 + FAIR_TIMES)
-        self._was_asked(sim)
+        self._asked_at = sim.nr_points
+        sim.alarm_at = self._asked_at + CLOCK_EVERY
         sim.set_alarm(self.alone)
 
     def ended(self) -> None:
@@ -141,10 +142,6 @@ class Steering(Schedule):
         """End the run here."""
         self.stopped = True
         raise Cut
-
-    def _was_asked(self, sim: Sim) -> None:
-        self._asked_at = sim.nr_points
-        sim.alarm_at = sim.nr_points + min(CLOCK_EVERY, ALONE_MAX)
 
     def _look_at_clock(self) -> None:
         self._clock_at = self.decisions + CLOCK_EVERY
@@ -156,7 +153,7 @@ class Steering(Schedule):
         if self.stopped:
             raise Cut
         sim = self.sim
-        self._was_asked(sim)
+        self._asked_at = sim.nr_points
         skipped = sim.nr_skipped - self._skipped
         if skipped:
             self._skipped += skipped
@@ -205,20 +202,21 @@ class Steering(Schedule):
         return 0 if forced else 1
 
     def alone(self) -> None:
-        """A task has passed many scheduling points at which nobody was asked. It may go on alone,
-        but not for ever."""
+        """Many scheduling points have passed. A task that passed them at which nobody was asked
+        may go on alone, but not for ever."""
         sim = self.sim
         passed = sim.nr_points - self._asked_at
         if passed >= ALONE_MAX:
             self._no_end()
-        self._look_at_clock()
-        sim.alarm_at = sim.nr_points + min(CLOCK_EVERY, ALONE_MAX - passed)
+        if passed >= CLOCK_EVERY:
+            self._look_at_clock()
+        sim.alarm_at = sim.nr_points + min(CLOCK_EVERY - passed % CLOCK_EVERY, ALONE_MAX - passed)
 
     def only_one(self) -> None:
         """A task that goes on alone is no endless one, up to a limit."""
         if self.stopped:
             raise Cut
-        self._was_asked(self.sim)
+        self._asked_at = self.sim.nr_points
         self.decisions += 1
         if self.decisions >= self._clock_at:
             self._look_at_clock()

@@ -12,7 +12,7 @@ import msgspec
 
 from septum.sim.events import ChoiceEvent, Event, FindingEvent, SwitchEvent
 from septum.sim.schedule import RoundRobin, Schedule
-from septum.sim.task import Task, getcurrent, start
+from septum.sim.task import BREAK_OFF, BrokenOff, Task, getcurrent, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -226,7 +226,8 @@ class Sim:
         self.nr_switches += 1
         self.current = task
         assert task.glet is not None
-        task.glet.switch()
+        if task.glet.switch() is BREAK_OFF:
+            raise BrokenOff
 
     # Scheduling points and choices
 
@@ -332,7 +333,8 @@ class Sim:
             self._switch(task, reason)
         else:
             current.glet = getcurrent()
-            self._hub.switch()
+            if self._hub.switch() is BREAK_OFF:
+                raise BrokenOff
 
     def wake(self, waiters: list[Task], preempt: bool = True) -> None:
         """Every task in `waiters` is ready again, not before the waker's virtual time.

@@ -21,11 +21,18 @@ UNWINDING_MAX = 16
 """So often something that is broken off may wait while it unwinds: then its stack is given up."""
 
 
-# greenlet's classes have no types here (see pyproject.toml).
-class BrokenOff(greenlet.GreenletExit):  # type: ignore[misc]
+class BrokenOff(BaseException):
     """Raised in what a stack runs, where that stands, so that the stack can be used again."""
 
 
+BREAK_OFF = object()
+"""What a stack is passed when it is to be broken off: whoever is passed it raises BrokenOff.
+
+`greenlet.throw` would do the same, by an exception of C++ that costs as much as ten switches.
+"""
+
+
+# greenlet's classes have no types here (see pyproject.toml).
 class Stack(greenlet.greenlet):  # type: ignore[misc]
     """A stack that runs one function after another: to make one costs more than ten switches.
 
@@ -60,7 +67,7 @@ class Stack(greenlet.greenlet):  # type: ignore[misc]
             if not self.busy or self.dead:
                 return
             self.parent = greenlet.getcurrent()
-            self.throw(BrokenOff)
+            self.switch(BREAK_OFF)
 
 
 def _serve() -> None:
@@ -209,14 +216,20 @@ class Coroutine:
         else:
             assert stack is not None
             stack.parent = caller
-        return stack.switch(value)
+        passed = stack.switch(value)
+        if passed is BREAK_OFF:
+            raise BrokenOff
+        return passed
 
     def suspend(self, value: object = None) -> object:
         """Leave the coroutine, from within it; returns what the next `resume` passes."""
         caller = self._caller
         assert caller is not None
         assert greenlet.getcurrent() is self._stack, f"suspend() outside coroutine {self.name}"
-        return caller.switch(value)
+        passed = caller.switch(value)
+        if passed is BREAK_OFF:
+            raise BrokenOff
+        return passed
 
 
 def start(task: Task, fn: Callable[[], None], hub: greenlet.greenlet) -> None:
@@ -236,6 +249,5 @@ def start(task: Task, fn: Callable[[], None], hub: greenlet.greenlet) -> None:
     task.stack = task.glet = stack
 
 
-def getcurrent() -> greenlet.greenlet:
-    """The stack that runs now."""
-    return greenlet.getcurrent()
+getcurrent: Callable[[], greenlet.greenlet] = greenlet.getcurrent
+"""The stack that runs now."""
