@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 Piece = tuple[int, int, int]
 """(first PFN, pages of the folio that holds an index, pages left in it from the index on)."""
+Vouched = tuple[int, int, int]
+"""(end GFN, PFN - GFN, pages of each folio): up to there all is as a leaf that maps it should have
+it, unless the leaf is larger than the folio."""
+_NOTHING: Vouched = (0, 0, 0)
 
 
 class MappingInFolio(Promise):
@@ -36,32 +40,41 @@ class MappingInFolio(Promise):
         While somebody holds slots_lock, a slot or a file may be on its way out.
         """
         changing = vm.kvm.slots_lock.locked()
-        slot: KvmMemorySlot | None = None
+        vouched = _NOTHING
         for run in vm.runs(first_gfn, end_gfn):
-            rest = run
-            while rest[1] > 0:
-                if slot is None or not slot.base_gfn <= rest[0] < slot.base_gfn + slot.npages:
-                    slot = vm.slot_at(rest[0])
-                if slot is None or slot.gmem_file is None:
-                    if not changing:
-                        self._broken(vm, rest, rest[0], "no memslot with a guest_memfd is there")
-                    break
-                slot_end = slot.base_gfn + slot.npages
-                whole = rest[1]
-                if rest[0] + whole > slot_end:
-                    pages = PAGES_PER_HPAGE[run[2]]
-                    whole = (slot_end - rest[0]) // pages * pages
-                    if whole < slot_end - rest[0]:
-                        self._broken(
-                            vm, rest, rest[0] + whole, f"the memslot ends at GFN {slot_end:#x}"
-                        )
-                        break
-                part = rest if whole == rest[1] else (*rest[:1], whole, *rest[2:])
-                self._check_attributes(vm, slot, part)
-                self._check_frames(vm, slot, slot.gmem_file.inode, part)
-                if whole == rest[1]:
-                    break
-                rest = (rest[0] + whole, rest[1] - whole, *rest[2:4], rest[4] + whole)
+            gfn, nr, level, _, pfn = run
+            end, offset, in_folio = vouched
+            # Runs ascend: what the last one led to often holds this one, too.
+            if gfn + nr > end or pfn - gfn != offset or PAGES_PER_HPAGE[level] > in_folio:
+                vouched = self._look_at(vm, run, changing)
+
+    def _look_at(self, vm: VmView, run: LeafRun, changing: bool) -> Vouched:
+        """One run; what is known of the memory behind its last leaves."""
+        slot: KvmMemorySlot | None = None
+        rest = run
+        while True:
+            if slot is None or not slot.base_gfn <= rest[0] < slot.base_gfn + slot.npages:
+                slot = vm.slot_at(rest[0])
+            if slot is None or slot.gmem_file is None:
+                if not changing:
+                    self._broken(vm, rest, rest[0], "no memslot with a guest_memfd is there")
+                return _NOTHING
+            slot_end = slot.base_gfn + slot.npages
+            whole = rest[1]
+            if rest[0] + whole > slot_end:
+                pages = PAGES_PER_HPAGE[run[2]]
+                whole = (slot_end - rest[0]) // pages * pages
+                if whole < slot_end - rest[0]:
+                    self._broken(
+                        vm, rest, rest[0] + whole, f"the memslot ends at GFN {slot_end:#x}"
+                    )
+                    return _NOTHING
+            part = rest if whole == rest[1] else (*rest[:1], whole, *rest[2:])
+            private_to = self._check_attributes(vm, slot, part)
+            end, offset, in_folio = self._check_frames(vm, slot, slot.gmem_file.inode, part)
+            if whole == rest[1]:
+                return min(end, private_to, slot_end), offset, in_folio
+            rest = (rest[0] + whole, rest[1] - whole, *rest[2:4], rest[4] + whole)
 
     def _broken(self, vm: VmView, run: LeafRun, gfn: int, why: str) -> None:
         """`gfn` is where the run of leaves `run` is wrong. The first of each kind is told."""
@@ -73,7 +86,8 @@ class MappingInFolio(Promise):
             f"{run[4] + leaf - run[0]:#x}, but {why}",
         )
 
-    def _check_attributes(self, vm: VmView, slot: KvmMemorySlot, run: LeafRun) -> None:
+    def _check_attributes(self, vm: VmView, slot: KvmMemorySlot, run: LeafRun) -> int:
+        """The GFN up to which, from the run's first on, all is private; 0 when it is not."""
         gfn = run[0]
         end = gfn + run[1]
         while gfn < end:
@@ -82,12 +96,13 @@ class MappingInFolio(Promise):
                 self._broken(
                     vm, run, gfn, f"of it GFNs [{gfn:#x}, {min(end, next_gfn):#x}) are shared"
                 )
-                return
+                return 0
             gfn = next_gfn
+        return gfn
 
     def _check_frames(
         self, vm: VmView, slot: KvmMemorySlot, inode: GmemInode, run: LeafRun
-    ) -> None:
+    ) -> Vouched:
         gfn, nr, level, _, pfn = run
         pages = PAGES_PER_HPAGE[level]
         # While a conversion or a truncation goes on, folios may be split under a larger mapping.
@@ -96,12 +111,13 @@ class MappingInFolio(Promise):
         offset = slot.gmem_pgoff - slot.base_gfn
         end = gfn + nr
         at = gfn
+        in_folio = 0
         while at < end:
             piece = piece_at(inode, at + offset)
             expected = pfn + at - gfn
             if piece is None:
                 self._broken(vm, run, at, f"no page of guest_memfd is at index {at + offset:#x}")
-                return
+                return _NOTHING
             have, in_folio, left = piece
             if have != expected:
                 self._broken(
@@ -111,13 +127,14 @@ class MappingInFolio(Promise):
                     f"PFN {have:#x} is what guest_memfd has at index {at + offset:#x}, where PFN "
                     f"{expected:#x} is mapped",
                 )
-                return
+                return _NOTHING
             if by_folio and in_folio < pages:
                 self._broken(
                     vm, run, at, f"the folio at PFN {have:#x} has {in_folio} of its {pages} pages"
                 )
-                return
+                return _NOTHING
             at += left
+        return at, pfn - gfn, in_folio
 
 
 def piece_at(inode: GmemInode, index: int) -> Piece | None:

@@ -404,6 +404,7 @@ def _machine(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
     return [
         (TablePage, "entry", element(S, IS)),
         (TablePage, "set_entry", element(X, IX)),
+        (TablePage, "set_lock", element(X, IX)),
         (TablePage, "try_cmpxchg", element(X, IX)),
         (TablePage, "fill", all_of(X)),
         (TablePage, "uniform", all_of(S)),

@@ -68,6 +68,16 @@ class TablePage:
         writes = self.writes
         writes.nr = self.written = writes.nr + 1
 
+    def set_lock(self, index: int, value: int) -> None:
+        """Write entry `index` where `value` differs from it in nothing but a lock. That is no write
+        for who looks on: by the locks of entries nothing is judged."""
+        entries = self.entries
+        if entries is None:
+            if value == self.base + index * self.stride:
+                return
+            entries = self._expand()
+        entries[index] = value
+
     def touch(self) -> None:
         """Count a write: who has read it reads it again."""
         writes = self.writes

@@ -274,7 +274,7 @@ def begin(
 def fail(found: SeptWalk, exclusive: bool, status: int) -> int:
     """Unlock the entry as it is, drop the rest, and return `status`."""
     td, page, index, _ = found
-    page.set_entry(index, page.entry(index) & ~LOCK)
+    page.set_lock(index, page.entry(index) & ~LOCK)
     end(td, exclusive)
     return status
 

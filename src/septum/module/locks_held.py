@@ -52,7 +52,7 @@ class LockHold:
                 self._plain.unlock_sh()
         if self._entry is not None:
             page, index = self._entry
-            page.set_entry(index, page.entry(index) & ~LOCK)
+            page.set_lock(index, page.entry(index) & ~LOCK)
 
     def hold_pamt(self, hpa: int, level: int) -> bool:
         """A PAMT entry, and the levels above it shared."""
@@ -83,7 +83,7 @@ class LockHold:
         if reached != level or entry & LOCK:
             self.release()
             return False
-        page.set_entry(index, (entry & ~HP if by_host else entry) | LOCK)
+        page.set_lock(index, (entry & ~HP if by_host else entry) | LOCK)
         self._entry = page, index
         return True
 

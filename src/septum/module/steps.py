@@ -54,7 +54,7 @@ class Steps:
         """Take the lock of an entry that is not locked, for the host; host priority is done with.
         Returns the entry without both. Source: sept_lock_acquire_host."""
         entry &= ~HP
-        page.set_entry(index, entry | LOCK)
+        page.set_lock(index, entry | LOCK)
         return entry
 
     def lock_entry_guest(self, page: TablePage, index: int) -> int:
@@ -68,12 +68,12 @@ class Steps:
             return TDX_OPERAND_BUSY
         if entry & HP:
             return TDX_OPERAND_BUSY_HOST_PRIORITY
-        page.set_entry(index, entry | LOCK)
+        page.set_lock(index, entry | LOCK)
         return 0
 
     def entry_busy(self, td: Td, page: TablePage, index: int, entry: int, exclusive: bool) -> None:
         """The host finds an entry locked: it gets priority, and the call drops what it has."""
-        page.set_entry(index, entry | HP)
+        page.set_lock(index, entry | HP)
         end(td, exclusive)
 
     def demoted_entry(self, td: Td, entry: int, hpa: int) -> int:

@@ -130,8 +130,9 @@ def unlock_entry(page: TablePage, index: int, entry: int | None = None) -> None:
     """Drop an entry's lock, writing `entry` if given; host priority set meanwhile stays."""
     now = page.entry(index)
     if entry is None:
-        entry = now
-    page.set_entry(index, entry & ~LOCK | now & HP)
+        page.set_lock(index, now & ~LOCK)
+    else:
+        page.set_entry(index, entry & ~LOCK | now & HP)
 
 
 def _ept_exit(

@@ -40,7 +40,7 @@ class AcceptUnlocked(Module):
     def lock_entry_guest(self, page: TablePage, index: int) -> int:
         status = super().lock_entry_guest(page, index)
         if not status:
-            page.set_entry(index, page.entry(index) & ~LOCK)
+            page.set_lock(index, page.entry(index) & ~LOCK)
         return status
 
 
@@ -84,7 +84,7 @@ class PriorityStays(Module):
     __slots__ = ()
 
     def lock_entry_host(self, page: TablePage, index: int, entry: int) -> int:
-        page.set_entry(index, entry | LOCK)
+        page.set_lock(index, entry | LOCK)
         return entry & ~HP
 
 
