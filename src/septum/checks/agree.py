@@ -226,7 +226,8 @@ class TwoTables:
             ):
                 return False
         for pair in pairs:
-            if not pair.is_read():
+            # As `is_read`, which would be called for all tables at each look.
+            if pair.spt_written != pair.spt.written or pair.sept_written != pair.sept.written:
                 children = pair.children
                 if not everything:
                     return False

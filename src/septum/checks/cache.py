@@ -79,8 +79,10 @@ class CacheLines(Promise):
         hkid_min = world.machine.config.private_hkid_min
         must_reset = world.host.params.x86_bug_tdx_pw_mce
         for leaf in world.module.pamt.entries_2m():
+            if leaf.pt == PT_REG or leaf.parent.pt not in _HOST:
+                continue
             block = world.machine.mem.block(leaf.hpa >> 12)
-            if block is None or leaf.parent.pt not in _HOST or leaf.pt == PT_REG:
+            if block is None:
                 continue
             if block.dirty != CLEAN:
                 self._check_free(leaf, block.dirty, hkid_min, "has dirty lines of")

@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from septum.abi.kvm import KVM_LPAGE_GUEST_INHIBIT_FLAG, PAGES_PER_HPAGE, PG_LEVEL_2M
-from septum.abi.sept import PS
 from septum.abi.spte import (
     FROZEN_SPTE,
     SPTE_BASE_ADDR_MASK,
@@ -176,16 +175,16 @@ class Mirror(Promise):
 
     def _check_inhibit(self, vm: VmView, first_gfn: int, end_gfn: int) -> None:
         """Where the guest's accept level forbids 2 MB, there is no 2 MB leaf."""
+        huge = [run for run in vm.runs(first_gfn, end_gfn) if run[2] == PG_LEVEL_2M]
+        if not huge:
+            return
         for slot in vm.kvm.memslots.values():
             base = slot.base_gfn >> 9
             for idx, value in slot.lpage_info[PG_LEVEL_2M - 2].items():
                 if not value & KVM_LPAGE_GUEST_INHIBIT_FLAG:
                     continue
                 gfn = (base + idx) << 9
-                if not first_gfn < gfn + NR or gfn >= end_gfn:
-                    continue
-                level, entry = vm.walk(gfn)
-                if level == PG_LEVEL_2M and entry & PS:
+                if any(start <= gfn < start + nr for start, nr, _, _, _ in huge):
                     self.broken(
                         (vm.name, "inhibit", gfn),
                         f"{vm.name}: GFN {gfn:#x} is mapped at 2M although lpage_info has the "
