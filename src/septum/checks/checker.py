@@ -253,24 +253,21 @@ class Checker:
         of S-EPT entries) is looked at, and every so often what tasks are at, and all the rest."""
         if self._looking:
             return
-        self._nr_steps += 1
-        spans: Spans = {}
-        if self._nr_steps % STEPS_PER_ACTIVE_LOOK == 0:
+        nr = self._nr_steps = self._nr_steps + 1
+        if nr % STEPS_PER_ACTIVE_LOOK == 0:
             self._credit += CREDIT_PER_QUIET_POINT
-            spans = self._active_spans()
-        else:
-            # What changed is a function of what tables hold, and of what looks have noted of that.
-            nr_writes = self.world.machine.table_writes.nr
-            if nr_writes == self._settled_at:
-                return
-            changed = self._changed_spans()
-            if changed is None:
-                # A VM without a key has nothing to be seen; that it gets one is no write.
-                if all(vm.keyed for vm in self._vms.values()):
-                    self._settled_at = nr_writes
-                return
-            spans = changed
-        self._look(kind, spans)
+            self._look(kind, self._active_spans())
+            return
+        # What changed is a function of what tables hold, and of what looks have noted of that.
+        nr_writes = self.world.machine.table_writes.nr
+        if nr_writes == self._settled_at:
+            return
+        changed = self._changed_spans()
+        if changed is not None:
+            self._look(kind, changed)
+        # A VM without a key has nothing to be seen; that it gets one is no write.
+        elif all(vm.keyed for vm in self._vms.values()):
+            self._settled_at = nr_writes
 
     def _changed_spans(self) -> Spans | None:
         """Where page tables changed since they were looked at; None is nowhere. When it is time to

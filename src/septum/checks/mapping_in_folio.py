@@ -10,16 +10,17 @@ from septum.checks.sept import END_GFN
 from septum.checks.text import level_text
 
 if TYPE_CHECKING:
+    from septum.checks.checker import Checker
     from septum.checks.sept import LeafRun
     from septum.checks.view import VmView
     from septum.linux.kvm.types import GmemInode, KvmMemorySlot
 
 Piece = tuple[int, int, int]
 """(first PFN, pages of the folio that holds an index, pages left in it from the index on)."""
-Vouched = tuple[int, int, int]
-"""(end GFN, PFN - GFN, pages of each folio): up to there all is as a leaf that maps it should have
-it, unless the leaf is larger than the folio."""
-_NOTHING: Vouched = (0, 0, 0)
+Grounds = list[object]
+"""What the verdict about a leaf rests on besides the leaf."""
+FEW = 64
+"""So many leaves, and folios, are compared with those that were judged last."""
 
 
 class MappingInFolio(Promise):
@@ -29,9 +30,15 @@ class MappingInFolio(Promise):
     machine check or silently corrupts the guest, and the guest's writes corrupt the host.
     """
 
-    __slots__ = ()
+    __slots__ = ("_judged",)
     name = "mapping-in-folio"
     thorough = True
+
+    def __init__(self, checker: Checker) -> None:
+        super().__init__(checker)
+        # By VM, the leaves that were judged last, and on which grounds. The same are not judged
+        # again.
+        self._judged: dict[str, tuple[Grounds, list[LeafRun]]] = {}
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
         """Each S-EPT leaf lies in one slot, in memory that is private, in the frames that its
@@ -40,41 +47,72 @@ class MappingInFolio(Promise):
         While somebody holds slots_lock, a slot or a file may be on its way out.
         """
         changing = vm.kvm.slots_lock.locked()
-        vouched = _NOTHING
-        for run in vm.runs(first_gfn, end_gfn):
-            gfn, nr, level, _, pfn = run
-            end, offset, in_folio = vouched
-            # Runs ascend: what the last one led to often holds this one, too.
-            if gfn + nr > end or pfn - gfn != offset or PAGES_PER_HPAGE[level] > in_folio:
-                vouched = self._look_at(vm, run, changing)
-
-    def _look_at(self, vm: VmView, run: LeafRun, changing: bool) -> Vouched:
-        """One run; what is known of the memory behind its last leaves."""
         slot: KvmMemorySlot | None = None
-        rest = run
-        while True:
-            if slot is None or not slot.base_gfn <= rest[0] < slot.base_gfn + slot.npages:
-                slot = vm.slot_at(rest[0])
-            if slot is None or slot.gmem_file is None:
-                if not changing:
-                    self._broken(vm, rest, rest[0], "no memslot with a guest_memfd is there")
-                return _NOTHING
-            slot_end = slot.base_gfn + slot.npages
-            whole = rest[1]
-            if rest[0] + whole > slot_end:
-                pages = PAGES_PER_HPAGE[run[2]]
-                whole = (slot_end - rest[0]) // pages * pages
-                if whole < slot_end - rest[0]:
-                    self._broken(
-                        vm, rest, rest[0] + whole, f"the memslot ends at GFN {slot_end:#x}"
-                    )
-                    return _NOTHING
-            part = rest if whole == rest[1] else (*rest[:1], whole, *rest[2:])
-            private_to = self._check_attributes(vm, slot, part)
-            end, offset, in_folio = self._check_frames(vm, slot, slot.gmem_file.inode, part)
-            if whole == rest[1]:
-                return min(end, private_to, slot_end), offset, in_folio
-            rest = (rest[0] + whole, rest[1] - whole, *rest[2:4], rest[4] + whole)
+        runs = vm.runs(first_gfn, end_gfn)
+        before = self._judged_before(vm, runs)
+        if before == runs:
+            return
+        for run in runs:
+            if run in before:
+                continue
+            rest = run
+            while rest[1] > 0:
+                if slot is None or not slot.base_gfn <= rest[0] < slot.base_gfn + slot.npages:
+                    slot = vm.slot_at(rest[0])
+                if slot is None or slot.gmem_file is None:
+                    if not changing:
+                        self._broken(vm, rest, rest[0], "no memslot with a guest_memfd is there")
+                    break
+                slot_end = slot.base_gfn + slot.npages
+                whole = rest[1]
+                if rest[0] + whole > slot_end:
+                    pages = PAGES_PER_HPAGE[run[2]]
+                    whole = (slot_end - rest[0]) // pages * pages
+                    if whole < slot_end - rest[0]:
+                        self._broken(
+                            vm, rest, rest[0] + whole, f"the memslot ends at GFN {slot_end:#x}"
+                        )
+                        break
+                part = rest if whole == rest[1] else (*rest[:1], whole, *rest[2:])
+                self._check_attributes(vm, slot, part)
+                self._check_frames(vm, slot, slot.gmem_file.inode, part)
+                if whole == rest[1]:
+                    break
+                rest = (rest[0] + whole, rest[1] - whole, *rest[2:4], rest[4] + whole)
+
+    def _judged_before(self, vm: VmView, runs: list[LeafRun]) -> list[LeafRun]:
+        """Leaves that were judged on the grounds that there are now; from now on `runs` are."""
+        grounds = self._grounds(vm) if len(runs) <= FEW else None
+        if grounds is None:
+            self._judged.pop(vm.name, None)
+            return []
+        judged = self._judged.get(vm.name)
+        if judged is not None and judged[0] == grounds:
+            if judged[1] != runs:
+                self._judged[vm.name] = (judged[0], runs)
+            return judged[1]
+        self._judged[vm.name] = (grounds, runs)
+        return []
+
+    def _grounds(self, vm: VmView) -> Grounds | None:
+        """Slots, attributes, folios, and whether they are being changed; None when there are many
+        folios, or some are split."""
+        kvm = vm.kvm
+        grounds: Grounds = [
+            kvm.slots_lock.locked(),
+            self.checker.mapping_may_exceed_folio,
+            kvm.mem_attr_array[:],
+        ]
+        for slot in kvm.memslots.values():
+            grounds += (slot.base_gfn, slot.npages, slot.gmem_pgoff, slot.gmem_file)
+            if slot.gmem_file is not None:
+                inode = slot.gmem_file.inode
+                if inode.split_folios or len(inode.folios) > FEW:
+                    return None
+                grounds += (inode.invalidate_lock.writer is not None, inode.attributes[:])
+                for index, folio in inode.folios.items():
+                    grounds += (index, folio.pfn, folio.order)
+        return grounds
 
     def _broken(self, vm: VmView, run: LeafRun, gfn: int, why: str) -> None:
         """`gfn` is where the run of leaves `run` is wrong. The first of each kind is told."""
@@ -86,8 +124,7 @@ class MappingInFolio(Promise):
             f"{run[4] + leaf - run[0]:#x}, but {why}",
         )
 
-    def _check_attributes(self, vm: VmView, slot: KvmMemorySlot, run: LeafRun) -> int:
-        """The GFN up to which, from the run's first on, all is private; 0 when it is not."""
+    def _check_attributes(self, vm: VmView, slot: KvmMemorySlot, run: LeafRun) -> None:
         gfn = run[0]
         end = gfn + run[1]
         while gfn < end:
@@ -96,13 +133,12 @@ class MappingInFolio(Promise):
                 self._broken(
                     vm, run, gfn, f"of it GFNs [{gfn:#x}, {min(end, next_gfn):#x}) are shared"
                 )
-                return 0
+                return
             gfn = next_gfn
-        return gfn
 
     def _check_frames(
         self, vm: VmView, slot: KvmMemorySlot, inode: GmemInode, run: LeafRun
-    ) -> Vouched:
+    ) -> None:
         gfn, nr, level, _, pfn = run
         pages = PAGES_PER_HPAGE[level]
         # While a conversion or a truncation goes on, folios may be split under a larger mapping.
@@ -111,13 +147,12 @@ class MappingInFolio(Promise):
         offset = slot.gmem_pgoff - slot.base_gfn
         end = gfn + nr
         at = gfn
-        in_folio = 0
         while at < end:
             piece = piece_at(inode, at + offset)
             expected = pfn + at - gfn
             if piece is None:
                 self._broken(vm, run, at, f"no page of guest_memfd is at index {at + offset:#x}")
-                return _NOTHING
+                return
             have, in_folio, left = piece
             if have != expected:
                 self._broken(
@@ -127,14 +162,13 @@ class MappingInFolio(Promise):
                     f"PFN {have:#x} is what guest_memfd has at index {at + offset:#x}, where PFN "
                     f"{expected:#x} is mapped",
                 )
-                return _NOTHING
+                return
             if by_folio and in_folio < pages:
                 self._broken(
                     vm, run, at, f"the folio at PFN {have:#x} has {in_folio} of its {pages} pages"
                 )
-                return _NOTHING
+                return
             at += left
-        return at, pfn - gfn, in_folio
 
 
 def piece_at(inode: GmemInode, index: int) -> Piece | None:

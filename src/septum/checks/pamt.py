@@ -74,8 +74,8 @@ def children_of(leaf: PamtEntry2M) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(indexes, types) of the 4 KB pages of a 2 MB frame that have an entry of their own."""
     # By the plain type's own method: a search that watches what the model does with its containers
     # would take a look at all of one for an access that makes steps depend on each other.
-    children = dict.items(leaf.children)
-    return tuple([index for index, _ in children]), tuple([child.pt for _, child in children])
+    children = leaf.children
+    return tuple(dict.keys(children)), tuple([child.pt for child in dict.values(children)])
 
 
 def is_used(leaf: PamtEntry2M, index: int) -> bool:

@@ -409,7 +409,10 @@ class SeptReader:
             if (
                 record is None
                 or record.gfn != gfn
-                or (record.written != page.written and record.content != self.contents.of(page))
+                or (
+                    record.written != page.written
+                    and _is_unlike(record.content, self.contents.of(page))
+                )
             ):
                 spans.append((gfn, gfn + (NR << 9 * level)))
                 continue

@@ -82,12 +82,20 @@ class Measuring(Steering):
 class Sampled(Steering):
     """Dice for run `number` of `seed`; subclasses pick tasks."""
 
-    __slots__ = ("_dice", "_fail_at", "_nr_failure_points", "_places", "_turn", "length", "options")
+    __slots__ = (
+        "_fail_at",
+        "_nr_failure_points",
+        "_places",
+        "_random",
+        "_turn",
+        "length",
+        "options",
+    )
 
     def __init__(self, options: Options, number: int, length: Length) -> None:
         self.options = options
         self.length = length
-        self._dice = random.Random(options.seed << 40 | number)
+        self._random = random.Random(options.seed << 40 | number).random
         super().__init__()
         self._nr_failure_points = 0
         self._places: dict[tuple[int, ...], int] = {}  # how often a task stood there, in its turn
@@ -98,7 +106,7 @@ class Sampled(Steering):
 
     def _below(self, n: int) -> int:
         """One of 0..n-1."""
-        return int(self._dice.random() * n)
+        return int(self._random() * n)
 
     def go_on(self, count: int, in_row: int) -> None:
         """The answer at the next `count` points is 0, unless the task that runs there, and has run
@@ -181,7 +189,7 @@ class RandomWalk(Sampled):
             self._stays -= 1
             self.go_on(self._stays, self._in_row)
             return False
-        stays = int(math.log(1.0 - self._dice.random()) / self._stay)
+        stays = int(math.log(1.0 - self._random()) / self._stay)
         if not stays:
             return True
         self._stays = stays - 1
@@ -225,7 +233,7 @@ class Pct(Sampled):
     def _priority(self, task: Task) -> float:
         value = self._priorities.get(task.index)
         if value is None:
-            value = self._priorities[task.index] = self._dice.random()
+            value = self._priorities[task.index] = self._random()
         return value
 
     def _drop(self, task: Task) -> None:

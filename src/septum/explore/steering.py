@@ -160,25 +160,25 @@ class Steering(Schedule):
             self._in_row += skipped
             self.decisions += skipped
             self.was_skipped(skipped)
-        self.decisions += 1
-        if self.decisions >= self._clock_at:
+        decisions = self.decisions = self.decisions + 1
+        if decisions >= self._clock_at:
             self._look_at_clock()
-        if self.decisions > self.max_points:
+        if decisions > self.max_points:
             return self._take_turns(forced)
-        current = sim.current
-        if current is self._row_task and not forced:
-            self._in_row += 1
+        if sim.current is self._row_task and not forced:
+            in_row = self._in_row + 1
         else:
-            self._in_row = 0
-            self._row_task = current
-        spins = not forced and self._in_row >= self.spin_points
-        self.yields = spins
+            in_row = 0
+            self._row_task = sim.current
+        self._in_row = in_row
+        self.yields = spins = not forced and in_row >= self.spin_points
         answer = self.pick_task(n, forced, spins)
-        self.preempting = bool(answer) and not forced and not self.yields
-        if self.preempting:
-            self.preemptions += 1
         if answer:
             self._in_row = 0
+            self.preempting = not forced and not self.yields
+            self.preemptions += self.preempting
+        else:
+            self.preempting = False
         return answer
 
     def _take_turns(self, forced: bool) -> int:

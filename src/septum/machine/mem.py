@@ -119,9 +119,9 @@ class PhysMem:
                 pfn += 1
 
     def _forget_bytes(self, first_pfn: int) -> None:
-        if self._bytes:
-            for pfn in range(first_pfn, first_pfn + PTRS_PER_TABLE):
-                self._bytes.pop(pfn, None)
+        end = first_pfn + PTRS_PER_TABLE
+        for pfn in [pfn for pfn in self._bytes if first_pfn <= pfn < end]:
+            del self._bytes[pfn]
 
     def load_bytes(self, pfn: int, hkid: int, data: bytes) -> None:
         """Write real bytes (at most 4096, zero-padded) to frame `pfn`."""
