@@ -15,7 +15,7 @@ from septum.explore.footprint import IX, Footprints, X
 from septum.explore.own import OwnState
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
-from septum.explore.stacks import Stacks, _codes, _Stack
+from septum.explore.stacks import Stacks, _codes, _Stack, place_of
 from septum.explore.subject import Options, Strategy
 from septum.explore.track import Tracker
 from septum.explore.transitions import Step, Transitions, Unfaithful
@@ -253,3 +253,31 @@ def test_what_was_one_tasks_alone_and_is_no_more_is_told_no_more() -> None:
     assert transitions._steps == {(3, 1, False): [tells], (4, 1, False): [other]}
     footprints.forget_news()
     assert not footprints.news and not footprints.disowned
+
+
+def test_how_the_scheduler_asks_is_no_place() -> None:
+    """A task that waits to hear who runs next stands where it stands, also where somebody was woken
+    since, for whom the scheduler asks in another way."""
+    places: list[int] = []
+
+    def asks() -> None:
+        places.append(place_of(sys._getframe()))
+
+    def asks_for_the_woken() -> None:
+        asks()
+
+    def model(how) -> None:  # type: ignore[no-untyped-def]
+        how()
+
+    def look() -> bool:
+        places.clear()
+        for how in (asks, asks_for_the_woken):
+            model(how)
+        return places[0] == places[1]
+
+    assert not look()
+    for scheduler in (asks, asks_for_the_woken):
+        _codes[scheduler.__code__] = False
+    assert look()
+    model(asks)
+    assert places[2] != places[0]

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.explore.footprint import IS, IX, S, X
+from septum.explore.mix import spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -83,12 +84,12 @@ class Fingerprint:
         old = entries.get(key)
         change = 0
         if old is not None:
-            change -= hash((table, key, old))
+            change -= spread(hash((table, key, old)))
         if new is None:
             entries.pop(key, None)
         else:
             entries[key] = new
-            change += hash((table, key, new))
+            change += spread(hash((table, key, new)))
         if table != SHOWN:
             self.value = self.value + change & _MASK
         if table == SHOWN or (table != CHAINS and key < RESULTS and self._watched[key]):
@@ -98,9 +99,9 @@ class Fingerprint:
             if whole is not None:
                 digest = self._digests.get(whole, 0)
                 if old is not None:
-                    digest -= hash((key, old))
+                    digest -= spread(hash((key, old)))
                 if new is not None:
-                    digest += hash((key, new))
+                    digest += spread(hash((key, new)))
                 self._digests[whole] = digest & _MASK
 
     def set(self, table: int, key: int, new: int | None) -> None:
@@ -142,7 +143,7 @@ class Fingerprint:
                 now = wholes.get(location, 0)
                 # What comes of a change depends on what was there, if not for the one who makes it.
                 seen.append((location, hash((now, contents.get(location, 0)))))
-            observed += hash((location, kind, now))
+            observed += spread(hash((location, kind, now)))
         return observed & _MASK, tuple(seen)
 
     def sees(self, seen: Seen, parts: dict[int, list[int]]) -> bool:

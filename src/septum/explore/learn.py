@@ -5,10 +5,12 @@ Also the runs in which it learns beforehand what tasks share.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
-from septum.explore.run import Replaying, Steering, standing
+from septum.explore.run import Replaying, Steering
 from septum.explore.sampling import Length, RandomWalk
+from septum.explore.stacks import place_of
 from septum.explore.transitions import BLOCKED, DONE, POINT, Choice, Ends, Unfaithful
 
 if TYPE_CHECKING:
@@ -248,7 +250,7 @@ class Recording(Steering):
             tracker.steps.follows(task, known.left)
             tracker.own.settle()
             return
-        if known.end == POINT and known.place != hash(standing(5)):
+        if known.end == POINT and known.place != place_of(sys._getframe()):
             raise Unfaithful(f"task {task}: a known step led to another place")
         if not current.done:
             tracker.stacks.passed(current, known.raw)
@@ -270,7 +272,7 @@ class Recording(Steering):
                 tracker.steps.follows(task, known.left)
                 self._keep(known, looked, shown, ends)
                 return
-        ends.place = hash(standing(5)) if ends.end == POINT else 0
+        ends.place = place_of(sys._getframe()) if ends.end == POINT else 0
         if ends.end == DONE:
             tracker.stacks.forget(task)  # what its frames hold is gone
         step = self._transitions.record(self.state, task, alone, choices, ends)

@@ -11,6 +11,7 @@ from sys import getrefcount
 from typing import TYPE_CHECKING
 
 from septum.explore.footprint import IX, NEW_LOCATION, X, made_in_run
+from septum.explore.mix import spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,7 +46,7 @@ class _Contents:
         self.nr_unknown = 0  # how many cannot be told
 
     def put(self, location: int, content: int | None, watched: bool) -> None:
-        new = 0 if content is None else hash((location, content)) or 1
+        new = 0 if content is None else spread(hash((location, content))) or 1
         old = self.by_location.get(location)
         if old != new:
             self.by_location[location] = new
@@ -191,9 +192,9 @@ class OwnState:
                     if contents.nr_unknown:
                         return None
                     total += contents.total
-                total += hash(name)
+                total += spread(hash((name,)))
             if name & _NUMBER > REUSED_MAX:
-                total += name  # the number of the next one is a higher one
+                total += spread(hash((name, 0)))  # the number of the next one is a higher one
         return hash(total)
 
     def shown(self, task: int) -> int | None:

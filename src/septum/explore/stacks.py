@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import greenlet
 
 from septum.explore.bytecode import place
+from septum.explore.mix import of_int
 from septum.explore.special import OBSERVERS
 from septum.explore.values import Unknown, is_private
 from septum.sim import Schedule, Sim, Task
@@ -29,11 +30,14 @@ if TYPE_CHECKING:
     from septum.explore.values import Contents
     from septum.sim import Coroutine
 
+PLACE_DEPTH = 14
+"""So many frames of a stack say where it stands."""
+
 # The searcher's own frames, of the schedule and of wrapped methods, and those of the scheduler:
 # nothing of theirs matters. Nor does anything of those who look on.
 _OTHERS = ("septum.explore.", *(k.__module__ for k in (Sim, Task, Schedule)), *OBSERVERS)
 _MODEL = "septum.explore.toys"
-_ATOMS = frozenset((int, bool, str, bytes, type(None)))
+_ATOMS = frozenset((bool, str, bytes, type(None)))
 _CODE = frozenset((type, BuiltinFunctionType, ModuleType))
 """Values whose content does not change."""
 
@@ -227,6 +231,9 @@ class Stacks:
                 if name not in live:
                     continue  # it is set again before it is looked at, or never looked at
                 values.append(name)
+                if value.__class__ is int:
+                    values.append(of_int(value))
+                    continue
                 if value.__class__ in _ATOMS:
                     values.append(value)
                     continue
@@ -249,6 +256,21 @@ class Stacks:
         if known is None:
             known = self._once[id(value)] = self._contents.of_value(value)
         return known
+
+
+def place_of(frame: FrameType) -> int:
+    """Where a stack stands in the model's code, as a number: the innermost frames of the model,
+    from `frame` outwards. How the scheduler came to ask who runs next does not count."""
+    places: list[int] = []
+    at: FrameType | None = frame
+    depth = PLACE_DEPTH
+    while at is not None and not _matters(at):
+        at = at.f_back
+    while at is not None and depth:
+        places += (id(at.f_code), at.f_lasti)
+        at = at.f_back
+        depth -= 1
+    return hash(tuple(places))
 
 
 _codes: dict[CodeType, bool] = {}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from septum.explore.mix import all_small, of_int
 from septum.explore.private import PRIVATE
 from septum.linux.srcu import Srcu
 from septum.machine.mem import FrameBlock, PhysMem
@@ -26,7 +27,7 @@ from septum.sim.state import slots_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_ATOMS = (int, str, bytes, float, range, Enum)
+_ATOMS = (str, bytes, float, range, Enum)
 _PLAIN_DEPTH = 4
 _NONE = 0x6C62272E07BB0142
 _ABSENT = _NONE + 1
@@ -52,7 +53,7 @@ _token, _key = _block["token"].__get__, _block["key"].__get__
 _dirty = _block["dirty"].__get__
 
 
-_SIMPLE = frozenset((int, bool, str, bytes))
+_SIMPLE = frozenset((str, bytes))
 _readers: dict[type, attrgetter[tuple[object, ...]] | None] = {}
 _private: dict[type, bool] = {}
 
@@ -121,7 +122,7 @@ class Contents:
         if isinstance(whole, TablePage):
             assert isinstance(key, int)
             entries = _entries(whole)
-            return hash(entries[key] if entries else _base(whole) + key * _stride(whole))
+            return of_int(entries[key] if entries else _base(whole) + key * _stride(whole))
         if isinstance(whole, PhysMem):
             assert isinstance(key, int)
             pfn = key if key >= 0 else ~key << 9
@@ -133,7 +134,7 @@ class Contents:
             index = pfn & 511
             return hash(
                 tuple(
-                    values[index] if isinstance(values, array) else values
+                    of_int(values[index] if isinstance(values, array) else values)
                     for values in (_token(block), _key(block), _dirty(block))
                 )
             )
@@ -160,6 +161,8 @@ class Contents:
     def _value(self, value: object, depth: int) -> int:
         if value is None:
             return _NONE
+        if isinstance(value, int):
+            return of_int(value)
         if value.__class__ in _SIMPLE:
             return hash(value)
         if is_private(value) and depth > 0:
@@ -205,7 +208,7 @@ class Contents:
                 held = read(value)
         if held is None:
             held = tuple(getattr(value, name, _ABSENT) for name, _ in slots_of(kind))
-        if _SIMPLE.issuperset(map(type, held)):
+        if all_small(held):
             return hash((10, held))
         return hash((10, tuple([self._value(inner, depth - 1) for inner in held])))
 
@@ -243,8 +246,8 @@ def _of_block(block: FrameBlock) -> int:
     return hash(tuple(map(_frames, (_token(block), _key(block), _dirty(block)))))
 
 
-def _frames(values: object) -> object:
-    return array.tobytes(values) if isinstance(values, array) else values
+def _frames(values: array[int] | int) -> object:
+    return array.tobytes(values) if isinstance(values, array) else of_int(values)
 
 
 __all__ = ["Contents"]
