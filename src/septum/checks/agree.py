@@ -203,8 +203,11 @@ class TwoTables:
             self._links = []
             self._whole = True
         self._walk(sept, spt, level, 0, window)
-        if everything and not self._whole:
-            self._pairs = []
+        if everything:
+            # Of tables that are not there any more nothing is remembered.
+            self._alike = {pair.sept.pfn: pair for pair in self._pairs if not pair.unlike}
+            if not self._whole:
+                self._pairs = []
         return self._found
 
     def _as_walked(self, sept: TablePage, spt: TablePage, everything: bool) -> bool:

@@ -125,8 +125,8 @@ class Checker:
         self._nr_found: dict[str, int] = {}
         self._nr_steps = 0
         self._nr_violations = 0
-        # How often tables had been written when nothing had changed since the last look; -1 after
-        # a look.
+        # How often tables had been written when nothing had changed since the last look; -1: not
+        # known.
         self._settled_at = -1
         # Those that do anything when they are asked or told.
         self._watching = self._with("changed")
@@ -344,6 +344,8 @@ class Checker:
         for vm in list(self._vms.values()):
             self._look_at(vm, 0, END_GFN, self._looks)
             nr_runs += self._nr_runs
+        if all(vm.has_key() for vm in self._vms.values()):
+            self._settled_at = self.world.machine.table_writes.nr
         for promise in self._of_machine:
             promise.look_machine()
         # Large or mixed guests are looked at as a whole more rarely.
