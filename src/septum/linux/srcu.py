@@ -43,7 +43,7 @@ class Srcu:
 
     def synchronize(self) -> None:
         """synchronize_srcu(): returns when every reader of before has left."""
-        self.sim.might_sleep(f"synchronize_srcu({self.name})")
+        self.sim.might_sleep("synchronize_srcu", self.name)
         old = self.idx
         self.idx = 1 - old
         nr_readers = self.nr_readers

@@ -141,7 +141,7 @@ class Mutex(_Exclusive):
 
     def lock(self) -> None:
         """mutex_lock()."""
-        self.sim.might_sleep(f"mutex_lock({self.name})")
+        self.sim.might_sleep("mutex_lock", self.name)
         self.sim.point("mutex_lock", self)
         self._take()
 
@@ -306,7 +306,7 @@ class RwSem(_ReaderWriter):
 
     def down_read(self) -> None:
         """down_read()."""
-        self.sim.might_sleep(f"down_read({self.name})")
+        self.sim.might_sleep("down_read", self.name)
         self.sim.point("down_read", self)
         self._read()
 
@@ -316,7 +316,7 @@ class RwSem(_ReaderWriter):
 
     def down_write(self) -> None:
         """down_write()."""
-        self.sim.might_sleep(f"down_write({self.name})")
+        self.sim.might_sleep("down_write", self.name)
         self.sim.point("down_write", self)
         self._write()
 
@@ -337,7 +337,7 @@ class WaitQueue:
 
     def wait_event(self, pred: Callable[[], bool]) -> None:
         """Sleep until `pred()`; it is tested now and at each wake-up."""
-        self.sim.might_sleep(f"wait_event({self.name})")
+        self.sim.might_sleep("wait_event", self.name)
         self.spin_until(pred)
 
     def spin_until(self, pred: Callable[[], bool]) -> None:

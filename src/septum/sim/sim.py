@@ -355,10 +355,13 @@ class Sim:
         waiters.clear()
         self._update_solo()
 
-    def might_sleep(self, what: str) -> None:
-        """Finding `locking` when the current task holds a spinning lock. Mirrors might_sleep()."""
+    def might_sleep(self, what: str, of: str = "") -> None:
+        """Finding `locking` when the current task holds a spinning lock, for what the function
+        `what` does to the lock `of`. Mirrors might_sleep()."""
         current = self.current
         if current.atomic:
+            if of:
+                what = f"{what}({of})"
             names = ", ".join(lock.name for lock, _ in current.held)
             self.find("locking", f"{what} may sleep, in atomic context (held: {names})", where=what)
 

@@ -71,13 +71,13 @@ class TdpIter:
         self.yielded = False
         self.yielded_gfn = self.next_last_level_gfn
         self.level = level = self.root_level
-        self.gfn = self.next_last_level_gfn & -PAGES_PER_HPAGE[level]
-        self._refresh_sptep()
+        self._refresh_sptep(self.root.spt, self.next_last_level_gfn & -PAGES_PER_HPAGE[level], level)
 
-    def _refresh_sptep(self) -> None:
-        level = self.level
-        self.table = table = self.pt_path[level]
-        self.index = index = ((self.gfn | self.gfn_bits) >> HPAGE_GFN_SHIFT[level]) & 511
+    def _refresh_sptep(self, table: TablePage, gfn: int, level: int) -> None:
+        """tdp_iter_refresh_sptep(): the entry for `gfn` in `table`, of `level`."""
+        self.table = table
+        self.gfn = gfn
+        self.index = index = ((gfn | self.gfn_bits) >> HPAGE_GFN_SHIFT[level]) & 511
         self.old_spte = table.entry(index)
 
     def next(self) -> None:
@@ -101,8 +101,7 @@ class TdpIter:
                 self.valid = False
                 return
             self.level = level = level + 1
-            self.gfn &= -PAGES_PER_HPAGE[level]
-            self._refresh_sptep()
+            self._refresh_sptep(self.pt_path[level], self.gfn & -PAGES_PER_HPAGE[level], level)
 
     def _try_step_down(self) -> bool:
         # Read again: the entry may have been changed since it was last read.

@@ -244,11 +244,9 @@ class TdpMmuSpte(TdpMmuRoots):
         gfn, level = it.gfn, it.level
         was_present = is_shadow_present_pte(old_spte)
         splits = was_present and is_last_spte(old_spte, level) and not is_last_spte(new_spte, level)
-        self.host.main.kvm_bug_on(
-            kvm,
-            was_present and not splits,
-            f"gfn {gfn:#x}: mirror SPTE {old_spte:#x} -> {new_spte:#x} under mmu_lock for reading",
-        )
+        if was_present and not splits:
+            change = f"gfn {gfn:#x}: mirror SPTE {old_spte:#x} -> {new_spte:#x}"
+            self.host.main.kvm_bug_on(kvm, True, f"{change} under mmu_lock for reading")
         self.lockdep_assert(
             kvm.mmu_lock.held(), "mmu_lock is not held", "set_external_spte_present"
         )
