@@ -161,12 +161,12 @@ class RandomWalk(Sampled):
         self._stay = 0.0 if number % 2 else math.log(1.0 - 4.0 / (length.picks + 4))
 
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
-        if not forced and not spins and self.goes_round():
+        if forced:
+            return self._below(n)
+        if not spins and self.goes_round():
             self.yields = spins = True
         if spins:
             return 1 + self._below(n - 1)
-        if forced:
-            return self._below(n)
         limit = self.options.preemptions
         if limit is not None and self.preemptions >= limit:
             self.go_on(self.spin_points, self._in_row)
