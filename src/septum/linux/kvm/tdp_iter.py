@@ -69,9 +69,9 @@ class TdpIter:
     def restart(self) -> None:
         """tdp_iter_restart(): from the root down again, to the last GFN reached."""
         self.yielded = False
-        self.yielded_gfn = self.next_last_level_gfn
+        self.yielded_gfn = gfn = self.next_last_level_gfn
         self.level = level = self.root_level
-        self._refresh_sptep(self.root.spt, self.next_last_level_gfn & -PAGES_PER_HPAGE[level], level)
+        self._refresh_sptep(self.root.spt, gfn & -PAGES_PER_HPAGE[level], level)
 
     def _refresh_sptep(self, table: TablePage, gfn: int, level: int) -> None:
         """tdp_iter_refresh_sptep(): the entry for `gfn` in `table`, of `level`."""
