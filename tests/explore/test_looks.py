@@ -10,6 +10,7 @@ import pytest
 
 from septum.checks.checker import Checker
 from septum.explore.fingerprint import CHAINS, CONTENTS, RESULTS, SHOWN, Fingerprint
+from septum.explore.footprint import Footprints
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
 from septum.explore.steps import Steps
@@ -119,7 +120,8 @@ def test_runs_that_look_are_needed(at_every_look) -> None:
 
 def test_what_promises_can_see_is_what_they_read() -> None:
     """Of a state: contents that looks read, whatever else there is."""
-    state = Fingerprint({}, {5: True, 6: False})
+    state = Fingerprint(Footprints(), {5: True, 6: False})
+    mark = state.mark()
     before = state.value, state.shown
     state.set(CONTENTS, 6, 1)
     state.set(CHAINS, 5, 1)
@@ -132,7 +134,7 @@ def test_what_promises_can_see_is_what_they_read() -> None:
     state.set(SHOWN, 1, 1)
     assert state.shown != seen[0]
     assert state.value == seen[1]
-    state.rewind(0)
+    state.rewind(mark)
     assert (state.value, state.shown) == before
 
 

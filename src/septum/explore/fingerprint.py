@@ -18,77 +18,134 @@ from septum.explore.mix import spread
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from septum.explore.footprint import Footprints
     from septum.explore.track import Tracker
 
 _MASK = 0xFFFFFFFFFFFFFFFF
 ZERO = 0x5A45524F
 """The content of what has the content 0."""
 
-CHAINS, CONTENTS, WHOLES, SHOWN = range(4)
-"""The tables: of tasks, of locations, of locations that have parts, and of what promises can see of
-what each task alone has."""
+CHAINS, CONTENTS, WHOLES, SHOWN, DIGESTS = range(5)
+"""The tables: of tasks, of locations, of locations that have parts, of what promises can see of
+what each task alone has, and of all parts of a whole together, which follows from the others."""
 
 RESULTS = 1 << 80
 """Locations of the results of operations: only the end of the run looks at them."""
 
-Tables = tuple[dict[int, int], dict[int, int], dict[int, int], dict[int, int]]
-
 Write = tuple[int, int, int | None]
 """(table, key, new value); None: as at the beginning."""
+
+Mark = tuple[int, int, int]
+"""How many changes were made, and both fingerprints then."""
+
+
+class Change:
+    """What a step does to every state that it can be made in.
+
+    `writes`: entries whose old values are the same in all of them; so they change the fingerprints
+    by the same (`value`, `shown`, and `digests` by whole). `afresh`: entries that may have held
+    anything before. `emptied`: wholes whose parts, if there are any, are gone first.
+    """
+
+    __slots__ = ("afresh", "digests", "emptied", "shown", "value", "writes")
+
+    def __init__(
+        self, writes: tuple[Write, ...], afresh: tuple[Write, ...], emptied: tuple[int, ...]
+    ) -> None:
+        self.writes = writes
+        self.afresh = afresh
+        self.emptied = emptied
+        self.value = 0
+        self.shown = 0
+        self.digests: tuple[tuple[int, int], ...] = ()
+
+    def effect(self) -> tuple[object, ...]:
+        """All that it does, for a comparison."""
+        return (self.writes, self.afresh, self.emptied)
+
+    def locations(self, whole_of: dict[int, int]) -> frozenset[int]:
+        """What it writes to, with all that is part of."""
+        found = set(self.emptied)
+        for table, at, _ in (*self.writes, *self.afresh):
+            if table in (CONTENTS, WHOLES):
+                while at not in found:
+                    found.add(at)
+                    at = whole_of.get(at, at)
+        return frozenset(found)
+
+
+NO_CHANGE = Change((), (), ())
 
 
 class Fingerprint:
     """A state. `rewind` takes changes back. `value` is the fingerprint of all that decides how it
     goes on, `shown` of all that promises can see."""
 
-    __slots__ = ("_digests", "_journal", "_watched", "_whole_of", "shown", "tables", "value")
+    __slots__ = (
+        "_footprints",
+        "_journal",
+        "_parts",
+        "_watched",
+        "_whole_of",
+        "shown",
+        "tables",
+        "value",
+    )
 
-    def __init__(self, whole_of: dict[int, int], watched: Mapping[int, bool]) -> None:
-        """`whole_of`: locations of parts, and those of their wholes; `watched`: whether promises
-        read a location."""
-        self._whole_of = whole_of
+    def __init__(self, footprints: Footprints, watched: Mapping[int, bool]) -> None:
+        """`footprints` say what is part of what; `watched`: whether promises read a location."""
+        self._footprints = footprints
+        self._parts = footprints.parts
+        self._whole_of = footprints.whole_of
         self._watched = watched
-        self._digests: dict[int, int] = {}  # of all parts of a whole
-        self.tables: Tables = ({}, {}, {}, {})
-        self._journal: list[Write] = []
+        self.tables: list[dict[int, int]] = [{}, {}, {}, {}, {}]
+        self._journal: list[Write] = []  # with old values
         self.value = 0
         self.shown = 0
 
     def copy(self) -> Fingerprint:
         """The same state, with nothing to take back."""
-        twin = Fingerprint(self._whole_of, self._watched)
-        twin._digests = self._digests.copy()
-        chains, contents, wholes, shown = self.tables
-        twin.tables = (chains.copy(), contents.copy(), wholes.copy(), shown.copy())
+        twin = Fingerprint(self._footprints, self._watched)
+        twin.tables = [entries.copy() for entries in self.tables]
         twin.value = self.value
         twin.shown = self.shown
         return twin
 
-    def mark(self) -> int:
+    def mark(self) -> Mark:
         """A place to come back to."""
-        return len(self._journal)
+        return (len(self._journal), self.value, self.shown)
 
-    def rewind(self, mark: int) -> None:
+    def rewind(self, mark: Mark) -> None:
         """Take back all changes since `mark`."""
+        length, self.value, self.shown = mark
         journal = self._journal
-        while len(journal) > mark:
-            self._put(*journal.pop())
+        tables = self.tables
+        while len(journal) > length:
+            table, key, old = journal.pop()
+            if old is None:
+                tables[table].pop(key, None)
+            else:
+                tables[table][key] = old
 
-    def since(self, mark: int) -> list[Write]:
+    def since(self, mark: Mark) -> list[Write]:
         """What was changed since `mark`, as it is now."""
-        keys = dict.fromkeys((table, key) for table, key, _ in self._journal[mark:])
-        return [(table, key, self.tables[table].get(key)) for table, key in keys]
+        keys = dict.fromkeys((table, key) for table, key, _ in self._journal[mark[0] :])
+        return [
+            (table, key, self.tables[table].get(key)) for table, key in keys if table != DIGESTS
+        ]
 
-    def _put(self, table: int, key: int, new: int | None) -> None:
-        entries = self.tables[table]
-        old = entries.get(key)
+    def set(self, table: int, key: int, new: int | None) -> None:
+        """Change one entry of a table."""
+        if new == 0:
+            new = ZERO  # 0 stands for what is not in a table
+        old = self.tables[table].get(key)
+        if old == new:
+            return
+        self._put(table, key, new)
         change = 0
         if old is not None:
             change -= spread(hash((table, key, old)))
-        if new is None:
-            entries.pop(key, None)
-        else:
-            entries[key] = new
+        if new is not None:
             change += spread(hash((table, key, new)))
         if table != SHOWN:
             self.value = self.value + change & _MASK
@@ -97,47 +154,96 @@ class Fingerprint:
         if table == CONTENTS:
             whole = self._whole_of.get(key)
             if whole is not None:
-                digest = self._digests.get(whole, 0)
+                digest = self.tables[DIGESTS].get(whole, 0)
                 if old is not None:
                     digest -= spread(hash((key, old)))
                 if new is not None:
                     digest += spread(hash((key, new)))
-                self._digests[whole] = digest & _MASK
+                self._put(DIGESTS, whole, digest & _MASK)
 
-    def set(self, table: int, key: int, new: int | None) -> None:
-        """Change one entry of a table."""
-        if new == 0:
-            new = ZERO  # 0 stands for what is not in a table
-        old = self.tables[table].get(key)
-        if old != new:
-            self._journal.append((table, key, old))
-            self._put(table, key, new)
+    def _put(self, table: int, key: int, new: int | None) -> None:
+        entries = self.tables[table]
+        self._journal.append((table, key, entries.get(key)))
+        if new is None:
+            entries.pop(key, None)
+        else:
+            entries[key] = new
 
-    def apply(self, writes: Iterable[Write]) -> None:
-        """Change several."""
-        for table, key, new in writes:
+    def apply(self, change: Change) -> None:
+        """Make a change that is known."""
+        tables = self.tables
+        note = self._journal.append
+        for table, key, new in change.writes:
+            entries = tables[table]
+            note((table, key, entries.get(key)))
+            if new is None:
+                entries.pop(key, None)
+            else:
+                entries[key] = new
+        self.value = self.value + change.value & _MASK
+        self.shown = self.shown + change.shown & _MASK
+        for whole, difference in change.digests:
+            self._put(DIGESTS, whole, tables[DIGESTS].get(whole, 0) + difference & _MASK)
+        self._apply_afresh(change)
+
+    def _apply_afresh(self, change: Change) -> None:
+        for whole in change.emptied:
+            if self.tables[DIGESTS].get(whole):
+                self._drop_parts(whole)
+        for table, key, new in change.afresh:
             self.set(table, key, new)
+
+    def learn(self, change: Change, mark: Mark) -> None:
+        """Take back what was done since `mark`, and make the change; keep what comes of it."""
+        self.rewind(mark)
+        for table, key, new in change.writes:
+            self.set(table, key, new)
+        digests = self.tables[DIGESTS]
+        old = {
+            key: was or 0
+            for table, key, was in reversed(self._journal[mark[0] :])
+            if table == DIGESTS
+        }
+        change.value = self.value - mark[1]
+        change.shown = self.shown - mark[2]
+        change.digests = tuple([(key, digests[key] - was) for key, was in old.items()])
+        self._apply_afresh(change)
+
+    def is_sound(self) -> bool:
+        """Whether the fingerprints are those of what the tables hold."""
+        twin = Fingerprint(self._footprints, self._watched)
+        for table, entries in enumerate(self.tables[:DIGESTS]):
+            for key, content in entries.items():
+                twin.set(table, key, content)
+        digests = [
+            {whole: digest for whole, digest in state.tables[DIGESTS].items() if digest}
+            for state in (self, twin)
+        ]
+        return (self.value, self.shown, digests[0]) == (twin.value, twin.shown, digests[1])
 
     def chain(self, task: int) -> int:
         """What stands for where a task is."""
         return self.tables[CHAINS].get(task, 0)
 
-    def content(self, location: int, parts: dict[int, list[int]]) -> int:
+    def content(self, location: int) -> int:
         """The content of a location, with that of all its parts."""
-        _, contents, wholes, _ = self.tables
+        _, contents, wholes, _, _ = self.tables
         now = hash((wholes.get(location, 0), contents.get(location, 0)))
-        return hash((now, self._digests.get(location, 0))) if location in parts else now
+        return (
+            hash((now, self.tables[DIGESTS].get(location, 0))) if location in self._parts else now
+        )
 
     # Steps of a real run
 
-    def observe(self, kinds: dict[int, int], parts: dict[int, list[int]]) -> tuple[int, Seen]:
+    def observe(self, kinds: dict[int, int]) -> tuple[int, Seen]:
         """(what a step that touches `kinds` saw of them, as one number; on what that rests)."""
-        _, contents, wholes, _ = self.tables
+        _, contents, wholes, _, _ = self.tables
+        parts = self._parts
         observed = 0
         seen: list[tuple[int, int]] = []
         for location, kind in kinds.items():
             if kind in (S, X):
-                now = self.content(location, parts)
+                now = self.content(location)
                 seen.append((~location if location in parts else location, now))
             else:
                 now = wholes.get(location, 0)
@@ -146,20 +252,20 @@ class Fingerprint:
             observed += spread(hash((location, kind, now)))
         return observed & _MASK, tuple(seen)
 
-    def sees(self, seen: Seen, parts: dict[int, list[int]]) -> bool:
+    def sees(self, seen: Seen) -> bool:
         """Whether a step that saw `seen` would see the same now."""
-        _, contents, wholes, _ = self.tables
+        _, contents, wholes, _, _ = self.tables
         for location, now in seen:
             if location >= 0:
                 if hash((wholes.get(location, 0), contents.get(location, 0))) != now:
                     return False
-            elif self.content(~location, parts) != now:
+            elif self.content(~location) != now:
                 return False
         return True
 
     def write(self, kinds: dict[int, int], event: int, tracker: Tracker) -> None:
         """What the step `event` touched has the contents now that the tracked world has."""
-        parts = tracker.footprints.parts
+        parts = self._parts
         for location, kind in kinds.items():
             if kind in (S, IS) and location not in tracker.waiting_at:
                 continue
@@ -168,7 +274,7 @@ class Fingerprint:
             elif kind == X:
                 content = tracker.content_of(location)
                 self.set(WHOLES, location, event if content is None else content)
-                self._drop_parts(location, parts)
+                self._drop_parts(location)
         # Parts that were written together with their whole have their content again.
         for location, kind in kinds.items():
             if kind != X or location in parts:
@@ -185,15 +291,16 @@ class Fingerprint:
             return content
         return None if tracker.is_as_built(location, content) else content
 
-    def _drop_parts(self, whole: int, parts: dict[int, list[int]]) -> None:
-        _, contents, wholes, _ = self.tables
+    def _drop_parts(self, whole: int) -> None:
+        _, contents, wholes, _, _ = self.tables
+        parts = self._parts
         for part in parts[whole]:
             if part in contents:
                 self.set(CONTENTS, part, None)
             if part in wholes:
                 self.set(WHOLES, part, None)
             if part in parts:
-                self._drop_parts(part, parts)
+                self._drop_parts(part)
 
 
 Seen = tuple[tuple[int, int], ...]

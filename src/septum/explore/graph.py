@@ -42,10 +42,11 @@ from septum.explore.node import Node, Visited, inherit_sleep, order
 from septum.explore.run import Abandoned, Replaying
 from septum.explore.steering import Lasting
 from septum.explore.subject import UNBOUNDED
+from septum.explore.tails import slide
 from septum.explore.transitions import DONE, POINT, Step, Transitions, Unfaithful
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from septum.explore.run import Run, Runner
     from septum.explore.search import Job
@@ -123,7 +124,7 @@ class GraphSearch:
         self.failures_max = job.failures
         self.max_points = options.max_points
         self.bounded = job.preemptions < UNBOUNDED
-        self._state = Fingerprint(self._tracker.footprints.whole_of, self._tracker.watched)
+        self._state = Fingerprint(self._tracker.footprints, self._tracker.watched)
         self._path: list[Node] = []
         self._on_path: set[int] = set()  # keys of the states on it
         self._prefix: list[tuple[Move, Step]] = []  # before the first node
@@ -165,7 +166,7 @@ class GraphSearch:
             if step is None or step.finding is not None:
                 return  # it ends before: the same is seen from a shorter prefix
             chain = self._state.chain(task)
-            self._state.apply(step.writes)
+            self._state.apply(step.change)
             self._prefix.append(((task, choices), step))
             node = self._child(node, task, step, chain)
         order(node)
@@ -197,20 +198,23 @@ class GraphSearch:
             self._move(node, node.pending.pop())
         return not self.stopped and self._all_judged
 
+    def _taken(self) -> Iterator[tuple[int, Step]]:
+        """The steps that lead to where we stand: whose, and which they are known to be."""
+        for (task, _), step in self._prefix:
+            yield task, step
+        for node in self._path:
+            for step in node.before:
+                yield node.current, step
+            if node is not self._path[-1]:
+                assert node.taken is not None
+                yield node.tasks[node.answer], node.taken
+
     def _moves(self) -> list[Move]:
-        moves = [move for move, _ in self._prefix]
-        for node in self._path[:-1]:
-            assert node.taken is not None
-            moves.append((node.tasks[node.answer], node.taken.answers))
-        return moves
+        return [(task, step.answers) for task, step in self._taken()]
 
     def _known(self) -> list[Step]:
         """The steps that `_moves` are known to be."""
-        known = [step for _, step in self._prefix]
-        for node in self._path[:-1]:
-            assert node.taken is not None
-            known.append(node.taken)
-        return known
+        return [step for _, step in self._taken()]
 
     def _move(self, node: Node, choices: tuple[int, ...]) -> None:
         """Take the step of the task that is being tried, its choice points as in `choices`."""
@@ -230,11 +234,11 @@ class GraphSearch:
             self._broken(node)
             return
         chain = self._state.chain(task)
-        self._state.apply(step.writes)
+        self._state.apply(step.change)
         child = self._child(node, task, step, chain)
         if not child.alive or not child.ready:
             self._end(node, task, step)
-        elif len(self._path) > self.max_points:
+        elif node.depth > self.max_points:
             self._no_end(node, task, step)
         else:
             self._enter(child)
@@ -284,10 +288,10 @@ class GraphSearch:
             c.failure and c.value > 0 for c in step.choices
         )
         child.current = task if step.end == POINT else -1
-        parts = self._tracker.footprints.parts
+        child.depth = node.depth + 1
         child.spinning, child.rounds = node.spinning, node.rounds
         if child.spinning:
-            child.spinning = still_spinning(child.spinning, self._state, parts)
+            child.spinning = still_spinning(child.spinning, self._state)
             if len(child.spinning) < len(node.spinning):
                 child.rounds = 0
         if step.end == POINT:
@@ -298,7 +302,7 @@ class GraphSearch:
             period = child.row.add(entry_of(step, chain, self._state.value))
             if period:
                 row = child.row.entries
-                saw = looks_at(row, period, self._state, parts)
+                saw = looks_at(row, period, self._state)
                 child.spinning = {**child.spinning, task: saw}
                 again = row[-1][4] == row[-1 - period][4]
                 if self._transitions.forgets and not again:
@@ -321,6 +325,7 @@ class GraphSearch:
         order(node)
         if parent is not None:
             inherit_sleep(node, parent, self.bounded)
+        node.asleep = node.sleep
         node.mark = self._state.mark()
         node.key = hash((self._state.value, ready, node.alive, *sorted(node.spinning)))
         for visited in self._visited.get(node.key, ()):
@@ -348,6 +353,12 @@ class GraphSearch:
         node.todo = awake
         self._on_path.add(node.key)
         self._path.append(node)
+        if awake == [0]:
+            slide(node, self._state, self._transitions)
+            node.mark = self._state.mark()
+            node.depth += len(node.before)
+            self.nr_states += len(node.before)
+            self.nr_steps += len(node.before)
 
     def _below_sleepers(self, sleep: dict[int, Masks]) -> Summary:
         """What may follow where only sleepers could go on: all that followed where each of them

@@ -183,7 +183,7 @@ class Recording(Steering):
         """A step beyond the moves was made that was known before: nobody looks."""
         tracker = self._tracker
         looked, shown = tracker.steps.looked, self.state.shown
-        self.state.apply(known.writes)
+        self.state.apply(known.change)
         if known.end == DONE:
             tracker.stacks.forget(task)
         else:
@@ -264,7 +264,7 @@ class Recording(Steering):
             values = tuple([choice.value for choice in choices])
             known = self._transitions.find(self.state, task, alone, values)
             if known is not None and len(known.choices) == len(choices):
-                self.state.apply(known.writes)
+                self.state.apply(known.change)
                 if ends.task is not None:
                     tracker.stacks.passed(ends.task, known.raw)
                 elif ends.end == DONE:

@@ -78,18 +78,16 @@ def period_of(row: list[RowEntry]) -> int:
     return 0
 
 
-def looks_at(
-    row: list[RowEntry], period: int, state: Fingerprint, parts: dict[int, list[int]]
-) -> tuple[tuple[int, int], ...]:
+def looks_at(row: list[RowEntry], period: int, state: Fingerprint) -> tuple[tuple[int, int], ...]:
     """What a task looks at in a loop of `period` steps, and how it is now."""
     locations = sorted({location for entry in row[-period:] for location in entry[3]})
-    return tuple((location, state.content(location, parts)) for location in locations)
+    return tuple((location, state.content(location)) for location in locations)
 
 
-def still_spinning(spinning: Spinning, state: Fingerprint, parts: dict[int, list[int]]) -> Spinning:
+def still_spinning(spinning: Spinning, state: Fingerprint) -> Spinning:
     """Those that would see what they saw."""
     return {
         task: saw
         for task, saw in spinning.items()
-        if all(state.content(location, parts) == content for location, content in saw)
+        if all(state.content(location) == content for location, content in saw)
     }

@@ -8,6 +8,7 @@ from septum.explore.footprint import depend
 from septum.explore.loops import Row
 
 if TYPE_CHECKING:
+    from septum.explore.fingerprint import Mark
     from septum.explore.footprint import Masks, Summary
     from septum.explore.loops import Spinning
     from septum.explore.transitions import Step
@@ -26,8 +27,11 @@ class Node:
     __slots__ = (
         "alive",
         "answer",
+        "asleep",
+        "before",
         "below",
         "current",
+        "depth",
         "failures_left",
         "free",
         "key",
@@ -62,8 +66,11 @@ class Node:
         self.row = Row()
         self.row_length = 0
         self.sleep: dict[int, Masks] = {}
+        self.asleep: dict[int, Masks] = {}
+        self.before: list[Step] = []
+        self.depth = 0
         self.key = 0
-        self.mark = 0
+        self.mark: Mark = (0, 0, 0)
         self.answer = -1
         self.todo: list[int] = []
         self.pending: list[tuple[int, ...]] = []
@@ -82,7 +89,7 @@ class Visited:
         self.current = node.current
         self.preemptions_left = node.preemptions_left
         self.failures_left = node.failures_left
-        self.sleep = frozenset(node.sleep)
+        self.sleep = frozenset(node.asleep)
         self.below = node.below
 
     def covers(self, node: Node) -> bool:

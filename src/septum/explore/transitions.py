@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 from septum.explore.fingerprint import (
     CHAINS,
     CONTENTS,
+    NO_CHANGE,
     RESULTS,
     SHOWN,
     WHOLES,
+    Change,
     Fingerprint,
+    Mark,
     Seen,
     Write,
     kinds_of,
@@ -54,6 +57,7 @@ class Step:
     __slots__ = (
         "answers",
         "chain",
+        "change",
         "choices",
         "end",
         "finding",
@@ -69,7 +73,7 @@ class Step:
         "seen",
         "touched",
         "woken",
-        "writes",
+        "wrote",
     )
 
     def __init__(self, seen: Seen, observed: int, choices: tuple[Choice, ...]) -> None:
@@ -93,11 +97,12 @@ class Step:
         self.place = 0
         self.touched = 0
         self.woken: tuple[int, ...] = ()
-        self.writes: tuple[Write, ...] = ()
+        self.change = NO_CHANGE
+        self.wrote: frozenset[int] = frozenset()  # what it wrote to, and all that is part of
 
     def effect(self) -> tuple[object, ...]:
         """What another step that saw the same must have done, too."""
-        return (self.chain, self.raw, self.end, self.woken, self.writes, self.place)
+        return (self.chain, self.raw, self.end, self.woken, self.change.effect(), self.place)
 
 
 Look = tuple[int, Step]
@@ -160,14 +165,13 @@ class Transitions:
         steps = self._steps.get((task, state.chain(task), alone))
         if steps is None:
             return None
-        parts = self._tracker.footprints.parts
         length = len(choices)
         for step in steps:
             made = step.answers
             if (
                 made == choices
                 or (made[:length] == choices and len(made) >= length and not any(made[length:]))
-            ) and state.sees(step.seen, parts):
+            ) and state.sees(step.seen):
                 return step
         return None
 
@@ -177,7 +181,6 @@ class Transitions:
         """A step was made in `state`, in the tracked world: keep it, and make `state` what it led
         to. Raises Unfaithful when it is known to come out otherwise."""
         tracker = self._tracker
-        parts = tracker.footprints.parts
         looked = tracker.steps.looked
         kept, shared, made, touched = tracker.steps.take(task)
         kinds = kinds_of(shared)
@@ -191,7 +194,7 @@ class Transitions:
                 if at not in made and whole_of.get(at) not in made
             }
             kinds.update(dict.fromkeys(made, X))
-        observed, seen = state.observe(met, parts)
+        observed, seen = state.observe(met)
         values = tuple(choice.value for choice in choices)
         chain = state.chain(task)
         observed = hash((observed, values, alone))
@@ -220,7 +223,9 @@ class Transitions:
         for number, result in tracker.steps.results:
             state.set(CONTENTS, RESULTS | number, result)
         tracker.steps.results.clear()
-        step.writes = tuple(sorted(state.since(mark), key=lambda write: write[:2]))
+        step.change = _change(task, state, mark, made, tracker.footprints.parts)
+        state.learn(step.change, mark)
+        step.wrote = step.change.locations(whole_of)
         step.looked = looked
         step.touched = touched
         step.looks_at = tuple(met)
@@ -259,6 +264,25 @@ class Ends:
         self.woken = woken
         self.place = 0
         self.finding: Finding | None = None
+
+
+def _change(
+    task: int, state: Fingerprint, mark: Mark, made: set[int], parts: dict[int, list[int]]
+) -> Change:
+    """What a step of `task` wrote since `mark`. What it `made` may have been anything before:
+    objects have the numbers of others that are gone."""
+    emptied = sorted(made & parts.keys())
+    inside = [*emptied]
+    for at in inside:
+        inside += parts.get(at, ())  # and the parts of parts
+    afresh: list[Write] = [(SHOWN, task, state.tables[SHOWN].get(task))]
+    anew = {(SHOWN, task)}
+    for table, locations in ((WHOLES, {*inside}), (CONTENTS, {*made, *inside})):
+        entries = state.tables[table]
+        anew |= {(table, at) for at in locations}
+        afresh += [(table, at, entries[at]) for at in sorted(locations & entries.keys())]
+    writes = sorted(write for write in state.since(mark) if write[:2] not in anew)
+    return Change(tuple(writes), tuple(afresh), tuple(emptied))
 
 
 def _difference(a: Step, b: Step) -> str:
