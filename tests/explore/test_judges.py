@@ -144,7 +144,7 @@ def test_what_a_lock_guards_needs_no_preemption() -> None:
 def test_what_goes_round_unjudged_is_not_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that makes no more real runs to see whether a loop ends must not say that all is
     well."""
-    monkeypatch.setattr("septum.explore.graph.LASTING_MAX", 0)
+    monkeypatch.setattr("septum.explore.real.LASTING_MAX", 0)
     searcher = Searcher(LIVELOCK, options_for(LIVELOCK, 2))
     try:
         result = searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=2))

@@ -39,8 +39,7 @@ from septum.explore.footprint import (
 from septum.explore.learn import Move, Recording, Translating
 from septum.explore.loops import TIMES, Row, entry_of, looks_at, still_spinning
 from septum.explore.node import Node, Visited, inherit_sleep, order
-from septum.explore.run import Abandoned, Replaying
-from septum.explore.steering import Lasting
+from septum.explore.real import RealRuns
 from septum.explore.subject import UNBOUNDED
 from septum.explore.tails import slide
 from septum.explore.transitions import DONE, POINT, Step, Transitions, Unfaithful
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
 
     from septum.explore.run import Run, Runner
     from septum.explore.search import Job
+    from septum.explore.steering import Steering
     from septum.explore.subject import Options
     from septum.explore.track import Tracker
     from septum.sim import Finding
@@ -60,35 +60,16 @@ ANYTHING: Masks = (-1, -1, -1, -1)
 ROUNDS_MAX = 3
 """So often all tasks go round without any change before nobody is taken to get on."""
 
-LASTING_MAX = 200_000
-"""Decisions in real runs that see whether what goes round ever ends. A search that needs more of
-them is not complete."""
-
-THOROUGH_EVERY = 8
-"""Of so many real runs one makes sure that known steps that it meets come out as they are known;
-of those after the first THOROUGH_MANY, one in four times as many."""
-THOROUGH_MANY = 400
-
-
-class Restart(Abandoned):
-    """A location turned out to be shared: what was computed without it does not count."""
-
 
 class GraphSearch:
     """Walks the states. `found` is called with every run that broke a promise for the first time
     in its kind; it says whether to go on."""
 
     __slots__ = (
-        "_all_judged",
-        "_found",
-        "_kinds",
-        "_lasted",
-        "_nr_lasting",
         "_on_path",
         "_path",
         "_prefix",
-        "_run",
-        "_runner",
+        "_runs",
         "_state",
         "_tasks",
         "_tracker",
@@ -98,11 +79,9 @@ class GraphSearch:
         "failures_max",
         "max_points",
         "nr_paths",
-        "nr_runs",
         "nr_states",
         "nr_steps",
         "preemptions_max",
-        "stopped",
     )
 
     def __init__(
@@ -111,15 +90,13 @@ class GraphSearch:
         options: Options,
         job: Job,
         transitions: Transitions,
-        run: Callable[[Recording | Replaying], Run],
+        run: Callable[[Steering], Run],
         found: Callable[[Run], bool],
     ) -> None:
         assert runner.tracker is not None
-        self._runner = runner
         self._tracker: Tracker = runner.tracker
         self._transitions = transitions
-        self._run = run
-        self._found = found
+        self._runs = RealRuns(runner.tracker, transitions, run, found)
         self.preemptions_max = job.preemptions
         self.failures_max = job.failures
         self.max_points = options.max_points
@@ -130,15 +107,9 @@ class GraphSearch:
         self._prefix: list[tuple[Move, Step]] = []  # before the first node
         self._tasks: dict[int, bool] = {}
         self._visited: dict[int, list[Visited]] = {}
-        self._kinds: set[tuple[str, str]] = set()
-        self._lasted: set[int] = set()  # states that were seen not to go round for ever
-        self._nr_lasting = 0
-        self._all_judged = True
         self.nr_paths = 0
-        self.nr_runs = 0
         self.nr_states = 0
         self.nr_steps = 0
-        self.stopped = False
 
     # The walk
 
@@ -156,7 +127,7 @@ class GraphSearch:
             self._enter(node)
             return
         translating = Translating(prefix)
-        self._run(translating)
+        self._runs.run(translating)
         moves: list[Move] = [(task, tuple(choices)) for task, choices in translating.moves]
         self._real(moves, first=0)
         for task, choices in moves[:-1]:
@@ -192,11 +163,11 @@ class GraphSearch:
                 node.answer = answer
                 node.step = None
                 node.pending = [()]
-            if self.stopped or not go_on():
+            if self._runs.stopped or not go_on():
                 return False
             self._state.rewind(node.mark)
             self._move(node, node.pending.pop())
-        return not self.stopped and self._all_judged
+        return not self._runs.stopped and self._runs.all_judged
 
     def _taken(self) -> Iterator[tuple[int, Step]]:
         """The steps that lead to where we stand: whose, and which they are known to be."""
@@ -453,67 +424,16 @@ class GraphSearch:
     def _lasting(self, moves: list[Move], node: Node) -> None:
         """A real run says whether this ever ends."""
         self._broken(node)
-        if ("progress", "lasting") in self._kinds:
-            return
-        if self._state.value in self._lasted:
-            return
-        if self._nr_lasting >= LASTING_MAX:
-            self._all_judged = False
-            return
-        self._lasted.add(self._state.value)
-        judging = Lasting(self._answers(moves))
-        run = self._run(judging)
-        self._nr_lasting += judging.decisions
-        if run.finding is not None:
-            self._kinds.add(("progress", "lasting"))
-            self._tell(run)
-
-    def _report(self, moves: list[Move], finding: Finding) -> None:
-        kind = (finding.promise, finding.text)
-        if kind in self._kinds:
-            return
-        run = self._run(Replaying(self._answers(moves)))
-        if run.finding is None:
-            raise Unfaithful(f"a finding did not repeat: {finding.promise}: {finding.text}")
-        self._kinds.add(kind)
-        self._tell(run)
-
-    def _tell(self, run: Run) -> None:
-        assert run.finding is not None
-        self._kinds.add((run.finding.promise, run.finding.text))
-        if not self._found(run):
-            self.stopped = True
+        self._runs.lasting(moves, self._state)
 
     # Real runs
-
-    def _answers(self, moves: list[Move]) -> list[int]:
-        recording = Recording(moves, [], self._state.copy(), self._tracker, self._transitions)
-        recording.silent = True
-        run = self._run(recording)
-        return list(run.answers)
 
     def _real(self, moves: list[Move], first: int | None = None) -> Recording:
         """A run that makes `moves`, the last of them from the state that we stand at, and goes on.
         Raises Restart when it showed that more is shared than was known."""
-        self.nr_runs += 1
-        known = self._known()
-        recording = Recording(moves, known, self._state.copy(), self._tracker, self._transitions)
-        if first is not None:
-            recording.first = first
-        often = 1 if self.nr_runs <= THOROUGH_MANY else 4
-        recording.thorough = self.nr_runs % (often * THOROUGH_EVERY) == 1
-        news = self._tracker.footprints.news
-        try:
-            run = self._run(recording)
-        except Unfaithful:
-            if not news:
-                raise
-            # It is no wonder: what was known of its steps lacks something.
-        if news:
-            raise Restart
+        recording = self._runs.real(moves, self._known(), self._state, first)
         self._tasks.update(recording.tasks)
-        for look in recording.looks:
-            self._transitions.looks.setdefault(look, None)
-        if recording.end is not None and recording.steps[-1].finding is None:
-            self._transitions.ends[recording.end.value] = run.finding
         return recording
+
+    def _report(self, moves: list[Move], finding: Finding) -> None:
+        self._runs.report(moves, finding, self._state)

@@ -15,9 +15,10 @@ import msgspec
 from septum.explore import budget
 from septum.explore.coverage import Coverage
 from septum.explore.footprint import EVERYWHERE
-from septum.explore.graph import GraphSearch, Restart
+from septum.explore.graph import GraphSearch
 from septum.explore.learn import Learning
 from septum.explore.plain import PlainSteering
+from septum.explore.real import Restart
 from septum.explore.run import (
     VERIFY_EVERY,
     OutOfTime,

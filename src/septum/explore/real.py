@@ -1,0 +1,138 @@
+"""The real runs that a search makes: to learn steps, to judge where runs end and whether what goes
+round ever ends, and to repeat what they found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.explore.learn import Move, Recording
+from septum.explore.run import Abandoned, Replaying
+from septum.explore.steering import Lasting
+from septum.explore.transitions import Unfaithful
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from septum.explore.fingerprint import Fingerprint
+    from septum.explore.run import Run
+    from septum.explore.steering import Steering
+    from septum.explore.track import Tracker
+    from septum.explore.transitions import Step, Transitions
+    from septum.sim import Finding
+
+LASTING_MAX = 200_000
+"""Decisions in real runs that see whether what goes round ever ends. A search that needs more of
+them is not complete."""
+
+THOROUGH_EVERY = 8
+"""Of so many real runs one makes sure that known steps that it meets come out as they are known;
+of those after the first THOROUGH_MANY, one in four times as many."""
+THOROUGH_MANY = 400
+
+
+class Restart(Abandoned):
+    """A location turned out to be shared: what was computed without it does not count."""
+
+
+class RealRuns:
+    """Makes them by `run`. `found` is called with every run that broke a promise for the first time
+    in its kind; it says whether to go on, or the search is `stopped`. `all_judged`: no run was left
+    out."""
+
+    __slots__ = (
+        "_found",
+        "_kinds",
+        "_lasted",
+        "_nr_lasting",
+        "_nr_learning",
+        "_tracker",
+        "_transitions",
+        "all_judged",
+        "run",
+        "stopped",
+    )
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        transitions: Transitions,
+        run: Callable[[Steering], Run],
+        found: Callable[[Run], bool],
+    ) -> None:
+        self._tracker = tracker
+        self._transitions = transitions
+        self.run = run
+        self._found = found
+        self._kinds: set[tuple[str, str]] = set()
+        self._lasted: set[int] = set()  # states that were seen not to go round for ever
+        self._nr_lasting = 0
+        self._nr_learning = 0
+        self.all_judged = True
+        self.stopped = False
+
+    def real(
+        self, moves: list[Move], known: list[Step], state: Fingerprint, first: int | None
+    ) -> Recording:
+        """A run that makes `moves`, of which all but the last are `known`, the last of them (or the
+        one of number `first`) from `state`, and goes on.
+
+        Raises Restart when it showed that more is shared than was known.
+        """
+        self._nr_learning += 1
+        recording = Recording(moves, known, state.copy(), self._tracker, self._transitions)
+        if first is not None:
+            recording.first = first
+        often = 1 if self._nr_learning <= THOROUGH_MANY else 4
+        recording.thorough = self._nr_learning % (often * THOROUGH_EVERY) == 1
+        news = self._tracker.footprints.news
+        try:
+            run = self.run(recording)
+        except Unfaithful:
+            if not news:
+                raise
+            # It is no wonder: what was known of its steps lacks something.
+        if news:
+            raise Restart
+        for look in recording.looks:
+            self._transitions.looks.setdefault(look, None)
+        if recording.end is not None and recording.steps[-1].finding is None:
+            self._transitions.ends[recording.end.value] = run.finding
+        return recording
+
+    def lasting(self, moves: list[Move], state: Fingerprint) -> None:
+        """Whether what goes round in `state`, where `moves` led, ever ends."""
+        if ("progress", "lasting") in self._kinds or state.value in self._lasted:
+            return
+        if self._nr_lasting >= LASTING_MAX:
+            self.all_judged = False
+            return
+        self._lasted.add(state.value)
+        judging = Lasting(self._answers(moves, state))
+        run = self.run(judging)
+        self._nr_lasting += judging.decisions
+        if run.finding is not None:
+            self._kinds.add(("progress", "lasting"))
+            self._tell(run)
+
+    def report(self, moves: list[Move], finding: Finding, state: Fingerprint) -> None:
+        """`moves` break a promise: so they must in a run that nobody looks at."""
+        kind = (finding.promise, finding.text)
+        if kind in self._kinds:
+            return
+        run = self.run(Replaying(self._answers(moves, state)))
+        if run.finding is None:
+            raise Unfaithful(f"a finding did not repeat: {finding.promise}: {finding.text}")
+        self._kinds.add(kind)
+        self._tell(run)
+
+    def _tell(self, run: Run) -> None:
+        assert run.finding is not None
+        self._kinds.add((run.finding.promise, run.finding.text))
+        if not self._found(run):
+            self.stopped = True
+
+    def _answers(self, moves: list[Move], state: Fingerprint) -> list[int]:
+        """What a schedule answers that makes `moves`."""
+        recording = Recording(moves, [], state, self._tracker, self._transitions)
+        recording.silent = True
+        return list(self.run(recording).answers)

@@ -1,0 +1,149 @@
+"""Short ways of the exhaustive search: steps that are walked without a node, changes that are known
+as sums, runs that are not logged. Each must come to what the long way comes to."""
+
+import pytest
+
+from septum.explore import graph, slots, tails
+from septum.explore.fingerprint import CONTENTS, DIGESTS, SHOWN, WHOLES, Change, Fingerprint
+from septum.explore.footprint import Footprints
+from septum.explore.scenario import ScenarioSubject
+from septum.explore.search import Job, Searcher
+from septum.explore.subject import Options, Strategy
+from septum.explore.track import NotTrackable, Tracker
+from septum.explore.transitions import _change
+from septum.explore.values import Contents
+
+SCENARIOS = ["write-against-convert", "fault-against-fault"]
+
+
+def search(name, preemptions=1):  # type: ignore[no-untyped-def]
+    """(number of states at the end, what was found)."""
+    searcher = Searcher(ScenarioSubject(name, "v3", "end"), Options(keep_going=True))
+    try:
+        job = Job(1, Strategy.EXHAUSTIVE, preemptions=preemptions)
+        result = searcher.do(job)
+        assert result.complete
+        assert not result.note
+        assert searcher.transitions is not None
+        return len(searcher.transitions.ends), sorted(f.finding.text for f in result.found)
+    finally:
+        searcher.close()
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_tails_walked_without_nodes_lead_to_the_same_ends(name, monkeypatch) -> None:
+    walked = []
+    slide = graph.slide
+
+    def counted(node, state, transitions):  # type: ignore[no-untyped-def]
+        slide(node, state, transitions)
+        walked.append(len(node.before))
+
+    monkeypatch.setattr(graph, "slide", counted)
+    short = search(name)
+    assert sum(walked) > 200
+    monkeypatch.setattr(graph, "slide", lambda node, state, transitions: None)
+    assert search(name) == short
+
+
+def test_tails_that_do_not_tell_what_they_touched_are_noticed(monkeypatch) -> None:
+    """Who was passed over is tried where a tail depends on it: else ends are lost."""
+    whole = search(SCENARIOS[0])
+    monkeypatch.setattr(tails, "add_to", lambda below, task, masks: None)
+    lost = search(SCENARIOS[0])
+    assert lost[0] < whole[0]
+
+
+def test_the_sum_of_what_a_step_changes_is_what_it_changes(monkeypatch) -> None:
+    """After every known step the fingerprints are those of what the state holds."""
+    apply = Fingerprint.apply
+    looked = []
+
+    def checked(self, change):  # type: ignore[no-untyped-def]
+        apply(self, change)
+        if len(looked) % 7 == 0:
+            assert self.is_sound()
+        looked.append(1)
+
+    monkeypatch.setattr(Fingerprint, "apply", checked)
+    search(SCENARIOS[0])
+    assert len(looked) > 1000
+
+
+def state_with(*entries) -> tuple[Fingerprint, Footprints]:  # type: ignore[no-untyped-def]
+    footprints = Footprints()
+    for part in (21, 22, 23):
+        footprints.add_part(20, part)
+    state = Fingerprint(footprints, dict.fromkeys((10, 20, 21, 22, 23), True))
+    for table, key, content in entries:
+        state.set(table, key, content)
+    return state, footprints
+
+
+def test_what_an_object_was_before_it_was_made_does_not_matter() -> None:
+    """An object gets the number of one that is gone. Whatever that had held, after the step that
+    makes the new one the state is the same."""
+
+    def made(state: Fingerprint) -> None:
+        state.set(CONTENTS, 10, 7)
+        state._drop_parts(20)
+        state.set(WHOLES, 20, 8)
+        state.set(CONTENTS, 22, 9)
+
+    # Where the object is the same as the one before nothing seems to change.
+    learned, footprints = state_with((CONTENTS, 10, 7), (WHOLES, 20, 8), (CONTENTS, 22, 9))
+    mark = learned.mark()
+    made(learned)
+    change = _change(1, learned, mark, {10, 20}, footprints.parts)
+    learned.learn(change, mark)
+    other, _ = state_with((CONTENTS, 10, 1), (CONTENTS, 21, 5), (CONTENTS, 22, 4), (SHOWN, 1, 3))
+    other.apply(change)
+    assert other.is_sound()
+    assert (other.value, other.shown) == (learned.value, learned.shown)
+    assert other.tables[DIGESTS] == learned.tables[DIGESTS]
+    # What only tells what seemed to change leaves what was there.
+    wrong, _ = state_with((CONTENTS, 10, 1), (CONTENTS, 21, 5), (CONTENTS, 22, 4), (SHOWN, 1, 3))
+    wrong.apply(Change(change.writes, (), ()))
+    assert wrong.value != learned.value
+
+
+def test_a_state_whose_sum_is_wrong_is_noticed() -> None:
+    state, _ = state_with((CONTENTS, 10, 1))
+    assert state.is_sound()
+    change = Change(((CONTENTS, 10, 2),), (), ())
+    state.apply(change)  # nobody has learned what it comes to
+    assert not state.is_sound()
+
+
+def test_what_is_written_while_nobody_listens_is_undone(monkeypatch) -> None:
+    """Runs that follow known steps log nothing; a slot that could not be put back is noticed."""
+    hushed = []
+    hush = Tracker.hush
+
+    def counted(self, quiet):  # type: ignore[no-untyped-def]
+        hushed.append(quiet)
+        hush(self, quiet)
+
+    monkeypatch.setattr(Tracker, "hush", counted)
+    search("fault-against-fault")
+    assert sum(hushed) > 20
+
+    def lost(tracker, member, k):  # type: ignore[no-untyped-def]
+        return property(member.__get__, member.__set__)
+
+    monkeypatch.setattr("septum.explore.track.quiet_slot", lost)
+    monkeypatch.setattr(Searcher, "_plain", lambda self, job, result: None)
+    with pytest.raises((NotTrackable, AssertionError)):
+        search("fault-against-fault")
+    assert slots.quiet_slot is not lost
+
+
+def test_a_task_on_a_stack_is_told_by_its_number() -> None:
+    """Who waits for a lock holds itself in a variable: it stands at the same place every time."""
+    searcher = Searcher(ScenarioSubject(SCENARIOS[0], "v3", "end"), Options())
+    searcher.runner.built.sim.spawn("some", lambda: None)
+    tasks = searcher.runner.built.sim.tasks
+    contents = Contents(lambda oid: 0)
+    told = {contents.of_value(task) for task in tasks}
+    assert len(told) == len(tasks) > 0
+    assert told == {contents.of_value(task) for task in tasks}
