@@ -6,6 +6,7 @@ import pytest
 
 from septum.explore import fingerprint, own
 from septum.explore.fingerprint import CONTENTS, Fingerprint
+from septum.explore.footprint import Footprints
 from septum.explore.mix import all_small, of_int
 from septum.explore.own import _Contents
 from septum.explore.values import Contents
@@ -24,17 +25,17 @@ def swapped(make) -> int:  # type: ignore[no-untyped-def]
 
 
 def state_of(contents: dict[int, int]) -> int:
-    state = Fingerprint({}, dict.fromkeys(LOCATIONS, True))
+    state = Fingerprint(Footprints(), dict.fromkeys(LOCATIONS, True))
     for location, content in contents.items():
         state.set(CONTENTS, location, content)
     return state.value
 
 
 def seen_of(contents: dict[int, int]) -> int:
-    state = Fingerprint({}, dict.fromkeys(LOCATIONS, True))
+    state = Fingerprint(Footprints(), dict.fromkeys(LOCATIONS, True))
     for location, content in contents.items():
         state.set(CONTENTS, location, content)
-    observed, _ = state.observe(dict.fromkeys(contents, 0), {})
+    observed, _ = state.observe(dict.fromkeys(contents, 0))
     return observed
 
 
