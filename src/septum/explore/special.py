@@ -187,6 +187,14 @@ def _scheduler(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
 
         return wake_up_all
 
+    def wrap_active(method: Callable[..., Any]) -> Callable[..., Any]:
+        def active(wq: WaitQueue) -> Any:
+            # Waiting is told as a look, and waking as a change of a part: this meets both.
+            append(id(wq.waiters) << 10 | X)
+            return method(wq)
+
+        return active
+
     def wrap_resume(method: Callable[..., Any]) -> Callable[..., Any]:
         resumed = tracker.stacks.resumed
 
@@ -199,6 +207,7 @@ def _scheduler(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
     return [
         (Coroutine, "resume", wrap_resume),
         (Sim, "block", wrap_block),
+        (WaitQueue, "active", wrap_active),
         (WaitQueue, "wake_up_all", wrap_wake),
         (WaitQueue, "spin_until", wrap_spin),
     ]
@@ -215,10 +224,13 @@ def _srcu(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
         def call(srcu: Any, *args: int) -> Any:
             mark = len(log)
             result = method(srcu, *args)
-            counts = srcu.nr_readers
+            counts, waiters = srcu.nr_readers, srcu.wq.waiters
+            was_last = bool(args) and not counts[args[0]]
             del log[mark:]
             append(id(srcu) << 10 | IX)
             append(id(counts) << 10 | IX)
+            if was_last:  # whoever waits is woken
+                append(id(waiters) << 10 | IX)
             return result
 
         return call

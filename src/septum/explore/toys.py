@@ -11,6 +11,7 @@ import random
 from typing import TYPE_CHECKING
 
 from septum.explore.subject import Built, Witness
+from septum.linux.srcu import Srcu
 from septum.sim import Mutex, RwLock, Sim, WaitQueue
 
 if TYPE_CHECKING:
@@ -44,13 +45,14 @@ class Node:
 class ToyState:
     """All that the programs share, and what each of them has seen."""
 
-    __slots__ = ("cells", "head", "log", "mutexes", "rwlocks", "seen", "table", "wq")
+    __slots__ = ("cells", "head", "log", "mutexes", "rwlocks", "seen", "srcu", "table", "wq")
 
     def __init__(self, sim: Sim, nr_tasks: int) -> None:
         self.cells = [Cell() for _ in range(4)]
         self.mutexes = [Mutex(sim, f"m{i}") for i in range(2)]
         self.rwlocks = [RwLock(sim, f"rw{i}") for i in range(2)]
         self.wq = WaitQueue(sim, "wq")
+        self.srcu = Srcu(sim, "srcu")
         self.seen: list[list[int]] = [[] for _ in range(nr_tasks)]
         self.table: dict[int, int] = {}
         self.log: list[int] = []
@@ -60,7 +62,7 @@ class ToyState:
 class ToyTask:
     """Executes one program."""
 
-    __slots__ = ("_acc", "_index", "_program", "_sim", "_state")
+    __slots__ = ("_acc", "_index", "_program", "_sim", "_srcu_idx", "_state")
 
     def __init__(self, sim: Sim, state: ToyState, index: int, program: Program) -> None:
         self._sim = sim
@@ -68,6 +70,7 @@ class ToyTask:
         self._index = index
         self._program = program
         self._acc = 0
+        self._srcu_idx = 0
 
     def run(self) -> None:
         """All operations in order."""
@@ -144,6 +147,14 @@ class ToyTask:
             state.rwlocks[arg].write_lock()
         elif name == "wunlock":
             state.rwlocks[arg].write_unlock()
+        elif name == "enter":
+            sim.point("srcu_read_lock")
+            self._srcu_idx = state.srcu.read_lock()
+        elif name == "leave":
+            sim.point("srcu_read_unlock")
+            state.srcu.read_unlock(self._srcu_idx)
+        elif name == "synchronize":
+            state.srcu.synchronize()
         elif name == "wait":
             cell = state.cells[arg]
             state.wq.wait_event(lambda: cell.value >= int(op[2]))
@@ -293,6 +304,14 @@ PRODUCER_CONSUMER = Toy(
         (("wait", 1, 1), ("append", 11), ("wait", 1, 2), ("append", 12)),
     ],
 )
+GRACE_PERIOD = Toy(
+    "grace-period",
+    [
+        (("enter", 0), ("read", 0), ("leave", 0)),
+        (("enter", 0), ("leave", 0)),
+        (("write", 0, 1), ("synchronize", 0), ("append", 1)),
+    ],
+)
 LIVELOCK = Toy(
     "livelock",
     [(("write", 1, 1), ("retry", 2, 1)), (("write", 1, 2), ("retry", 2, 1))],
@@ -325,6 +344,7 @@ TOYS = (
     LOCKED_UPDATE,
     DEADLOCK,
     PRODUCER_CONSUMER,
+    GRACE_PERIOD,
     LIVELOCK,
     RETRY,
     RARE,

@@ -346,6 +346,10 @@ class WaitQueue:
         while not pred():
             self.sim.block(self.waiters, self.name)
 
+    def active(self) -> bool:
+        """waitqueue_active(): whether somebody waits."""
+        return bool(self.waiters)
+
     def wake_up_all(self, preempt: bool = True) -> None:
         """wake_up_all(): the waiters test their conditions again (see `Sim.wake`)."""
         self.sim.wake(self.waiters, preempt)

@@ -136,7 +136,7 @@ class MainRequests(Unit):
 
     def kvm_vcpu_wake_up(self, vcpu: KvmVcpu) -> bool:
         """Wake the vCPU's thread if it waits; whether it did."""
-        if not vcpu.wq.waiters:
+        if not vcpu.wq.active():
             return False
         vcpu.stat.add("halt_wakeup")
         vcpu.wq.wake_up_all()

@@ -146,8 +146,7 @@ class Mm(MmUser):
         folio.refcount -= 1
         if folio.refcount == 0:
             self.free_folio(folio)
-        if self.state.wq.waiters:
-            self.state.wq.wake_up_all()
+        self.state.wq.wake_up_all()
 
     def put_page(self, pfn: int) -> None:
         """put_page(): drop one reference to the folio that holds the page."""
