@@ -21,8 +21,9 @@ from septum.sim.task import Coroutine
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    Put = tuple[Callable[[Any, Any], object], object, object]
-    """A step of putting an object back: a function, and what to call it with."""
+    Put = Callable[[], object]
+    """A step of putting an object back. Bound arguments, and no function of Python where one of the
+    plain types will do: there are some hundred steps before each run of a search."""
 
 _MISSING = object()
 _slots_of: dict[type, tuple[tuple[str, types.MemberDescriptorType], ...]] = {}
@@ -74,11 +75,7 @@ class Part:
 
     def puts(self) -> Iterable[Put]:
         """The steps that make of what is known to change what was saved."""
-        return [(_restore, self, None)]
-
-
-def _restore(part: Part, _: None) -> None:
-    part.restore()
+        return [self.restore]
 
 
 class _FieldsPart(Part):
@@ -126,7 +123,7 @@ class _FieldsPart(Part):
     def puts(self) -> Iterable[Put]:
         hot = self._hot
         return [
-            (put, self.obj, value)
+            partial(put, self.obj, value)
             for name, put, value in zip(self.names, self._setters, self._was(), strict=True)
             if hot is None or name in hot
         ]
@@ -163,7 +160,7 @@ class _SlotsPart(_FieldsPart):
         return values
 
     def puts(self) -> Iterable[Put]:
-        return [(_restore, self, None)] if _MISSING in self._was() else super().puts()
+        return [self.restore] if _MISSING in self._was() else super().puts()
 
     def restore(self) -> None:
         obj = self.obj
@@ -199,7 +196,7 @@ class _CoroutinePart(_SlotsPart):
         """All of it begins anew."""
 
     def puts(self) -> Iterable[Put]:
-        return [(_restore, self, None)]
+        return [self.restore]
 
     def restore(self) -> None:
         assert isinstance(self.obj, Coroutine)
@@ -232,18 +229,14 @@ class _DictPart(Part):
         )
 
     def restore(self) -> None:
-        assert isinstance(self.obj, dict) and isinstance(self.saved, dict)
-        _fill_dict(self.obj, self.saved)
+        for put in self.puts():
+            put()
 
     def puts(self) -> Iterable[Put]:
-        return [(_fill_dict, self.obj, self.saved)]
-
-
-def _fill_dict(obj: dict[object, object], saved: dict[object, object]) -> None:
-    # By the plain types' own methods, here and below: those of a tracked twin would tell.
-    dict.clear(obj)
-    if saved:
-        dict.update(obj, saved)
+        assert isinstance(self.obj, dict) and isinstance(self.saved, dict)
+        # By the plain types' own methods, here and below: those of a tracked twin would tell.
+        clear = partial(dict.clear, self.obj)
+        return [clear, partial(dict.update, self.obj, self.saved)] if self.saved else [clear]
 
 
 class _ListPart(Part):
@@ -265,20 +258,16 @@ class _ListPart(Part):
     def restore(self) -> None:
         assert isinstance(self.saved, list)
         if isinstance(self.obj, list):
-            _fill_list(self.obj, self.saved)
+            list.__setitem__(self.obj, slice(None), self.saved)
         else:
             assert isinstance(self.obj, deque)
             self.obj.clear()
             self.obj.extend(self.saved)
 
     def puts(self) -> Iterable[Put]:
-        return (
-            [(_fill_list, self.obj, self.saved)] if isinstance(self.obj, list) else super().puts()
-        )
-
-
-def _fill_list(obj: list[object], saved: list[object]) -> None:
-    list.__setitem__(obj, slice(None), saved)
+        if isinstance(self.obj, list):
+            return [partial(list.__setitem__, self.obj, slice(None), self.saved)]
+        return super().puts()
 
 
 class _SetPart(Part):
@@ -297,16 +286,12 @@ class _SetPart(Part):
         return self.obj != self.saved
 
     def restore(self) -> None:
-        assert isinstance(self.obj, set) and isinstance(self.saved, set)
-        _fill_set(self.obj, self.saved)
+        for put in self.puts():
+            put()
 
     def puts(self) -> Iterable[Put]:
-        return [(_fill_set, self.obj, self.saved)]
-
-
-def _fill_set(obj: set[object], saved: set[object]) -> None:
-    set.clear(obj)
-    set.update(obj, saved)
+        assert isinstance(self.obj, set) and isinstance(self.saved, set)
+        return [partial(set.clear, self.obj), partial(set.update, self.obj, self.saved)]
 
 
 class _ArrayPart(Part):
@@ -325,15 +310,12 @@ class _ArrayPart(Part):
         return self.obj != self.saved
 
     def restore(self) -> None:
-        assert isinstance(self.obj, array | bytearray)
-        _fill_array(self.obj, self.saved)
+        for put in self.puts():
+            put()
 
     def puts(self) -> Iterable[Put]:
-        return [(_fill_array, self.obj, self.saved)]
-
-
-def _fill_array(obj: Any, saved: Any) -> None:
-    obj[:] = saved
+        assert isinstance(self.obj, array | bytearray)
+        return [partial(self.obj.__setitem__, slice(None), self.saved)]
 
 
 class _InstancePart(Part):

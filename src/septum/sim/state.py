@@ -106,8 +106,8 @@ class Snapshot:
 
     def restore(self) -> None:
         """Put back what is known to change in runs."""
-        for put, obj, value in self._puts:
-            put(obj, value)
+        for put in self._puts:
+            put()
 
     def verify(self) -> list[Part]:
         """After `restore`: put back what it missed, learn it, and say what it was."""
