@@ -171,8 +171,9 @@ class Recording(Steering):
         self._ahead = known
         if known is not None:
             self._nr_ahead += 1
-            if self._nr_ahead == HUSH_AHEAD:
-                self._tracker.hush(True)
+            # What promises look at is told where they have not looked yet.
+            fresh = known.looked and (self.state.shown, known) not in self._transitions.looks
+            self._tracker.hush(self._nr_ahead >= HUSH_AHEAD and not fresh)
         elif self._nr_ahead:
             self._nr_ahead = 0
             self._tracker.hush(False)
@@ -285,6 +286,7 @@ class Recording(Steering):
             self.looks.append((shown, step))
 
     def ended(self) -> None:
+        self._tracker.hush(False)  # what is looked at now is told
         task = self._last
         if task is None or self.stopped:
             return

@@ -70,6 +70,11 @@ class ScenarioSubject:
         """Not where the scenario expects counts."""
         return not self.scenario.expect.counts
 
+    @property
+    def goes_on(self) -> bool:
+        """With the steps of `after`."""
+        return bool(self.scenario.after)
+
     def expects(self, finding: Finding) -> bool:
         """The scenario says that this promise breaks. It speaks of v3: of a design that changes
         another one it foresees nothing."""
@@ -89,7 +94,9 @@ class ScenarioSubject:
         world = _world(built)
         world.finish()
         unmet = beside_promises(unmet_expectations(world))
-        end = _end(world)
+        # Taking a VM down costs more than most runs: ends that are alike are taken down once in a
+        # process.
+        end = world.remains()
         if end not in self._torn_down:
             world.teardown()
             # Not before: an end that breaks a promise must break it again when it is replayed.
@@ -111,30 +118,3 @@ class ScenarioSubject:
 def _world(built: Built) -> ScenarioWorld:
     assert isinstance(built.world, ScenarioWorld)
     return built.world
-
-
-def _end(world: ScenarioWorld) -> tuple[object, ...]:
-    """What tells apart the ends of runs as far as teardown goes: who has which memory, what is
-    mapped how, where vCPUs are, and what the module holds locked. Taking a VM down costs more than
-    most runs, so that ends which are alike are taken down once in a process."""
-    host = world.world.host
-    mm = host.mm.state
-    module = world.world.module
-    return (
-        tuple(world.pages),
-        tuple(world.dead),
-        tuple(world.gave_up()),
-        mm.nr_free_pages,
-        tuple(sorted(mm.site_of.values())),
-        tuple(sorted((pfn, f.refcount, f.order) for pfn, f in mm.folios.items())),
-        tuple(
-            (kvm.stat.get("pages_2m"), kvm.stat.get("pages_4k"), tuple(kvm.mem_attr_array))
-            for kvm in host.kvms.values()
-        ),
-        tuple(vcpu.cpu for kvm in host.kvms.values() for vcpu in kvm.vcpus),
-        tuple(vcpu.assoc_lp for vcpu in module.vcpus.values()),
-        tuple(
-            (td.p4k.lock, td.p2m.lock, td.p1g.lock, td.op_state_lock.lock, td.sept_lock.lock)
-            for td in module.tds.values()
-        ),
-    )

@@ -336,7 +336,9 @@ class Searcher:
         if self.tracker is None:
             self.tracker = self.runner.track()
             self.tracker.reach = self.coverage.reach
-            self.transitions = Transitions(self.tracker, self.subject.forgets)
+            self.transitions = Transitions(
+                self.tracker, self.subject.forgets, keeps=self.subject.goes_on
+            )
             self._learn(self.tracker)
 
     def _start_over(self, transitions: Transitions) -> None:

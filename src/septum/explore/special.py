@@ -277,9 +277,11 @@ def _plain_locks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
 
 
 def _observers(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
-    """What the checker reads and notes is no access of the step in which it looks."""
+    """What the checker reads and notes is no access of the step in which it looks; nor is what is
+    looked at to judge the end."""
     from septum.checks.checker import Checker
     from septum.scenarios.record import Record
+    from septum.scenarios.world import ScenarioWorld
 
     log = tracker.log
 
@@ -332,6 +334,7 @@ def _observers(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
         (Record, "begin", unseen),
         (Record, "end", result),
         (Record, "memory_fault", unseen),
+        *[(ScenarioWorld, name, unseen) for name in ("_look", "gave_up", "remains")],
     ]
 
 

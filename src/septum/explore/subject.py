@@ -73,6 +73,11 @@ class Subject(Protocol):
         """Whether an end is judged by the state and the results of operations alone, and not by
         what was counted on the way."""
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the model goes on after its tasks have ended: all that they left behind matters
+        then, and not only what those look at who judge the end."""
+
     def expects(self, finding: Finding) -> bool:
         """Whether a finding is as the scenario says, and no news."""
 

@@ -237,6 +237,11 @@ class Toy:
         """All that a toy's end is judged by is in its state."""
         return True
 
+    @property
+    def goes_on(self) -> bool:
+        """A toy's end looks at all."""
+        return True
+
     def expects(self, finding: Finding) -> bool:
         """Toys break by surprise."""
         return False

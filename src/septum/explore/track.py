@@ -411,11 +411,12 @@ class Tracker:
             if (location >> 8 if place is None else id(place[0])) in self.base:
                 self._as_built[location] = self.content_of(location)
 
-    def left_behind(self, task: int) -> int | None:
-        """All that a task has left that no other ever touches, as one number; None where some of it
-        cannot be told. What a task that has ended did matters by this, and by what it shared."""
+    def left_behind(self, task: int, *, everything: bool) -> int | None:
+        """What a task has left that no other ever touches, as one number: all of it, or what those
+        look at who judge. None where some of it cannot be told. What a task that has ended did
+        matters by this, and by what it shared."""
         self.stacks.forget(task)
-        return self.own.digest(task)
+        return self.own.digest(task) if everything else self.own.shown(task)
 
     def stands(self, task: Task, observed: int) -> int | None:
         """What decides how a task goes on that made a step and stops, as one number: its stack, and

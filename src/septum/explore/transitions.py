@@ -115,13 +115,15 @@ class Unfaithful(Abandoned):
 
 class Transitions:
     """All steps known, of one world. `forgets`: of a task that has ended, only what it left behind
-    and the results of its operations matter, not how it came to them."""
+    and the results of its operations matter, not how it came to them; with `keeps`, all of that,
+    and not only what those look at who judge."""
 
-    __slots__ = ("_observed", "_steps", "_tracker", "ends", "forgets", "looks", "nr_known")
+    __slots__ = ("_observed", "_steps", "_tracker", "ends", "forgets", "keeps", "looks", "nr_known")
 
-    def __init__(self, tracker: Tracker, forgets: bool) -> None:
+    def __init__(self, tracker: Tracker, forgets: bool, *, keeps: bool) -> None:
         self._tracker = tracker
         self.forgets = forgets
+        self.keeps = keeps
         self._steps: dict[tuple[int, int, bool], list[Step]] = {}
         self.nr_known = 0
         self._observed = {0}  # chains that stand for all that a task observed
@@ -206,7 +208,7 @@ class Transitions:
             if stands is not None:
                 step.chain = hash((POINT, task, stands)) or 1
         if ends.end == DONE and self.forgets and ends.finding is None:
-            left = tracker.left_behind(task)
+            left = tracker.left_behind(task, everything=self.keeps)
             if left is not None:
                 step.chain = hash((DONE, task, left)) or 1
         if step.chain == step.raw:

@@ -203,10 +203,10 @@ class ScenarioWorld:
             self._take(step)
         self.sim.schedule = schedule
         self.checker.look_now("end of the programs")
+        self.counts = difference(count_all(self.world, self.vmms, self.record), self._counted)
         self._look()
 
     def _look(self) -> None:
-        self.counts = difference(count_all(self.world, self.vmms, self.record), self._counted)
         self.dead = [
             name
             for name, vmm in self.vmms.items()
@@ -222,6 +222,31 @@ class ScenarioWorld:
     def gave_up(self) -> list[str]:
         """Why VMMs ended other than by themselves: `VM a: vCPU 0: KVM_RUN failed: -EIO`."""
         return [f"VM {name}: {text}" for name, vmm in self.vmms.items() for text in vmm.fatal]
+
+    def remains(self) -> tuple[object, ...]:
+        """What tells apart the ends of runs as far as teardown goes: who has which memory, what is
+        mapped how, where vCPUs are, and what the module holds locked."""
+        host = self.world.host
+        mm = host.mm.state
+        module = self.world.module
+        return (
+            tuple(self.pages),
+            tuple(self.dead),
+            tuple(self.gave_up()),
+            mm.nr_free_pages,
+            tuple(sorted(mm.site_of.values())),
+            tuple(sorted((pfn, f.refcount, f.order) for pfn, f in mm.folios.items())),
+            tuple(
+                (kvm.stat.get("pages_2m"), kvm.stat.get("pages_4k"), tuple(kvm.mem_attr_array))
+                for kvm in host.kvms.values()
+            ),
+            tuple(vcpu.cpu for kvm in host.kvms.values() for vcpu in kvm.vcpus),
+            tuple(vcpu.assoc_lp for vcpu in module.vcpus.values()),
+            tuple(
+                (td.p4k.lock, td.p2m.lock, td.p1g.lock, td.op_state_lock.lock, td.sept_lock.lock)
+                for td in module.tds.values()
+            ),
+        )
 
     def teardown(self) -> None:
         """The VMMs exit, one after the other; the checks look at what is left."""
