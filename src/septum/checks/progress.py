@@ -104,15 +104,15 @@ class Progress(Promise):
         kvm = vcpu.kvm
         tdx = vcpu.tdx
         at = self.checker.world.module.vcpus.get(tdx.tdvpr_page or -1)
-        rip = at.rip if at is not None else 0
+        retired = at.nr_retired if at is not None else 0
         seq = kvm.mmu_invalidate_seq
         vm = self.checker.vm(kvm.id)
         if vm is None or not vm.has_key() or gfn & kvm.arch.gfn_direct_bits:
-            return gfn, tdx.ext_exit_qual, rip, seq
+            return gfn, tdx.ext_exit_qual, retired, seq
         td = vm.td
         assert td is not None
         # Another task that splits or zaps elsewhere gets on: epoch and number of pages change.
-        return gfn, tdx.ext_exit_qual, rip, seq, vm.walk(gfn), td.td_epoch, td.chldcnt
+        return gfn, tdx.ext_exit_qual, retired, seq, vm.walk(gfn), td.td_epoch, td.chldcnt
 
     def _others_get_on(self) -> bool:
         """Some other task can run, and is not itself a vCPU that repeats what changes nothing."""

@@ -58,6 +58,7 @@ STATISTICS = frozenset(
         ("TablePage", "written"),  # read by the checks alone
         ("Writes", "nr"),
         ("LogicalProcessor", "nr_ipis"),
+        ("Vcpu", "nr_retired"),  # read by the checks alone
         ("GuestCpu", "counts"),
         ("KvmStats", "values"),
         ("Module", "counts"),

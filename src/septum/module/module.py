@@ -271,7 +271,7 @@ class Module(Steps):
             elif now - vcpu.hp_busy_since_ns >= HP_LOCK_TIMEOUT_NS:
                 vcpu.hp_busy_since_ns = -1
                 regs.rax = status
-                vcpu.rip += 1
+                vcpu.retire()
                 vcpu.guest_regs = regs
                 exit_regs = async_exit(
                     self, lp, TDX_HOST_PRIORITY_BUSY_TIMEOUT, last_exit=LAST_EXIT_ASYNC_TRAP
@@ -280,7 +280,7 @@ class Module(Steps):
         else:
             vcpu.hp_busy_since_ns = -1
         regs.rax = status
-        vcpu.rip += 1
+        vcpu.retire()
         return RETURNED
 
     # ---- guest memory
@@ -333,7 +333,7 @@ class Module(Steps):
             assert isinstance(vcpu, Vcpu)
             entry = lp.tlb.lookup(vcpu.td.tdr_pfn, gfn)
             if entry is not None:
-                vcpu.rip += 1
+                vcpu.retire()
                 return entry
             outcome = self.guest_access_step(lp, gpa, access)
             if outcome.kind == OutcomeKind.EVENT:

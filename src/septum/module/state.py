@@ -199,8 +199,9 @@ class VeInfo:
 class Vcpu:
     """A virtual CPU: what its TDVPR and TDCX pages hold.
 
-    `rip` counts completed guest instructions; it stands for progress, which zero-step mitigation
-    looks at. `lp` is the logical processor while the vCPU is inside the TD.
+    `progressed`: the guest has completed an instruction since it was entered, which is what
+    zero-step mitigation asks of RIP; `nr_retired` counts these, for those who look on. `lp` is the
+    logical processor while the vCPU is inside the TD.
     """
 
     __slots__ = (
@@ -214,9 +215,9 @@ class Vcpu:
         "init_rcx",
         "last_exit",
         "lp",
+        "nr_retired",
         "pages",
-        "rip",
-        "rip_on_entry",
+        "progressed",
         "state",
         "td",
         "tdvpr_hpa",
@@ -239,13 +240,18 @@ class Vcpu:
         self.lp: LogicalProcessor | None = None
         # The guest's registers while a TDCALL that left the TD waits for re-entry.
         self.guest_regs: Regs | None = None
-        self.rip = 0
-        self.rip_on_entry = 0
+        self.progressed = False
+        self.nr_retired = 0
         self.epf_count = 0
         self.epf_gpas: list[int] = []
         self.hp_busy_since_ns = -1
         self.ve_info = VeInfo()
         self.fields: dict[int, int] = {}
+
+    def retire(self) -> None:
+        """The guest completes an instruction."""
+        self.progressed = True
+        self.nr_retired += 1
 
 
 class KotEntry:

@@ -126,7 +126,7 @@ def enter(m: Module, lp: LogicalProcessor, regs: Regs) -> int:
         guest_regs.rax &= ~STATUS_HOST_RECOVERABILITY_HINT
         if rcx & VCPU_HOST_RECOVERABILITY_HINT:
             guest_regs.rax |= STATUS_HOST_RECOVERABILITY_HINT
-    vcpu.rip_on_entry = vcpu.rip
+    vcpu.progressed = False
     vcpu.state = VCPU_ACTIVE
     vcpu.lp = lp
     lp.guest = vcpu
@@ -219,7 +219,7 @@ def note_vm_exit(vcpu: Vcpu) -> None:
 
     Source: vmexit_stepping_filter.
     """
-    if vcpu.rip != vcpu.rip_on_entry:
+    if vcpu.progressed:
         vcpu.epf_count = 0
         vcpu.epf_gpas.clear()
 
@@ -290,7 +290,7 @@ def external_interrupt_exit(m: Module, lp: LogicalProcessor) -> Regs:
     """TD exit with reason external interrupt. MODEL: the guest always made progress before."""
     vcpu = lp.guest
     assert isinstance(vcpu, Vcpu)
-    vcpu.rip += 1
+    vcpu.retire()
     note_vm_exit(vcpu)
     return async_exit(
         m, lp, EXIT_REASON_EXTERNAL_INTERRUPT, intr_info=INTR_INFO_EXTERNAL | EXTERNAL_VECTOR
@@ -304,7 +304,7 @@ def tdvmcall_exit(m: Module, lp: LogicalProcessor, vcpu: Vcpu, guest: Regs) -> R
     for name in _named_by(control):
         setattr(out, name, getattr(guest, name))
     vcpu.guest_regs = guest
-    vcpu.rip += 1
+    vcpu.retire()
     leave(m, lp, vcpu, LAST_EXIT_TDVMCALL)
     trace_exit(m, lp, vcpu, out)
     return out
