@@ -93,8 +93,8 @@ def all_seen_with(kind) -> set[tuple[object, ...]]:  # type: ignore[no-untyped-d
     """What looks see where a search remembers them so."""
     make = Transitions.__init__
 
-    def remembers(self, *args):  # type: ignore[no-untyped-def]
-        make(self, *args)
+    def remembers(self, *args, **named):  # type: ignore[no-untyped-def]
+        make(self, *args, **named)
         self.looks = kind()
 
     with pytest.MonkeyPatch.context() as patch:

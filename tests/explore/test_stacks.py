@@ -240,7 +240,7 @@ def test_what_was_one_tasks_alone_and_is_no_more_is_told_no_more() -> None:
     footprints = tracker.footprints
     context = footprints.context(3, frozenset(), frozenset())
     footprints.register(context, [77 << 2 | X])
-    transitions = Transitions(tracker, True)  # type: ignore[arg-type]
+    transitions = Transitions(tracker, True, keeps=True)  # type: ignore[arg-type]
     relies, tells = (Step((), 0, ()) for _ in range(2))
     relies.relies = True
     transitions._steps[3, 1, False] = [relies, tells]

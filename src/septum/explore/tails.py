@@ -63,8 +63,10 @@ def _is_plain(step: Step, node: Node, state: Fingerprint, transitions: Transitio
     """Whether nothing is to be decided or seen in a step or after it."""
     if step.end != POINT or step.woken or step.finding is not None:
         return False
-    if step.looked and transitions.looks.get((state.shown, step), step) is not None:
-        return False
+    if step.looked:
+        look = (state.shown, step)
+        if look not in transitions.looks or transitions.looks.get(look) is not None:
+            return False
     return not step.choices or (
         node.failures_left <= 0 and all(choice.failure for choice in step.choices)
     )
