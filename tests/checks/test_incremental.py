@@ -12,13 +12,17 @@ from itertools import count
 
 import pytest
 
+from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.abi.sept import BLOCKED, FREE_ENTRY, HP, LOCK
 from septum.abi.spte import FROZEN_SPTE
 from septum.checks import agree, cache, history, mirror, sept
+from septum.checks.mapping_in_folio import MappingInFolio
 from septum.explore import Options, Strategy
 from septum.explore.sampling import Pct, RandomWalk
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
+from septum.linux.kvm.types import Folio
+from septum.linux.ranges import range_store
 from septum.machine import PhysMem, TablePage
 from septum.machine.tables import Writes
 
@@ -84,6 +88,7 @@ def from_nothing(monkeypatch):
         monkeypatch.setattr(PhysMem, "nr_changes", never)
         for module, name in REMEMBERED:
             monkeypatch.setattr(module, name, getattr(module, name).__wrapped__)
+        monkeypatch.setattr(MappingInFolio, "_judged_before", lambda *_: [])
 
     return begin
 
@@ -219,6 +224,84 @@ def test_what_leads_from_table_to_table(tiny, what):
     assert world.texts()
 
 
+def changed_ground(world, what: str) -> None:
+    """Something that the verdict about a leaf at GFN 512 rests on, and that is no page table."""
+    folio = world.inode.folios[512]
+    if what == "attributes of the VM":
+        range_store(world.kvm.mem_attr_array, 600, 601, 0)
+    elif what == "attributes of the file":
+        range_store(world.inode.attributes, 600, 601, 0)
+    elif what == "the folio's page":
+        folio.pfn += 512
+    elif what == "the folio's size":
+        folio.order = 0
+    elif what == "the folio":
+        del world.inode.folios[512]
+    elif what == "the slot's end":
+        world.slot.npages = 700
+    elif what == "the slot's offset":
+        world.slot.gmem_pgoff = 512
+    elif what == "the slot's file":
+        world.slot.gmem_file = None
+    else:
+        world.kvm.memslots.clear()
+
+
+GROUNDS = (
+    *(
+        "attributes of the VM",
+        "attributes of the file",
+        "the folio's page",
+        "the folio's size",
+        "the folio",
+    ),
+    *("the slot's end", "the slot's offset", "the slot's file", "the slot"),
+)
+
+
+@pytest.mark.parametrize("what", GROUNDS)
+def test_what_a_leaf_rests_on_is_looked_at_each_time(tiny, what, monkeypatch):
+    """Leaves that were judged are judged again when anything else has changed."""
+    for believed in (False, True):
+        world = tiny()
+        world.map(512, 2)
+        world.host.params.vm_memory_attributes = "VM" in what
+        range_store(world.kvm.mem_attr_array, 0, 4096, KVM_MEMORY_ATTRIBUTE_PRIVATE)
+        checker = world.checker(["mapping-in-folio"])
+        checker.look_now("before")
+        assert world.texts() == []
+        if believed:
+            monkeypatch.setattr(MappingInFolio, "_grounds", lambda *_: [])
+            checker.look_now("before")
+        changed_ground(world, what)
+        checker.look_now("after")
+        assert bool(world.texts()) != believed
+
+
+@pytest.mark.parametrize("what", ["the slot", "the folio's size"])
+def test_what_may_be_while_it_changes_may_not_stay(tiny, what):
+    """The end of a change is a change, though leaves, slots and folios are as they were."""
+    world = tiny()
+    world.map(512, 2)
+    lock = world.kvm.slots_lock if what == "the slot" else world.inode.invalidate_lock
+    if what == "the slot":
+        lock.lock()
+        changed_ground(world, what)
+    else:
+        lock.down_write()
+        folio = world.inode.folios.pop(512)
+        world.inode.folios |= {512 + i: Folio(folio.pfn + i, 0) for i in range(512)}
+    checker = world.checker(["mapping-in-folio"])
+    checker.look_now("in the change")
+    assert world.texts() == []
+    if what == "the slot":
+        lock.unlock()
+    else:
+        lock.up_write()
+    checker.look_now("after")
+    assert world.texts()
+
+
 @pytest.mark.parametrize("mode", ["quiet", "every-step"])
 @pytest.mark.parametrize("scenario", ["fault-against-fault", "dpamt-fault-against-fault"])
 def test_a_look_leaves_no_trace_in_a_search(scenario, mode):
@@ -254,3 +337,17 @@ def test_the_lock_of_an_entry_is_no_change(tiny, change, looked):
             table.set_entry(index, table.entry(index) ^ change)
             checker._step("after")
             assert checker.nr_looks + checker.nr_full_looks == nr + looked
+
+
+@pytest.mark.parametrize("held_as", ["template", "array"])
+def test_a_lock_is_no_write(tiny, held_as):
+    """`set_lock` writes the entry and no other, and who looks on is not told."""
+    table = tiny().machine.alloc_table(0x900, FREE_ENTRY)
+    if held_as == "array":
+        table.set_entry(0, FREE_ENTRY | HP)
+    before = (table.written, table.writes.nr, list(table.values()))
+    table.set_lock(7, FREE_ENTRY | LOCK)
+    assert (table.written, table.writes.nr) == before[:2]
+    assert table.entry(7) == FREE_ENTRY | LOCK
+    table.set_lock(7, FREE_ENTRY)
+    assert list(table.values()) == before[2]

@@ -95,21 +95,17 @@ class MappingInFolio(Promise):
         return []
 
     def _grounds(self, vm: VmView) -> Grounds | None:
-        """Slots, attributes, folios, and whether they are being changed; None when there are many
-        folios, or some are split."""
+        """Slots, whether they are being changed, attributes and folios; None when there are many
+        folios, or some are split: only then may it matter whether folios are being changed."""
         kvm = vm.kvm
-        grounds: Grounds = [
-            kvm.slots_lock.locked(),
-            self.checker.mapping_may_exceed_folio,
-            kvm.mem_attr_array[:],
-        ]
+        grounds: Grounds = [kvm.slots_lock.locked(), kvm.mem_attr_array[:]]
         for slot in kvm.memslots.values():
             grounds += (slot.base_gfn, slot.npages, slot.gmem_pgoff, slot.gmem_file)
             if slot.gmem_file is not None:
                 inode = slot.gmem_file.inode
                 if inode.split_folios or len(inode.folios) > FEW:
                     return None
-                grounds += (inode.invalidate_lock.writer is not None, inode.attributes[:])
+                grounds.append(inode.attributes[:])
                 for index, folio in inode.folios.items():
                     grounds += (index, folio.pfn, folio.order)
         return grounds
