@@ -1,14 +1,21 @@
 """What is told apart by its contents: states that differ must not come to the same number."""
 
 import itertools
+from sys import getrefcount
 
 import pytest
 
 from septum.explore import fingerprint, own
 from septum.explore.fingerprint import CONTENTS, Fingerprint
 from septum.explore.footprint import Footprints
-from septum.explore.mix import all_small, of_int
-from septum.explore.own import _Contents
+from septum.explore.mix import all_small, of_int, spread
+from septum.explore.own import NOBODYS, _Contents
+from septum.explore.scenario import ScenarioSubject
+from septum.explore.search import Job, Searcher
+from septum.explore.stacks import _codes
+from septum.explore.subject import Options, Strategy
+from septum.explore.track import Tracker
+from septum.explore.transitions import Transitions
 from septum.explore.values import Contents
 from septum.machine.mem import GARBAGE
 
@@ -67,3 +74,70 @@ def test_integers_are_told_apart() -> None:
         assert contents.of_value((a, 0)) != contents.of_value((b, 0))
     assert of_int(5) == 5
     assert all_small((0, 5, True)) and not all_small((0, -1)) and not all_small((0, "a"))
+
+
+def stale_in(tracker: Tracker, task: int) -> list[int]:
+    """Locations of one task alone whose contents are noted otherwise than they are."""
+    held = tracker.own
+    noted = [held._world.get(task)]
+    noted += [
+        held._objects.get(name)
+        for name in held._made_by.get(task, ())
+        if getrefcount(tracker.objects[name]) > NOBODYS
+    ]
+    return [
+        location
+        for contents in noted
+        if contents is not None
+        for location, number in contents.by_location.items()
+        if (now := tracker.content_of(location)) is not None
+        and number != spread(hash((location, now)))
+    ]
+
+
+def count_stale(monkeypatch) -> int:  # type: ignore[no-untyped-def]
+    """In a small search: how often something is, after a step."""
+    found: list[int] = []
+    record = Transitions.record
+
+    def look(self, state, task, alone, choices, ends):  # type: ignore[no-untyped-def]
+        step = record(self, state, task, alone, choices, ends)
+        if step.chain != step.raw:  # else nobody asked
+            found.extend(stale_in(self._tracker, task))
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setitem(_codes, look.__code__, False)  # no frame of the model
+        patch.setattr(Transitions, "record", look)
+        searcher = Searcher(ScenarioSubject("convert-against-write", "v3", "end"), Options())
+        try:
+            result = searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=0))
+        finally:
+            searcher.close()
+    assert result.complete and not result.note
+    return len(found)
+
+
+def test_what_a_task_alone_has_is_noted_as_it_is(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """A whole of which a part was written since (a translation in one space of a TLB) is looked at
+    again, too."""
+    assert count_stale(monkeypatch) == 0
+    monkeypatch.setattr(Tracker, "may_have_parts", lambda self, location: False)
+    assert count_stale(monkeypatch) > 0
+
+
+def test_elements_that_were_there_when_the_world_was_built_are_parts() -> None:
+    """Whoever writes all of a dict writes them, too."""
+    searcher = Searcher(ScenarioSubject("convert-against-write", "v3", "end"), Options())
+    try:
+        searcher.prepare()
+        tracker = searcher.tracker
+        assert tracker is not None
+        loose = [
+            location
+            for (whole, _), location in tracker._parts.items()
+            if whole in tracker.base and location not in tracker.footprints.whole_of
+        ]
+        assert tracker._parts and not loose
+    finally:
+        searcher.close()

@@ -31,7 +31,8 @@ _NUMBER = 0xFFFFFF
 
 
 Noted = tuple[int, int, int | None, bool, bool]
-"""(task, location, content, whether promises read it, whether it changes without a word)."""
+"""(task, location, content, whether promises read it, whether it changes without a word: as a value
+of one task does, or a whole of which only a part is written)."""
 
 
 class _Contents:
@@ -127,7 +128,7 @@ class OwnState:
             if access & 3 in (X, IX):
                 location = access >> 2
                 owner = footprints.owner_of(location)
-                if owner:
+                if owner and (access & 3 == X or not self._tracker.may_have_parts(location)):
                     self._note(owner.bit_length() - 1, location)
                 if access & 3 == X and location in footprints.parts:
                     self._note_parts(location)
@@ -146,7 +147,8 @@ class OwnState:
         told = self._tracker.contents
         told.met_private = False
         content = self._tracker.content_of(location)
-        noted = (task, location, content, self._tracker.watched[location], told.met_private)
+        restless = told.met_private or self._tracker.may_have_parts(location)
+        noted = (task, location, content, self._tracker.watched[location], restless)
         self.noted.append(noted)
         self._put(*noted)
 

@@ -46,6 +46,7 @@ from septum.explore.tracked import PLAIN, container_types, put_back
 from septum.explore.values import Contents
 from septum.explore.watched import Watched
 from septum.machine.mem import FrameBlock, PhysMem
+from septum.machine.tables import TablePage
 from septum.sim import Sim, WaitQueue
 from septum.sim.locks import _Lock
 from septum.sim.state import Snapshot, slots_of
@@ -157,6 +158,9 @@ class Tracker:
         """Begin to watch. `snapshot` is of the adopted world."""
         self._of_base = {id(part.obj): part.obj for part in snapshot.parts}
         self.base = set(self._of_base)
+        # Who took the snapshot looked at elements before anybody knew of what they are elements.
+        self._parts.clear()
+        self._wholes.clear()
         self.lock_of = {
             id(part.obj.waiters): part.obj
             for part in snapshot.parts
@@ -392,6 +396,16 @@ class Tracker:
         if isinstance(obj, CONTAINERS):
             return self.contents.of_container(obj)
         return self.contents.of_slot(obj, location & 255)
+
+    def may_have_parts(self, location: int) -> bool:
+        """Whether a location is of a whole whose elements have locations of their own."""
+        if location in self.footprints.parts:
+            return True
+        name = location >> 8
+        obj = self._of_base.get(name)
+        if obj is None:
+            obj = self.objects.get(name)
+        return isinstance(obj, dict | TablePage | PhysMem)
 
     def is_as_built(self, location: int, content: int) -> bool:
         """Whether a content is the one that the location was built with."""
