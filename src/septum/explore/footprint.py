@@ -88,7 +88,8 @@ class Footprints:
     all only read, do not count. When accesses of a location begin to count, it is in `news`
     (EVERYWHERE: no one can say which): what was computed before then lacks them, and a search that
     used it starts over. So that this is rare, what is learned of one object that a run made goes
-    for all of its kind: objects of one class, containers in one slot of a class.
+    for all of its kind (objects of one class, containers in one slot of a class), what is learned
+    of one part for all parts of the same whole, and locks count always.
     """
 
     __slots__ = (
@@ -99,6 +100,7 @@ class Footprints:
         "_masks",
         "_numbers",
         "_users",
+        "always",
         "disowned",
         "news",
         "parts",
@@ -113,6 +115,7 @@ class Footprints:
         self._contexts: dict[tuple[int, Held, Held], Context] = {}
         self._kinds: dict[int, _Kind] = {}
         self._numbers: dict[int, int] = {}
+        self.always: set[int] = set()  # locations that count as soon as anybody touches them
         self.news: set[int] = set()
         self.disowned = 0  # tasks (as bits) that news took something from that was theirs alone
         # Locations of parts by that of their whole, and the other way round. Where a whole counts,
@@ -193,9 +196,9 @@ class Footprints:
             if number:
                 kind = self._kinds.setdefault(number, _Kind())
                 kind.locations.append(location)
-                if kind.shared:
-                    self._count(location)
-                    self.news.discard(location)  # nothing lacks what was never touched
+            if location in self.always or (number and kind.shared):
+                self._count(location)
+                self.news.discard(location)  # nothing lacks what was never touched
         return users
 
     def _changes(self, location: int, users: list[int], bit: int) -> None:
@@ -229,8 +232,11 @@ class Footprints:
                 self._keep_everywhere(at)
 
     def _kind_of(self, location: int) -> int:
-        """The kind of a location; 0: it is of the built world, or a part."""
-        return location & _CLASS_AND_SLOT if made_in_run(location) else 0
+        """The kind of a location; 0: it is of the built world. Parts have negative ones."""
+        if made_in_run(location):
+            return location & _CLASS_AND_SLOT
+        whole = self.whole_of.get(location, 0)
+        return -(whole & _CLASS_AND_SLOT if made_in_run(whole) else whole)
 
     def _share(self, location: int) -> None:
         """A location turns out to be shared."""
@@ -298,8 +304,8 @@ class Footprints:
 
 
 class _Kind:
-    """The locations of one slot of all objects of one class that runs made. `guards`: the locks
-    held at every access; None: there was none."""
+    """Locations that are alike: of one slot of all objects of one class that runs made, or of the
+    parts of one whole. `guards`: the locks held at every access; None: there was none."""
 
     __slots__ = ("guards", "locations", "shared")
 

@@ -168,6 +168,7 @@ class Tracker:
         }
         # Who waits is written by waiting, which is told as a look at what is waited for.
         self.waiting_at = {oid << 8 for oid in self.lock_of}
+        self.footprints.always = self.waiting_at
         for part in snapshot.parts:
             if of_sim(part):
                 owner = part
