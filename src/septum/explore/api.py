@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BATCH_RUNS = 25
 AUTO_RUNS = 200
-NR_JOBS = 8
+NR_JOBS = 24
 EXAMPLES_MAX = 12
 
 
@@ -220,6 +220,7 @@ class Search:
                 self.level = level
             if self._stop_now():
                 break
+            self._workers.spread()
         complete = (level, failures) == rounds[-1]
         return complete, f"complete: {done}"
 

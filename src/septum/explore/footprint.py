@@ -103,6 +103,7 @@ class Footprints:
         "always",
         "disowned",
         "news",
+        "opened",
         "parts",
         "whole_of",
     )
@@ -117,6 +118,8 @@ class Footprints:
         self._numbers: dict[int, int] = {}
         self.always: set[int] = set()  # locations that count as soon as anybody touches them
         self.news: set[int] = set()
+        # Why news are EVERYWHERE, for other workers: what is watched from now on.
+        self.opened: set[Opened] = set()
         self.disowned = 0  # tasks (as bits) that news took something from that was theirs alone
         # Locations of parts by that of their whole, and the other way round. Where a whole counts,
         # its parts do.
@@ -125,6 +128,8 @@ class Footprints:
 
     def add_part(self, whole: int, part: int) -> None:
         """`part` is the location of an element of what is at `whole`."""
+        if part in self.whole_of:
+            return
         if whole in self._bits and whole not in self.parts:
             self.news.add(whole)  # it was taken for something without parts
         self.parts.setdefault(whole, []).append(part)
@@ -317,6 +322,10 @@ class _Kind:
 
 EVERYWHERE = -1
 """Stands for all locations."""
+
+Opened = tuple[str, object, str]
+"""What turned out to be looked at: a slot ("slot", its class, its name), the order of the keys of a
+dict ("order", its id, ""), slots of a kind that promises read ("read", the kind, "")."""
 
 PART_LOCATION = 1 << 62
 """Locations of parts are numbered from here on."""

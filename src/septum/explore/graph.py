@@ -39,7 +39,7 @@ from septum.explore.footprint import (
 from septum.explore.learn import Move, Recording, Translating
 from septum.explore.loops import TIMES, Row, entry_of, looks_at, still_spinning
 from septum.explore.node import Node, Visited, inherit_sleep, order
-from septum.explore.real import RealRuns
+from septum.explore.real import RealRuns, Restart
 from septum.explore.subject import UNBOUNDED
 from septum.explore.tails import slide
 from septum.explore.transitions import DONE, POINT, Step, Transitions, Unfaithful
@@ -106,7 +106,7 @@ class GraphSearch:
         self._on_path: set[int] = set()  # keys of the states on it
         self._prefix: list[tuple[Move, Step]] = []  # before the first node
         self._tasks: dict[int, bool] = {}
-        self._visited: dict[int, list[Visited]] = {}
+        self._visited = transitions.visited
         self.nr_paths = 0
         self.nr_states = 0
         self.nr_steps = 0
@@ -222,6 +222,8 @@ class GraphSearch:
         state = self._state
         looks = self._transitions.looks
         step = self._transitions.find(state, task, alone, choices)
+        if step is None and self._hears():
+            step = self._transitions.find(state, task, alone, choices)
         if step is None or (step.looked and (state.shown, step) not in looks):
             broken = self._real([*self._moves(), (task, choices)]).broke
             step = self._transitions.find(state, task, alone, choices)
@@ -234,6 +236,14 @@ class GraphSearch:
                 looks[state.shown, step] = broken
         found = looks.get((state.shown, step)) if step.looked else None
         return found or step.finding, step
+
+    def _hears(self) -> bool:
+        """Whether other workers have learned something. Raises Restart where that shows that more
+        is shared."""
+        heard = self._transitions.hear()
+        if self._tracker.footprints.news:
+            raise Restart
+        return heard
 
     def _add_variants(self, node: Node, step: Step, given: int) -> None:
         left = node.failures_left - sum(c.failure and c.value > 0 for c in step.choices[:given])
@@ -398,6 +408,8 @@ class GraphSearch:
         self.nr_paths += 1
         value = self._state.value
         moves = [*self._moves(), (task, step.answers)]
+        if value not in self._transitions.ends:
+            self._hears()
         if value not in self._transitions.ends:
             self._state.rewind(node.mark)
             self._real(moves)

@@ -71,6 +71,7 @@ class Recording(Steering):
         "_ahead",
         "_at",
         "_choices",
+        "_hushes",
         "_in_a_row",
         "_is_news",
         "_last",
@@ -123,6 +124,7 @@ class Recording(Steering):
         self._last: int | None = None  # the task whose step is under way
         self._ahead: Step | None = None  # the known step that it will be, beyond the moves
         self._nr_ahead = 0  # how many of these in a row
+        self._hushes = True  # whether what is known may go unheard
         self._in_a_row = 0
         self.steps = []
         self.ready = []
@@ -172,10 +174,14 @@ class Recording(Steering):
         if known is not None:
             self._nr_ahead += 1
             # What promises look at is told where they have not looked yet.
-            fresh = known.looked and (self.state.shown, known) not in self._transitions.looks
-            self._tracker.hush(self._nr_ahead >= HUSH_AHEAD and not fresh)
+            if known.looked and (self.state.shown, known) not in self._transitions.looks:
+                self._hushes = False
+                self._tracker.hush(False)
+            elif self._nr_ahead == HUSH_AHEAD and self._hushes:
+                self._tracker.hush(True)
         elif self._nr_ahead:
             self._nr_ahead = 0
+            self._hushes = False  # to listen again and again costs more than not to cease
             self._tracker.hush(False)
             if not self._tracker.stacks.meet():
                 raise Unfaithful("known steps led to another place")
@@ -286,7 +292,6 @@ class Recording(Steering):
             self.looks.append((shown, step))
 
     def ended(self) -> None:
-        self._tracker.hush(False)  # what is looked at now is told
         task = self._last
         if task is None or self.stopped:
             return
@@ -304,23 +309,30 @@ class Recording(Steering):
                 ends = Ends(self._ahead.end, ())
                 ends.finding = finding
                 self._made_again(task, self._ahead, ends)
-                self.end = self.state
+                self._has_ended(finding)
             return
         over = not any(t.index == task and not t.done for t in sim.tasks)
         ends = Ends(DONE if over else BLOCKED, ())
         ends.finding = finding
         self._record(task, set(self.ready[-1]) == {task}, choices, ends)
+        self._has_ended(finding)
+
+    def _has_ended(self, finding: Finding | None) -> None:
         self.end = self.state
+        if finding is None and not self.thorough and self.end.value in self._transitions.ends:
+            self.stop()  # how it is judged is known
+        self._tracker.hush(False)  # what is looked at to judge it is told
 
     def begin(self, sim: Sim, runner: Runner) -> None:
         super().begin(sim, runner)
         self._is_news = runner.is_news
-        if self.silent or (
+
+    def begins_unheard(self) -> bool:
+        return self.silent or (
             not self.thorough
             and self.first >= HUSH_MIN
             and all(step.left is not None for step in self.known[: self.first])
-        ):
-            self._tracker.hush(True)
+        )
 
 
 class Translating(Replaying):

@@ -2,21 +2,26 @@
 
 Each worker is a fork with a world of its own. Jobs are handed out in order; when one has found
 something, those before it are still finished, and the first in order is the answer.
+
+For the random search each fork builds its world. The exhaustive search is begun by the first of
+them; the others are then forked anew from it, so that they know what it has learned, and tell each
+other what they learn (Exchange).
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
-import threading
-import time
 import traceback
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.sharedctypes import RawArray
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import msgspec
 
+from septum.explore.exchange import make_files
 from septum.explore.search import Job, JobResult, Searcher
 
 if TYPE_CHECKING:
@@ -26,9 +31,10 @@ if TYPE_CHECKING:
 
     from septum.explore.subject import Options, Subject
 
-COUNT_EVERY_S = 0.25
 _ENCODE = msgspec.msgpack.Encoder()
 _JOB = msgspec.msgpack.Decoder(Job)
+_PIDS = msgspec.msgpack.Decoder(list[int])
+_SPREAD = b"spread"
 
 
 class _Reply(msgspec.Struct):
@@ -52,6 +58,7 @@ class Workers:
         "_local",
         "_options",
         "_processes",
+        "_spread",
         "_subject",
         "interrupted",
     )
@@ -62,7 +69,8 @@ class Workers:
         self._local = local
         self._processes: list[BaseProcess] = []
         self._connections: list[Connection] = []
-        # Runs that each fork has made, written by itself every COUNT_EVERY_S.
+        self._spread: list[int] = []  # processes that the first worker has forked
+        # Runs that each fork has made, written by itself.
         self._counts = RawArray("Q", max(1, options.workers))
         self.interrupted = False
 
@@ -74,22 +82,44 @@ class Workers:
         """Fork, when more than one worker is wanted."""
         context = multiprocessing.get_context("fork")
         self._local.close()
-        for index in range(self._options.workers if self._options.workers > 1 else 0):
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_work,
-                args=(theirs, self._subject, self._options, self._counts, index),
-                daemon=True,
-            )
+        count = self._options.workers if self._options.workers > 1 else 0
+        pipes = [context.Pipe() for _ in range(count)]
+        ends = [theirs for _, theirs in pipes]
+        team = _Team(self._subject, self._options, self._counts, ends, make_files(count))
+        self._connections = [ours for ours, _ in pipes]
+        for index in range(count):
+            args = (index, self._connections)
+            process = context.Process(target=team.work, args=args, daemon=True)
             process.start()
-            theirs.close()
             self._processes.append(process)
-            self._connections.append(ours)
+        for theirs in ends:
+            theirs.close()
+
+    def spread(self) -> None:
+        """The exhaustive search has been begun, by the first worker: let all know what it does."""
+        if len(self._connections) < 2 or self._spread or self.interrupted:
+            return
+        for process in self._processes[1:]:
+            process.terminate()
+            process.join()
+        del self._processes[1:]
+        first = self._connections[0]
+        try:
+            first.send_bytes(_SPREAD)
+            self._spread = _PIDS.decode(first.recv_bytes())
+        except KeyboardInterrupt:
+            self.interrupted = True
+        except (EOFError, OSError):
+            raise SearchDefect("a worker is gone") from None
 
     def stop(self) -> None:
         """End the forks."""
         for connection in self._connections:
             connection.close()
+        for process_id in self._spread:
+            with suppress(ProcessLookupError):
+                os.kill(process_id, signal.SIGKILL)
+        self._spread.clear()
         for process in self._processes:
             process.terminate()
             process.join()
@@ -121,7 +151,7 @@ class Workers:
         told: Callable[[JobResult], None],
         stop_at_first: bool,
     ) -> None:
-        idle = list(self._connections)
+        idle = self._connections[::-1]
         busy: dict[Connection, int] = {}
         first_found: int | None = None
         more = True
@@ -160,32 +190,67 @@ def _in_order(results: dict[int, JobResult], stop_at_first: bool) -> list[JobRes
     return ordered
 
 
-def _count(counts: Array[c_ulonglong], index: int, searcher: Searcher) -> None:
-    while True:
-        counts[index] = searcher.runner.nr_runs
-        time.sleep(COUNT_EVERY_S)
+class _Team:
+    """What each worker has. `ends` are the workers' ends of all connections, `files` what they
+    tell each other by."""
 
+    __slots__ = ("_counts", "_ends", "_files", "_index", "_options", "_searcher", "_subject")
 
-def _work(
-    connection: Connection,
-    subject: Subject,
-    options: Options,
-    counts: Array[c_ulonglong],
-    index: int,
-) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    searcher: Searcher | None = None
-    while True:
-        try:
-            job = _JOB.decode(connection.recv_bytes())
-        except (EOFError, OSError):
-            return
-        try:
-            if searcher is None:
-                searcher = Searcher(subject, options, job.until)
-                args = (counts, index, searcher)
-                threading.Thread(target=_count, args=args, daemon=True).start()
-            reply = _Reply(searcher.do(job))
-        except Exception:
-            reply = _Reply(error=traceback.format_exc())
-        connection.send_bytes(_ENCODE.encode(reply))
+    def __init__(
+        self,
+        subject: Subject,
+        options: Options,
+        counts: Array[c_ulonglong],
+        ends: list[Connection],
+        files: list[IO[bytes]],
+    ) -> None:
+        self._subject = subject
+        self._options = options
+        self._counts = counts
+        self._ends = ends
+        self._files = files
+        self._index = 0
+        self._searcher: Searcher | None = None
+
+    def work(self, index: int, others: list[Connection]) -> None:
+        """Do what comes by the connection of number `index`, until nobody is at its other end."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for other in others:
+            other.close()  # a copy: who waits must see that the one who asks is gone
+        self._index = index
+        while True:
+            try:
+                message = self._ends[self._index].recv_bytes()
+            except (EOFError, OSError):
+                return
+            if message == _SPREAD:
+                self._fork()
+                continue
+            try:
+                reply = _Reply(self._do(_JOB.decode(message)))
+            except Exception:
+                reply = _Reply(error=traceback.format_exc())
+            self._ends[self._index].send_bytes(_ENCODE.encode(reply))
+
+    def _do(self, job: Job) -> JobResult:
+        if self._searcher is None:
+            self._searcher = Searcher(self._subject, self._options, job.until)
+        self._searcher.told_runs = self._tell_runs
+        return self._searcher.do(job)
+
+    def _tell_runs(self, count: int) -> None:
+        self._counts[self._index] = count
+
+    def _fork(self) -> None:
+        """Become as many as there are connections."""
+        forked: list[int] = []
+        for index in range(1, len(self._ends)):
+            process_id = os.fork()
+            if not process_id:
+                self._index = index
+                break
+            forked.append(process_id)
+        if self._searcher is not None:
+            self._searcher.exchange_by(self._files, self._index)
+        if not self._index:
+            self._ends[0].send_bytes(_ENCODE.encode(forked))

@@ -26,7 +26,7 @@ them is not complete."""
 
 THOROUGH_EVERY = 8
 """Of so many real runs one makes sure that known steps that it meets come out as they are known;
-of those after the first THOROUGH_MANY, one in four times as many."""
+of those after the first THOROUGH_MANY, one in six times as many."""
 THOROUGH_MANY = 400
 
 
@@ -82,7 +82,7 @@ class RealRuns:
         recording = Recording(moves, known, state.copy(), self._tracker, self._transitions)
         if first is not None:
             recording.first = first
-        often = 1 if self._nr_learning <= THOROUGH_MANY else 4
+        often = 1 if self._nr_learning <= THOROUGH_MANY else 6
         recording.thorough = self._nr_learning % (often * THOROUGH_EVERY) == 1
         news = self._tracker.footprints.news
         try:
@@ -95,8 +95,15 @@ class RealRuns:
             raise Restart
         for look in recording.looks:
             self._transitions.looks.setdefault(look, None)
+        exchange = self._transitions.exchange
         if recording.end is not None and recording.steps[-1].finding is None:
-            self._transitions.ends[recording.end.value] = run.finding
+            value = recording.end.value
+            if recording.thorough or value not in self._transitions.ends:
+                self._transitions.ends[value] = run.finding
+                if exchange is not None:
+                    exchange.tell_end(value, run.finding)
+        if exchange is not None:
+            exchange.flush()
         return recording
 
     def lasting(self, moves: list[Move], state: Fingerprint) -> None:

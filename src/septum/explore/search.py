@@ -8,12 +8,13 @@ from __future__ import annotations
 import gc
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import msgspec
 
 from septum.explore import budget
 from septum.explore.coverage import Coverage
+from septum.explore.exchange import Exchange
 from septum.explore.footprint import EVERYWHERE
 from septum.explore.graph import GraphSearch
 from septum.explore.learn import Learning
@@ -34,7 +35,7 @@ from septum.explore.transitions import Transitions, Unfaithful
 from septum.sim import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from septum.explore.run import Run
     from septum.explore.subject import Options, Subject
@@ -100,6 +101,7 @@ class Searcher:
         "options",
         "runner",
         "subject",
+        "told_runs",
         "tracker",
         "transitions",
     )
@@ -115,6 +117,7 @@ class Searcher:
         self.length = Length()
         self.decides = True  # there is something to decide; if not, there is a single schedule
         self._nr_too_long = 0
+        self.told_runs: Callable[[int], None] = _nobody  # is told how many runs were made
         self.runner.until = until
         try:
             self._calibrate()
@@ -143,6 +146,11 @@ class Searcher:
         self.tracker = None
         self.transitions = None
 
+    def exchange_by(self, files: list[IO[bytes]], index: int) -> None:
+        """From now on others, forks of this, learn what this one does, and the other way round."""
+        if self.transitions is not None and self.tracker is not None:
+            self.transitions.exchange = Exchange(files, index, self.tracker.footprints)
+
     def do(self, job: Job) -> JobResult:
         """Do a job."""
         self.coverage.begin()
@@ -160,11 +168,13 @@ class Searcher:
     def one_run(self, steering: Steering) -> Run:
         """A run with coverage on when it is its turn."""
         self.runner.sink = self.coverage.sink_for(self.runner.nr_runs)
+        self.told_runs(self.runner.nr_runs)
         return self.runner.run(steering)
 
     def recorded_run(self, steering: Steering) -> Run:
         """A run whose steps are recorded. Nobody watches: who watches looks at more."""
         self.runner.sink = None
+        self.told_runs(self.runner.nr_runs)
         run = self.runner.run(steering)
         self._see_length(steering, run)
         return run
@@ -314,14 +324,14 @@ class Searcher:
             except OutOfTime:
                 return self._leave(result)
             except StateMissed:
-                self.tracker.footprints.news.add(EVERYWHERE)
+                self._begin_anew(transitions)
                 continue
             except Unfaithful:
                 if not transitions.forgets:
                     raise
                 # What the search takes for forgotten was not, or it is no loop: go without.
                 transitions.forgets = False
-                self.tracker.footprints.news.add(EVERYWHERE)
+                self._begin_anew(transitions)
                 continue
             finally:
                 result.schedules = search.nr_paths
@@ -345,10 +355,19 @@ class Searcher:
         """More counts than a search knew of."""
         assert self.tracker is not None
         news = self.tracker.footprints.news
+        if transitions.exchange is not None:
+            transitions.exchange.learned(news)
         self.runner.clean()
         self.tracker.learn_as_built(news)
         transitions.drop(news)
         self.tracker.footprints.forget_news()
+
+    def _begin_anew(self, transitions: Transitions) -> None:
+        """Nothing that is known counts."""
+        assert self.tracker is not None
+        self.tracker.footprints.news.add(EVERYWHERE)
+        if transitions.exchange is not None:
+            transitions.exchange.parts_company()
 
     def _goes_on(self, job: Job, search: GraphSearch) -> bool:
         return not self._out_of_budget(job, search.nr_paths)
@@ -371,6 +390,10 @@ class Searcher:
                 break
             calm = 0 if tracker.footprints.news else calm + 1
         tracker.footprints.news.add(EVERYWHERE)
+
+
+def _nobody(count: int) -> None:
+    """Nobody wants to know."""
 
 
 @contextmanager

@@ -124,6 +124,8 @@ class Steering(Schedule):
         """A run begins."""
         self.reset()
         self.sim = sim
+        if runner.tracker is not None:
+            runner.tracker.hush(self.begins_unheard())
         self.max_points = runner.options.max_points
         self.spin_points = runner.options.spin_points
         self.is_failure = runner.subject.is_failure
@@ -134,6 +136,10 @@ class Steering(Schedule):
         self._asked_at = sim.nr_points
         sim.alarm_at = self._asked_at + CLOCK_EVERY
         sim.set_alarm(self.alone)
+
+    def begins_unheard(self) -> bool:
+        """Whether nothing need be logged of what the run begins with."""
+        return False
 
     def ended(self) -> None:
         """The last step was made, or broken off by a finding. Not called when cut."""
@@ -308,5 +314,6 @@ class Lasting(Replaying):
     def begin(self, sim: Sim, runner: Runner) -> None:
         super().begin(sim, runner)
         self.spin_points = min(self.spin_points, TURN_POINTS)
-        if self._traced is not None:
-            self._traced.hush(True)
+
+    def begins_unheard(self) -> bool:
+        return True

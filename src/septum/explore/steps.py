@@ -29,9 +29,11 @@ class Steps:
         "_passed",
         "_segments",
         "_tracker",
+        "accesses",
         "fresh",
         "log",
         "looked",
+        "makes",
         "nr_results",
         "results",
     )
@@ -48,6 +50,9 @@ class Steps:
         self._segments: list[Segment] = []
         # Known steps that were made again: the task, what it touched, what it made.
         self._passed: list[tuple[int, list[Segment], list[int]]] = []
+        # For whoever wants to tell of the step taken last: what it touched, by names, what it made.
+        self.accesses: list[tuple[Context, set[int]]] = []
+        self.makes: list[int] = []
 
     def begin(self) -> None:
         """A run begins."""
@@ -109,8 +114,10 @@ class Steps:
             self._catch_up()
         self._tracker.own.noted.clear()
         self._segment(task)
+        self.accesses.clear()
         for context, part in self._segments:
             accesses = self._named(context, set(part))
+            self.accesses.append((context, accesses))
             kept |= accesses & context.kept
             shared |= accesses & context.shared
             touched |= self._tracker.footprints.touched(access >> 2 for access in accesses)
@@ -118,8 +125,8 @@ class Steps:
         self._segments.clear()
         self.looked = False
         made: set[int] = set()
-        if self.fresh:
-            new = self._make(task)
+        self.makes = new = self._make(task) if self.fresh else []
+        if new:
             made = {
                 access >> 2 for access in new if self._tracker.footprints.is_shared(access >> 2)
             }

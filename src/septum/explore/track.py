@@ -33,6 +33,7 @@ from septum.explore.footprint import (
     IX,
     PART_LOCATION,
     Footprints,
+    Opened,
     S,
     X,
 )
@@ -181,6 +182,11 @@ class Tracker:
         kinds = [kind for name in sorted(modules) if ours(name) for kind in classes_of(name)]
         for kind in kinds:
             slots_of(kind)  # remembered: a patched class does not show its slots any more
+        for kind in kinds:
+            # Numbers that are the same in every worker, whoever makes one first.
+            self._number_of(kind)
+            for _, member in slots_of(kind):
+                self._number_of(member)
         for kind in kinds:
             self._watch_class(kind)
         for kind, method, make in specials(self):
@@ -338,6 +344,25 @@ class Tracker:
         self.hushable.append((kind, name, logging, quiet_slot(self, member, k)))
         self._logged.add((kind, name))
         self.footprints.news.add(EVERYWHERE)
+        self.footprints.opened.add(("slot", kind, name))
+
+    def open(self, opened: Opened) -> None:
+        """Another worker has come to look at something: so does this one."""
+        what, at, name = opened
+        if what == "slot":
+            assert isinstance(at, type)
+            if (at, name) not in self._logged:
+                self._log_slot(at, name)
+        elif what == "read":
+            assert isinstance(at, int)
+            self.watched.learn(at)
+        elif at in self.base:
+            assert isinstance(at, int)
+            obj = self._of_base[at]
+            if not hasattr(obj, "in_order"):
+                obj.in_order = True  # type: ignore[attr-defined]  # a tracked dict
+                self.footprints.news.add(EVERYWHERE)
+                self.footprints.opened.add(opened)
 
     def hush(self, quiet: bool) -> None:
         """From now on log nothing, or again all. What is written can be undone in any case."""
@@ -352,7 +377,8 @@ class Tracker:
         name = (self._names.get(oid, oid), key)
         found = self._parts.get(name)
         if found is None:
-            found = self._parts[name] = PART_LOCATION | len(self._parts)
+            # The same in every worker, whoever comes to it first.
+            found = self._parts[name] = PART_LOCATION | hash(name) & PART_LOCATION - 1
             within = (name[0] << 8) if oid in self.base or name[0] != oid else 0
             if isinstance(whole, PhysMem) and isinstance(key, int) and key >= 0:
                 within = self.part_location(whole, ~(key >> 9))
@@ -460,7 +486,6 @@ class Tracker:
     def restore(self) -> None:
         """Put back all that the run wrote into the built world."""
         self.running = False
-        self.hush(False)
         self.stacks.begin()
         for obj, put, old in self.undo.values():
             if put is None:

@@ -160,6 +160,7 @@ def _dict_type(tracker: Tracker) -> type:
             if not hasattr(self, "in_order") and tracker.sees():
                 self.in_order = True
                 tracker.footprints.news.add(EVERYWHERE)
+                tracker.footprints.opened.add(("order", id(self), ""))
             append(id(self) << 10 | S)
 
         def _rewrite(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from septum.explore.exchange import learn_of
 from septum.explore.fingerprint import (
     CHAINS,
     CONTENTS,
@@ -29,7 +30,9 @@ from septum.explore.footprint import EVERYWHERE, X
 from septum.explore.run import Abandoned
 
 if TYPE_CHECKING:
+    from septum.explore.exchange import Exchange, Key
     from septum.explore.footprint import Masks
+    from septum.explore.node import Visited
     from septum.explore.own import Noted
     from septum.explore.stacks import Moved
     from septum.explore.track import Tracker
@@ -118,7 +121,18 @@ class Transitions:
     and the results of its operations matter, not how it came to them; with `keeps`, all of that,
     and not only what those look at who judge."""
 
-    __slots__ = ("_observed", "_steps", "_tracker", "ends", "forgets", "keeps", "looks", "nr_known")
+    __slots__ = (
+        "_observed",
+        "_steps",
+        "_tracker",
+        "ends",
+        "exchange",
+        "forgets",
+        "keeps",
+        "looks",
+        "nr_known",
+        "visited",
+    )
 
     def __init__(self, tracker: Tracker, forgets: bool, *, keeps: bool) -> None:
         self._tracker = tracker
@@ -131,6 +145,8 @@ class Transitions:
         # began, and where runs ended, by the state.
         self.looks: dict[Look, Finding | None] = {}
         self.ends: dict[int, Finding | None] = {}
+        self.visited: dict[int, list[Visited]] = {}  # by what stands for a state
+        self.exchange: Exchange | None = None  # with other workers
 
     def clear(self) -> None:
         """Forget all."""
@@ -138,11 +154,13 @@ class Transitions:
         self._observed = {0}
         self.looks.clear()
         self.ends.clear()
+        self.visited.clear()
         self.nr_known = 0
 
     def drop(self, news: set[int]) -> None:
         """Forget what lacks accesses of the locations `news`, which did not count until now, and
         what took them for one task's own."""
+        self.visited.clear()
         if EVERYWHERE in news:
             self.clear()
             return
@@ -242,9 +260,37 @@ class Transitions:
                 )
             return same
         if ends.finding is None or not looked:
-            self._steps.setdefault((task, chain, alone), []).append(step)
+            key = (task, chain, alone)
+            self._steps.setdefault(key, []).append(step)
             self.nr_known += 1
+            if self.exchange is not None and ends.finding is None:
+                self.exchange.tell(key, step, tracker)
         return step
+
+    def hear(self) -> bool:
+        """Take over what other workers have learned. Whether there was anything. Where it shows
+        that more is shared, that is news."""
+        if self.exchange is None:
+            return False
+        footprints = self._tracker.footprints
+        batches = self.exchange.hear()
+        for tag, opened, steps, ends in batches:
+            for one in opened - footprints.opened:
+                self._tracker.open(one)
+            for told in steps:
+                learn_of(told, footprints)
+            if tag == self.exchange.tag and not footprints.news:
+                for key, step, *_ in steps:
+                    self._take_over(key, step)
+                self.ends.update(ends)
+        return bool(batches)
+
+    def _take_over(self, key: Key, step: Step) -> None:
+        if self._known(*key, step) is None:
+            self._steps.setdefault(key, []).append(step)
+            self.nr_known += 1
+            if step.chain == step.raw:
+                self._observed.add(step.chain)
 
     def _known(self, task: int, chain: int, alone: bool, step: Step) -> Step | None:
         answers = step.answers

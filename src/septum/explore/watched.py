@@ -54,14 +54,16 @@ class Watched(dict[int, bool]):
             if name == access >> 10:
                 self._known.add(access)
             if name:
-                self._learn(self._kind_of(name << 8 | access >> 2 & _SLOT))
+                self.learn(self._kind_of(name << 8 | access >> 2 & _SLOT))
 
-    def _learn(self, kind: int) -> None:
+    def learn(self, kind: int) -> None:
+        """Promises read such as are of a kind."""
         if kind not in self._read:
             self._read.add(kind)
             if kind in self._asked:
                 self.clear()
                 self._tracker.footprints.news.add(EVERYWHERE)
+            self._tracker.footprints.opened.add(("read", kind, ""))
 
     def _kind_of(self, location: int) -> int:
         if location >= NEW_LOCATION << 8:

@@ -1,0 +1,166 @@
+"""What workers tell each other of the exhaustive search: a step that one has learned is the same
+for all, and what it touched is known to all."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from septum.explore import exchange
+from septum.explore.exchange import Exchange, learn_of, make_files
+from septum.explore.footprint import Footprints, S, X
+from septum.explore.scenario import ScenarioSubject
+from septum.explore.search import Job, Searcher
+from septum.explore.subject import Options, Strategy
+from septum.explore.transitions import Transitions
+
+NAME = "write-against-convert"
+
+
+@pytest.fixture
+def told():  # type: ignore[no-untyped-def]
+    """A worker that has told what it learned, and what another one has that has begun as it had."""
+    searcher = Searcher(ScenarioSubject(NAME, "v3", "end"), Options(keep_going=True))
+    try:
+        searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=0))
+        assert searcher.tracker is not None
+        assert searcher.transitions is not None
+        files = make_files(2)
+        searcher.exchange_by(files, 0)
+        searcher.do(Job(2, Strategy.EXHAUSTIVE, preemptions=1))
+        other = Transitions(searcher.tracker, True, keeps=False)
+        other.exchange = Exchange(files, 1, searcher.tracker.footprints)
+        yield searcher, other
+    finally:
+        searcher.close()
+
+
+def test_what_is_heard_is_what_was_learned(told) -> None:  # type: ignore[no-untyped-def]
+    """Steps come out with the same effect, and depend on the same as where they were made."""
+    searcher, other = told
+    mine = searcher.transitions
+    other.exchange._news = set(mine.exchange._news)  # it has learned the same of what is shared
+    assert other.hear()
+    assert other.nr_known > 40
+    for key, steps in other._steps.items():
+        for step in steps:
+            same = mine._known(*key, step)
+            assert same is not None
+            assert same.effect() == step.effect()
+            assert same.masks == step.masks
+            assert same.touched == step.touched
+            assert same.left == step.left
+            assert same.moved == step.moved
+    assert not other.hear()
+    assert set(other.ends) <= set(mine.ends)
+
+
+def test_what_rests_on_other_knowledge_is_not_taken_over(told) -> None:  # type: ignore[no-untyped-def]
+    """Where other things turned out to be shared, steps lack something or have too much."""
+    _, other = told
+    other.exchange.learned({12345})
+    assert other.hear()
+    assert not other.nr_known
+
+
+def test_who_has_missed_something_agrees_with_nobody(told) -> None:  # type: ignore[no-untyped-def]
+    _, other = told
+    before = other.exchange.tag
+    other.exchange.parts_company()
+    assert other.exchange.tag != before
+
+
+class Stub:
+    """What is worked out of a step where it is heard."""
+
+    masks = (0, 0, 0, 0)
+    touched = 0
+
+
+def touching(task: int, access: int, parts: dict[int, int]):  # type: ignore[no-untyped-def]
+    """What is told of a step of a task that holds no locks."""
+    nothing: frozenset[int] = frozenset()
+    return ((task, 0, False), Stub(), [(nothing, nothing, [access])], [], parts)
+
+
+def test_what_another_touched_is_learned() -> None:
+    """Two tasks clash where one was seen here and the other by another worker."""
+    here, there = Footprints(), Footprints()
+    nothing: frozenset[int] = frozenset()
+    here.register(here.context(1, nothing, nothing), [77 << 2 | X])
+    told = touching(2, 77 << 2 | S, {})
+    learn_of(told, here)
+    assert here.is_shared(77)
+    assert here.news
+    assert told[1].masks[0]
+    learn_of(told, there)
+    assert not there.news
+
+
+def test_parts_are_known_with_their_wholes() -> None:
+    footprints = Footprints()
+    part, whole = 1 << 62 | 5, 900
+    learn_of(touching(1, part << 2 | X, {part: whole}), footprints)
+    assert footprints.whole_of[part] == whole
+    footprints.add_part(whole, part)  # the tracker comes to it, too
+    assert footprints.parts[whole] == [part]
+
+
+def test_half_a_batch_is_read_when_it_is_whole(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    files = make_files(2)
+    ours, theirs = (Exchange(files, index, Footprints()) for index in (0, 1))
+    monkeypatch.setattr(exchange, "TELL_AT", 0)
+    ours.tell_end(5, None)
+    ours.flush()
+    data = os.pread(files[0].fileno(), 1 << 20, 0)
+    os.ftruncate(files[0].fileno(), len(data) - 3)
+    assert theirs.hear() == []
+    os.pwrite(files[0].fileno(), data, 0)
+    (batch,) = theirs.hear()
+    assert batch[-1] == [(5, None)]
+    assert theirs.hear() == []
+    assert ours.hear() == []
+
+
+def test_workers_end_when_nobody_asks_any_more(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """A search that is killed leaves no processes behind, spread or not."""
+    script = (
+        "import sys, time\n"
+        "from septum.explore import Options, Strategy\n"
+        "from septum.explore.api import Search\n"
+        "from septum.explore.scenario import ScenarioSubject\n"
+        "search = Search(ScenarioSubject('write-against-convert', 'v3', 'end'),\n"
+        "    Options(strategy=Strategy.EXHAUSTIVE, workers=3, preemptions=1))\n"
+        "search.start()\n"
+        "search._level(0, 0)\n"
+        "search._workers.spread()\n"
+        "first = [p.pid for p in search._workers._processes]\n"
+        "print(*first, *search._workers._spread, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    assert process.stdout is not None
+    workers = [int(word) for word in process.stdout.readline().split()]
+    assert len(workers) == 3
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for _ in range(100):
+        if not any(map(is_alive, workers)):
+            break
+        time.sleep(0.05)
+    assert not any(map(is_alive, workers))
+
+
+def is_alive(process_id: int) -> bool:
+    """A process that is there, and not only waits to be reaped."""
+    try:
+        state = Path(f"/proc/{process_id}/stat").read_text(encoding="ascii", errors="replace")
+        return state.rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
