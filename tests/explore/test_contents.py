@@ -2,17 +2,20 @@
 
 import itertools
 from sys import getrefcount
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from septum.explore import fingerprint, own
 from septum.explore.fingerprint import CONTENTS, Fingerprint
-from septum.explore.footprint import Footprints
+from septum.explore.footprint import NEW_LOCATION, Footprints, X
 from septum.explore.mix import all_small, of_int, spread
 from septum.explore.own import NOBODYS, _Contents
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
 from septum.explore.stacks import _codes
+from septum.explore.steps import Steps
 from septum.explore.subject import Options, Strategy
 from septum.explore.track import Tracker
 from septum.explore.transitions import Transitions
@@ -141,3 +144,27 @@ def test_elements_that_were_there_when_the_world_was_built_are_parts() -> None:
         assert tracker._parts and not loose
     finally:
         searcher.close()
+
+
+def test_what_was_touched_goes_by_the_name_that_it_had_then() -> None:
+    """Steps that were made again are told of later. Another object may be where the one that they
+    touched was, or have its number: neither was touched by them."""
+    noted: list[set[int]] = []
+    names = {100: NEW_LOCATION | 1, 200: NEW_LOCATION | 2}
+    tracker: Any = SimpleNamespace(
+        name_of=lambda oid: names.get(oid, 0),
+        is_gone=lambda oid: False,
+        footprints=Footprints(),
+        objects={},
+        own=SimpleNamespace(
+            note=lambda accesses: noted.append({a >> 10 for a in accesses}), noted=[]
+        ),
+    )
+    steps = Steps(tracker)
+    steps.log += [100 << 10 | X, 200 << 10 | X]
+    steps.passes(1)
+    names[100] = NEW_LOCATION | 3  # another object at the same address
+    steps.fresh.append(NEW_LOCATION | 2)  # and one that has the number of another
+    steps.passes(1)
+    steps._catch_up()
+    assert set().union(*noted) == {NEW_LOCATION | 1}

@@ -48,8 +48,8 @@ class Steps:
         self._contexts: dict[int, Context] = {}  # by task: the locks that it holds
         # What the step did before the running task last took or gave back a lock.
         self._segments: list[Segment] = []
-        # Known steps that were made again: the task, what it touched, what it made.
-        self._passed: list[tuple[int, list[Segment], list[int]]] = []
+        # Known steps that were made again: the task, its accesses, the names of what it made.
+        self._passed: list[tuple[int, set[int], list[int]]] = []
         # For whoever wants to tell of the step taken last: what it touched, by names, what it made.
         self.accesses: list[tuple[Context, set[int]]] = []
         self.makes: list[int] = []
@@ -150,7 +150,8 @@ class Steps:
     def passes(self, task: int) -> None:
         """A step of `task` that is known was made again."""
         self._segment(task)
-        self._passed.append((task, self._segments.copy(), self.fresh.copy()))
+        accesses = {access for _, part in self._segments for access in part}
+        self._passed.append((task, self._renamed(accesses), self.fresh.copy()))
         self.forget()
 
     def follows(self, task: int, noted: tuple[Noted, ...] | None) -> None:
@@ -162,14 +163,21 @@ class Steps:
             self.forget()
 
     def _catch_up(self) -> None:
-        """What was written and made in the steps that were passed still counts."""
+        """What was written and made in the steps that were passed still counts, but for what is
+        gone: later steps gave its names again."""
         fresh = self.fresh.copy()
+        later = set(fresh)
         own = self._tracker.own
-        for task, segments, made in self._passed:
-            for _, part in segments:
-                own.note(self._renamed(set(part)))
-            self.fresh[:] = made
+        whole_of = self._tracker.footprints.whole_of
+        for task, accesses, made in reversed(self._passed):
+            own.note(
+                access
+                for access in accesses
+                if whole_of.get(access >> 2, access >> 2) >> 8 not in later
+            )
+            self.fresh[:] = [name for name in made if name not in later]
             self._make(task)
+            later.update(made)
         self._passed.clear()
         self.fresh[:] = fresh
 
