@@ -85,7 +85,7 @@ def stale_in(tracker: Tracker, task: int) -> list[int]:
     noted = [held._world.get(task)]
     noted += [
         held._objects.get(name)
-        for name in held._made_by.get(task, ())
+        for name in held._alone.get(task, ())
         if getrefcount(tracker.objects[name]) > NOBODYS
     ]
     return [

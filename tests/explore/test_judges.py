@@ -4,16 +4,33 @@ The plain search tries every schedule; the fast one leaves out what it takes to 
 must agree on all findings and on all final states, for every bound on preemptions.
 """
 
+from collections.abc import Callable
+
 import pytest
 
-from septum.explore import fingerprint
+from septum.explore import fingerprint, own
 from septum.explore.footprint import Context, Footprints
 from septum.explore.graph import GraphSearch
+from septum.explore.learn import Recording
+from septum.explore.own import OwnState
 from septum.explore.plain import plain_search
 from septum.explore.search import Job, Searcher
+from septum.explore.stacks import Stacks, _codes, _Stack
 from septum.explore.subject import Options, Strategy
-from septum.explore.toys import LIVELOCK, RETRY, TOYS, Toy, dice_toy
-from septum.explore.transitions import Unfaithful
+from septum.explore.toys import (
+    CUT_OFF,
+    HANDED_ON,
+    HELD,
+    LISTS,
+    LIVELOCK,
+    RETRY,
+    TOYS,
+    USED_AGAIN,
+    Toy,
+    ToyState,
+    dice_toy,
+)
+from septum.explore.transitions import POINT, Unfaithful
 from septum.explore.values import Contents
 
 BOUNDS = (0, 1, 2, None)
@@ -151,3 +168,116 @@ def test_what_goes_round_unjudged_is_not_complete(monkeypatch: pytest.MonkeyPatc
     finally:
         searcher.close()
     assert not result.complete or result.found
+
+
+def nr_misplaced(monkeypatch: pytest.MonkeyPatch, toy: Toy, preemptions: int) -> int:
+    """In a search: how often a task does not stand, or have, what steps say that were made again
+    without a look at what they do; and whether the search saw so itself, and gave up."""
+    found = 0
+    meet = Stacks.meet
+
+    def met(self: Stacks) -> bool:
+        nonlocal found
+        same = meet(self)
+        schedule = self._sim.schedule
+        assert isinstance(schedule, Recording)
+        tracker, transitions = schedule._tracker, schedule._transitions
+        for task in self._sim.tasks:
+            known = schedule.state.chain(task.index)
+            if task.done or known in transitions._observed:
+                continue
+            stands = (self.digest(task), tracker.own.digest(task.index))
+            found += known != (hash((POINT, task.index, hash(stands))) or 1)
+        return same
+
+    with monkeypatch.context() as patch:
+        patch.setitem(_codes, met.__code__, False)  # no frame of the model
+        patch.setattr(Stacks, "meet", met)
+        searcher = Searcher(toy, options_for(toy, preemptions))
+        try:
+            result = searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=preemptions, failures=1))
+        finally:
+            searcher.close()
+    return found + bool(result.note)
+
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def hands_nothing_on(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(OwnState, "_named", lambda self, task, content: [])
+
+
+def looks_no_further(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Contents, "of_parts", lambda self, obj: iter(()))
+
+
+def keeps_frames(patch: pytest.MonkeyPatch) -> None:
+    def follow(self: _Stack, change: tuple[int, int] | None, observed: int) -> None:
+        frames, places = self.frames.copy(), self.places.copy()
+        original(self, change, observed)
+        self.frames, self.places = frames, places
+
+    original = _Stack.follow
+    patch.setattr(_Stack, "follow", follow)
+
+
+@pytest.mark.parametrize(
+    "toy,breaks",
+    [
+        (HANDED_ON, hands_nothing_on),
+        (CUT_OFF, looks_no_further),
+        (USED_AGAIN, keeps_frames),
+    ],
+)
+def test_a_name_follows_from_what_its_maker_did(
+    monkeypatch: pytest.MonkeyPatch, toy: Toy, breaks: Patch
+) -> None:
+    """What a task made goes by the same name however others handle what they could get at, and
+    whether or not its steps are looked at. That it does not is noticed."""
+    for preemptions in (0, 1, 2):
+        assert nr_misplaced(monkeypatch, toy, preemptions) == 0
+    with monkeypatch.context() as patch:
+        breaks(patch)
+        assert nr_misplaced(monkeypatch, toy, 1) > 0
+
+
+@pytest.mark.parametrize("toy,preemptions", [(HANDED_ON, 1), (HELD, 2)])
+def test_two_objects_by_one_name_are_noticed(
+    monkeypatch: pytest.MonkeyPatch, toy: Toy, preemptions: int
+) -> None:
+    """A search that gives the numbers of dead objects again, whoever had them, comes to other
+    ends."""
+    hands_nothing_on(monkeypatch)
+    with pytest.raises(AssertionError):
+        compare(toy, preemptions)
+
+
+@pytest.mark.parametrize("toy", LISTS, ids=lambda toy: toy.name)
+@pytest.mark.parametrize("most", (0, 1))
+def test_numbers_that_are_not_given_again(
+    monkeypatch: pytest.MonkeyPatch, toy: Toy, most: int
+) -> None:
+    """Where no more than so many numbers of a class are given again, the same is found."""
+    monkeypatch.setattr(own, "REUSED_MAX", most)
+    assert nr_misplaced(monkeypatch, toy, 2) == 0
+    compare(toy, 2)
+
+
+# Who takes a node out stands where it stood, whichever it took: the word of what is left does not.
+TAKEN_OUT = Toy("taken-out", [(("pair", 3), ("pair", 4)), (("pop",),), (("pop",),)])
+
+
+def test_contents_that_cannot_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who wrote them, and what he saw, stands for them; and all that he has may be in them."""
+    of_slot = Contents.of_slot
+
+    def blind(self: Contents, obj: object, k: int) -> int | None:
+        return None if isinstance(obj, ToyState) else of_slot(self, obj, k)
+
+    monkeypatch.setattr(Contents, "of_slot", blind)
+    for toy in (TAKEN_OUT, *LISTS):
+        assert nr_misplaced(monkeypatch, toy, 2) == 0
+        compare(toy, 2)
+    hands_nothing_on(monkeypatch)
+    assert nr_misplaced(monkeypatch, HANDED_ON, 2) > 0

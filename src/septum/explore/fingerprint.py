@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.explore.footprint import IS, IX, S, X
+from septum.explore.footprint import IX, S, X
 from septum.explore.mix import spread
 
 if TYPE_CHECKING:
@@ -263,33 +263,47 @@ class Fingerprint:
                 return False
         return True
 
-    def write(self, kinds: dict[int, int], event: int, tracker: Tracker) -> None:
-        """What the step `event` touched has the contents now that the tracked world has."""
+    def written(self, kinds: dict[int, int], tracker: Tracker) -> list[int]:
+        """The locations that a step which touches `kinds` leaves with contents of its making."""
+        return [
+            location
+            for location, kind in kinds.items()
+            if kind == X
+            or (location not in self._parts and (kind == IX or location in tracker.waiting_at))
+        ]
+
+    def write(
+        self,
+        kinds: dict[int, int],
+        event: int,
+        contents: dict[int, int | None],
+        tracker: Tracker,
+    ) -> None:
+        """The step `event` touched `kinds`, and left the `contents` of what it has `written`."""
         parts = self._parts
-        for location, kind in kinds.items():
-            if kind in (S, IS) and location not in tracker.waiting_at:
-                continue
+        for location, content in contents.items():
             if location not in parts:
-                self.set(CONTENTS, location, self._new_content(location, event, tracker))
-            elif kind == X:
-                content = tracker.content_of(location)
+                self._write_one(location, event, content, tracker)
+            else:
                 self.set(WHOLES, location, event if content is None else content)
                 self._drop_parts(location)
         # Parts that were written together with their whole have their content again.
-        for location, kind in kinds.items():
-            if kind != X or location in parts:
-                continue
-            self.set(CONTENTS, location, self._new_content(location, event, tracker))
+        for location, content in contents.items():
+            if kinds[location] == X and location not in parts:
+                self._write_one(location, event, content, tracker)
 
-    def _new_content(self, location: int, event: int, tracker: Tracker) -> int | None:
-        content = tracker.content_of(location)
-        if content is None:
-            return event
+    def _write_one(self, location: int, event: int, content: int | None, tracker: Tracker) -> None:
+        new = event if content is None else content
         # A part that is not in the table is as it was built, or as its whole was last written.
         whole = self._whole_of.get(location)
-        if whole is not None and whole in self.tables[WHOLES]:
-            return content
-        return None if tracker.is_as_built(location, content) else content
+        if (
+            content is not None
+            and (whole is None or whole not in self.tables[WHOLES])
+            and tracker.is_as_built(location, content)
+        ):
+            self.set(CONTENTS, location, None)
+        else:
+            self.set(CONTENTS, location, new)
 
     def _drop_parts(self, whole: int) -> None:
         _, contents, wholes, _, _ = self.tables

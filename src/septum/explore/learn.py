@@ -55,8 +55,9 @@ class Learning(RandomWalk):
         self._step()
 
     def _step(self) -> None:
-        self.tracker.steps.take(self.sim.current.index)
-        self.tracker.own.settle()
+        task = self.sim.current.index
+        self.tracker.steps.take(task)
+        self.tracker.own.settle(task)  # nothing is handed on here: others may end what is one's own
 
 
 class Recording(Steering):
@@ -195,8 +196,8 @@ class Recording(Steering):
             tracker.stacks.forget(task)
         else:
             tracker.stacks.follow(task, known.moved, known.raw)
-        tracker.steps.follows(task, known.left)
-        self._keep(known, looked, shown, ends)
+        self._follows(task, known)
+        self._keep(task, known, looked, shown, ends)
 
     def _follow(self, ring: list[Task]) -> int:
         """One known step after the other: nobody looks."""
@@ -254,15 +255,29 @@ class Recording(Steering):
         if not self.thorough:
             if known.end != DONE:
                 tracker.stacks.follow(task, known.moved, known.raw)
-            tracker.steps.follows(task, known.left)
-            tracker.own.settle()
+            self._follows(task, known)
+            self._settle(task)
             return
         if known.end == POINT and known.place != place_of(sys._getframe()):
             raise Unfaithful(f"task {task}: a known step led to another place")
         if not current.done:
             tracker.stacks.passed(current, known.raw)
         tracker.steps.passes(task)
-        tracker.own.settle()
+        self._hands_on(known)
+        self._settle(task)
+
+    def _follows(self, task: int, known: Step) -> None:
+        """What a known step leaves is known."""
+        self._tracker.steps.follows(task, known.left)
+        self._hands_on(known)
+
+    def _settle(self, task: int) -> None:
+        if not self._tracker.own.settle(task):
+            raise Unfaithful("something died in a step of another task than had it alone")
+
+    def _hands_on(self, known: Step) -> None:
+        if not self._tracker.own.hand_on(known.handed_on):
+            raise Unfaithful("a known step handed on what is not there")
 
     def _record(self, task: int, alone: bool, choices: tuple[Choice, ...], ends: Ends) -> None:
         tracker = self._tracker
@@ -276,17 +291,17 @@ class Recording(Steering):
                     tracker.stacks.passed(ends.task, known.raw)
                 elif ends.end == DONE:
                     tracker.stacks.forget(task)
-                tracker.steps.follows(task, known.left)
-                self._keep(known, looked, shown, ends)
+                self._follows(task, known)
+                self._keep(task, known, looked, shown, ends)
                 return
         ends.place = place_of(sys._getframe()) if ends.end == POINT else 0
         if ends.end == DONE:
             tracker.stacks.forget(task)  # what its frames hold is gone
         step = self._transitions.record(self.state, task, alone, choices, ends)
-        self._keep(step, looked, shown, ends)
+        self._keep(task, step, looked, shown, ends)
 
-    def _keep(self, step: Step, looked: bool, shown: int, ends: Ends) -> None:
-        self._tracker.own.settle()
+    def _keep(self, task: int, step: Step, looked: bool, shown: int, ends: Ends) -> None:
+        self._settle(task)
         self.steps.append(step)
         if looked and ends.finding is None:
             self.looks.append((shown, step))

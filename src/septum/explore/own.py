@@ -2,7 +2,12 @@
 
 Nobody else looks at it, so that it is no part of what tasks share; but it decides how its task goes
 on, as what is on its stack does. Objects that a run makes are named here, so that a name says the
-same in all runs: by their maker, their class, and a number, the least that no living object has.
+same in all runs: by their maker, their class, and a number, the least that is free.
+
+Which numbers are free must follow from what the maker did and saw. Of an object that only its maker
+has it does: its number is free again when it dies. As soon as others can get at an object, because
+something that tasks share leads to it, it may live or die with what is on any task's stack; it is
+*handed on* then, and its number is never given again, whether it lives or not.
 """
 
 from __future__ import annotations
@@ -25,9 +30,10 @@ NOBODYS = 2
 """References to an object that nobody has any more: the table's, an argument."""
 
 REUSED_MAX = 16
-"""So many numbers of one class are given again when they are free."""
+"""So many numbers of one class may be given again when they are free; others never are."""
 
 _NUMBER = 0xFFFFFF
+_TASK = 0x7FFFFF
 
 
 Noted = tuple[int, int, int | None, bool, bool]
@@ -56,14 +62,24 @@ class _Contents:
             if watched:
                 self.shown += new - (old or 0)
 
+    def add(self, more: _Contents) -> None:
+        """What `more` has, of other locations, is with these now."""
+        self.by_location.update(more.by_location)
+        self.total += more.total
+        self.shown += more.shown
+        self.nr_unknown += more.nr_unknown
+
 
 class OwnState:
     """By task: the contents of what it alone changed."""
 
     __slots__ = (
+        "_alone",
         "_counts",
         "_free",
-        "_made_by",
+        "_handed_on",
+        "_lasting",
+        "_nr_reusable",
         "_objects",
         "_restless",
         "_reusable",
@@ -75,11 +91,15 @@ class OwnState:
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
         self._counts: dict[int, int] = {}  # numbers given, by task and class
-        self._made_by: dict[int, list[int]] = {}  # names, by task
-        self._reusable: list[int] = []  # names of living objects whose numbers may be given again
-        self._free: dict[int, list[int]] = {}  # names of others, by task and class
+        self._alone: dict[int, list[int]] = {}  # names of what nobody else ever had, by task
+        self._handed_on: set[int] = set()  # names of the other objects
+        self._lasting: dict[int, int] = {}  # by task: names that are never given again
+        self._nr_reusable: dict[int, int] = {}  # names that may be, by task and class
+        self._reusable: list[int] = []  # those of them that living objects have
+        self._free: dict[int, list[int]] = {}  # the others, by task and class
         self._objects: dict[int, _Contents] = {}  # by name
-        self._world: dict[int, _Contents] = {}  # by task: of objects of the built world
+        # By task: of objects of the built world, and of its own that were handed on.
+        self._world: dict[int, _Contents] = {}
         # Locations that hold values of one task, which change without a word.
         self._restless: dict[int, set[int]] = {}
         self.noted: list[Noted] = []  # since somebody emptied it
@@ -87,7 +107,10 @@ class OwnState:
     def begin(self) -> None:
         """A run begins."""
         self._counts.clear()
-        self._made_by.clear()
+        self._alone.clear()
+        self._handed_on.clear()
+        self._lasting.clear()
+        self._nr_reusable.clear()
         self._reusable.clear()
         self._free.clear()
         self._objects.clear()
@@ -107,19 +130,88 @@ class OwnState:
             return name
         count = self._counts[first] = self._counts.get(first, 0) + 1
         name = first + count
-        self._made_by.setdefault(task, []).append(name)
-        if count <= REUSED_MAX:
+        self._alone.setdefault(task, []).append(name)
+        reusable = self._nr_reusable.get(first, 0)
+        if reusable < REUSED_MAX:
+            self._nr_reusable[first] = reusable + 1
             self._reusable.append(name)
+        else:
+            self._keep_for_good(name)
         return name
 
-    def settle(self) -> None:
-        """A step is over: whose numbers may be given again is looked at now, when nothing that has
-        returned holds anything any more."""
+    def _keep_for_good(self, name: int) -> None:
+        task = maker_of(name)
+        self._lasting[task] = self._lasting.get(task, 0) + spread(hash((name, 0)))
+
+    def settle(self, task: int) -> bool:
+        """A step of `task` is over: whose numbers may be given again is looked at now, when nothing
+        that has returned holds anything any more. Whether what died was made by the same task, or
+        before any step; else something led to it that nobody was told of."""
         objects = self._tracker.objects
         gone = [name for name in self._reusable if getrefcount(objects[name]) <= NOBODYS]
         for name in gone:
             self._reusable.remove(name)
             self._free.setdefault(name & ~_NUMBER, []).append(name)
+        return {maker_of(name) for name in gone} <= {0, task}
+
+    # What others can get at
+
+    def reach(
+        self, task: int, locations: Iterable[int]
+    ) -> tuple[dict[int, int | None], tuple[int, ...]]:
+        """A step of `task` wrote to `locations`, which tasks share: (their contents now, the names
+        of the objects that it handed on with them)."""
+        tracker = self._tracker
+        named = tracker.contents.named
+        whole_of = tracker.footprints.whole_of
+        found: list[int] = []
+        contents: dict[int, int | None] = {}
+        for location in locations:
+            named.clear()
+            content = contents[location] = tracker.content_of(location)
+            holder = whole_of.get(location, location) >> 8
+            # What is in an object that only its maker has is handed on when the object is.
+            if holder < NEW_LOCATION or holder in self._handed_on or content is None:
+                found += self._named(task, content)
+        fresh: list[int] = []
+        for name in found:
+            if name not in self._handed_on:
+                self._hand_on(name)
+                fresh.append(name)
+                # And all that leads on from there.
+                for content in tracker.contents.of_parts(tracker.objects[name]):
+                    found += self._named(task, content)
+        return contents, tuple(fresh)
+
+    def _named(self, task: int, content: int | None) -> list[int]:
+        """The objects that `task` made and that were met in telling a content."""
+        if content is not None:
+            named = self._tracker.contents.named
+            return sorted(n for n in named if n >= NEW_LOCATION and maker_of(n) == task)
+        # It cannot be told: so it may be all.
+        objects = self._tracker.objects
+        return [n for n in self._alone.get(task, ()) if getrefcount(objects[n]) > NOBODYS]
+
+    def hand_on(self, names: Iterable[int]) -> bool:
+        """A step was made that is known to hand these on: nobody looks. Whether it may be so."""
+        for name in names:
+            if name not in self._alone.get(maker_of(name), ()):
+                return False
+            self._hand_on(name)
+        return True
+
+    def _hand_on(self, name: int) -> None:
+        """Others can get at an object from now on."""
+        task = maker_of(name)
+        self._handed_on.add(name)
+        self._alone[task].remove(name)
+        if name in self._reusable:
+            self._reusable.remove(name)
+            self._nr_reusable[name & ~_NUMBER] -= 1
+            self._keep_for_good(name)
+        contents = self._objects.pop(name, None)
+        if contents is not None:
+            self._world.setdefault(task, _Contents()).add(contents)
 
     def note(self, accesses: Iterable[int]) -> None:
         """What was written to by `accesses` has the contents of now."""
@@ -161,10 +253,11 @@ class OwnState:
         self, task: int, location: int, content: int | None, watched: bool, restless: bool
     ) -> None:
         whole = self._tracker.footprints.whole_of.get(location, location)
-        if made_in_run(whole):
-            contents = self._objects.get(whole >> 8)
+        name = whole >> 8
+        if made_in_run(whole) and name not in self._handed_on:
+            contents = self._objects.get(name)
             if contents is None:
-                contents = self._objects[whole >> 8] = _Contents()
+                contents = self._objects[name] = _Contents()
         else:
             contents = self._world.get(task)
             if contents is None:
@@ -185,9 +278,9 @@ class OwnState:
         world = self._world.get(task)
         if world is not None and world.nr_unknown:
             return None
-        total = 0 if world is None else world.total
+        total = self._lasting.get(task, 0) + (0 if world is None else world.total)
         objects = self._tracker.objects
-        for name in self._made_by.get(task, ()):
+        for name in self._alone.get(task, ()):
             if getrefcount(objects[name]) > NOBODYS:
                 contents = self._objects.get(name)
                 if contents is not None:
@@ -195,8 +288,6 @@ class OwnState:
                         return None
                     total += contents.total
                 total += spread(hash((name,)))
-            if name & _NUMBER > REUSED_MAX:
-                total += spread(hash((name, 0)))  # the number of the next one is a higher one
         return hash(total)
 
     def shown(self, task: int) -> int | None:
@@ -206,7 +297,7 @@ class OwnState:
         held = [self._world.get(task)]
         held += [
             self._objects.get(name)
-            for name in self._made_by.get(task, ())
+            for name in self._alone.get(task, ())
             if getrefcount(objects[name]) > NOBODYS
         ]
         total = 0
@@ -216,3 +307,8 @@ class OwnState:
                     return None
                 total += contents.shown
         return hash(total)
+
+
+def maker_of(name: int) -> int:
+    """The task that made the object of a name."""
+    return name >> 40 & _TASK

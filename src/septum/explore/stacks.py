@@ -82,6 +82,10 @@ class _Stack:
             return
         if self.followed is None:
             self.followed = [standing.hidden for standing in self.frames]
+            # Frames that return meanwhile must let go of what they hold: its names are free.
+            self.top = None
+            self.frames.clear()
+            self.places.clear()
         keep, count = change
         del self.followed[keep:]
         self.followed += [observed] * count

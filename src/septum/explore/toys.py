@@ -174,11 +174,26 @@ class ToyTask:
         elif name == "append":
             sim.point("append")
             state.log.append(arg)
-        elif name == "push":
+        else:
+            self._on_list(name, arg)
+
+    def _on_list(self, name: str, arg: int) -> None:
+        sim, state, seen = self._sim, self._state, self._state.seen[self._index]
+        if name == "push":
             node = Node(arg)
             sim.point("push")
             node.next = state.head
             state.head = node
+        elif name == "pair":  # two at once
+            node = Node(arg)
+            node.next = Node(arg + 1)
+            sim.point("pair")
+            node.next.next = state.head
+            state.head = node
+        elif name == "cut":  # drop all but the newest node
+            sim.point("cut")
+            if state.head is not None:
+                state.head.next = None
         elif name == "poke":  # write into the newest node
             sim.point("poke")
             if state.head is not None:
@@ -186,6 +201,20 @@ class ToyTask:
         elif name == "peek":
             sim.point("peek")
             seen.append(state.head.value if state.head is not None else -1)
+        elif name == "pop":  # take the newest node out, and let it go
+            sim.point("pop")
+            if state.head is not None:
+                state.head = state.head.next
+        elif name == "hold":  # get hold of the newest node, and write into it later
+            sim.point("hold")
+            held = state.head
+            sim.point("held")
+            if held is not None:
+                held.value = arg
+        elif name == "use":  # make a node that nobody else ever has
+            mine = Node(arg)
+            sim.point("use")
+            seen.append(mine.value)
         else:
             raise ValueError(f"no toy operation {name!r}")
 
@@ -344,6 +373,46 @@ FAILING = Toy(
         (("lock", 0), ("unlock", 0)),
     ],
 )
+# A task whose node another one takes out makes the next: it cannot know whether the first is gone.
+HANDED_ON = Toy(
+    "handed-on",
+    [
+        (("push", 2), ("pop", 1), ("use", 1)),
+        (("pop", 2), ("peek", 3)),
+        (("push", 3), ("pop", 1)),
+    ],
+)
+# It takes its node out itself, but another may still have it and write into it.
+HELD = Toy(
+    "held",
+    [
+        (("push", 3), ("pop", 1), ("push", 1)),
+        (("hold", 7), ("hold", 1)),
+        (("peek", 2), ("hold", 1)),
+    ],
+)
+# One word leads to two nodes, and another task drops the one behind.
+CUT_OFF = Toy(
+    "cut-off",
+    [
+        (("pair", 1), ("wait", 1, 1), ("use", 2), ("push", 2)),
+        (("cut",), ("peek",)),
+        (("wake", 1), ("poke", 3)),
+    ],
+)
+# The first step depends on what the others do, those after it do not, and the check does again.
+USED_AGAIN = Toy(
+    "used-again",
+    [
+        (
+            *(("atomic_inc", 0), ("use", 1), ("use", 1), ("push", 2)),
+            *(("check", 0, 9), ("push", 3), ("peek",)),
+        ),
+        (("write", 0, 5),),
+        (("poke", 4),),
+    ],
+)
+LISTS = (HANDED_ON, HELD, CUT_OFF, USED_AGAIN)
 TOYS = (
     LOST_UPDATE,
     LOCKED_UPDATE,
@@ -354,6 +423,7 @@ TOYS = (
     RETRY,
     RARE,
     FAILING,
+    *LISTS,
 )
 
 

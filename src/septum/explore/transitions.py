@@ -64,6 +64,7 @@ class Step:
         "choices",
         "end",
         "finding",
+        "handed_on",
         "left",
         "looked",
         "looks_at",
@@ -97,6 +98,7 @@ class Step:
         # no function of what the step saw.
         self.moved: Moved = (None, None)
         self.left: tuple[Noted, ...] | None = None
+        self.handed_on: tuple[int, ...] = ()  # objects that others can get at from then on
         self.place = 0
         self.touched = 0
         self.woken: tuple[int, ...] = ()
@@ -220,6 +222,7 @@ class Transitions:
         observed = hash((observed, values, alone))
         step = Step(seen, observed, choices)
         step.raw = step.chain = hash((task, chain, observed)) or 1
+        contents, step.handed_on = tracker.own.reach(task, state.written(kinds, tracker))
         if ends.task is not None:
             stands = tracker.stands(ends.task, step.raw)
             step.moved = tracker.stacks.moved
@@ -239,7 +242,7 @@ class Transitions:
         # What a chain stands for that is all that was observed is not told apart by contents.
         shown = None if step.chain == step.raw else tracker.own.shown(task)
         state.set(SHOWN, task, step.chain if shown is None else shown)
-        state.write(kinds, step.chain, tracker)
+        state.write(kinds, step.raw, contents, tracker)
         for number, result in tracker.steps.results:
             state.set(CONTENTS, RESULTS | number, result)
         tracker.steps.results.clear()

@@ -25,7 +25,7 @@ from septum.sim import Task
 from septum.sim.state import slots_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _ATOMS = (str, bytes, float, range, Enum)
 _PLAIN_DEPTH = 4
@@ -74,10 +74,11 @@ class Unknown(Exception):
 class Contents:
     """Tells contents. `name_of` gives the stable name of an object by its id."""
 
-    __slots__ = ("met_private", "name_of")
+    __slots__ = ("met_private", "name_of", "named")
 
     def __init__(self, name_of: Callable[[int], int]) -> None:
         self.name_of = name_of
+        self.named: set[int] = set()  # names met in contents since somebody emptied it
         self.met_private = False  # a content was told with that of a value of one task in it
 
     def of_slot(self, obj: object, k: int) -> int | None:
@@ -105,6 +106,16 @@ class Contents:
             return _ABSENT
         except Unknown:
             return None
+
+    def of_parts(self, obj: object) -> Iterator[int | None]:
+        """All that an object holds, one after the other."""
+        if isinstance(obj, list | dict | set | array):
+            self.named.clear()
+            yield self.of_container(obj)
+            return
+        for k in range(len(slots_of(type(obj)))):
+            self.named.clear()
+            yield self.of_slot(obj, k)
 
     def of_value(self, value: object) -> int:
         """What a variable holds. Raises Unknown."""
@@ -175,6 +186,7 @@ class Contents:
         if isinstance(value, list | dict | set | array):
             name = self.name_of(id(value))
             if name:
+                self.named.add(name)
                 return hash((3, name))
             if depth <= 0:
                 raise Unknown
@@ -192,6 +204,7 @@ class Contents:
         name = self.name_of(id(value))
         if not name:
             raise Unknown
+        self.named.add(name)
         return hash((6, name))
 
     def _of_private(self, value: object, depth: int) -> int:
