@@ -5,6 +5,7 @@ must agree on all findings and on all final states, for every bound on preemptio
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,10 @@ from septum.explore.graph import GraphSearch
 from septum.explore.learn import Recording
 from septum.explore.own import OwnState
 from septum.explore.plain import plain_search
+from septum.explore.run import Runner
+from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
+from septum.explore.split import split
 from septum.explore.stacks import Stacks, _codes, _Stack
 from septum.explore.subject import Options, Strategy
 from septum.explore.toys import (
@@ -156,6 +160,53 @@ def test_what_a_lock_guards_needs_no_preemption() -> None:
     bare = compare(Toy("bare", [body[1:-1], body[1:-1]]), 2)
     assert guarded is not None
     assert bare is None or guarded[1] < bare[1]
+
+
+CHOICES = """
+summary = "Two vCPUs that choose, against a conversion."
+source = "a test"
+setup = ["host: allocate frame 0"]
+
+[vm]
+ve = true
+
+[guest]
+vcpu0 = ["choose: accept 2M frame 0 => any | touch page 1 => any"]
+vcpu1 = ["choose: accept 4K page 1 => any | touch page 0 => any"]
+
+[kernel]
+attributes = "vm"
+
+[host]
+convert = ["set-attributes page 1 to shared"]
+"""
+
+
+def test_subtrees_together_are_the_whole(tmp_path: Path) -> None:
+    """The search is cut into subtrees, also behind choices that came out otherwise: what they reach
+    together is what the search of all of it reaches."""
+    path = tmp_path / "choices.toml"
+    path.write_text(CHOICES)
+    options = Options(keep_going=True)
+    searcher = Searcher(ScenarioSubject(str(path), "v3", "end"), options)
+    try:
+        assert searcher.do(Job(1, Strategy.EXHAUSTIVE)).complete
+        assert searcher.transitions is not None
+        whole = set(searcher.transitions.ends)
+        runner = Runner(ScenarioSubject(str(path), "v3", "end"), options)
+        prefixes = split(runner, options, 0, 40)
+        assert any(1 in prefix[8:] for prefix in prefixes)
+        reached: set[int] = set()
+        for number, prefix in enumerate(prefixes):
+            searcher.transitions.clear()
+            result = searcher.do(Job(number, Strategy.EXHAUSTIVE, prefix=prefix))
+            assert result.complete
+            assert not result.note
+            assert result.states or result.schedules
+            reached |= searcher.transitions.ends.keys()
+        assert reached == whole
+    finally:
+        searcher.close()
 
 
 def test_what_goes_round_unjudged_is_not_complete(monkeypatch: pytest.MonkeyPatch) -> None:

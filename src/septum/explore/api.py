@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 BATCH_RUNS = 25
 AUTO_RUNS = 200
-NR_JOBS = 24
+JOBS_MIN, JOBS_MAX = 8, 96
+JOB_STATES = 40
+"""The search within a bound is cut into one job for so many states of that without preemptions."""
 EXAMPLES_MAX = 12
 
 
@@ -60,6 +62,7 @@ class Search:
 
     __slots__ = (
         "_local",
+        "_nr_jobs",
         "_numbers",
         "_options",
         "_subject",
@@ -80,6 +83,7 @@ class Search:
         self._local = Searcher(subject, options, self._until)
         self._workers = Workers(subject, options, self._local)
         self._numbers = 0
+        self._nr_jobs = JOBS_MIN
         self.progress.running = self._workers.nr_runs
         self.level = -1
 
@@ -235,7 +239,9 @@ class Search:
         single = self._plain or preemptions == 0
         bounds = msgspec.structs.replace(options, failures=failures)
         try:
-            prefixes = [[]] if single else split(self._local.runner, bounds, preemptions, NR_JOBS)
+            prefixes = (
+                [[]] if single else split(self._local.runner, bounds, preemptions, self._nr_jobs)
+            )
         except OutOfTime:
             return False
         budget = 0
@@ -260,6 +266,9 @@ class Search:
             )
         self.progress.begin(_bounds(preemptions, failures), len(jobs))
         results = self._do(iter(jobs))
+        if single:
+            states = sum(result.states for result in results)
+            self._nr_jobs = min(JOBS_MAX, max(JOBS_MIN, states // JOB_STATES))
         return len(results) == len(jobs) and all(result.complete for result in results)
 
     # Counterexamples

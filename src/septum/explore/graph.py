@@ -129,13 +129,15 @@ class GraphSearch:
         translating = Translating(prefix)
         self._runs.run(translating)
         moves: list[Move] = [(task, tuple(choices)) for task, choices in translating.moves]
-        self._real(moves, first=0)
+        made = self._real(moves, first=0).steps
         for task, choices in moves[:-1]:
             order(node)
             node.answer = node.tasks.index(task)
             step = self._transitions.find(self._state, task, node.ready == (task,), choices)
-            if step is None or step.finding is not None:
+            if made[-1].finding is not None and (step is None or step.finding is not None):
                 return  # it ends before: the same is seen from a shorter prefix
+            if step is None:
+                raise Unfaithful("a step that was made is not known")
             chain = self._state.chain(task)
             self._state.apply(step.change)
             self._prefix.append(((task, choices), step))

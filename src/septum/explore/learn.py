@@ -168,7 +168,8 @@ class Recording(Steering):
 
     def _look_ahead(self, task: int, alone: bool) -> None:
         """Beyond the moves: whether the step that `task` is to make is known already."""
-        known = self._transitions.find(self.state, task, alone, ())
+        given = self.moves[self._at][1] if self._at < len(self.moves) else ()
+        known = self._transitions.find(self.state, task, alone, given)
         if known is not None and (known.left is None or known.finding is not None):
             known = None
         self._ahead = known
