@@ -277,7 +277,7 @@ class Recording(Steering):
             raise Unfaithful("something died in a step of another task than had it alone")
 
     def _hands_on(self, known: Step) -> None:
-        if not self._tracker.own.hand_on(known.handed_on):
+        if known.handed_on and not self._tracker.own.hand_on(known.handed_on):
             raise Unfaithful("a known step handed on what is not there")
 
     def _record(self, task: int, alone: bool, choices: tuple[Choice, ...], ends: Ends) -> None:

@@ -152,7 +152,7 @@ class OwnState:
         for name in gone:
             self._reusable.remove(name)
             self._free.setdefault(name & ~_NUMBER, []).append(name)
-        return {maker_of(name) for name in gone} <= {0, task}
+        return not gone or {maker_of(name) for name in gone} <= {0, task}
 
     # What others can get at
 
