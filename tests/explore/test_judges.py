@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from septum.explore import fingerprint, own
+from septum.explore import fingerprint, own, special
 from septum.explore.footprint import Context, Footprints
 from septum.explore.graph import GraphSearch
 from septum.explore.learn import Recording
@@ -180,6 +180,30 @@ attributes = "vm"
 [host]
 convert = ["set-attributes page 1 to shared"]
 """
+
+
+def test_how_far_a_program_is_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vCPU that does the same twice stands in two places. Where nobody counts, steps that are
+    known lead to another place."""
+    path = tmp_path / "twice.toml"
+    again = '"accept 2M frame 0 => any"'
+    lines = [line for line in CHOICES.splitlines() if not line.startswith("vcpu")]
+    at = lines.index("[guest]") + 1
+    lines.insert(at, f"vcpu0 = [{again}, {again}]")
+    path.write_text("\n".join(lines))
+
+    def note() -> str:
+        searcher = Searcher(ScenarioSubject(str(path), "v3", "end"), Options(keep_going=True))
+        try:
+            return searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=2)).note
+        finally:
+            searcher.close()
+
+    assert not note()
+    monkeypatch.setattr(special, "STATISTICS", special.STATISTICS | {("ScenarioGuest", "done")})
+    # What a search falls back to is another matter, and takes its time.
+    monkeypatch.setattr(Searcher, "_plain", lambda self, job, result: None)
+    assert note()
 
 
 def test_subtrees_together_are_the_whole(tmp_path: Path) -> None:

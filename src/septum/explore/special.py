@@ -70,7 +70,6 @@ STATISTICS = frozenset(
         ("Vmm", "exits"),
         ("MmState", "nr_free_pages"),
         ("MmState", "site_of"),
-        ("ScenarioGuest", "done"),
         ("PhysMem", "nr_changes"),  # read by the checks alone
         ("PhysMem", "_bytes"),  # told by frame
         ("PhysMem", "_blocks"),

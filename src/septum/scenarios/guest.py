@@ -62,7 +62,8 @@ class ScenarioGuest(Guest):
         self.actors = actors
         self.record = record
         self.queues: list[list[Op]] = [[] for _ in actors]
-        self.done = [0] * len(actors)
+        # By vCPU, so that each touches its own.
+        self.done = dict.fromkeys(range(len(actors)), 0)
 
     def run(self, cpu: GuestCpu) -> None:
         """Never returns."""
