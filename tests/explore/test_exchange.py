@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from septum.explore import exchange
-from septum.explore.exchange import Exchange, learn_of, make_files
-from septum.explore.footprint import Footprints, S, X
+from septum.explore.exchange import Exchange, learn_of, look_at, make_files
+from septum.explore.footprint import EVERYWHERE, Footprints, S, X
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
 from septum.explore.subject import Options, Strategy
@@ -72,6 +72,33 @@ def test_who_has_missed_something_agrees_with_nobody(told) -> None:  # type: ign
     before = other.exchange.tag
     other.exchange.parts_company()
     assert other.exchange.tag != before
+
+
+def test_what_one_comes_to_look_at_all_do(told) -> None:  # type: ignore[no-untyped-def]
+    """A slot that is written after all, the order of a dict, what promises read: who hears of it
+    looks, too, and starts over."""
+    searcher, other = told
+    tracker = searcher.tracker
+    news = tracker.footprints.news
+    kind, name = min(tracker._members.keys() - tracker.logged, key=str)
+    ordered = next(
+        oid
+        for oid, obj in tracker.of_base.items()
+        if hasattr(obj, "look_at_order") and not hasattr(obj, "in_order")
+    )
+    unread = next(kind for kind in range(1, 1 << 16) if kind not in tracker.watched._read)
+    tracker.watched._asked.add(unread)
+    for opened in (("slot", kind, name), ("order", ordered, ""), ("read", unread, "")):
+        before = other.exchange.tag
+        tracker.footprints.forget_news()
+        look_at(opened, tracker)
+        assert EVERYWHERE in news
+        assert opened in tracker.footprints.opened
+        assert other.exchange.tag != before
+        tracker.footprints.forget_news()
+        look_at(opened, tracker)
+        assert not news
+    assert (kind, name) in tracker.logged
 
 
 class Stub:

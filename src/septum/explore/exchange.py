@@ -148,3 +148,18 @@ def learn_of(told: Told, footprints: Footprints) -> None:
         footprints.make(access >> 2, 1 << task)
     step.masks = footprints.masks(kept)
     step.touched = touched | footprints.touched(access >> 2 for access in makes)
+
+
+def look_at(opened: Opened, tracker: Tracker) -> None:
+    """Another worker has come to look at something: so does this one. That it did not is news."""
+    what, at, name = opened
+    if what == "slot":
+        assert isinstance(at, type)
+        tracker.log_slot(at, name)
+        return
+    assert isinstance(at, int)
+    if what == "read":
+        tracker.watched.learn(at)
+    elif at in tracker.of_base:
+        # Where it is told of a dict of the built world, that is a tracked one.
+        tracker.of_base[at].look_at_order()  # type: ignore[attr-defined]

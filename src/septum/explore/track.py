@@ -33,7 +33,6 @@ from septum.explore.footprint import (
     IX,
     PART_LOCATION,
     Footprints,
-    Opened,
     S,
     X,
 )
@@ -72,10 +71,8 @@ class Tracker:
         "_hushed",
         "_installed",
         "_kinds",
-        "_logged",
         "_members",
         "_names",
-        "_of_base",
         "_parts",
         "_patches",
         "_sim_parts",
@@ -88,7 +85,9 @@ class Tracker:
         "hushable",
         "lock_of",
         "log",
+        "logged",
         "objects",
+        "of_base",
         "own",
         "reach",
         "running",
@@ -118,7 +117,7 @@ class Tracker:
         self._parts: dict[tuple[int, object], int] = {}
         self._patches: list[Patch] = []
         self._members: dict[tuple[type, str], types.MemberDescriptorType] = {}
-        self._logged: set[tuple[type, str]] = set()
+        self.logged: set[tuple[type, str]] = set()
         self._installed = False
         # What logs, and what does the same without: (class, name, the one, the other).
         self.hushable: list[tuple[type, str, object, object]] = []
@@ -126,7 +125,7 @@ class Tracker:
         # Locks and wait queues that the run used, and all of the scheduler's state by owner.
         self.touched: dict[int, object] = {}
         # What stands where: objects of the built world by id, those that this run made by name.
-        self._of_base: dict[int, object] = {}
+        self.of_base: dict[int, object] = {}
         self.objects: dict[int, object] = {}
         self.lock_of: dict[int, object] = {}  # id of a list of waiters -> whose it is
         self.waiting_at: set[int] = set()
@@ -157,8 +156,8 @@ class Tracker:
 
     def install(self, snapshot: Snapshot) -> None:
         """Begin to watch. `snapshot` is of the adopted world."""
-        self._of_base = {id(part.obj): part.obj for part in snapshot.parts}
-        self.base = set(self._of_base)
+        self.of_base = {id(part.obj): part.obj for part in snapshot.parts}
+        self.base = set(self.of_base)
         # Who took the snapshot looked at elements before anybody knew of what they are elements.
         self._parts.clear()
         self._wholes.clear()
@@ -294,8 +293,8 @@ class Tracker:
                 twin = twin_of(self._twins[value.__class__], value)
                 member.__set__(obj, twin)
                 self._name(twin, member)
-            elif (owner, name) in self._members and (owner, name) not in self._logged:
-                self._log_slot(owner, name)
+            elif (owner, name) in self._members and (owner, name) not in self.logged:
+                self.log_slot(owner, name)
 
     # Slots
 
@@ -316,7 +315,7 @@ class Tracker:
                 if not self.running:
                     put(obj, value)
                     return
-            self._log_slot(kind, name)
+            self.log_slot(kind, name)
             setattr(obj, name, value)
 
         return first_write
@@ -331,8 +330,11 @@ class Tracker:
             if (member.__objclass__, name) in self._members
         )
 
-    def _log_slot(self, kind: type, name: str) -> None:
-        """From now on the slot's reads and writes are logged. What ran before lacks them."""
+    def log_slot(self, kind: type, name: str) -> None:
+        """From now on the slot's reads and writes are logged, if they are not. What ran before
+        lacks them."""
+        if (kind, name) in self.logged:
+            return
         member = self._members[kind, name]
         k = [m for _, m in slots_of(kind)].index(member)
         special = kind.__name__ in AS_ONE
@@ -342,27 +344,9 @@ class Tracker:
         logging = logging_slot(self, member, k, counting=counting, special=special)
         setattr(kind, name, logging)
         self.hushable.append((kind, name, logging, quiet_slot(self, member, k)))
-        self._logged.add((kind, name))
+        self.logged.add((kind, name))
         self.footprints.news.add(EVERYWHERE)
         self.footprints.opened.add(("slot", kind, name))
-
-    def open(self, opened: Opened) -> None:
-        """Another worker has come to look at something: so does this one."""
-        what, at, name = opened
-        if what == "slot":
-            assert isinstance(at, type)
-            if (at, name) not in self._logged:
-                self._log_slot(at, name)
-        elif what == "read":
-            assert isinstance(at, int)
-            self.watched.learn(at)
-        elif at in self.base:
-            assert isinstance(at, int)
-            obj = self._of_base[at]
-            if not hasattr(obj, "in_order"):
-                obj.in_order = True  # type: ignore[attr-defined]  # a tracked dict
-                self.footprints.news.add(EVERYWHERE)
-                self.footprints.opened.add(opened)
 
     def hush(self, quiet: bool) -> None:
         """From now on log nothing, or again all. What is written can be undone in any case."""
@@ -394,7 +378,7 @@ class Tracker:
 
     def class_at(self, name: int) -> int:
         """The number of the class of what is named; 0 for a container of the built world."""
-        obj = self._of_base.get(name)
+        obj = self.of_base.get(name)
         if obj is None:
             return name >> 40 & 0xFFFF
         return 0 if isinstance(obj, CONTAINERS) else self._number_of(type(obj))
@@ -412,7 +396,7 @@ class Tracker:
                 whole = self.objects.get(whole)
             return None if whole is None else self.contents.of_part(whole, key)
         name = location >> 8
-        obj = self._of_base.get(name)
+        obj = self.of_base.get(name)
         if obj is None:
             obj = self.objects.get(name)
             if obj is None:
@@ -429,7 +413,7 @@ class Tracker:
         if location in self.footprints.parts:
             return True
         name = location >> 8
-        obj = self._of_base.get(name)
+        obj = self.of_base.get(name)
         if obj is None:
             obj = self.objects.get(name)
         return isinstance(obj, dict | TablePage | PhysMem)

@@ -156,11 +156,15 @@ def _dict_type(tracker: Tracker) -> type:
             whole = dict.__contains__(self, key) or not hasattr(self, "in_order")
             append(oid | (IX if whole else X))
 
-        def _all(self) -> None:
-            if not hasattr(self, "in_order") and tracker.sees():
+        def look_at_order(self) -> None:
+            if not hasattr(self, "in_order"):
                 self.in_order = True
                 tracker.footprints.news.add(EVERYWHERE)
                 tracker.footprints.opened.add(("order", id(self), ""))
+
+        def _all(self) -> None:
+            if not hasattr(self, "in_order") and tracker.sees():
+                self.look_at_order()
             append(id(self) << 10 | S)
 
         def _rewrite(self) -> None:

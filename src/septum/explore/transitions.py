@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.explore.exchange import learn_of
+from septum.explore.exchange import learn_of, look_at
 from septum.explore.fingerprint import (
     CHAINS,
     CONTENTS,
@@ -279,7 +279,7 @@ class Transitions:
         batches = self.exchange.hear()
         for tag, opened, steps, ends in batches:
             for one in opened - footprints.opened:
-                self._tracker.open(one)
+                look_at(one, self._tracker)
             for told in steps:
                 learn_of(told, footprints)
             if tag == self.exchange.tag and not footprints.news:
