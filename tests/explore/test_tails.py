@@ -147,3 +147,17 @@ def test_a_task_on_a_stack_is_told_by_its_number() -> None:
     told = {contents.of_value(task) for task in tasks}
     assert len(told) == len(tasks) > 0
     assert told == {contents.of_value(task) for task in tasks}
+
+
+def test_a_run_that_breaks_as_foreseen_ends_where_it_is_known_to() -> None:
+    """A promise that the scenario expects to break ends a run in the middle of a step; how such an
+    end is judged may be known already."""
+    subject = ScenarioSubject("finding-fresh-folio-race", "v3", "quiet")
+    searcher = Searcher(subject, Options())
+    try:
+        for preemptions in (0, 1):
+            result = searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=preemptions))
+            assert result.complete
+            assert not result.found
+    finally:
+        searcher.close()

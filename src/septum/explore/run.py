@@ -6,6 +6,7 @@ and verified every so often, so that a run never depends on the runs before it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from septum import __version__
@@ -194,7 +195,9 @@ class Runner:
                 subject.finish(self.built)
         except RunStopped:
             if not finished and not steering.stopped:
-                steering.ended()
+                # Where it has ended may be known.
+                with suppress(RunStopped):
+                    steering.ended()
         except Abandoned:
             raise
         except Exception:
