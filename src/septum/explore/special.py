@@ -37,7 +37,8 @@ KEYED = {"PamtEntry": "pfn"}
 records that are made when they are first needed, by whoever comes first."""
 
 HUSHABLE = frozenset(
-    [("TablePage", name) for name in ("entry", "set_entry", "try_cmpxchg", "values", "uniform")]
+    [("TablePage", name) for name in ("entry", "set_entry", "set_lock", "try_cmpxchg")]
+    + [("TablePage", name) for name in ("values", "uniform")]
     + [("PlainLock", name) for name in ("try_sh", "try_ex", "unlock_sh", "unlock_ex")]
     + [("PhysMem", name) for name in ("read", "write", "fill", "token_of", "key_of", "movdir64b")]
 )
