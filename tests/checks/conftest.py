@@ -268,9 +268,12 @@ class TinyWorld:
         checker.start()
         return checker
 
-    def begin(self, checker: Checker, name: str, start: int, end: int, takes: bool) -> Operation:
+    def begin(
+        self, checker: Checker, name: str, start: int, end: int, takes: bool, gives: bool = False
+    ) -> Operation:
         """User space begins to ask for something."""
-        return checker.operation_begin(name, vm_spans(self.kvm, [(start, end)]), takes=takes)
+        spans = vm_spans(self.kvm, [(start, end)])
+        return checker.operation_begin(name, spans, takes=takes, gives=gives)
 
     def quiet(self, checker: Checker, start: int, end: int) -> None:
         """A quiet point at which [start, end) is looked at."""

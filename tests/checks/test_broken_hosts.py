@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE as PRIVATE
 from septum.abi.sept import PENDING, RWX
 from septum.abi.status import TDX_SUCCESS
 from septum.checks import PROMISES
@@ -135,6 +136,15 @@ class StoresBeforeItLooks(GuestMemfd):
         return super().kvm_gmem_convert(inode, start, nr_pages, attrs)
 
 
+class ZapsTheFolioOnTheWayBack(GuestMemfd):
+    """A page that becomes private again takes the rest of its 2 MB with it."""
+
+    def kvm_gmem_zap(self, inode, start, end):
+        if not self.kvm_gmem_range_has_attributes(inode, start, end - start, PRIVATE):
+            start, end = self._kvm_gmem_compute_invalidate_range(inode, start, end)
+        super().kvm_gmem_zap(inode, start, end)
+
+
 class KeepsTheKey(KvmTdxUnit):
     """The key id is never given back to the kernel."""
 
@@ -149,6 +159,7 @@ CASES = [
     ({"tdp_mmu": AllocatesUnderMmuLock}, "convert-one-page", "locking"),
     ({"gmem": TakesSlotsLockInside}, "convert-one-page", "locking"),
     ({"mmu": DoesNotSplit}, "convert-one-page", "precise-zap"),
+    ({"gmem": ZapsTheFolioOnTheWayBack}, "upm-explicit", "precise-zap"),
     ({"tdx": SplitsTheMirrorOnly}, "convert-one-page", "mirror"),
     ({"module": DemotePends}, "convert-one-page", "accept-once"),
     ({"module": KeepsTranslations}, "slot-delete-in-use", "tlb"),

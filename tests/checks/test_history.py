@@ -27,7 +27,7 @@ def checker(world):
 
 def convert(world, checker, start, end, change, takes=True):
     """User space asks for [start, end), and `change` is what the kernel does."""
-    op = world.begin(checker, "convert", start, end, takes)
+    op = world.begin(checker, "convert", start, end, takes, not takes)
     change()
     checker.operation_end(op, 0)
 
@@ -61,7 +61,74 @@ def test_what_was_zapped_beside_comes_back_pending(world, checker):
 
 def test_a_conversion_to_private_may_take_nothing(world, checker):
     convert(world, checker, 0x200, 0x400, lambda: world.unmap(0x200, 2), takes=False)
-    assert len(world.texts()) == 1
+    (text,) = world.texts()
+    assert "nobody asked for them (asked last: convert [0x200, 0x400) to private)" in text
+
+
+def to_shared(world, checker):
+    """The frame at 0x200 becomes shared, and is zapped."""
+
+    def change():
+        world.unmap(0x200, 2)
+        world.memory.forget(0x200 << 12, 512)
+
+    convert(world, checker, 0x200, 0x400, change)
+    assert world.texts() == []
+
+
+def test_what_was_mapped_while_shared_may_go_when_it_becomes_private(world, checker):
+    """A fault was late (F6): no guest has anything there, and `mapping-in-folio` tells of it. The
+    conversion to private names it."""
+    to_shared(world, checker)
+    world.map(0x200, 2, pending=True)
+    world.quiet(checker, 0, 0x800)
+    convert(world, checker, 0x200, 0x400, lambda: world.unmap(0x200, 2), takes=False)
+    assert checker.finish() == {"precise-zap": "held", "accept-once": "held"}
+
+
+def test_looks_at_a_conversion_to_private_half_way_say_the_same(world, checker):
+    to_shared(world, checker)
+    world.map(0x200, 2, pending=True)
+    world.quiet(checker, 0, 0x800)
+    op = world.begin(checker, "convert", 0x200, 0x400, False, True)
+    world.unmap(0x200, 2)
+    world.quiet(checker, 0x200, 0x400)  # in a window
+    checker.look_now("all")
+    checker.operation_end(op, 0)
+    assert world.texts() == []
+
+
+@pytest.mark.parametrize(
+    ("gfn", "lost"), [(0x600, r"(pending) mapping"), (0x400, "the guest's ACCEPT")]
+)
+def test_a_conversion_to_private_may_take_nothing_beside_either(world, checker, gfn, lost):
+    """A host that zaps too much, while it gives back what user space had taken."""
+    to_shared(world, checker)
+    convert(world, checker, 0x200, 0x400, lambda: world.unmap(gfn, 2), takes=False)
+    (text,) = world.texts()
+    assert lost in text
+    assert "(asked last: convert [0x200, 0x400) to private)" in text
+
+
+def test_what_the_guest_accepted_while_shared_is_a_loss(world, checker):
+    """It was told that it has the page, so that its conversion takes something away."""
+    to_shared(world, checker)
+    world.map(0x200, 2)
+    world.quiet(checker, 0x200, 0x400)
+    convert(world, checker, 0x200, 0x400, lambda: world.unmap(0x200, 2), takes=False)
+    (text,) = world.texts()
+    assert "lost the guest's ACCEPT" in text
+
+
+def test_a_later_zap_of_what_was_given_back_counts(world, checker):
+    """Only the conversion to private may take it: what is mapped afterwards stays."""
+    to_shared(world, checker)
+    convert(world, checker, 0x200, 0x400, lambda: None, takes=False)
+    world.map(0x200, 2, pending=True)
+    world.quiet(checker, 0x200, 0x400)
+    convert(world, checker, 0x400, 0x410, lambda: world.unmap(0x200, 2))
+    (text,) = world.texts()
+    assert "(pending) mapping" in text
 
 
 def test_a_pending_mapping_may_not_go_either(world, checker):

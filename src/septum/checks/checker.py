@@ -177,9 +177,11 @@ class Checker:
 
     # What the host tells (septum.checks.observe)
 
-    def operation_begin(self, name: str, spans: Spans, *, takes: bool = False) -> Operation:
+    def operation_begin(
+        self, name: str, spans: Spans, *, takes: bool = False, gives: bool = False
+    ) -> Operation:
         """User space is about to ask for `name` over `spans`, see Operation."""
-        op = Operation(self._next_operation, name, spans, takes)
+        op = Operation(self._next_operation, name, spans, takes, gives)
         self._next_operation += 1
         self._meet_vms()
         if takes and self.mode != "end":

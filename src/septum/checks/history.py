@@ -2,6 +2,10 @@
 
 Nothing is believed: `mapped` and `accepted` are read from the S-EPT at each look. What may have
 gone since is what user space asked to take away, in operations under way or ended since then.
+
+Making memory private takes nothing away from a guest that has it. Where user space had taken it,
+and the guest has not accepted it since, there is nothing that the guest could have: a mapping that
+is there all the same is one that `mapping-in-folio` tells of, and it may go.
 """
 
 from __future__ import annotations
@@ -49,6 +53,8 @@ class VmHistory:
         "accepted",
         "active",
         "ended",
+        "giving",
+        "last",
         "losses",
         "mapped",
         "taken",
@@ -58,8 +64,10 @@ class VmHistory:
     def __init__(self) -> None:
         self.mapped = Intervals()
         self.accepted = Intervals()
-        self.active: list[Operation] = []
-        self.ended = Intervals()  # taken by operations that ended since the last look
+        self.active: list[Operation] = []  # under way: those that take
+        self.giving: list[Operation] = []  # and those that make memory private
+        self.last: Operation | None = None  # of both, the one that ended last
+        self.ended = Intervals()  # what those that ended since the last look may have taken
         # Taken by user space at any time, and not seen accepted again: the guest may think that
         # it still owns it.
         self.taken = Intervals()
@@ -73,12 +81,24 @@ class VmHistory:
         if op.takes:
             self.active.append(op)
             self.taken = self.taken.union(op.on(vm_id))
+        elif op.gives:
+            self.giving.append(op)
 
     def end(self, op: Operation, vm_id: int) -> None:
         """It ended, well or not."""
         if op.takes:
             self.active.remove(op)
             self.ended = self.ended.union(op.on(vm_id))
+        elif op.gives:
+            self.giving.remove(op)
+            self.ended = self.ended.union(self._taken_in(op, vm_id))
+        else:
+            return
+        self.last = op
+
+    def _taken_in(self, op: Operation, vm_id: int) -> Intervals:
+        """What an operation makes private of that which user space had taken."""
+        return op.on(vm_id).intersect(self.taken)
 
     def under_way(self, vm_id: int) -> Intervals:
         """What operations that have not ended ask to take."""
@@ -86,6 +106,19 @@ class VmHistory:
         for op in self.active:
             asked = asked.union(op.on(vm_id))
         return asked
+
+    def _may_go(self, under_way: Intervals, vm_id: int) -> Intervals:
+        """What may have gone since the last look."""
+        asked = self.ended.union(under_way)
+        for op in self.giving:
+            asked = asked.union(self._taken_in(op, vm_id))
+        return asked
+
+    def asked(self) -> str:
+        """What user space asks for now, or did last, for a report."""
+        if self.active or self.giving:
+            return f"asked: {'; '.join(str(op) for op in (*self.active, *self.giving))}"
+        return f"asked last: {self.last}" if self.last is not None else "asked: nothing"
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> Losses:
         """Read the S-EPT in the window, and say what is gone that nobody asked for.
@@ -99,7 +132,7 @@ class VmHistory:
         if (first_gfn, end_gfn) == EVERYTHING:
             return self._look_at_all(vm, under_way)
         mapped, accepted, pending = states_of(vm, first_gfn, end_gfn)
-        asked = self.ended.union(under_way).within(first_gfn, end_gfn)
+        asked = self._may_go(under_way, vm.kvm.id).within(first_gfn, end_gfn)
         allowed = asked.union(self.taken.within(first_gfn, end_gfn))
         losses = Losses(
             self.mapped.within(first_gfn, end_gfn).minus(mapped).minus(asked),
@@ -129,7 +162,7 @@ class VmHistory:
             and not (pending.starts or self.taken.starts or self.ended.starts)
         ):
             return _NO_LOSSES
-        asked = self.ended.union(under_way)
+        asked = self._may_go(under_way, vm.kvm.id)
         unmapped = unaccepted = _NOTHING
         if self.mapped is not mapped:
             unmapped = self.mapped.minus(mapped).minus(asked)

@@ -43,8 +43,8 @@ class _MainHooks(KvmMain):
         self, kvm: Kvm, address: int, size: int, attributes: int
     ) -> int:
         spans = vm_spans(kvm, [(address >> 12, address + size >> 12)])
-        takes = not attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE
-        op = _begin(self, "KVM_SET_MEMORY_ATTRIBUTES", spans, takes)
+        private = attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
+        op = _begin(self, "KVM_SET_MEMORY_ATTRIBUTES", spans, not private, private)
         ret = super().kvm_vm_ioctl_set_memory_attributes(kvm, address, size, attributes)
         return _end(self, op, ret)
 
@@ -92,9 +92,9 @@ class _GmemHooks(GuestMemfd):
 
     def kvm_gmem_set_attributes(self, f: GmemFile, attrs: KvmMemoryAttributes2) -> int:
         start, end = attrs.offset >> 12, attrs.offset + attrs.size >> 12
-        takes = not attrs.attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE
+        private = attrs.attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
         spans = gmem_spans(f.inode, start, end)
-        op = _begin(self, "KVM_SET_MEMORY_ATTRIBUTES2", spans, takes)
+        op = _begin(self, "KVM_SET_MEMORY_ATTRIBUTES2", spans, not private, private)
         ret = super().kvm_gmem_set_attributes(f, attrs)
         if ret and op is not None:
             # What comes before the offset that is reported has been converted.
@@ -184,9 +184,13 @@ def _observer_of(unit: Unit) -> Checker | None:
     return observer
 
 
-def _begin(unit: Unit, name: str, spans: Spans, takes: bool) -> Operation | None:
+def _begin(
+    unit: Unit, name: str, spans: Spans, takes: bool, gives: bool = False
+) -> Operation | None:
     observer = _observer_of(unit)
-    return observer.operation_begin(name, spans, takes=takes) if observer is not None else None
+    if observer is None:
+        return None
+    return observer.operation_begin(name, spans, takes=takes, gives=gives)
 
 
 def _end(unit: Unit, op: Operation | None, ret: int) -> int:

@@ -18,18 +18,22 @@ Spans = dict[int, Intervals]
 class Operation:
     """One request of user space: an ioctl, fallocate, close, or a memory failure that it sees.
 
-    `spans` are the GFNs that it names. `takes`: it asks for private memory there to go. `kept` are
-    the GFNs that must be as before when it fails; an operation whose contract lets it stop
-    half-way sets it to the rest. `ret` is None while it is under way.
+    `spans` are the GFNs that it names. `takes`: it asks for private memory there to go. `gives`: it
+    makes them private, where they are not yet. `kept` are the GFNs that must be as before when it
+    fails; an operation whose contract lets it stop half-way sets it to the rest. `ret` is None
+    while it is under way.
     """
 
-    __slots__ = ("kept", "name", "number", "ret", "spans", "takes")
+    __slots__ = ("gives", "kept", "name", "number", "ret", "spans", "takes")
 
-    def __init__(self, number: int, name: str, spans: Spans, takes: bool) -> None:
+    def __init__(
+        self, number: int, name: str, spans: Spans, takes: bool, gives: bool = False
+    ) -> None:
         self.number = number
         self.name = name
         self.spans = spans
         self.takes = takes
+        self.gives = gives
         self.kept = spans
         self.ret: int | None = None
 
@@ -39,7 +43,8 @@ class Operation:
 
     def __repr__(self) -> str:
         parts = [f"[{start:#x}, {end:#x})" for spans in self.spans.values() for start, end in spans]
-        return f"{self.name} {', '.join(parts)}".rstrip()
+        to_private = " to private" * self.gives
+        return f"{self.name} {', '.join(parts)}".rstrip() + to_private
 
 
 _NOTHING = Intervals()

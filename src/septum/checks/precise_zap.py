@@ -27,14 +27,13 @@ class PreciseZap(Promise):
         losses = self.checker.losses(vm, first_gfn, end_gfn)
         if not losses.unaccepted and not losses.unmapped:
             return
-        history = self.checker.history(vm)
-        asked = "; ".join(str(op) for op in history.active) or "the last operations"
+        asked = self.checker.history(vm).asked()
         for start, end in losses.unaccepted:
             level, entry = vm.walk(start)
             self.broken(
                 (vm.name, "accepted", start, end),
                 f"{vm.name}: {pages_text(start, end)} lost the guest's ACCEPT though nobody asked "
-                f"for them (asked: {asked}); the S-EPT entry of GFN {start:#x} at level {level} is "
+                f"for them ({asked}); the S-EPT entry of GFN {start:#x} at level {level} is "
                 f"now {entry:#x}",
             )
         for start, end in losses.unmapped.minus(losses.unaccepted):
@@ -42,6 +41,6 @@ class PreciseZap(Promise):
             self.broken(
                 (vm.name, "mapped", start, end),
                 f"{vm.name}: {pages_text(start, end)} lost their (pending) mapping though nobody "
-                f"asked for them (asked: {asked}); the S-EPT entry of GFN {start:#x} at level "
+                f"asked for them ({asked}); the S-EPT entry of GFN {start:#x} at level "
                 f"{level} is now {entry:#x}",
             )
