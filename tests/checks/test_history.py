@@ -62,7 +62,7 @@ def test_what_was_zapped_beside_comes_back_pending(world, checker):
 def test_a_conversion_to_private_may_take_nothing(world, checker):
     convert(world, checker, 0x200, 0x400, lambda: world.unmap(0x200, 2), takes=False)
     (text,) = world.texts()
-    assert "nobody asked for them (asked last: convert [0x200, 0x400) to private)" in text
+    assert "nobody asked to take it (asked last: convert [0x200, 0x400) to private)" in text
 
 
 def to_shared(world, checker):

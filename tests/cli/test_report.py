@@ -3,11 +3,15 @@
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from septum.cli.report import ReportOptions, report_run, trace_of
 from septum.errors import InputError
-from septum.scenarios.run import run_scenario
+from septum.explore.retell import retell
+from septum.scenarios.findings import FINDINGS, token_of
+from septum.scenarios.run import load_scenario, run_scenario
+from septum.sim import decode_token
 from septum.trace import TraceReader
 
 SCENARIO = "accept-level-b"
@@ -52,6 +56,7 @@ def test_a_run_that_breaks_something_is_told_as_a_story(capfd: pytest.CaptureFix
     assert report_run("finding-demote-busy-dpamt", ReportOptions()) == 1
     text = capfd.readouterr().out
     assert text.startswith("BROKEN: promise no-bug in scenario finding-demote-busy-dpamt on design")
+    assert ", as the scenario foresees token:" in " ".join(text.split())
     assert "Cause: KVM_BUG_ON" in text
     said = " ".join(text.split())
     assert "the scenario injects it: TDH.MEM.PAGE.DEMOTE returns TDX_OPERAND_BUSY" in said
@@ -59,6 +64,23 @@ def test_a_run_that_breaks_something_is_told_as_a_story(capfd: pytest.CaptureFix
     assert max(map(len, text.splitlines())) <= 80
     assert report_run("finding-demote-busy-dpamt", ReportOptions(only="seamcall")) == 1
     assert "BROKEN" not in capfd.readouterr().out
+
+
+def test_what_the_scenario_does_not_foresee_is_told_before_what_it_does() -> None:
+    """Of three promises that break the last is news, or none is."""
+    name = "finding-attributes-late-accept"
+    (finding,) = [found for found in FINDINGS if found.scenario == name]
+    token = token_of(finding)
+    known = load_scenario(name)
+    text = " ".join(retell(known, "v3", decode_token(token)[2], "quiet"))
+    assert text.startswith(f"BROKEN: promise mapping-in-folio in scenario {name} on design v3, as")
+    others = [entry for entry in known.expect.may_break if not entry.startswith("precise-zap")]
+    expect = msgspec.structs.replace(known.expect, may_break=others)
+    unknown = msgspec.structs.replace(
+        known, document=msgspec.structs.replace(known.document, expect=expect)
+    )
+    text = " ".join(retell(unknown, "v3", decode_token(token)[2], "quiet"))
+    assert text.startswith(f"BROKEN: promise precise-zap in scenario {name} on design v3 token")
 
 
 def test_the_token_of_a_finding_is_told_as_a_story(capfd: pytest.CaptureFixture[str]) -> None:

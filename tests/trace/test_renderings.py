@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from septum.errors import InputError
@@ -88,6 +88,7 @@ TASKS = st.sampled_from([f"task-with-a-long-name-{n}" for n in range(45)])
     st.lists(st.tuples(TASKS, st.text(st.characters(codec="ascii"), max_size=200)), max_size=60),
     st.integers(0, 10**13),
 )
+@example([("task-with-a-long-name-0", ""), ("task-with-a-long-name-1", "0" * 19)], 10**11)
 def test_ladder_is_80_columns_wide(steps: list[tuple[str, str]], time_ns: int) -> None:
     events: list[Event] = [FindingEvent(time_ns, task, 0, "p", text) for task, text in steps]
     for chosen in (events, events[:1], events[:2]):

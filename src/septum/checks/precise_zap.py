@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from septum.checks.promise import Promise
 from septum.checks.sept import END_GFN
-from septum.checks.text import pages_text
+from septum.checks.text import entry_text, level_text, pages_text
 
 if TYPE_CHECKING:
     from septum.checks.view import VmView
@@ -28,19 +28,16 @@ class PreciseZap(Promise):
         if not losses.unaccepted and not losses.unmapped:
             return
         asked = self.checker.history(vm).asked()
-        for start, end in losses.unaccepted:
-            level, entry = vm.walk(start)
-            self.broken(
-                (vm.name, "accepted", start, end),
-                f"{vm.name}: {pages_text(start, end)} lost the guest's ACCEPT though nobody asked "
-                f"for them ({asked}); the S-EPT entry of GFN {start:#x} at level {level} is "
-                f"now {entry:#x}",
-            )
-        for start, end in losses.unmapped.minus(losses.unaccepted):
-            level, entry = vm.walk(start)
-            self.broken(
-                (vm.name, "mapped", start, end),
-                f"{vm.name}: {pages_text(start, end)} lost their (pending) mapping though nobody "
-                f"asked for them ({asked}); the S-EPT entry of GFN {start:#x} at level "
-                f"{level} is now {entry:#x}",
-            )
+        kinds = (
+            ("accepted", "the guest's ACCEPT", losses.unaccepted),
+            ("mapped", "the (pending) mapping", losses.unmapped.minus(losses.unaccepted)),
+        )
+        for kind, what, lost in kinds:
+            for start, end in lost:
+                level, entry = vm.walk(start)
+                self.broken(
+                    (vm.name, kind, start, end),
+                    f"{vm.name}: {pages_text(start, end)} lost {what} though nobody asked to take "
+                    f"it ({asked}); the S-EPT {level_text(level)} entry of GFN {start:#x} is now "
+                    f"{entry_text(entry, vm.hpa_mask)}",
+                )

@@ -34,14 +34,16 @@ class _AnyBreak(ScenarioSubject):
 
 
 def retell(scenario: Scenario, design: str, schedule: Schedule, check: Mode) -> list[str]:
-    """The lines of the story, up to the first promise that the run breaks; none if it breaks none.
+    """The lines of the story, up to the first promise that the run breaks and the scenario does not
+    foresee, or else to the first that it breaks; none if it breaks none.
 
     Nothing is shrunk: the run is told as it was made.
     """
     outcome = run_scenario(scenario, design, schedule, check)
     _, _, replayed = decode_token(outcome.token)
     assert isinstance(replayed, ListSchedule)
-    subject = _AnyBreak(scenario, design, check)
+    foreseen = all(outcome.foreseen)
+    subject = (_AnyBreak if foreseen else ScenarioSubject)(scenario, design, check)
     runner = Runner(subject, Options(preemptions=None))
     run = runner.run(Replaying(list(replayed.answers)))
     if run.finding is None:
@@ -51,6 +53,7 @@ def retell(scenario: Scenario, design: str, schedule: Schedule, check: Mode) -> 
     token = encode_token(__version__, subject.recipe, ListSchedule(answers))
     example = Counterexample(run.finding, answers, *numbers, *numbers, token=token)
     said = heading(run.finding, scenario.name, subject.design, None)
+    said += ", as the scenario foresees" * foreseen
     consequence = consequence_of(run.finding, subject.design)
     recording = Recording(runner, answers, run.finding)
     return story_lines(example, recording, said, consequence, searched=False)

@@ -84,8 +84,8 @@ def _lock(
             held.remove(mine[-1])
     elif number:
         others = [holder for holder in held if holder[0] != event.task]
-        by = f", held by {_since(others)}" if others else ""
-        return f"step {number}: {event.task} waits for {event.lock}{by}"
+        if others:  # else it is handed from one who waits to the next
+            return f"step {number}: {event.task} waits for {event.lock}, held by {_since(others)}"
     return ""
 
 

@@ -80,7 +80,9 @@ def _pieces(old: tuple[Pages, ...], new: tuple[Pages, ...]) -> Iterator[Piece]:
         if _same(before, after):
             continue
         moved = before is not None and after is not None and _text(before) == _text(after)
-        yield first, end, _text(before, moved), _text(after, moved or before is None)
+        frame = first if moved else -1
+        came = first if before is None else frame
+        yield first, end, _text(before, frame), _text(after, came)
 
 
 def _at(pages: tuple[Pages, ...], gfn: int) -> Pages | None:
@@ -95,12 +97,13 @@ def _same(one: Pages | None, other: Pages | None) -> bool:
     return one.pfn - one.first_gfn == other.pfn - other.first_gfn or one.level == 0
 
 
-def _text(page: Pages | None, with_pfn: bool = False) -> str:
+def _text(page: Pages | None, frame_of: int = -1) -> str:
+    """Level and state; the frame of GFN `frame_of`, unless it is negative."""
     if page is None:
         return ""
     words = f"{LEVELS[page.level]} {page.state}" if page.level else page.state
-    if with_pfn and page.pfn:
-        words += f" at PFN {page.pfn:#x}"
+    if frame_of >= 0 and page.pfn:
+        words += f" at PFN {page.pfn + frame_of - page.first_gfn:#x}"
     return words
 
 

@@ -10,7 +10,7 @@ import msgspec
 from septum.abi import leaves
 from septum.abi.errno import errno_name
 from septum.abi.exitqual import EEQ_ACCEPT, EEQ_TYPE_MASK, eeq_requested_level
-from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
+from septum.abi.kvm import KVM_EXIT_MEMORY_FAULT, KVM_EXIT_NAMES, KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.abi.leaves import seamcall_name, tdcall_name
 from septum.abi.spte import (
     SHADOW_NONPRESENT_VALUE,
@@ -175,7 +175,12 @@ def _zap_page(event: kvm.KvmMmuPrepareZapPage) -> Step:
 
 
 def _userspace_exit(event: kvm.KvmUserspaceExit) -> Step:
-    return Step("exit to user space", event.text(), "", "kvm_arch_vcpu_ioctl_run")
+    """KVM_RUN returns: with an exit reason, an error, or both, as for KVM_EXIT_MEMORY_FAULT."""
+    words = f"KVM_EXIT_{KVM_EXIT_NAMES.get(event.reason, hex(event.reason)).upper()}"
+    if event.errno:
+        both = event.reason == KVM_EXIT_MEMORY_FAULT
+        words = f"{words}, {errno_name(event.errno)}" if both else errno_name(event.errno)
+    return Step("exit to user space", words, "", "kvm_arch_vcpu_ioctl_run")
 
 
 def _memslot(event: kvm.KvmMemslotEvent) -> Step:

@@ -156,17 +156,19 @@ def ladder_lines(events: Sequence[Event], every_step: bool = False) -> Iterator[
     """The lines of the ladder, without line ends."""
     tasks = list(dict.fromkeys(event.task for event in events))
     rows = fold(events, every_step)
+    latest_ns = max((event.time_ns for event in events), default=0)
+    left = max(TIME_WIDTH, len(clock(latest_ns)) + 1)
     if len(tasks) <= WORDS_IN_LANES_MAX:
-        yield from _wide(tasks, rows)
+        yield from _wide(tasks, rows, left)
     else:
-        yield from _narrow(tasks, rows)
+        yield from _narrow(tasks, rows, left)
 
 
-def _wide(tasks: list[str], rows: Iterable[Row]) -> Iterator[str]:
-    """Words in the lanes."""
-    room = WIDTH - TIME_WIDTH
+def _wide(tasks: list[str], rows: Iterable[Row], left: int) -> Iterator[str]:
+    """Words in the lanes, which begin at column `left`."""
+    room = WIDTH - left
     lane = room // max(1, len(tasks)) - 1
-    margin = " " * TIME_WIDTH
+    margin = " " * left
     yield (margin + "".join(f"|{task[: lane - 1]:<{lane}}" for task in tasks)).rstrip()
     yield margin + "".join("|" + "-" * lane for _ in tasks)
     for row in rows:
@@ -178,24 +180,24 @@ def _wide(tasks: list[str], rows: Iterable[Row]) -> Iterator[str]:
         for number, words in enumerate(wrap_to(f"{mark}{row.text}", lane - 1)):
             stamp = clock(row.time_ns) if number == 0 else ""
             cells = "".join(f"|{words if n == at else '':<{lane}}" for n in range(len(tasks)))
-            yield f"{stamp:>{TIME_WIDTH - 1}} {cells}".rstrip()
+            yield f"{stamp:>{left - 1}} {cells}".rstrip()
 
 
-def _narrow(tasks: list[str], rows: Iterable[Row]) -> Iterator[str]:
-    """A mark in the task's lane, the words to the right of all lanes."""
+def _narrow(tasks: list[str], rows: Iterable[Row], left: int) -> Iterator[str]:
+    """A mark in the task's lane, from column `left` on; the words to the right of all lanes."""
     lanes = min(len(tasks), MARK_LANES_MAX)
     for number, task in enumerate(tasks[:lanes]):
-        yield f"{'':{TIME_WIDTH}}{'|' * number}+- {task}"
+        yield f"{'':{left}}{'|' * number}+- {task}"
     if lanes < len(tasks):
-        yield f"{'':{TIME_WIDTH}}{len(tasks) - lanes} more tasks share the last lane"
-    room = WIDTH - TIME_WIDTH - lanes - 1
+        yield f"{'':{left}}{len(tasks) - lanes} more tasks share the last lane"
+    room = WIDTH - left - lanes - 1
     for row in rows:
         if not row.task:
-            yield f"{'':{TIME_WIDTH}}{'|' * lanes} {row.text}"
+            yield f"{'':{left}}{'|' * lanes} {row.text}"
             continue
         at = min(tasks.index(row.task), lanes - 1)
         for number, words in enumerate(wrap_to(row.text, room)):
             mark = row.mark if number == 0 else "|"
             stamp = clock(row.time_ns) if number == 0 else ""
             marks = "|" * at + mark + "|" * (lanes - at - 1)
-            yield f"{stamp:>{TIME_WIDTH - 1}} {marks} {words}".rstrip()
+            yield f"{stamp:>{left - 1}} {marks} {words}".rstrip()
