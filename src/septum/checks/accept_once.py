@@ -29,7 +29,7 @@ class AcceptOnce(Promise):
         Pages that user space took and did not give back yet are not behind the guest's back: it
         asked for that, or its VMM is against it, which no kernel can help.
         """
-        losses = self.checker.losses(vm, first_gfn, end_gfn)
+        losses = self.checker.losses
         pending = losses.pending
         if not pending.starts:
             return

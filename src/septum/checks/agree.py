@@ -155,7 +155,7 @@ class Pair:
 class TwoTables:
     """The S-EPT of a VM beside KVM's mirror of it."""
 
-    __slots__ = ("_alike", "_found", "_links", "_pairs", "_vm", "_whole")
+    __slots__ = ("_alike", "_found", "_links", "_pairs", "_unlike", "_vm", "_whole")
 
     def __init__(self, vm: VmView) -> None:
         self._vm = vm
@@ -164,6 +164,7 @@ class TwoTables:
         # All tables that the last walk came to, each before those below, and what led there; none
         # when it did not come everywhere.
         self._pairs: list[Pair] = []
+        self._unlike: list[Pair] = []  # those of them in which something was not alike
         self._links: list[_Link] = []
         self._whole = False
         self._found: list[Difference] = []
@@ -191,11 +192,10 @@ class TwoTables:
         self._found = []
         everything = window == EVERYTHING
         if self._as_walked(sept, spt, everything):
-            unlike = [pair for pair in self._pairs if pair.unlike]
-            if not unlike:
+            if not self._unlike:
                 return []
             if everything:
-                for pair in unlike:
+                for pair in self._unlike:
                     self._add_unlike(pair)
                 return self._found
         if everything:
@@ -208,6 +208,7 @@ class TwoTables:
             self._alike = {pair.sept.pfn: pair for pair in self._pairs if not pair.unlike}
             if not self._whole:
                 self._pairs = []
+            self._note_unlike()
         return self._found
 
     def _as_walked(self, sept: TablePage, spt: TablePage, everything: bool) -> bool:
@@ -228,6 +229,7 @@ class TwoTables:
                 or tables.get(pfn) is not child
             ):
                 return False
+        read = False
         for pair in pairs:
             # As `is_read`, which would be called for all tables at each look.
             if pair.spt_written != pair.spt.written or pair.sept_written != pair.sept.written:
@@ -235,9 +237,15 @@ class TwoTables:
                 if not everything:
                     return False
                 self._read(pair)
+                read = True
                 if pair.children != children:
                     return False
+        if read:
+            self._note_unlike()
         return True
+
+    def _note_unlike(self) -> None:
+        self._unlike = [pair for pair in self._pairs if pair.unlike]
 
     def _read(self, pair: Pair) -> None:
         """Compare two tables of which one was written."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from septum.checks.history import Losses, VmHistory
+from septum.checks.history import NO_LOSSES, VmHistory
 from septum.checks.observe import attach
 from septum.checks.operation import Operation, Spans, vm_spans
 from septum.checks.promise import Promise
@@ -70,7 +70,9 @@ class Checker:
         "_told_of_violations",
         "_vms",
         "_watching",
+        "_writes",
         "guests",
+        "losses",
         "mapping_may_exceed_folio",
         "mode",
         "nr_full_looks",
@@ -102,6 +104,7 @@ class Checker:
         from septum.checks import find_promises
 
         self.world = world
+        self._writes = world.machine.table_writes
         self.mode: Mode = mode
         self.guests: Sequence[GuestView] = (
             guests if guests is not None else getattr(world, "guests", ())
@@ -121,6 +124,7 @@ class Checker:
         self._nr_runs = 0  # of the last look
         self._nr_operations = 0
         self._looking = False
+        self.losses = NO_LOSSES  # what the look that goes on found lost, in its window
         self._next_operation = 1
         self._nr_found: dict[str, int] = {}
         self._nr_steps = 0
@@ -261,7 +265,7 @@ class Checker:
             self._look(kind, self._active_spans())
             return
         # What changed is a function of what tables hold, and of what looks have noted of that.
-        nr_writes = self.world.machine.table_writes.nr
+        nr_writes = self._writes.nr
         if nr_writes == self._settled_at:
             return
         changed = self._changed_spans()
@@ -291,7 +295,7 @@ class Checker:
         spans: Spans = {}
         for number, vm in self._vms.items():
             kvm = vm.kvm
-            active = self._histories[number].under_way(number)
+            active = self._histories[number].under_way
             faults = [
                 (gfn, gfn + 1)
                 for vcpu in kvm.vcpus
@@ -343,26 +347,26 @@ class Checker:
     def _full_look(self) -> None:
         self.nr_full_looks += 1
         nr_runs = 0
+        keyed = True
         for vm in list(self._vms.values()):
             self._look_at(vm, 0, END_GFN, self._looks)
             nr_runs += self._nr_runs
-        if all(vm.has_key() for vm in self._vms.values()):
-            self._settled_at = self.world.machine.table_writes.nr
+            keyed = keyed and vm.has_key()
+        if keyed:
+            self._settled_at = self._writes.nr
         for promise in self._of_machine:
             promise.look_machine()
         # Large or mixed guests are looked at as a whole more rarely.
         self._cost = self.rarely * nr_runs * nr_runs // 16
 
     def _look_at(self, vm: VmView, first_gfn: int, end_gfn: int, promises: list[Promise]) -> None:
-        history = self._histories[vm.kvm.id]
         self._settled_at = -1
-        vm.begin_look()
+        vm.begin_look(first_gfn, end_gfn)
         if promises is not self._thorough:
-            history.losses = history.look(vm, first_gfn, end_gfn)
-            history.window = (first_gfn, end_gfn)
+            self.losses = self._histories[vm.kvm.id].look(vm, first_gfn, end_gfn)
         for promise in promises:
             promise.look(vm, first_gfn, end_gfn)
-        history.losses = None
+        self.losses = NO_LOSSES
         self._nr_runs = len(vm.runs(first_gfn, end_gfn))
         vm.end_look()
 
@@ -402,12 +406,6 @@ class Checker:
         """What is remembered of a VM."""
         return self._histories[vm.kvm.id]
 
-    def losses(self, vm: VmView, first_gfn: int, end_gfn: int) -> Losses:
-        """What the look that goes on found lost in its window."""
-        history = self._histories[vm.kvm.id]
-        assert history.losses is not None and history.window == (first_gfn, end_gfn)
-        return history.losses
-
     def changing(self, vm: VmView) -> list[tuple[int, int]]:
         """(GFN, KVM level) of the mirror entries that are being written under mmu_lock."""
         return self._changing.get(vm.kvm.id, [])
@@ -426,7 +424,7 @@ class Checker:
         if len(self._vms) != len(self.world.host.kvms):
             return False
         sim = self.world.sim
-        for task in (*sim.tasks, sim.current):
+        for task in (sim.current, *sim.tasks):
             for lock, _ in task.held:
                 if not lock.name.endswith(" mutex"):
                     return False

@@ -42,37 +42,38 @@ class Losses:
         self.pending = pending
 
 
-_NO_LOSSES = Losses(_NOTHING, _NOTHING, _NOTHING)
+NO_LOSSES = Losses(_NOTHING, _NOTHING, _NOTHING)
 
 
 class VmHistory:
     """One VM's memory at the last look, and the operations since."""
 
     __slots__ = (
+        "_kept",
         "_states",
         "accepted",
         "active",
         "ended",
         "giving",
         "last",
-        "losses",
         "mapped",
         "taken",
-        "window",
+        "under_way",
     )
 
     def __init__(self) -> None:
         self.mapped = Intervals()
         self.accepted = Intervals()
         self.active: list[Operation] = []  # under way: those that take
+        self.under_way = _NOTHING  # what those ask to take
         self.giving: list[Operation] = []  # and those that make memory private
         self.last: Operation | None = None  # of both, the one that ended last
         self.ended = Intervals()  # what those that ended since the last look may have taken
         # Taken by user space at any time, and not seen accepted again: the guest may think that
         # it still owns it.
         self.taken = Intervals()
-        self.losses: Losses | None = None  # of the look that goes on
-        self.window = (0, 0)
+        # `taken`, and what was accepted and under way when it was left like that.
+        self._kept = (_NOTHING, _NOTHING, _NOTHING)
         # All leaves as they were read, and what they say: mapped, accepted, pending.
         self._states: tuple[list[LeafRun], Intervals, Intervals, Intervals] | None = None
 
@@ -81,6 +82,7 @@ class VmHistory:
         if op.takes:
             self.active.append(op)
             self.taken = self.taken.union(op.on(vm_id))
+            self.under_way = self.under_way.union(op.on(vm_id))
         elif op.gives:
             self.giving.append(op)
 
@@ -89,6 +91,9 @@ class VmHistory:
         if op.takes:
             self.active.remove(op)
             self.ended = self.ended.union(op.on(vm_id))
+            self.under_way = _NOTHING
+            for other in self.active:
+                self.under_way = self.under_way.union(other.on(vm_id))
         elif op.gives:
             self.giving.remove(op)
             self.ended = self.ended.union(self._taken_in(op, vm_id))
@@ -100,16 +105,9 @@ class VmHistory:
         """What an operation makes private of that which user space had taken."""
         return op.on(vm_id).intersect(self.taken)
 
-    def under_way(self, vm_id: int) -> Intervals:
-        """What operations that have not ended ask to take."""
-        asked = Intervals()
-        for op in self.active:
-            asked = asked.union(op.on(vm_id))
-        return asked
-
-    def _may_go(self, under_way: Intervals, vm_id: int) -> Intervals:
+    def _may_go(self, vm_id: int) -> Intervals:
         """What may have gone since the last look."""
-        asked = self.ended.union(under_way)
+        asked = self.ended.union(self.under_way)
         for op in self.giving:
             asked = asked.union(self._taken_in(op, vm_id))
         return asked
@@ -128,11 +126,11 @@ class VmHistory:
         if not vm.has_key():
             self.mapped = self.accepted = self.ended = _NOTHING
             return Losses(_NOTHING, _NOTHING, _NOTHING)
-        under_way = self.under_way(vm.kvm.id) if self.active else _NOTHING
         if (first_gfn, end_gfn) == EVERYTHING:
-            return self._look_at_all(vm, under_way)
+            return self._look_at_all(vm)
+        under_way = self.under_way
         mapped, accepted, pending = states_of(vm, first_gfn, end_gfn)
-        asked = self._may_go(under_way, vm.kvm.id).within(first_gfn, end_gfn)
+        asked = self._may_go(vm.kvm.id).within(first_gfn, end_gfn)
         allowed = asked.union(self.taken.within(first_gfn, end_gfn))
         losses = Losses(
             self.mapped.within(first_gfn, end_gfn).minus(mapped).minus(asked),
@@ -148,7 +146,7 @@ class VmHistory:
             self.taken = self.taken.replace(first_gfn, end_gfn, kept)
         return losses
 
-    def _look_at_all(self, vm: VmView, under_way: Intervals) -> Losses:
+    def _look_at_all(self, vm: VmView) -> Losses:
         """`look` without a window: the same, with less to cut. What was read when no table had
         been written is taken as it is."""
         runs = vm.runs()
@@ -161,8 +159,9 @@ class VmHistory:
             and self.accepted is accepted
             and not (pending.starts or self.taken.starts or self.ended.starts)
         ):
-            return _NO_LOSSES
-        asked = self._may_go(under_way, vm.kvm.id)
+            return NO_LOSSES
+        under_way = self.under_way
+        asked = self._may_go(vm.kvm.id)
         unmapped = unaccepted = _NOTHING
         if self.mapped is not mapped:
             unmapped = self.mapped.minus(mapped).minus(asked)
@@ -173,8 +172,9 @@ class VmHistory:
         if pending.starts:
             pending = pending.minus(asked.union(self.taken))
         self.ended = _NOTHING
-        if self.taken.starts:
+        if self.taken.starts and self._kept != (self.taken, accepted, under_way):
             self.taken = self.taken.minus(accepted.minus(under_way))
+            self._kept = (self.taken, accepted, under_way)
         return Losses(unmapped, unaccepted, pending)
 
 

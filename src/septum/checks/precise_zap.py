@@ -24,8 +24,8 @@ class PreciseZap(Promise):
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
         """The mapped and accepted GFNs are compared with those of the last look."""
-        losses = self.checker.losses(vm, first_gfn, end_gfn)
-        if not losses.unaccepted and not losses.unmapped:
+        losses = self.checker.losses
+        if not losses.unaccepted.starts and not losses.unmapped.starts:
             return
         asked = self.checker.history(vm).asked()
         kinds = (

@@ -304,7 +304,8 @@ class SeptReader:
     ) -> bool:
         """`_collect` without a window. False: a table is missing."""
         record = self._record(page, level, base_gfn)
-        tree.add(page, self.contents.of(page))
+        assert record.content is not None
+        tree.add(page, record.content)
         if not record.children:
             # Without tables below, all parts are leaf runs.
             found += cast("list[LeafRun]", record.parts)

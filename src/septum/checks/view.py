@@ -66,9 +66,11 @@ class VmView:
     """One VM, from all sides."""
 
     __slots__ = (
+        "_found",
         "_looking",
-        "_runs",
+        "_looks_keyed",
         "_td",
+        "_window",
         "hkid",
         "hpa_mask",
         "keyed",
@@ -87,9 +89,12 @@ class VmView:
         self.memory = memory
         self.hpa_mask = frame_mask(world.machine.config)
         self.reader = SeptReader(world.machine.tables, self.hpa_mask)
-        self._runs: tuple[tuple[int, int], list[LeafRun]] | None = None
+        # During a look: the TD, whether it has a key, the window and the leaves in it.
         self._looking = False
-        self._td: Td | None = None  # during a look
+        self._td: Td | None = None
+        self._looks_keyed = False
+        self._window = (0, 0)
+        self._found: list[LeafRun] = []
         self.keyed = False  # whether it had a key when `changed` was asked last
         self.tdr_pfn = -1  # the TD's, remembered when KVM has given it up
         self.hkid = -1
@@ -112,6 +117,8 @@ class VmView:
 
     def has_key(self) -> bool:
         """The TD exists, and its key can be used: the S-EPT means something."""
+        if self._looking:
+            return self._looks_keyed
         td = self.td
         return td is not None and td.root is not None and td.lifecycle <= TD_KEYS_CONFIGURED
 
@@ -120,33 +127,36 @@ class VmView:
 
         The list of all leaves is the same object as long as it holds the same.
         """
-        window = (first_gfn, end_gfn)
-        if self._runs is not None and self._runs[0] == window:
-            return self._runs[1]
+        if self._looking and (first_gfn, end_gfn) == self._window:
+            return self._found
         td = self.td
         if td is None or td.root is None or td.lifecycle > TD_KEYS_CONFIGURED:
             return []
-        found = self.reader.runs(td.root, td.root_level, first_gfn, end_gfn)
-        if self._looking:
-            self._runs = (window, found)
-        return found
+        return self.reader.runs(td.root, td.root_level, first_gfn, end_gfn)
 
-    def begin_look(self) -> None:
-        """Nothing changes until `end_look`: what is read is kept."""
-        self._td = self.world.module.tds.get(self.tdr_pfn)
+    def begin_look(self, first_gfn: int, end_gfn: int) -> None:
+        """Nothing changes until `end_look`: what every look reads is read once."""
         self._looking = True
+        self._window = (first_gfn, end_gfn)
+        self._td = td = self.world.module.tds.get(self.tdr_pfn)
+        if td is None or td.root is None or td.lifecycle > TD_KEYS_CONFIGURED:
+            self._looks_keyed = False
+            self._found = []
+        else:
+            self._looks_keyed = True
+            self._found = self.reader.runs(td.root, td.root_level, first_gfn, end_gfn)
 
     def end_look(self) -> None:
         """The world goes on."""
         self._looking = False
-        self._runs = None
 
     def changed(self) -> list[tuple[int, int]]:
         """[first, end) GFNs of the S-EPT tables that changed since they were last looked at."""
         td = self.td
-        self.keyed = self.has_key()
-        if td is None or td.root is None or not self.keyed:
+        if td is None or td.root is None or td.lifecycle > TD_KEYS_CONFIGURED:
+            self.keyed = False
             return []
+        self.keyed = True
         return self.reader.changed(td.root, td.root_level)
 
     def walk(self, gfn: int) -> tuple[int, int]:
