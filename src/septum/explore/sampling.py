@@ -124,10 +124,10 @@ class Sampled(Steering):
         """Whether the current task says that it tries in vain, or has been here ROUNDS_MAX times
         since it was switched to, and ran for a while: where it stands is only looked at from then
         on."""
-        if self.sim.current.in_vain:
-            return True
+        if self._in_row < LOOK_FROM:
+            return self.sim.current.in_vain
         # `pick_task` calls this; between it and `Sim.point` are two more.
-        return self._in_row >= LOOK_FROM and self._goes_round(standing(6, MODEL_FRAMES))
+        return self.sim.current.in_vain or self._goes_round(standing(6, MODEL_FRAMES))
 
     def _goes_round(self, place: tuple[int, ...]) -> bool:
         sim = self.sim
@@ -162,7 +162,7 @@ class RandomWalk(Sampled):
 
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
         if forced:
-            return self._below(n)
+            return int(self._random() * n)
         if not spins and self.goes_round():
             self.yields = spins = True
         if spins:
@@ -173,7 +173,7 @@ class RandomWalk(Sampled):
             return 0
         if self._stay and not self._turn_comes():
             return 0
-        return self._below(n)
+        return int(self._random() * n)  # `_below`, at hand where one point in three comes
 
     def was_skipped(self, count: int) -> None:
         self._stays -= count

@@ -171,20 +171,20 @@ class Steering(Schedule):
             self._look_at_clock()
         if decisions > self.max_points:
             return self._take_turns(forced)
-        if sim.current is self._row_task and not forced:
-            in_row = self._in_row + 1
-        else:
-            in_row = 0
+        if forced or sim.current is not self._row_task:
+            self._in_row = 0
             self._row_task = sim.current
-        self._in_row = in_row
-        self.yields = spins = not forced and in_row >= self.spin_points
+            self.yields = spins = False
+        else:
+            in_row = self._in_row = self._in_row + 1
+            self.yields = spins = in_row >= self.spin_points
         answer = self.pick_task(n, forced, spins)
+        self.preempting = False
         if answer:
             self._in_row = 0
-            self.preempting = not forced and not self.yields
-            self.preemptions += self.preempting
-        else:
-            self.preempting = False
+            if not forced and not self.yields:
+                self.preempting = True
+                self.preemptions += 1
         return answer
 
     def _take_turns(self, forced: bool) -> int:
