@@ -13,6 +13,7 @@ from septum.explore import fingerprint, own, special
 from septum.explore.footprint import Context, Footprints
 from septum.explore.graph import GraphSearch
 from septum.explore.learn import Recording
+from septum.explore.making import Making
 from septum.explore.own import OwnState
 from septum.explore.plain import plain_search
 from septum.explore.run import Runner
@@ -27,6 +28,7 @@ from septum.explore.toys import (
     HELD,
     LISTS,
     LIVELOCK,
+    MADE_OTHERWISE,
     RETRY,
     TOYS,
     USED_AGAIN,
@@ -47,7 +49,7 @@ class FinalsOf(Toy):
     __slots__ = ("finals",)
 
     def __init__(self, toy: Toy) -> None:
-        super().__init__(toy.name, toy.programs, toy.bad)
+        super().__init__(toy.name, toy.programs, toy.bad, goes_on=toy.goes_on)
         self.finals: set[object] = set()
 
     def finish(self, built) -> None:  # type: ignore[no-untyped-def]
@@ -326,6 +328,18 @@ def test_two_objects_by_one_name_are_noticed(
     hands_nothing_on(monkeypatch)
     with pytest.raises(AssertionError):
         compare(toy, preemptions)
+
+
+@pytest.mark.parametrize("preemptions", (0, 1))
+def test_what_an_object_was_made_with_counts_when_it_may_be_otherwise(
+    monkeypatch: pytest.MonkeyPatch, preemptions: int
+) -> None:
+    """Nobody writes to it later, so that reads of it are looked at only then. A search that never
+    does misses ends."""
+    compare(MADE_OTHERWISE, preemptions)
+    monkeypatch.setattr(Making, "look", lambda *_: None)
+    with pytest.raises(AssertionError):
+        compare(MADE_OTHERWISE, preemptions)
 
 
 @pytest.mark.parametrize("toy", LISTS, ids=lambda toy: toy.name)

@@ -181,6 +181,7 @@ class OwnState:
                 # And all that leads on from there.
                 for content in tracker.contents.of_parts(tracker.objects[name]):
                     found += self._named(task, content)
+                tracker.making.is_handed_on(name)
         return contents, tuple(fresh)
 
     def _named(self, task: int, content: int | None) -> list[int]:

@@ -141,6 +141,7 @@ class Steps:
             obj = self._tracker.objects.get(name)
             if obj is not None:
                 made += [(name << 8 | k) << 2 | X for k in self._tracker.places_in(type(obj))]
+                self._tracker.making.look(name, obj)
         self.fresh.clear()
         for access in made:
             self._tracker.footprints.make(access >> 2, 1 << task)

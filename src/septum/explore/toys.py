@@ -42,10 +42,30 @@ class Node:
         self.next: Node | None = None
 
 
+class Label:
+    """What a task makes for others, and nobody writes to."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+
 class ToyState:
     """All that the programs share, and what each of them has seen."""
 
-    __slots__ = ("cells", "head", "log", "mutexes", "rwlocks", "seen", "srcu", "table", "wq")
+    __slots__ = (
+        "cells",
+        "head",
+        "label",
+        "log",
+        "mutexes",
+        "rwlocks",
+        "seen",
+        "srcu",
+        "table",
+        "wq",
+    )
 
     def __init__(self, sim: Sim, nr_tasks: int) -> None:
         self.cells = [Cell() for _ in range(4)]
@@ -57,6 +77,7 @@ class ToyState:
         self.table: dict[int, int] = {}
         self.log: list[int] = []
         self.head: Node | None = None
+        self.label: Label | None = None
 
 
 class ToyTask:
@@ -184,6 +205,13 @@ class ToyTask:
             sim.point("push")
             node.next = state.head
             state.head = node
+        elif name == "label":  # tell for good what a cell holds
+            sim.point("label")
+            state.label = Label(state.cells[arg].value)
+        elif name == "heed":  # put into a cell what was told
+            sim.point("heed")
+            if state.label is not None:
+                state.cells[arg].value = state.label.value
         elif name == "pair":  # two at once
             node = Node(arg)
             node.next = Node(arg + 1)
@@ -222,7 +250,7 @@ class ToyTask:
 class Toy:
     """A toy as a subject. `bad` final values of cell 0 are findings."""
 
-    __slots__ = ("_name", "bad", "programs", "witnesses")
+    __slots__ = ("_name", "bad", "goes_on", "programs", "witnesses")
 
     def __init__(
         self,
@@ -230,8 +258,13 @@ class Toy:
         programs: Sequence[Program],
         bad: Sequence[int] = (),
         witnesses: Sequence[Witness] = (),
+        *,
+        goes_on: bool = True,
     ) -> None:
+        """`goes_on`: whoever judges the end may look at all of it, and not only at what was looked
+        at before."""
         self._name = name
+        self.goes_on = goes_on
         self.programs = tuple(programs)
         self.bad = tuple(bad)
         self.witnesses = tuple(witnesses)
@@ -264,11 +297,6 @@ class Toy:
     @property
     def forgets(self) -> bool:
         """All that a toy's end is judged by is in its state."""
-        return True
-
-    @property
-    def goes_on(self) -> bool:
-        """A toy's end looks at all."""
         return True
 
     def expects(self, finding: Finding) -> bool:
@@ -412,6 +440,17 @@ USED_AGAIN = Toy(
         (("poke", 4),),
     ],
 )
+# What a label says depends on when it was made, and who made it is gone.
+MADE_OTHERWISE = Toy(
+    "made-otherwise",
+    [
+        (("atomic_inc", 1), ("label", 1)),
+        (("write", 1, 5),),
+        (("point",), ("heed", 0), ("point",)),
+        (("atomic_inc", 0),),
+    ],
+    goes_on=False,
+)
 LISTS = (HANDED_ON, HELD, CUT_OFF, USED_AGAIN)
 TOYS = (
     LOST_UPDATE,
@@ -423,6 +462,7 @@ TOYS = (
     RETRY,
     RARE,
     FAILING,
+    MADE_OTHERWISE,
     *LISTS,
 )
 

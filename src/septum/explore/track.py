@@ -36,6 +36,7 @@ from septum.explore.footprint import (
     S,
     X,
 )
+from septum.explore.making import Making
 from septum.explore.own import OWN_REFERENCES, OwnState
 from septum.explore.private import PRIVATE
 from septum.explore.slots import MISSING, logging_slot, quiet_slot
@@ -86,6 +87,7 @@ class Tracker:
         "lock_of",
         "log",
         "logged",
+        "making",
         "objects",
         "of_base",
         "own",
@@ -136,6 +138,7 @@ class Tracker:
         self._kinds: dict[object, int] = {}
         self.own = OwnState(self)
         self.watched = Watched(self)
+        self.making = Making(self)
         self.stacks = Stacks(sim, self.contents)
         self._twins: dict[type, type] = {}
         self._sim_parts: dict[int, list[Part]] = {}
@@ -328,6 +331,18 @@ class Tracker:
             k
             for k, (name, member) in enumerate(slots_of(kind))
             if (member.__objclass__, name) in self._members
+        )
+
+    def unlogged_slots(self, kind: type) -> tuple[tuple[int, type, str], ...]:
+        """The slots of a class that no run is known to write after construction: (number, class
+        that has it, name)."""
+        if kind.__name__ in AS_ONE or issubclass(kind, CONTAINERS):
+            return ()
+        return tuple(
+            (k, member.__objclass__, name)
+            for k, (name, member) in enumerate(slots_of(kind))
+            if (member.__objclass__, name) in self._members
+            and (member.__objclass__, name) not in self.logged
         )
 
     def log_slot(self, kind: type, name: str) -> None:
