@@ -145,7 +145,7 @@ class Sim:
                 if not self._ready:
                     self._deadlock()
                     break
-                self._enter(self._pick(forced=True))
+                self._enter(self._pick(True))
         finally:
             self.current = self._main
             self._hub = None
@@ -177,7 +177,7 @@ class Sim:
         lines = "; ".join(f"{t.name} waits for {t.blocked_on}" for t in stuck)
         self.find("progress", f"no task can go on: {lines}", where="scheduler")
 
-    def _pick(self, *, forced: bool) -> Task:
+    def _pick(self, forced: bool) -> Task:
         """Ask the schedule who runs next. The run queue has the current task at its head, unless
         that one ended or blocked (`forced`)."""
         ready = self._ready
@@ -249,9 +249,9 @@ class Sim:
                 return
             self._skip = 0
         if len(self._ready) > 1:
-            task = self._pick(forced=False)
+            task = self._pick(False)
             if task is not self.current:
-                self._switch(task, kind, preempted=True)
+                self._switch(task, kind, True)
 
     def retry(self, kind: str) -> None:
         """A scheduling point at which the current task is about to try again what came to nothing.
@@ -329,7 +329,7 @@ class Sim:
         if self.point_observer is not None:
             self.point_observer("block")
         if self._ready:
-            task = self._pick(forced=True)
+            task = self._pick(True)
             self._switch(task, reason)
         else:
             current.glet = getcurrent()

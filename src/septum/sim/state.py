@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import random
 import types
+from collections import deque
 from enum import Enum
+from operator import call
 from typing import TYPE_CHECKING
 
 import greenlet
@@ -106,8 +108,8 @@ class Snapshot:
 
     def restore(self) -> None:
         """Put back what is known to change in runs."""
-        for put in self._puts:
-            put()
+        # Called without a step of Python between them: half of the time that a loop takes.
+        deque(map(call, self._puts), maxlen=0)
 
     def verify(self) -> list[Part]:
         """After `restore`: put back what it missed, learn it, and say what it was."""
