@@ -1,7 +1,7 @@
 """What is learned of one location goes for those that are alike, so that searches rarely start
 over: the parts of one whole, and locks."""
 
-from septum.explore.footprint import Footprints, S, X
+from septum.explore.footprint import IX, NEW_LOCATION, Footprints, S, X
 
 NONE: frozenset[int] = frozenset()
 LOCK = frozenset((7,))
@@ -74,3 +74,31 @@ def test_locks_count_from_the_first() -> None:
     assert footprints.is_shared(5)
     assert not footprints.is_shared(6)
     assert not footprints.news
+
+
+def test_where_one_table_has_entries_all_have() -> None:
+    """Of a page table that a run made, entries are told of when they are first looked at. That it
+    has some is known beforehand once another of its class had: else every new one begins a search
+    anew."""
+    footprints = Footprints()
+    first, second = ((NEW_LOCATION | 7 << 24 | number) << 8 for number in (1, 2))
+    touch(footprints, 1, first, IX)
+    footprints.add_part(first, PARTS[0])
+    assert not footprints.news  # nobody shares it yet
+    touch(footprints, 2, first, S)
+    footprints.forget_news()
+    touch(footprints, 1, second, IX)
+    assert footprints.is_shared(second)
+    footprints.add_part(second, PARTS[1])
+    assert not footprints.news
+
+
+def test_what_was_taken_for_undivided_is_news() -> None:
+    footprints = Footprints()
+    first, second = ((NEW_LOCATION | 7 << 24 | number) << 8 for number in (1, 2))
+    for location in (first, second):
+        touch(footprints, 1, location, X)
+        touch(footprints, 2, location, S)
+    footprints.forget_news()
+    footprints.add_part(first, PARTS[0])
+    assert footprints.news == {first, second}

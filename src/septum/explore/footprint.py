@@ -130,10 +130,21 @@ class Footprints:
         """`part` is the location of an element of what is at `whole`."""
         if part in self.whole_of:
             return
-        if whole in self._bits and whole not in self.parts:
-            self.news.add(whole)  # it was taken for something without parts
-        self.parts.setdefault(whole, []).append(part)
+        if whole not in self.parts:
+            kind = self._kinds.get(self._kind_of(whole))
+            if kind is not None:
+                kind.divided = True
+            for at in (whole, *(() if kind is None else kind.locations)):
+                self._divide(at)
+        self.parts[whole].append(part)
         self.whole_of[part] = whole
+
+    def _divide(self, whole: int) -> None:
+        """A location has parts, or those that are like it have."""
+        if whole not in self.parts:
+            self.parts[whole] = []
+            if whole in self._bits:
+                self.news.add(whole)  # it was taken for something without parts
 
     def forget_news(self) -> None:
         """What was computed without it is computed anew."""
@@ -201,6 +212,8 @@ class Footprints:
             if number:
                 kind = self._kinds.setdefault(number, _Kind())
                 kind.locations.append(location)
+                if kind.divided:
+                    self._divide(location)
             if location in self.always or (number and kind.shared):
                 self._count(location)
                 self.news.discard(location)  # nothing lacks what was never touched
@@ -310,11 +323,13 @@ class Footprints:
 
 class _Kind:
     """Locations that are alike: of one slot of all objects of one class that runs made, or of the
-    parts of one whole. `guards`: the locks held at every access; None: there was none."""
+    parts of one whole. `divided`: they have parts. `guards`: the locks held at every access; None:
+    there was none."""
 
-    __slots__ = ("guards", "locations", "shared")
+    __slots__ = ("divided", "guards", "locations", "shared")
 
     def __init__(self) -> None:
+        self.divided = False
         self.guards: Held | None = None
         self.locations: list[int] = []
         self.shared = False
