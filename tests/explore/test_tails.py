@@ -4,7 +4,7 @@ as sums, runs that are not logged. Each must come to what the long way comes to.
 import pytest
 
 from septum.explore import graph, slots, tails
-from septum.explore.fingerprint import CONTENTS, DIGESTS, SHOWN, WHOLES, Change, Fingerprint
+from septum.explore.fingerprint import CONTENTS, DIGESTS, WHOLES, Change, Fingerprint
 from septum.explore.footprint import Footprints
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
@@ -94,15 +94,15 @@ def test_what_an_object_was_before_it_was_made_does_not_matter() -> None:
     learned, footprints = state_with((CONTENTS, 10, 7), (WHOLES, 20, 8), (CONTENTS, 22, 9))
     mark = learned.mark()
     made(learned)
-    change = _change(1, learned, mark, {10, 20}, footprints.parts)
+    change = _change(learned, mark, {10, 20}, footprints.parts)
     learned.learn(change, mark)
-    other, _ = state_with((CONTENTS, 10, 1), (CONTENTS, 21, 5), (CONTENTS, 22, 4), (SHOWN, 1, 3))
+    other, _ = state_with((CONTENTS, 10, 1), (CONTENTS, 21, 5), (CONTENTS, 22, 4))
     other.apply(change)
     assert other.is_sound()
     assert (other.value, other.shown) == (learned.value, learned.shown)
     assert other.tables[DIGESTS] == learned.tables[DIGESTS]
     # What only tells what seemed to change leaves what was there.
-    wrong, _ = state_with((CONTENTS, 10, 1), (CONTENTS, 21, 5), (CONTENTS, 22, 4), (SHOWN, 1, 3))
+    wrong, _ = state_with((CONTENTS, 10, 1), (CONTENTS, 21, 5), (CONTENTS, 22, 4))
     wrong.apply(Change(change.writes, (), ()))
     assert wrong.value != learned.value
 

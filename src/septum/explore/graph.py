@@ -336,7 +336,7 @@ class GraphSearch:
         node.todo = awake
         self._on_path.add(node.key)
         self._path.append(node)
-        if awake == [0]:
+        if awake[0] == 0 and node.current >= 0:
             slide(node, self._state, self._transitions)
             node.mark = self._state.mark()
             node.depth += len(node.before)

@@ -1,7 +1,8 @@
-"""Known steps where nobody else may run: taken one after the other, without a node for each.
+"""Known steps where nobody else need run: taken one after the other, without a node for each.
 
 Most states that a bounded search goes through are such: the last preemption is spent, and the task
-that runs goes on until it must wait. Nothing is decided on the way.
+that runs goes on until it must wait. Or its step touches nothing that makes it depend on others:
+then they may as well run after it. Nothing is decided on the way.
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ if TYPE_CHECKING:
 
 
 def slide(node: Node, state: Fingerprint, transitions: Transitions) -> None:
-    """Move a node that was just entered, where only the running task is to be tried, on to the last
-    state before anything is to be decided, or to be seen in a real run: a step that is not known,
-    or not looked at, or breaks something; an outcome to be chosen; a task that waits, ends, wakes
-    another, or goes round, or need not go round any more; one that may be preempted."""
+    """Move a node that was just entered, where the running task is to be tried first, on to the
+    last state before anything is to be decided, or to be seen in a real run: a step that is not
+    known, or not looked at, or breaks something; an outcome to be chosen; a task that waits, ends,
+    wakes another, or goes round, or need not go round any more; one that may be preempted."""
     task = node.current
     alone = node.ready == (task,)
-    if task < 0 or not (alone or node.preemptions_left <= 0):
-        return
+    only = alone or node.preemptions_left <= 0
     watched = {location for saw in node.spinning.values() for location, _ in saw}
     masks: Masks = NOTHING
     row = node.row
     row.cut(node.row_length)
     while True:
         step = transitions.find(state, task, alone, ())
-        if step is None or not _is_plain(step, node, state, transitions):
+        if step is None or not (only or step.masks is NOTHING):
+            break
+        if not _is_plain(step, node, state, transitions):
             break
         chain = state.chain(task)
         mark = state.mark()

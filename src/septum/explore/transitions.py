@@ -246,7 +246,7 @@ class Transitions:
         for number, result in tracker.steps.results:
             state.set(CONTENTS, RESULTS | number, result)
         tracker.steps.results.clear()
-        step.change = _change(task, state, mark, made, tracker.footprints.parts)
+        step.change = _change(state, mark, made, tracker.footprints.parts)
         state.learn(step.change, mark)
         step.wrote = step.change.locations(whole_of)
         step.looked = looked
@@ -318,16 +318,16 @@ class Ends:
 
 
 def _change(
-    task: int, state: Fingerprint, mark: Mark, made: set[int], parts: dict[int, list[int]]
+    state: Fingerprint, mark: Mark, made: set[int], parts: dict[int, list[int]]
 ) -> Change:
-    """What a step of `task` wrote since `mark`. What it `made` may have been anything before:
-    objects have the numbers of others that are gone."""
+    """What a step wrote since `mark`. What it `made` may have been anything before: objects have
+    the numbers of others that are gone. (What can be seen of its task follows from its chain.)"""
     emptied = sorted(made & parts.keys())
     inside = [*emptied]
     for at in inside:
         inside += parts.get(at, ())  # and the parts of parts
-    afresh: list[Write] = [(SHOWN, task, state.tables[SHOWN].get(task))]
-    anew = {(SHOWN, task)}
+    afresh: list[Write] = []
+    anew: set[tuple[int, int]] = set()
     for table, locations in ((WHOLES, {*inside}), (CONTENTS, {*made, *inside})):
         entries = state.tables[table]
         anew |= {(table, at) for at in locations}
