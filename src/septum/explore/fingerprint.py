@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from septum.explore.footprint import Footprints
     from septum.explore.track import Tracker
 
-_MASK = 0xFFFFFFFFFFFFFFFF
+MASK = 0xFFFFFFFFFFFFFFFF
+"""Fingerprints are sums of so many bits."""
 ZERO = 0x5A45524F
 """The content of what has the content 0."""
 
@@ -148,9 +149,9 @@ class Fingerprint:
         if new is not None:
             change += spread(hash((table, key, new)))
         if table != SHOWN:
-            self.value = self.value + change & _MASK
+            self.value = self.value + change & MASK
         if table == SHOWN or (table != CHAINS and key < RESULTS and self._watched[key]):
-            self.shown = self.shown + change & _MASK
+            self.shown = self.shown + change & MASK
         if table == CONTENTS:
             whole = self._whole_of.get(key)
             if whole is not None:
@@ -159,7 +160,7 @@ class Fingerprint:
                     digest -= spread(hash((key, old)))
                 if new is not None:
                     digest += spread(hash((key, new)))
-                self._put(DIGESTS, whole, digest & _MASK)
+                self._put(DIGESTS, whole, digest & MASK)
 
     def _put(self, table: int, key: int, new: int | None) -> None:
         entries = self.tables[table]
@@ -180,10 +181,10 @@ class Fingerprint:
                 entries.pop(key, None)
             else:
                 entries[key] = new
-        self.value = self.value + change.value & _MASK
-        self.shown = self.shown + change.shown & _MASK
+        self.value = self.value + change.value & MASK
+        self.shown = self.shown + change.shown & MASK
         for whole, difference in change.digests:
-            self._put(DIGESTS, whole, tables[DIGESTS].get(whole, 0) + difference & _MASK)
+            self._put(DIGESTS, whole, tables[DIGESTS].get(whole, 0) + difference & MASK)
         self._apply_afresh(change)
 
     def _apply_afresh(self, change: Change) -> None:
@@ -250,7 +251,7 @@ class Fingerprint:
                 # What comes of a change depends on what was there, if not for the one who makes it.
                 seen.append((location, hash((now, contents.get(location, 0)))))
             observed += spread(hash((location, kind, now)))
-        return observed & _MASK, tuple(seen)
+        return observed & MASK, tuple(seen)
 
     def sees(self, seen: Seen) -> bool:
         """Whether a step that saw `seen` would see the same now."""
@@ -262,6 +263,13 @@ class Fingerprint:
             elif self.content(~location) != now:
                 return False
         return True
+
+    def as_seen(self, location: int) -> int:
+        """What is at a location, told as in `Seen`."""
+        if location < 0:
+            return self.content(~location)
+        _, contents, wholes, _, _ = self.tables
+        return hash((wholes.get(location, 0), contents.get(location, 0)))
 
     def written(self, kinds: dict[int, int], tracker: Tracker) -> list[int]:
         """The locations that a step which touches `kinds` leaves with contents of its making."""

@@ -3,21 +3,77 @@
 Most states that a bounded search goes through are such: the last preemption is spent, and the task
 that runs goes on until it must wait. Or its step touches nothing that makes it depend on others:
 then they may as well run after it. Nothing is decided on the way.
+
+Such steps in a row are one change of all that they write, made in every state that shows what they
+see: a `Tail`. The same few thousand of them are walked again and again.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from septum.explore.fingerprint import MASK, Change
 from septum.explore.footprint import NOTHING, add_to, depend, join
 from septum.explore.loops import entry_of, still_spinning
 from septum.explore.transitions import POINT
 
 if TYPE_CHECKING:
-    from septum.explore.fingerprint import Fingerprint
+    from septum.explore.fingerprint import Fingerprint, Seen
     from septum.explore.footprint import Masks
+    from septum.explore.loops import Row
     from septum.explore.node import Node
     from septum.explore.transitions import Step, Transitions
+
+TAIL_MIN = 3
+"""So many steps in a row are worth being kept as one."""
+
+Kind = tuple[int, bool, bool, bool]
+"""What decides, besides contents, how far a tail goes: whose it is, whether it is alone, whether
+nobody else is to be tried in any case, whether failures are spent."""
+
+
+class Tail:
+    """Steps of one task in a row, from `chain` on: what they rest on, and what comes of them."""
+
+    __slots__ = ("_entries", "_looks", "_places", "change", "masks", "seen", "steps", "wrote")
+
+    def __init__(self, steps: list[Step], chain: int, seen: Seen, change: Change) -> None:
+        self.steps = steps
+        self.seen = seen
+        self.change = change
+        self.masks: Masks = NOTHING
+        self.wrote: frozenset[int] = frozenset().union(*(step.wrote for step in steps))
+        # Promises looked in these steps, when what they can see had changed by so much.
+        self._looks: list[tuple[int, Step]] = []
+        # For the row of what the task did: the steps with their chains and how far the state was.
+        self._entries: list[tuple[Step, int, int]] = []
+        self._places = [step.place for step in steps]
+        for step in steps:
+            if step.looked:
+                self._looks.append((change.shown, step))
+            change.value += step.change.value
+            change.shown += step.change.shown
+            self._entries.append((step, chain, change.value))
+            chain = step.chain
+            if step.masks is not NOTHING:
+                self.masks = join(self.masks, step.masks)
+
+    def fits(self, state: Fingerprint, row: Row, transitions: Transitions) -> bool:
+        """Whether these are the next steps in `state`, and no part of a loop."""
+        if not state.sees(self.seen) or row.has_any(self._places):
+            return False
+        looks = transitions.looks
+        return all(
+            looks.get((state.shown + shown & MASK, step), step) is None
+            for shown, step in self._looks
+        )
+
+    def add_to_row(self, row: Row, value: int) -> None:
+        """Note the steps, which were made in the state `value`."""
+        row.extend(
+            [entry_of(step, chain, value + more & MASK) for step, chain, more in self._entries],
+            self._places,
+        )
 
 
 def slide(node: Node, state: Fingerprint, transitions: Transitions) -> None:
@@ -28,17 +84,31 @@ def slide(node: Node, state: Fingerprint, transitions: Transitions) -> None:
     task = node.current
     alone = node.ready == (task,)
     only = alone or node.preemptions_left <= 0
+    kind = (task, alone, only, node.failures_left <= 0)
     watched = {location for saw in node.spinning.values() for location, _ in saw}
     masks: Masks = NOTHING
     row = node.row
     row.cut(node.row_length)
+    singles = _Singles(kind, state)
     while True:
+        chain = state.chain(task)
+        tail = _tail_of(transitions.tails.get((kind, chain), ()), state, row, transitions)
+        if tail is not None and watched.isdisjoint(tail.wrote):
+            singles.keep(state, transitions)
+            tail.add_to_row(row, state.value)
+            state.apply(tail.change)
+            node.before += tail.steps
+            masks = join(masks, tail.masks)
+            singles = _Singles(kind, state)
+            continue
         step = transitions.find(state, task, alone, ())
         if step is None or not (only or step.masks is NOTHING):
             break
         if not _is_plain(step, node, state, transitions):
             break
-        chain = state.chain(task)
+        joins = not (step.change.afresh or step.change.emptied)
+        if not joins:
+            singles.keep(state, transitions)
         mark = state.mark()
         state.apply(step.change)
         wakes = not watched.isdisjoint(step.wrote) and _wakes(node, state)
@@ -46,15 +116,25 @@ def slide(node: Node, state: Fingerprint, transitions: Transitions) -> None:
             state.rewind(mark)
             break
         node.before.append(step)
-        if step.masks is not NOTHING:
-            masks = join(masks, step.masks)
-            if node.sleep:
-                node.sleep = {
-                    other: its for other, its in node.sleep.items() if not depend(its, step.masks)
-                }
+        masks = join(masks, step.masks)
+        if joins:
+            singles.steps.append(step)
+        else:
+            singles = _Singles(kind, state)
+    singles.keep(state, transitions)
     node.row_length += len(node.before)
-    if masks is not NOTHING:
+    if masks[0]:
         add_to(node.below, task, masks)
+        node.sleep = {other: its for other, its in node.sleep.items() if not depend(its, masks)}
+
+
+def _tail_of(
+    tails: list[Tail] | tuple[()], state: Fingerprint, row: Row, transitions: Transitions
+) -> Tail | None:
+    for tail in tails:
+        if tail.fits(state, row, transitions):
+            return tail
+    return None
 
 
 def _wakes(node: Node, state: Fingerprint) -> bool:
@@ -72,3 +152,53 @@ def _is_plain(step: Step, node: Node, state: Fingerprint, transitions: Transitio
     return not step.choices or (
         node.failures_left <= 0 and all(choice.failure for choice in step.choices)
     )
+
+
+class _Singles:
+    """Steps that were taken one by one, each of which changes the same whatever there was before.
+    They become a tail if they are many and come to no place twice."""
+
+    __slots__ = ("_begun", "_first", "_kind", "steps")
+
+    def __init__(self, kind: Kind, state: Fingerprint) -> None:
+        self.steps: list[Step] = []
+        self._kind = kind
+        self._begun = state.mark()
+        self._first = state.chain(kind[0])
+
+    def keep(self, state: Fingerprint, transitions: Transitions) -> None:
+        """They led to `state`, and others follow, or none."""
+        steps = self.steps
+        if len(steps) < TAIL_MIN or len({step.place for step in steps}) < len(steps):
+            return
+        state.rewind(self._begun)
+        tail = Tail(steps, self._first, _seen(steps, state), _change(steps))
+        state.apply(tail.change)
+        transitions.tails.setdefault((self._kind, self._first), []).append(tail)
+
+
+def _seen(steps: list[Step], state: Fingerprint) -> Seen:
+    """What `steps` see that were taken in `state`, as it is there."""
+    seen: dict[int, int] = {}
+    changed: set[int] = set()
+    for step in steps:
+        for location, now in step.seen:
+            if location not in seen:
+                at = location if location >= 0 else ~location
+                seen[location] = state.as_seen(location) if at in changed else now
+        changed |= step.wrote
+    return tuple(seen.items())
+
+
+def _change(steps: list[Step]) -> Change:
+    """What `steps` write, one after the other."""
+    writes: dict[tuple[int, int], int | None] = {}
+    digests: dict[int, int] = {}
+    for step in steps:
+        for table, key, new in step.change.writes:
+            writes[table, key] = new
+        for whole, difference in step.change.digests:
+            digests[whole] = digests.get(whole, 0) + difference
+    change = Change(tuple([(*at, new) for at, new in writes.items()]), (), ())
+    change.digests = tuple(digests.items())
+    return change

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from septum.explore.node import Visited
     from septum.explore.own import Noted
     from septum.explore.stacks import Moved
+    from septum.explore.tails import Kind, Tail
     from septum.explore.track import Tracker
     from septum.sim import Finding, Task
 
@@ -133,6 +134,7 @@ class Transitions:
         "keeps",
         "looks",
         "nr_known",
+        "tails",
         "visited",
     )
 
@@ -148,6 +150,7 @@ class Transitions:
         self.looks: dict[Look, Finding | None] = {}
         self.ends: dict[int, Finding | None] = {}
         self.visited: dict[int, list[Visited]] = {}  # by what stands for a state
+        self.tails: dict[tuple[Kind, int], list[Tail]] = {}  # steps in a row, by where they begin
         self.exchange: Exchange | None = None  # with other workers
 
     def clear(self) -> None:
@@ -157,12 +160,14 @@ class Transitions:
         self.looks.clear()
         self.ends.clear()
         self.visited.clear()
+        self.tails.clear()
         self.nr_known = 0
 
     def drop(self, news: set[int]) -> None:
         """Forget what lacks accesses of the locations `news`, which did not count until now, and
         what took them for one task's own."""
         self.visited.clear()
+        self.tails.clear()
         if EVERYWHERE in news:
             self.clear()
             return
@@ -317,9 +322,7 @@ class Ends:
         self.finding: Finding | None = None
 
 
-def _change(
-    state: Fingerprint, mark: Mark, made: set[int], parts: dict[int, list[int]]
-) -> Change:
+def _change(state: Fingerprint, mark: Mark, made: set[int], parts: dict[int, list[int]]) -> Change:
     """What a step wrote since `mark`. What it `made` may have been anything before: objects have
     the numbers of others that are gone. (What can be seen of its task follows from its chain.)"""
     emptied = sorted(made & parts.keys())
