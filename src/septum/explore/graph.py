@@ -36,7 +36,7 @@ from septum.explore.footprint import (
     join,
     join_into,
 )
-from septum.explore.learn import Move, Recording, Translating
+from septum.explore.learn import Recording, Translating
 from septum.explore.loops import TIMES, Row, entry_of, looks_at, still_spinning
 from septum.explore.node import Node, Visited, inherit_sleep, order
 from septum.explore.real import RealRuns, Restart
@@ -47,6 +47,7 @@ from septum.explore.transitions import DONE, POINT, Step, Transitions, Unfaithfu
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from septum.explore.ahead import Move
     from septum.explore.run import Run, Runner
     from septum.explore.search import Job
     from septum.explore.steering import Steering

@@ -8,12 +8,14 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from septum.explore.ahead import ALONG_MAX, Ahead
 from septum.explore.run import Replaying, Steering
 from septum.explore.sampling import Length, RandomWalk
 from septum.explore.stacks import place_of
 from septum.explore.transitions import BLOCKED, DONE, POINT, Choice, Ends, Unfaithful
 
 if TYPE_CHECKING:
+    from septum.explore.ahead import Move
     from septum.explore.fingerprint import Fingerprint
     from septum.explore.run import Runner
     from septum.explore.subject import Options
@@ -21,17 +23,11 @@ if TYPE_CHECKING:
     from septum.explore.transitions import Look, Step, Transitions
     from septum.sim import Finding, Sim, Task
 
-ALONG_MAX = 48
-"""So many decisions in a row a task goes on beyond the path; then the run is broken off."""
-
 HUSH_MIN = 12
 """Where a run makes at least so many known steps first, nothing of them is logged."""
 
 HUSH_AHEAD = 3
-"""And from so many known steps in a row beyond the moves on."""
-
-Move = tuple[int, tuple[int, ...]]
-"""A task, and how the choice points of its step come out."""
+"""And where so many follow on what it has learned."""
 
 
 class Learning(RandomWalk):
@@ -65,18 +61,17 @@ class Recording(Steering):
 
     `state` is the state before the move `first`, which is the last if nothing else is said;
     `steps` are the steps from there. The world's ready tasks before each move are in `ready`, the
-    first pick's included.
+    first pick's included. Known steps beyond the moves become moves themselves, and `first` what
+    is to be learned next.
     """
 
     __slots__ = (
-        "_ahead",
         "_at",
         "_choices",
-        "_hushes",
+        "_given",
         "_in_a_row",
         "_is_news",
         "_last",
-        "_nr_ahead",
         "_tracker",
         "_transitions",
         "broke",
@@ -102,7 +97,8 @@ class Recording(Steering):
         transitions: Transitions,
     ) -> None:
         """`known`: the steps that `moves` but the last are known to be."""
-        self.moves = moves
+        self.moves = [*moves]
+        self._given = len(moves)  # those that were asked for
         self.known = known
         self.state = state
         self.first = max(0, len(moves) - 1)
@@ -123,9 +119,6 @@ class Recording(Steering):
         self._at = -1
         self._choices: list[Choice] = []
         self._last: int | None = None  # the task whose step is under way
-        self._ahead: Step | None = None  # the known step that it will be, beyond the moves
-        self._nr_ahead = 0  # how many of these in a row
-        self._hushes = True  # whether what is known may go unheard
         self._in_a_row = 0
         self.steps = []
         self.ready = []
@@ -149,6 +142,8 @@ class Recording(Steering):
         self._at = at = self._at + 1
         if at == self.first and not self.thorough and not self._tracker.stacks.meet():
             raise Unfaithful("known steps led to another place")
+        if at >= self._given and at > self.first and not self.thorough:
+            self._foresee([task.index for task in ring])
         answer = 0
         if at < len(self.moves):
             wanted = self.moves[at][0]
@@ -162,43 +157,19 @@ class Recording(Steering):
             if self._in_a_row > ALONG_MAX:
                 self.stop()
         self._last = ring[answer].index
-        if at > self.first and not self.thorough:
-            self._look_ahead(self._last, len(ring) == 1)
         return answer
 
-    def _look_ahead(self, task: int, alone: bool) -> None:
-        """Beyond the moves: whether the step that `task` is to make is known already."""
-        given = self.moves[self._at][1] if self._at < len(self.moves) else ()
-        known = self._transitions.find(self.state, task, alone, given)
-        if known is not None and (known.left is None or known.finding is not None):
-            known = None
-        self._ahead = known
-        if known is not None:
-            self._nr_ahead += 1
-            # What promises look at is told where they have not looked yet.
-            if known.looked and (self.state.shown, known) not in self._transitions.looks:
-                self._hushes = False
-                self._tracker.hush(False)
-            elif self._nr_ahead == HUSH_AHEAD and self._hushes:
-                self._tracker.hush(True)
-        elif self._nr_ahead:
-            self._nr_ahead = 0
-            self._hushes = False  # to listen again and again costs more than not to cease
-            self._tracker.hush(False)
-            if not self._tracker.stacks.meet():
-                raise Unfaithful("known steps led to another place")
-
-    def _made_again(self, task: int, known: Step, ends: Ends) -> None:
-        """A step beyond the moves was made that was known before: nobody looks."""
-        tracker = self._tracker
-        looked, shown = tracker.steps.looked, self.state.shown
-        self.state.apply(known.change)
-        if known.end == DONE:
-            tracker.stacks.forget(task)
-        else:
-            tracker.stacks.follow(task, known.moved, known.raw)
-        self._follows(task, known)
-        self._keep(task, known, looked, shown, ends)
+    def _foresee(self, ring: list[int]) -> None:
+        """Take what is known to follow for moves. Ends the run if that is all."""
+        alive = {task.index for task in self.sim.tasks if not (task.done or task.daemon)}
+        ahead = Ahead(self.state, self._transitions, ring, alive)
+        if ahead.tires or (ahead.ends and ahead.end in self._transitions.ends):
+            self.stop()
+        self.moves += ahead.moves
+        self.known += ahead.steps
+        self.first = len(self.known)
+        if len(ahead.steps) >= HUSH_AHEAD:
+            self._tracker.hush(True)
 
     def _follow(self, ring: list[Task]) -> int:
         """One known step after the other: nobody looks."""
@@ -228,9 +199,6 @@ class Recording(Steering):
         self._choices.clear()
         if task is None or self.silent or self._at < self.first:
             self._pass(task)
-            return
-        if self._ahead is not None:
-            self._made_again(task, self._ahead, Ends(self._ahead.end, self._ahead.woken))
             return
         before = set(self.ready[-1])
         now = {ready.index for ready in sim.ready_ring(forced)}
@@ -304,6 +272,9 @@ class Recording(Steering):
     def _keep(self, task: int, step: Step, looked: bool, shown: int, ends: Ends) -> None:
         self._settle(task)
         self.steps.append(step)
+        if self._at >= self._given:
+            self.moves.append((task, step.answers))
+        self.known.append(step)
         if looked and ends.finding is None:
             self.looks.append((shown, step))
 
@@ -315,17 +286,13 @@ class Recording(Steering):
         choices = tuple(self._choices)
         self._choices.clear()
         finding = next((f for f in sim.findings if self._is_news(f)), None)
-        if self._at <= self.first:
+        if self._at < self._given:
             self.broke = finding
-        if self.silent or self._at < self.first:
+        if self.silent:
             return
-        if self._ahead is not None:
-            if finding is None or not self._tracker.steps.looked:
-                # What was found is that nobody can go on after it.
-                ends = Ends(self._ahead.end, ())
-                ends.finding = finding
-                self._made_again(task, self._ahead, ends)
-                self._has_ended(finding)
+        if self._at < self.first:
+            if self._at >= self._given:
+                raise Unfaithful("a run ended before it was known to")
             return
         over = not any(t.index == task and not t.done for t in sim.tasks)
         ends = Ends(DONE if over else BLOCKED, ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.explore.learn import Move, Recording
+from septum.explore.learn import Recording
 from septum.explore.run import Abandoned, Replaying
 from septum.explore.steering import Lasting
 from septum.explore.transitions import Unfaithful
@@ -13,6 +13,7 @@ from septum.explore.transitions import Unfaithful
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from septum.explore.ahead import Move
     from septum.explore.fingerprint import Fingerprint
     from septum.explore.run import Run
     from septum.explore.steering import Steering

@@ -1,0 +1,63 @@
+"""How a run would go on by itself, as far as its steps are known: so a run that has learned what it
+was made for goes on only if there is more to learn, and nobody listens until then."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.explore.transitions import DONE, POINT
+
+if TYPE_CHECKING:
+    from septum.explore.fingerprint import Fingerprint
+    from septum.explore.transitions import Step, Transitions
+
+Move = tuple[int, tuple[int, ...]]
+"""A task, and how the choice points of its step come out."""
+
+ALONG_MAX = 48
+"""So many decisions in a row a task goes on by itself; then a run that learns is broken off."""
+
+
+class Ahead:
+    """The known steps that follow in `state`, which becomes what they lead to. `ring`: the ready
+    tasks, who runs first; `alive`: who must have ended when the run has.
+
+    `tires`: the run would be broken off. `ends`: with another known step, to which `state` leads,
+    the run ends in the state `end`.
+    """
+
+    __slots__ = ("end", "ends", "moves", "steps", "tires")
+
+    def __init__(
+        self, state: Fingerprint, transitions: Transitions, ring: list[int], alive: set[int]
+    ) -> None:
+        self.moves: list[Move] = []
+        self.steps: list[Step] = []
+        self.ends = False
+        self.end = 0
+        in_a_row = 0
+        while in_a_row <= ALONG_MAX:
+            task = ring[0]
+            step = transitions.find(state, task, len(ring) == 1, ())
+            if step is None or step.left is None or step.finding is not None:
+                break
+            if step.looked and transitions.looks.get((state.shown, step), step) is not None:
+                break
+            mark = state.mark()
+            state.apply(step.change)
+            if step.end != POINT:
+                ring.remove(task)
+            if step.end == DONE:
+                alive.discard(task)
+            ring.extend(step.woken)
+            if not ring or not alive:
+                self.ends = True
+                self.end = state.value
+                state.rewind(mark)
+                break
+            self.moves.append((task, step.answers))
+            self.steps.append(step)
+            if len(step.woken) > 1:
+                break  # nobody knows who of them runs first
+            in_a_row = in_a_row + 1 if step.end == POINT else 0
+        self.tires = in_a_row > ALONG_MAX
