@@ -1,4 +1,4 @@
-"""Slots that log that they are read and written, and slots that can only be undone.
+"""Slots that log that they are read and written.
 
 A slot's property takes the place of its descriptor in the class. The log holds numbers:
 the id of the object, the number of the slot, the kind of access.
@@ -53,7 +53,7 @@ def _setter(
     tracker: Tracker, member: types.MemberDescriptorType, k: int, counting: bool
 ) -> Callable[[object, object], None]:
     append = tracker.log.append
-    undo = tracker.undo
+    changed = tracker.changed
     get: Callable[[object], Any] = member.__get__
     put = member.__set__
     building = tracker.building
@@ -70,8 +70,8 @@ def _setter(
             old = get(obj)
         except AttributeError:
             old = MISSING
-        if oid in base and (key, put) not in undo:
-            undo[key, put] = (obj, put, old)
+        if oid in base and (key, put) not in changed:
+            changed[key, put] = (obj, put, old)
         if counting and old is not MISSING and not (old | value) & 3 and abs(value - old) == 4:
             append(key | IX)
         elif value is old and isinstance(value, list | dict | set | array):
@@ -81,26 +81,3 @@ def _setter(
         put(obj, value)
 
     return logged_set
-
-
-def quiet_slot(tracker: Tracker, member: types.MemberDescriptorType, k: int) -> property:
-    """The same slot while nobody listens: what is written can be undone, and is not told."""
-    undo = tracker.undo
-    get: Callable[[object], Any] = member.__get__
-    put = member.__set__
-    building = tracker.building
-    base = tracker.base
-    slot = k << 2
-
-    def quiet_set(obj: object, value: Any) -> None:
-        oid = id(obj)
-        if oid in base and oid != building[0]:
-            key = (oid << 10 | slot, put)
-            if key not in undo:
-                try:
-                    undo[key] = (obj, put, get(obj))
-                except AttributeError:
-                    undo[key] = (obj, put, MISSING)
-        put(obj, value)
-
-    return property(get, quiet_set)

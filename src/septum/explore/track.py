@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import types
+from contextlib import suppress
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ from septum.explore.footprint import (
 from septum.explore.making import Making
 from septum.explore.own import OWN_REFERENCES, OwnState
 from septum.explore.private import PRIVATE
-from septum.explore.slots import MISSING, logging_slot, quiet_slot
+from septum.explore.slots import MISSING, logging_slot
 from septum.explore.special import AS_ONE, COUNTING_WORDS, HUSHABLE, KEYED, is_statistic, specials
 from septum.explore.stacks import Stacks
 from septum.explore.steps import Steps
@@ -81,6 +82,7 @@ class Tracker:
         "_wholes",
         "base",
         "building",
+        "changed",
         "contents",
         "footprints",
         "hushable",
@@ -97,7 +99,6 @@ class Tracker:
         "stacks",
         "steps",
         "touched",
-        "undo",
         "unseen",
         "waiting_at",
         "watched",
@@ -108,7 +109,8 @@ class Tracker:
         self.steps = Steps(self)
         self.log = self.steps.log
         self.reach: Callable[[str], None] = lambda item: None  # is told what runs reach
-        self.undo: dict[object, tuple[object, Callable[..., None] | None, object]] = {}
+        # What runs have changed of the built world, ever: what it was, and how to put it back.
+        self.changed: dict[object, tuple[object, Callable[..., None] | None, object]] = {}
         self.footprints = Footprints()
         self.running = False
         self.unseen = False  # what happens is no access of a step
@@ -160,7 +162,8 @@ class Tracker:
     def install(self, snapshot: Snapshot) -> None:
         """Begin to watch. `snapshot` is of the adopted world."""
         self.of_base = {id(part.obj): part.obj for part in snapshot.parts}
-        self.base = set(self.of_base)
+        self.base.clear()
+        self.base.update(self.of_base)
         # Who took the snapshot looked at elements before anybody knew of what they are elements.
         self._parts.clear()
         self._wholes.clear()
@@ -358,13 +361,14 @@ class Tracker:
         counting = (kind.__name__, name) in COUNTING_WORDS
         logging = logging_slot(self, member, k, counting=counting, special=special)
         setattr(kind, name, logging)
-        self.hushable.append((kind, name, logging, quiet_slot(self, member, k)))
+        self.hushable.append((kind, name, logging, member))
         self.logged.add((kind, name))
         self.footprints.news.add(EVERYWHERE)
         self.footprints.opened.add(("slot", kind, name))
 
     def hush(self, quiet: bool) -> None:
-        """From now on log nothing, or again all. What is written can be undone in any case."""
+        """From now on log nothing, or again all. Only for steps that were logged once: what they
+        change is known, and can be undone."""
         if quiet is not self._hushed:
             self._hushed = quiet
             for kind, name, logging, plain in self.hushable:
@@ -483,18 +487,18 @@ class Tracker:
         self.running = True
 
     def restore(self) -> None:
-        """Put back all that the run wrote into the built world."""
+        """Put back all that runs have written into the built world."""
         self.running = False
         self.stacks.begin()
-        for obj, put, old in self.undo.values():
+        for obj, put, old in self.changed.values():
             if put is None:
                 put_back(obj, old)
             elif old is not MISSING:
                 put(obj, old)
             else:
-                # A slot's setter is a bound method of its descriptor; its type says less.
-                put.__self__.__delete__(obj)  # type: ignore[attr-defined]
-        self.undo.clear()
+                with suppress(AttributeError):  # this run has not written it
+                    # A slot's setter is a bound method of its descriptor; its type says less.
+                    put.__self__.__delete__(obj)  # type: ignore[attr-defined]
         self.steps.forget()
         for oid in self.touched:
             for part in self._sim_parts.get(oid, ()):

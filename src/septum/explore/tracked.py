@@ -1,8 +1,8 @@
 """Lists, dicts, sets and arrays that say what is done to them.
 
 They take the place of the world's own containers while a search needs to know what each step
-touches, and behave alike. Before its first change in a run a container leaves a copy, from which
-the run is undone.
+touches, and behave alike. Before its first change in any run a container of the built world leaves
+a copy, from which all runs are undone.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _twin(base: type, tracker: Tracker, reads: tuple[str, ...], writes: tuple[st
     # A lambda has no place for the types that `base` has at run time.
     body["__reduce_ex__"] = lambda self, protocol: (base, (base.__iter__(self),))  # type: ignore[attr-defined]
     twin = type(f"Tracked{base.__name__.capitalize()}", (base,), body)
-    for name in ("__iter__", "__len__", "__contains__", "__getitem__"):
+    for name in ("__iter__", "__len__", "__contains__", "__getitem__", *writes):
         if name in body:
             tracker.hushable.append((twin, name, body[name], getattr(base, name)))
     return twin
@@ -83,20 +83,21 @@ def _reader(method: Callable[..., Any], tracker: Tracker) -> Callable[..., Any]:
 
 def _writer(method: Callable[..., Any], tracker: Tracker) -> Callable[..., Any]:
     append = tracker.log.append
-    undo = tracker.undo
+    base = tracker.base
+    changed = tracker.changed
 
     def write(self: Any, *args: object, **named: object) -> Any:
         key = id(self) << 10
         append(key | X)
-        if key not in undo:
-            undo[key] = (self, None, self.__class__.__base__(_codes(self), _raw(self)))
+        if key not in changed and id(self) in base:
+            changed[key] = (self, None, self.__class__.__base__(_codes(self), _raw(self)))
         return method(self, *args, **named)
 
     def write_plain(self: Any, *args: object, **named: object) -> Any:
         key = id(self) << 10
         append(key | X)
-        if key not in undo:
-            undo[key] = (self, None, self.__class__.__base__(_raw(self)))
+        if key not in changed and id(self) in base:
+            changed[key] = (self, None, self.__class__.__base__(_raw(self)))
         return method(self, *args, **named)
 
     # Method descriptors have __objclass__; typeshed's type of them does not.
@@ -134,7 +135,8 @@ def _dict_type(tracker: Tracker) -> type:
     The order of keys counts only for dicts that are ever looked at as a whole.
     """
     append = tracker.log.append
-    undo = tracker.undo
+    base = tracker.base
+    changed = tracker.changed
     key_location = tracker.part_location
     missing = object()
     raw_get = dict.get
@@ -150,8 +152,8 @@ def _dict_type(tracker: Tracker) -> type:
 
         def _write(self, key: object) -> None:
             oid = id(self) << 10
-            if oid not in undo:
-                undo[oid] = (self, None, dict(dict.items(self)))
+            if oid not in changed and id(self) in base:
+                changed[oid] = (self, None, dict(dict.items(self)))
             append(key_location(self, key) << 2 | X)
             whole = dict.__contains__(self, key) or not hasattr(self, "in_order")
             append(oid | (IX if whole else X))
@@ -169,8 +171,8 @@ def _dict_type(tracker: Tracker) -> type:
 
         def _rewrite(self) -> None:
             oid = id(self) << 10
-            if oid not in undo:
-                undo[oid] = (self, None, dict(dict.items(self)))
+            if oid not in changed and id(self) in base:
+                changed[oid] = (self, None, dict(dict.items(self)))
             append(oid | X)
 
         def __getitem__(self, key: object) -> Any:
@@ -251,6 +253,7 @@ def _dict_type(tracker: Tracker) -> type:
         def __reduce_ex__(self, protocol: Any) -> Any:
             return (dict, (dict(dict.items(self)),))
 
-    for name in ("get", "__getitem__", "__contains__"):
+    reads = ("get", "__getitem__", "__contains__")
+    for name in (*reads, "__setitem__", "__delitem__", "pop", "setdefault"):
         tracker.hushable.append((TrackedDict, name, vars(TrackedDict)[name], getattr(dict, name)))
     return TrackedDict
