@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from septum.explore.special import KEYED
+
 if TYPE_CHECKING:
     from septum.explore.track import Tracker
 
@@ -25,7 +27,8 @@ class Making:
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
-        self._made_as: dict[int, int] = {}  # location -> content, of the first of that name
+        # The contents of slots of the first object, by its class (or its name), and number.
+        self._made_as: dict[tuple[object, int], int] = {}
         self._unlogged: dict[type, tuple[int, tuple[_Slot, ...]]] = {}
         self._two_ways: dict[type, set[tuple[type, str]]] = {}  # by class: slots
         self._handed_on: set[type] = set()  # classes of objects that others could get at
@@ -34,9 +37,10 @@ class Making:
         """A step has made an object."""
         kind = type(obj)
         told = self._tracker.contents
+        alike = name if kind.__name__ in KEYED else kind
         for k, owner, slot in self._slots(kind):
             content = told.of_slot(obj, k)
-            if content is None or self._made_as.setdefault(name << 8 | k, content) == content:
+            if content is None or self._made_as.setdefault((alike, k), content) == content:
                 continue
             self._two_ways.setdefault(kind, set()).add((owner, slot))
             if kind in self._handed_on:
