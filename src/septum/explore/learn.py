@@ -125,6 +125,7 @@ class Recording(Steering):
 
     def only_one(self) -> None:
         super().only_one()
+        self.count_skipped()
         self.pick_task(1, True, False)
 
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
@@ -180,8 +181,30 @@ class Recording(Steering):
         for answer, task in enumerate(ring):
             if task.index == wanted:
                 self._last = wanted
+                self._run_on(wanted)
                 return answer
         raise Unfaithful(f"task {wanted} is not ready on a known way")
+
+    def _run_on(self, task: int) -> None:
+        """Do not ask before those of the next known steps before which there is nothing to do: the
+        same task goes on, makes nothing that needs a name, and meets no choice."""
+        at = self._at
+        step = self.known[at]
+        while at < self.first - 1 and step.end == POINT and not step.woken:
+            step = self.known[at + 1]
+            if self.moves[at + 1][0] != task or step.makes or step.answers or step.left is None:
+                break
+            at += 1
+        if at > self._at and self.known[self._at].left is not None:
+            self.sim.skip_points(at - self._at)
+
+    def was_skipped(self, count: int) -> None:
+        for _ in range(count):
+            known = self.known[self._at]
+            assert self._last is not None
+            self._tracker.stacks.follow(self._last, known.moved, known.raw)
+            self._follows(self._last, known)
+            self._at += 1
 
     def choose_value(self, name: str, n: int) -> int:
         met = len(self._choices)
@@ -283,6 +306,7 @@ class Recording(Steering):
         if task is None or self.stopped:
             return
         sim = self.sim
+        self.count_skipped()
         choices = tuple(self._choices)
         self._choices.clear()
         finding = next((f for f in sim.findings if self._is_news(f)), None)

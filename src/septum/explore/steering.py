@@ -160,12 +160,8 @@ class Steering(Schedule):
             raise Cut
         sim = self.sim
         self._asked_at = sim.nr_points
-        skipped = sim.nr_skipped - self._skipped
-        if skipped:
-            self._skipped += skipped
-            self._in_row += skipped
-            self.decisions += skipped
-            self.was_skipped(skipped)
+        if sim.nr_skipped != self._skipped:
+            self.count_skipped()
         decisions = self.decisions = self.decisions + 1
         if decisions >= self._clock_at:
             self._look_at_clock()
@@ -230,6 +226,15 @@ class Steering(Schedule):
             self.decisions > self.max_points and not self.lasts
         ):
             self._no_end()
+
+    def count_skipped(self) -> None:
+        """Take note of the points that were skipped since somebody was asked."""
+        skipped = self.sim.nr_skipped - self._skipped
+        self._skipped += skipped
+        self._in_row += skipped
+        self.decisions += skipped
+        if skipped:
+            self.was_skipped(skipped)
 
     def was_skipped(self, count: int) -> None:
         """At `count` scheduling points the current task went on, as was said (Sim.skip_points)."""

@@ -69,6 +69,7 @@ class Step:
         "left",
         "looked",
         "looks_at",
+        "makes",
         "masks",
         "moved",
         "observed",
@@ -94,6 +95,7 @@ class Step:
         self.finding: Finding | None = None
         self.looked = False
         self.looks_at: tuple[int, ...] = ()
+        self.makes = False  # objects that have names
         self.masks: Masks = (0, 0, 0, 0)
         # What it did to its task's stacks, and what it left of what one task alone has; None: it is
         # no function of what the step saw.
@@ -256,6 +258,7 @@ class Transitions:
         step.wrote = step.change.locations(whole_of)
         step.looked = looked
         step.touched = touched
+        step.makes = bool(tracker.steps.makes)
         step.looks_at = tuple(met)
         step.masks = tracker.footprints.masks(kept)
         step.end, step.woken = ends.end, ends.woken
