@@ -136,18 +136,18 @@ def learn_of(told: Told, footprints: Footprints) -> None:
     for part, whole in parts.items():
         footprints.add_part(whole, part)
     kept: set[int] = set()
-    touched = 0
+    touched = {access >> 2 for access in makes}
     for held, exclusive, accesses in segments:
         context = footprints.context(task, held, exclusive)
         fresh = set(accesses) - context.known
         if fresh:
             footprints.register(context, sorted(fresh))
         kept |= context.kept.intersection(accesses)
-        touched |= footprints.touched(access >> 2 for access in accesses)
+        touched.update([access >> 2 for access in accesses])
     for access in makes:
         footprints.make(access >> 2, 1 << task)
     step.masks = footprints.masks(kept)
-    step.touched = touched | footprints.touched(access >> 2 for access in makes)
+    step.touched = footprints.numbers_of(touched)
 
 
 def look_at(opened: Opened, tracker: Tracker) -> None:

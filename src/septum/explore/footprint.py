@@ -15,6 +15,7 @@ IX also stands for changes that commute, such as two readers that take a shared 
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ S = 0
 X = 1
 IX = 2
 IS = 3
+
+NO_NUMBERS = array("I")
 
 Masks = tuple[int, int, int, int]
 """Locations as bits: any access, written, read as a whole, changed in part."""
@@ -155,16 +158,10 @@ class Footprints:
         """The locations that count."""
         return self._bits
 
-    def touched(self, locations: Iterable[int]) -> int:
-        """Locations as bits, whether they count or not."""
+    def numbers_of(self, locations: Iterable[int]) -> array[int]:
+        """Locations as small numbers, whether they count or not."""
         numbers = self._numbers
-        total = 0
-        for location in locations:
-            number = numbers.get(location)
-            if number is None:
-                number = numbers[location] = 1 << len(numbers)
-            total |= number
-        return total
+        return array("I", [numbers.setdefault(at, len(numbers)) for at in locations])
 
     def context(self, task: int, held: Held, exclusive: Held) -> Context:
         """What `task` touches while it holds `held`, of those `exclusive` exclusively."""

@@ -49,14 +49,14 @@ class Row:
         del self.entries[length:]
         del self._places[length:]
 
-    def has_any(self, places: list[int]) -> bool:
-        """Whether the task stood at any of `places` after one of the steps."""
-        return not set(places).isdisjoint(self._places)
-
-    def extend(self, entries: list[RowEntry], places: list[int]) -> None:
-        """More steps, which lead to `places` where the task did not stand before."""
-        self.entries += entries
-        self._places += places
+    def extend(self, entries: list[RowEntry]) -> bool:
+        """More steps, unless they go round with those before: whether they were added."""
+        length = len(self.entries)
+        for entry in entries:
+            if self.add(entry):
+                self.cut(length)
+                return False
+        return True
 
     def add(self, entry: RowEntry) -> int:
         """Another step. The length of the loop that the task has gone round, see period_of."""

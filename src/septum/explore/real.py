@@ -27,7 +27,7 @@ them is not complete."""
 
 THOROUGH_EVERY = 8
 """Of so many real runs one makes sure that known steps that it meets come out as they are known;
-of those after the first THOROUGH_MANY, one in six times as many."""
+of those after the first THOROUGH_MANY, one in six times as many, and so on."""
 THOROUGH_MANY = 400
 
 
@@ -83,8 +83,10 @@ class RealRuns:
         recording = Recording(moves, known, state.copy(), self._tracker, self._transitions)
         if first is not None:
             recording.first = first
-        often = 1 if self._nr_learning <= THOROUGH_MANY else 6
-        recording.thorough = self._nr_learning % (often * THOROUGH_EVERY) == 1
+        often, many = THOROUGH_EVERY, THOROUGH_MANY
+        while self._nr_learning > many:
+            often, many = often * 6, many * 6
+        recording.thorough = self._nr_learning % often == 1
         news = self._tracker.footprints.news
         try:
             run = self.run(recording)

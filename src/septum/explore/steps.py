@@ -102,14 +102,14 @@ class Steps:
             task, context.held - one, context.exclusive - one
         )
 
-    def take(self, task: int) -> tuple[set[int], set[int], set[int], int]:
+    def take(self, task: int) -> tuple[set[int], set[int], set[int], set[int]]:
         """(kept, shared, made, touched) of the accesses since the last call, of a step of `task`:
         what makes it depend on others, what it saw and changed that counts, what of that it made,
-        and all of it, as bits.
+        and all of it.
         """
         kept: set[int] = set()
         shared: set[int] = set()
-        touched = 0
+        touched: set[int] = set()
         if self._passed:
             self._catch_up()
         self._tracker.own.noted.clear()
@@ -120,7 +120,7 @@ class Steps:
             self.accesses.append((context, accesses))
             kept |= accesses & context.kept
             shared |= accesses & context.shared
-            touched |= self._tracker.footprints.touched(access >> 2 for access in accesses)
+            touched.update([access >> 2 for access in accesses])
             self._tracker.own.note(accesses)
         self._segments.clear()
         self.looked = False
@@ -130,7 +130,7 @@ class Steps:
             made = {
                 access >> 2 for access in new if self._tracker.footprints.is_shared(access >> 2)
             }
-            touched |= self._tracker.footprints.touched(access >> 2 for access in new)
+            touched.update([access >> 2 for access in new])
         return kept, shared, made, touched
 
     def _make(self, task: int) -> list[int]:

@@ -35,7 +35,7 @@ nobody else is to be tried in any case, whether failures are spent."""
 class Tail:
     """Steps of one task in a row, from `chain` on: what they rest on, and what comes of them."""
 
-    __slots__ = ("_entries", "_looks", "_places", "change", "masks", "seen", "steps", "wrote")
+    __slots__ = ("_entries", "_looks", "change", "masks", "seen", "steps", "wrote")
 
     def __init__(self, steps: list[Step], chain: int, seen: Seen, change: Change) -> None:
         self.steps = steps
@@ -47,7 +47,6 @@ class Tail:
         self._looks: list[tuple[int, Step]] = []
         # For the row of what the task did: the steps with their chains and how far the state was.
         self._entries: list[tuple[Step, int, int]] = []
-        self._places = [step.place for step in steps]
         for step in steps:
             if step.looked:
                 self._looks.append((change.shown, step))
@@ -59,20 +58,19 @@ class Tail:
                 self.masks = join(self.masks, step.masks)
 
     def fits(self, state: Fingerprint, row: Row, transitions: Transitions) -> bool:
-        """Whether these are the next steps in `state`, and no part of a loop."""
-        if not state.sees(self.seen) or row.has_any(self._places):
+        """Whether these are the next steps in `state`, and close no loop; then they are in the row
+        of what the task did."""
+        if not state.sees(self.seen):
             return False
         looks = transitions.looks
-        return all(
+        if self._looks and not all(
             looks.get((state.shown + shown & MASK, step), step) is None
             for shown, step in self._looks
-        )
-
-    def add_to_row(self, row: Row, value: int) -> None:
-        """Note the steps, which were made in the state `value`."""
-        row.extend(
-            [entry_of(step, chain, value + more & MASK) for step, chain, more in self._entries],
-            self._places,
+        ):
+            return False
+        value = state.value
+        return row.extend(
+            [entry_of(step, chain, value + more & MASK) for step, chain, more in self._entries]
         )
 
 
@@ -92,10 +90,10 @@ def slide(node: Node, state: Fingerprint, transitions: Transitions) -> None:
     singles = _Singles(kind, state)
     while True:
         chain = state.chain(task)
-        tail = _tail_of(transitions.tails.get((kind, chain), ()), state, row, transitions)
-        if tail is not None and watched.isdisjoint(tail.wrote):
+        tails = transitions.tails.get((kind, chain))
+        tail = _tail_of(tails, watched, state, row, transitions) if tails else None
+        if tail is not None:
             singles.keep(state, transitions)
-            tail.add_to_row(row, state.value)
             state.apply(tail.change)
             node.before += tail.steps
             masks = join(masks, tail.masks)
@@ -129,10 +127,13 @@ def slide(node: Node, state: Fingerprint, transitions: Transitions) -> None:
 
 
 def _tail_of(
-    tails: list[Tail] | tuple[()], state: Fingerprint, row: Row, transitions: Transitions
+    tails: list[Tail], watched: set[int], state: Fingerprint, row: Row, transitions: Transitions
 ) -> Tail | None:
-    for tail in tails:
-        if tail.fits(state, row, transitions):
+    for at, tail in enumerate(tails):
+        if watched.isdisjoint(tail.wrote) and tail.fits(state, row, transitions):
+            if at:
+                # What was met last is often met next.
+                tails.insert(0, tails.pop(at))
             return tail
     return None
 

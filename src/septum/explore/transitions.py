@@ -26,7 +26,7 @@ from septum.explore.fingerprint import (
     Write,
     kinds_of,
 )
-from septum.explore.footprint import EVERYWHERE, X
+from septum.explore.footprint import EVERYWHERE, NO_NUMBERS, X
 from septum.explore.run import Abandoned
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Step:
         self.left: tuple[Noted, ...] | None = None
         self.handed_on: tuple[int, ...] = ()  # objects that others can get at from then on
         self.place = 0
-        self.touched = 0
+        self.touched = NO_NUMBERS
         self.woken: tuple[int, ...] = ()
         self.change = NO_CHANGE
         self.wrote: frozenset[int] = frozenset()  # what it wrote to, and all that is part of
@@ -173,12 +173,14 @@ class Transitions:
         if EVERYWHERE in news:
             self.clear()
             return
-        touched = self._tracker.footprints.touched(news)
+        touched = {*self._tracker.footprints.numbers_of(news)}
         disowned = self._tracker.footprints.disowned
         for key, steps in list(self._steps.items()):
             relied = disowned >> key[0] & 1
             left = [
-                step for step in steps if not (step.touched & touched or (relied and step.relies))
+                step
+                for step in steps
+                if touched.isdisjoint(step.touched) and not (relied and step.relies)
             ]
             if len(left) < len(steps):
                 self.nr_known -= len(steps) - len(left)
@@ -257,7 +259,7 @@ class Transitions:
         state.learn(step.change, mark)
         step.wrote = step.change.locations(whole_of)
         step.looked = looked
-        step.touched = touched
+        step.touched = tracker.footprints.numbers_of(touched)
         step.makes = bool(tracker.steps.makes)
         step.looks_at = tuple(met)
         step.masks = tracker.footprints.masks(kept)
