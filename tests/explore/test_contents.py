@@ -52,7 +52,7 @@ def seen_of(contents: dict[int, int]) -> int:
 def own_of(contents: dict[int, int]) -> int:
     held = _Contents()
     for location, content in contents.items():
-        held.put(location, content, True)
+        held.put(location, own._sign(location, content), True)
     return held.total
 
 

@@ -222,8 +222,7 @@ def test_known_steps_that_are_followed_wrongly_are_noticed(monkeypatch) -> None:
     with monkeypatch.context() as patch:
 
         def loses(self, change, observed):  # type: ignore[no-untyped-def]
-            if self.followed is None:
-                self.followed = []
+            self._followed = [((0, 0), observed)]
 
         patch.setattr(_Stack, "follow", loses)
         assert unfaithful(monkeypatch, "write-against-convert")

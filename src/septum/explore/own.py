@@ -36,9 +36,12 @@ _NUMBER = 0xFFFFFF
 _TASK = 0x7FFFFF
 
 
-Noted = tuple[int, int, int | None, bool, bool]
-"""(task, location, content, whether promises read it, whether it changes without a word: as a value
-of one task does, or a whole of which only a part is written)."""
+Noted = tuple[int, int, int, bool, bool]
+"""(task, location, what stands for its content there, whether promises read it, whether it changes
+without a word: as a value of one task does, or a whole of which only a part is written)."""
+
+UNKNOWN = 0
+"""Stands for a content that cannot be told."""
 
 
 class _Contents:
@@ -52,13 +55,12 @@ class _Contents:
         self.shown = 0
         self.nr_unknown = 0  # how many cannot be told
 
-    def put(self, location: int, content: int | None, watched: bool) -> None:
-        new = 0 if content is None else spread(hash((location, content))) or 1
+    def put(self, location: int, new: int, watched: bool) -> None:
         old = self.by_location.get(location)
         if old != new:
             self.by_location[location] = new
             self.total += new - (old or 0)
-            self.nr_unknown += (new == 0) - (old == 0)
+            self.nr_unknown += (new == UNKNOWN) - (old == UNKNOWN)
             if watched:
                 self.shown += new - (old or 0)
 
@@ -241,7 +243,13 @@ class OwnState:
         told.met_private = False
         content = self._tracker.content_of(location)
         restless = told.met_private or self._tracker.may_have_parts(location)
-        noted = (task, location, content, self._tracker.watched[location], restless)
+        noted = (
+            task,
+            location,
+            _sign(location, content),
+            self._tracker.watched[location],
+            restless,
+        )
         self.noted.append(noted)
         self._put(*noted)
 
@@ -250,9 +258,7 @@ class OwnState:
         for one in noted:
             self._put(*one)
 
-    def _put(
-        self, task: int, location: int, content: int | None, watched: bool, restless: bool
-    ) -> None:
+    def _put(self, task: int, location: int, sign: int, watched: bool, restless: bool) -> None:
         whole = self._tracker.footprints.whole_of.get(location, location)
         name = whole >> 8
         if made_in_run(whole) and name not in self._handed_on:
@@ -263,7 +269,7 @@ class OwnState:
             contents = self._world.get(task)
             if contents is None:
                 contents = self._world[task] = _Contents()
-        contents.put(location, content, watched)
+        contents.put(location, sign, watched)
         if restless:
             self._restless.setdefault(task, set()).add(location)
 
@@ -271,7 +277,8 @@ class OwnState:
         """At what changes without a word."""
         tracker = self._tracker
         for location in self._restless.get(task, ()):
-            self._put(task, location, tracker.content_of(location), tracker.watched[location], True)
+            sign = _sign(location, tracker.content_of(location))
+            self._put(task, location, sign, tracker.watched[location], True)
 
     def digest(self, task: int) -> int | None:
         """All of it, as one number; None where some cannot be told."""
@@ -308,6 +315,11 @@ class OwnState:
                     return None
                 total += contents.shown
         return hash(total)
+
+
+def _sign(location: int, content: int | None) -> int:
+    """What stands for a content at a location, where sums are made of such."""
+    return UNKNOWN if content is None else spread(hash((location, content))) or 1
 
 
 def maker_of(name: int) -> int:

@@ -67,35 +67,45 @@ Moved = tuple[Change | None, Change | None]
 class _Stack:
     """One stack: of a task's thread, or of the guest that it runs."""
 
-    __slots__ = ("followed", "frames", "places", "top")
+    __slots__ = ("_before", "_followed", "frames", "places", "top")
 
     def __init__(self) -> None:
         self.top: FrameType | None = None
         self.frames: list[_Standing] = []  # outermost first
         self.places: dict[FrameType, int] = {}
-        # Known steps were followed: for each frame, what its task had observed when it last ran.
-        self.followed: list[int] | None = None
+        # Known steps that were followed, each with what its task had observed then; None: no step.
+        self._followed: list[tuple[Change, int]] | None = None
+        self._before: list[int] = []  # what the task had observed when each frame last ran
 
-    def follow(self, change: Change | None, observed: int) -> None:
+    def follow(self, change: Change, observed: int) -> None:
         """A step was made that is known to do `change`."""
-        if change is None:
-            return
-        if self.followed is None:
-            self.followed = [standing.hidden for standing in self.frames]
+        if self._followed is None:
+            self._followed = []
+            self._before = [standing.hidden for standing in self.frames]
             # Frames that return meanwhile must let go of what they hold: its names are free.
             self.top = None
             self.frames.clear()
             self.places.clear()
-        keep, count = change
-        del self.followed[keep:]
-        self.followed += [observed] * count
+        self._followed.append((change, observed))
+
+    def _observed(self, followed: list[tuple[Change, int]]) -> list[int]:
+        """For each frame, what its task had observed when it last ran."""
+        parts: list[list[int]] = []
+        (keep, count), _ = followed[-1]
+        open_to = keep + count  # of frames from there on it is known
+        for (keep, _), observed in reversed(followed):
+            if keep < open_to:
+                parts.append([observed] * (open_to - keep))
+                open_to = keep
+        parts.append(self._before[:open_to])
+        return [observed for part in reversed(parts) for observed in part]
 
     def meet(self, top: FrameType | None) -> bool:
         """It stands at `top` after steps that were followed. Whether it may be so."""
-        followed = self.followed
-        if followed is None:
+        if self._followed is None:
             return True
-        self.followed = None
+        observed = self._observed(self._followed)
+        self._followed = None
         self.top = top
         frames: list[FrameType] = []
         at = top
@@ -104,9 +114,9 @@ class _Stack:
                 frames.append(at)
             at = at.f_back
         frames.reverse()
-        if len(frames) != len(followed):
+        if len(frames) != len(observed):
             return False
-        self.frames = [_Standing(*pair) for pair in zip(frames, followed, strict=True)]
+        self.frames = [_Standing(*pair) for pair in zip(frames, observed, strict=True)]
         self.places = {frame: depth for depth, frame in enumerate(frames)}
         return True
 
@@ -168,8 +178,10 @@ class Stacks:
 
     def follow(self, index: int, moved: Moved, observed: int) -> None:
         """A step was made that is known to do so: nobody looks."""
-        for stack, change in zip(self._stacks_of(index), moved, strict=True):
-            stack.follow(change, observed)
+        stacks = self._stacks_of(index)
+        for stack, change in zip(stacks, moved, strict=True):
+            if change is not None:
+                stack.follow(change, observed)
 
     def meet(self) -> bool:
         """Look where all tasks stand whose steps were followed. Whether they may stand there."""
