@@ -10,7 +10,7 @@ Where a content cannot be told, the step that wrote it stands for it, which tell
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from septum.explore.footprint import IX, S, X
 from septum.explore.mix import spread
@@ -238,38 +238,49 @@ class Fingerprint:
 
     def observe(self, kinds: dict[int, int]) -> tuple[int, Seen]:
         """(what a step that touches `kinds` saw of them, as one number; on what that rests)."""
-        _, contents, wholes, _, _ = self.tables
+        wholes = self.tables[WHOLES]
         parts = self._parts
         observed = 0
-        seen: list[tuple[int, int]] = []
+        seen: dict[int, int] = {}
         for location, kind in kinds.items():
             if kind in (S, X):
                 now = self.content(location)
-                seen.append((~location if location in parts else location, now))
+                at = ~location if location in parts else location
             else:
                 now = wholes.get(location, 0)
                 # What comes of a change depends on what was there, if not for the one who makes it.
-                seen.append((location, hash((now, contents.get(location, 0)))))
+                at = location
+            seen[at] = self.as_seen(at)
             observed += spread(hash((location, kind, now)))
-        return observed & MASK, tuple(seen)
+        return observed & MASK, self.seen(seen)
 
-    def sees(self, seen: Seen) -> bool:
-        """Whether a step that saw `seen` would see the same now."""
-        _, contents, wholes, _, _ = self.tables
-        for location, now in seen:
-            if location >= 0:
-                if hash((wholes.get(location, 0), contents.get(location, 0))) != now:
-                    return False
-            elif self.content(~location) != now:
-                return False
-        return True
+    def seen(self, contents: dict[int, int]) -> Seen:
+        """What a step rests on that saw these `contents`, told as by `as_seen`."""
+        parts = self._parts
+        plain = {at: content for at, content in contents.items() if at >= 0 and at not in parts}
+        return Seen(
+            frozenset([(at, content) for at, content in plain.items() if content]),
+            frozenset([at for at, content in plain.items() if not content]),
+            tuple([(at, content) for at, content in contents.items() if at not in plain]),
+        )
 
     def as_seen(self, location: int) -> int:
-        """What is at a location, told as in `Seen`."""
+        """What is at a location (complemented: with all of its parts); 0 where nothing is told."""
         if location < 0:
             return self.content(~location)
         _, contents, wholes, _, _ = self.tables
-        return hash((wholes.get(location, 0), contents.get(location, 0)))
+        now = contents.get(location, 0)
+        return hash((wholes.get(location, 0), now)) if location in self._parts else now
+
+    def sees(self, seen: Seen) -> bool:
+        """Whether a step that saw `seen` would see the same now."""
+        contents = self.tables[CONTENTS]
+        if not (contents.items() >= seen.told and contents.keys().isdisjoint(seen.untold)):
+            return False
+        for location, now in seen.divided:  # noqa: SIM110 - this is called too often for `all`
+            if self.as_seen(location) != now:
+                return False
+        return True
 
     def written(self, kinds: dict[int, int], tracker: Tracker) -> list[int]:
         """The locations that a step which touches `kinds` leaves with contents of its making."""
@@ -325,8 +336,20 @@ class Fingerprint:
                 self._drop_parts(part)
 
 
-Seen = tuple[tuple[int, int], ...]
-"""Locations (complemented: with all of their parts) and their contents."""
+class Seen(NamedTuple):
+    """What a step saw: locations that have a content, those of which none is told, and locations
+    that have parts (complemented: with all of these)."""
+
+    told: frozenset[tuple[int, int]]
+    untold: frozenset[int]
+    divided: tuple[tuple[int, int], ...]
+
+    def entries(self) -> Iterable[tuple[int, int]]:
+        """All of it, as `Fingerprint.as_seen` tells it."""
+        yield from self.told
+        for location in self.untold:
+            yield location, 0
+        yield from self.divided
 
 
 def kinds_of(accesses: Iterable[int]) -> dict[int, int]:

@@ -183,12 +183,12 @@ def _seen(steps: list[Step], state: Fingerprint) -> Seen:
     seen: dict[int, int] = {}
     changed: set[int] = set()
     for step in steps:
-        for location, now in step.seen:
+        for location, now in step.seen.entries():
             if location not in seen:
                 at = location if location >= 0 else ~location
                 seen[location] = state.as_seen(location) if at in changed else now
         changed |= step.wrote
-    return tuple(seen.items())
+    return state.seen(seen)
 
 
 def _change(steps: list[Step]) -> Change:
