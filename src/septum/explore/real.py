@@ -45,7 +45,6 @@ class RealRuns:
         "_kinds",
         "_lasted",
         "_nr_lasting",
-        "_nr_learning",
         "_tracker",
         "_transitions",
         "all_judged",
@@ -67,7 +66,6 @@ class RealRuns:
         self._kinds: set[tuple[str, str]] = set()
         self._lasted: set[int] = set()  # states that were seen not to go round for ever
         self._nr_lasting = 0
-        self._nr_learning = 0
         self.all_judged = True
         self.stopped = False
 
@@ -79,14 +77,14 @@ class RealRuns:
 
         Raises Restart when it showed that more is shared than was known.
         """
-        self._nr_learning += 1
+        number = self._transitions.nr_learning = self._transitions.nr_learning + 1
         recording = Recording(moves, known, state.copy(), self._tracker, self._transitions)
         if first is not None:
             recording.first = first
         often, many = THOROUGH_EVERY, THOROUGH_MANY
-        while self._nr_learning > many:
+        while number > many:
             often, many = often * 6, many * 6
-        recording.thorough = self._nr_learning % often == 1
+        recording.thorough = number % often == 1
         news = self._tracker.footprints.news
         try:
             run = self.run(recording)

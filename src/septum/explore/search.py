@@ -401,7 +401,7 @@ def _collecting_rarely() -> Iterator[None]:
     """A search keeps what it makes: to look through that for what nobody has any more finds
     nothing, again and again, and takes a tenth of its time."""
     usual = gc.get_threshold()
-    gc.set_threshold(100_000, 50, 1000)
+    gc.set_threshold(100_000, 500, 1000)
     try:
         yield
     finally:

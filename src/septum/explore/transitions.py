@@ -136,6 +136,7 @@ class Transitions:
         "keeps",
         "looks",
         "nr_known",
+        "nr_learning",
         "tails",
         "visited",
     )
@@ -146,6 +147,7 @@ class Transitions:
         self.keeps = keeps
         self._steps: dict[tuple[int, int, bool], list[Step]] = {}
         self.nr_known = 0
+        self.nr_learning = 0  # real runs in which steps were learned
         self._observed = {0}  # chains that stand for all that a task observed
         # What the promises said: in a step in which they looked, by what they could see when it
         # began, and where runs ended, by the state.
@@ -163,7 +165,7 @@ class Transitions:
         self.ends.clear()
         self.visited.clear()
         self.tails.clear()
-        self.nr_known = 0
+        self.nr_known = self.nr_learning = 0
 
     def drop(self, news: set[int]) -> None:
         """Forget what lacks accesses of the locations `news`, which did not count until now, and
