@@ -83,6 +83,7 @@ class OwnState:
         "_lasting",
         "_nr_reusable",
         "_objects",
+        "_pending",
         "_restless",
         "_reusable",
         "_tracker",
@@ -105,6 +106,7 @@ class OwnState:
         # Locations that hold values of one task, which change without a word.
         self._restless: dict[int, set[int]] = {}
         self.noted: list[Noted] = []  # since somebody emptied it
+        self._pending: list[Noted] = []  # of steps that were followed, not put anywhere yet
 
     def begin(self) -> None:
         """A run begins."""
@@ -118,6 +120,7 @@ class OwnState:
         self._objects.clear()
         self._world.clear()
         self._restless.clear()
+        self._pending.clear()
 
     def name_for(self, task: int, kind: int) -> int:
         """The name of an object of the class `kind` that `task` makes."""
@@ -127,6 +130,7 @@ class OwnState:
             name = min(free)
             free.remove(name)
             self._tracker.unname(name)
+            self._catch_up()
             self._objects.pop(name, None)
             self._reusable.append(name)
             return name
@@ -212,6 +216,7 @@ class OwnState:
             self._reusable.remove(name)
             self._nr_reusable[name & ~_NUMBER] -= 1
             self._keep_for_good(name)
+        self._catch_up()
         contents = self._objects.pop(name, None)
         if contents is not None:
             self._world.setdefault(task, _Contents()).add(contents)
@@ -251,12 +256,20 @@ class OwnState:
             restless,
         )
         self.noted.append(noted)
+        self._catch_up()
         self._put(*noted)
 
     def follow(self, noted: Iterable[Noted]) -> None:
         """A step was made that is known to leave this: nobody looks."""
-        for one in noted:
-            self._put(*one)
+        self._pending += noted
+
+    def _catch_up(self) -> None:
+        """Put what was left where it belongs, before anybody asks for it, or names change."""
+        if self._pending:
+            last = {one[:2]: one for one in self._pending}
+            for one in last.values():
+                self._put(*one)
+            self._pending.clear()
 
     def _put(self, task: int, location: int, sign: int, watched: bool, restless: bool) -> None:
         whole = self._tracker.footprints.whole_of.get(location, location)
@@ -275,6 +288,7 @@ class OwnState:
 
     def _look_again(self, task: int) -> None:
         """At what changes without a word."""
+        self._catch_up()
         tracker = self._tracker
         for location in self._restless.get(task, ()):
             sign = _sign(location, tracker.content_of(location))

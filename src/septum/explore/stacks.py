@@ -67,29 +67,26 @@ Moved = tuple[Change | None, Change | None]
 class _Stack:
     """One stack: of a task's thread, or of the guest that it runs."""
 
-    __slots__ = ("_before", "_followed", "frames", "places", "top")
+    __slots__ = ("_before", "frames", "places", "top")
 
     def __init__(self) -> None:
         self.top: FrameType | None = None
         self.frames: list[_Standing] = []  # outermost first
         self.places: dict[FrameType, int] = {}
-        # Known steps that were followed, each with what its task had observed then; None: no step.
-        self._followed: list[tuple[Change, int]] | None = None
         self._before: list[int] = []  # what the task had observed when each frame last ran
 
-    def follow(self, change: Change, observed: int) -> None:
-        """A step was made that is known to do `change`."""
-        if self._followed is None:
-            self._followed = []
-            self._before = [standing.hidden for standing in self.frames]
-            # Frames that return meanwhile must let go of what they hold: its names are free.
-            self.top = None
-            self.frames.clear()
-            self.places.clear()
-        self._followed.append((change, observed))
+    def leave(self) -> None:
+        """From now on steps are followed. Frames that return meanwhile must let go of what they
+        hold: its names are free."""
+        self._before = [standing.hidden for standing in self.frames]
+        self.top = None
+        self.frames.clear()
+        self.places.clear()
 
     def _observed(self, followed: list[tuple[Change, int]]) -> list[int]:
         """For each frame, what its task had observed when it last ran."""
+        if not followed:
+            return self._before
         parts: list[list[int]] = []
         (keep, count), _ = followed[-1]
         open_to = keep + count  # of frames from there on it is known
@@ -100,12 +97,10 @@ class _Stack:
         parts.append(self._before[:open_to])
         return [observed for part in reversed(parts) for observed in part]
 
-    def meet(self, top: FrameType | None) -> bool:
-        """It stands at `top` after steps that were followed. Whether it may be so."""
-        if self._followed is None:
-            return True
-        observed = self._observed(self._followed)
-        self._followed = None
+    def meet(self, top: FrameType | None, followed: list[tuple[Change, int]]) -> bool:
+        """It stands at `top` after steps that were `followed`, each with what its task had observed
+        then. Whether it may be so."""
+        observed = self._observed(followed)
         self.top = top
         frames: list[FrameType] = []
         at = top
@@ -150,13 +145,24 @@ class Stacks:
     """The stacks of all tasks of a run. `passed` or `follow` must be told of every step of the run,
     and `meet` before `passed` is told after `follow`."""
 
-    __slots__ = ("_contents", "_guests", "_once", "_sim", "_threads", "moved", "resumed")
+    __slots__ = (
+        "_contents",
+        "_followed",
+        "_guests",
+        "_once",
+        "_sim",
+        "_threads",
+        "moved",
+        "resumed",
+    )
 
     def __init__(self, sim: Sim, contents: Contents) -> None:
         self._sim = sim
         self._contents = contents
         self._threads: dict[int, _Stack] = {}
         self._guests: dict[int, _Stack] = {}
+        # By task: known steps that were followed, each with what the task had observed then.
+        self._followed: dict[int, list[tuple[Moved, int]]] = {}
         self._once: dict[int, int] = {}  # contents of objects by id, within one digest
         self.moved: Moved = (None, None)  # by the last step that `passed` was told of
         self.resumed: dict[int, Coroutine] = {}  # by task, the last one
@@ -165,6 +171,7 @@ class Stacks:
         """A run begins, or is over."""
         self._threads.clear()
         self._guests.clear()
+        self._followed.clear()
         self.resumed.clear()
 
     def passed(self, task: Task, observed: int) -> None:
@@ -178,19 +185,27 @@ class Stacks:
 
     def follow(self, index: int, moved: Moved, observed: int) -> None:
         """A step was made that is known to do so: nobody looks."""
-        stacks = self._stacks_of(index)
-        for stack, change in zip(stacks, moved, strict=True):
-            if change is not None:
-                stack.follow(change, observed)
+        followed = self._followed.get(index)
+        if followed is None:
+            followed = self._followed[index] = []
+            for stack in self._stacks_of(index):
+                stack.leave()
+        followed.append((moved, observed))
 
     def meet(self) -> bool:
         """Look where all tasks stand whose steps were followed. Whether they may stand there."""
         caller = sys._getframe(1)
         for task in self._sim.tasks:
-            if task.index in self._threads and not task.done:
+            followed = self._followed.pop(task.index, None)
+            if followed is not None and not task.done:
                 tops = self._tops(task, caller)
-                for stack, top in zip(self._stacks_of(task.index), tops, strict=True):
-                    if not stack.meet(top):
+                for at, stack in enumerate(self._stacks_of(task.index)):
+                    changes = [
+                        (change, observed)
+                        for moved, observed in followed
+                        if (change := moved[at]) is not None
+                    ]
+                    if not stack.meet(tops[at], changes):
                         return False
         return True
 
@@ -219,6 +234,7 @@ class Stacks:
         """A task has ended: let go of what its frames hold."""
         self._threads.pop(index, None)
         self._guests.pop(index, None)
+        self._followed.pop(index, None)
         self.resumed.pop(index, None)
 
     def digest(self, task: Task) -> int | None:
