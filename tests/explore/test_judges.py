@@ -290,13 +290,13 @@ def looks_no_further(patch: pytest.MonkeyPatch) -> None:
 
 
 def keeps_frames(patch: pytest.MonkeyPatch) -> None:
-    def follow(self: _Stack, change: tuple[int, int] | None, observed: int) -> None:
+    def leave(self: _Stack) -> None:
         frames, places = self.frames.copy(), self.places.copy()
-        original(self, change, observed)
+        original(self)
         self.frames, self.places = frames, places
 
-    original = _Stack.follow
-    patch.setattr(_Stack, "follow", follow)
+    original = _Stack.leave
+    patch.setattr(_Stack, "leave", leave)
 
 
 @pytest.mark.parametrize(

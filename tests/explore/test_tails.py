@@ -6,6 +6,7 @@ import pytest
 from septum.explore import graph, tails
 from septum.explore.fingerprint import CONTENTS, DIGESTS, WHOLES, Change, Fingerprint
 from septum.explore.footprint import Footprints
+from septum.explore.learn import Recording
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
 from septum.explore.subject import Options, Strategy
@@ -52,6 +53,100 @@ def test_tails_that_do_not_tell_what_they_touched_are_noticed(monkeypatch) -> No
     monkeypatch.setattr(tails, "add_to", lambda below, task, masks: None)
     lost = search(SCENARIOS[0])
     assert lost[0] < whole[0]
+
+
+def test_steps_in_a_row_made_as_one_lead_to_the_same_ends(monkeypatch) -> None:
+    """Also where tasks retry: a loop is seen, whether its steps are taken one by one or not."""
+    walked = []
+    fits = tails.Tail.fits
+
+    def counted(self, state, row, transitions):  # type: ignore[no-untyped-def]
+        found = fits(self, state, row, transitions)
+        walked.append(len(self.steps) if found else 0)
+        return found
+
+    monkeypatch.setattr(tails.Tail, "fits", counted)
+    whole = [search(name) for name in SCENARIOS]
+    assert sum(walked) > 100
+    monkeypatch.setattr(tails, "TAIL_MIN", 1000)
+    assert [search(name) for name in SCENARIOS] == whole
+
+
+def test_steps_in_a_row_that_do_not_tell_what_they_rest_on_are_noticed(monkeypatch) -> None:
+    whole = search(SCENARIOS[0])
+    monkeypatch.setattr(tails, "_seen", lambda steps, state: state.seen({}))
+    monkeypatch.setattr(Searcher, "_plain", lambda self, job, result: None)
+    assert breaks_or_differs(SCENARIOS[0], whole)
+
+
+def test_who_is_passed_over_where_something_is_touched_is_tried(monkeypatch) -> None:
+    """Only steps that touch nothing need nobody else before them."""
+    whole = search(SCENARIOS[0])
+    slide = graph.slide
+
+    def careless(node, state, transitions):  # type: ignore[no-untyped-def]
+        left, node.preemptions_left = node.preemptions_left, 0
+        slide(node, state, transitions)
+        node.preemptions_left = left
+
+    monkeypatch.setattr(graph, "slide", careless)
+    monkeypatch.setattr(Searcher, "_plain", lambda self, job, result: None)
+    assert breaks_or_differs(SCENARIOS[0], whole)
+
+
+def breaks_or_differs(name, whole) -> bool:  # type: ignore[no-untyped-def]
+    """Whether a search comes to other ends than `whole`, or gives up its short ways."""
+    try:
+        return search(name) != whole
+    except AssertionError:
+        return True
+
+
+def test_runs_that_go_on_only_for_what_is_not_known_learn_the_same(monkeypatch) -> None:
+    foreseen = []
+    foresee = Recording._foresee
+
+    def counted(self, ring):  # type: ignore[no-untyped-def]
+        before = self.first
+        try:
+            foresee(self, ring)
+        finally:
+            foreseen.append(self.first - before)
+
+    monkeypatch.setattr(Recording, "_foresee", counted)
+    whole = [search(name) for name in SCENARIOS]
+    assert max(foreseen) > 10
+    monkeypatch.setattr(Recording, "_foresee", lambda self, ring: None)
+    assert [search(name) for name in SCENARIOS] == whole
+
+
+def test_a_run_that_goes_on_otherwise_than_foreseen_is_noticed(monkeypatch) -> None:
+    whole = search(SCENARIOS[0])
+    foresee = Recording._foresee
+    monkeypatch.setattr(Recording, "_foresee", lambda self, ring: foresee(self, ring[::-1]))
+    monkeypatch.setattr(Searcher, "_plain", lambda self, job, result: None)
+    assert breaks_or_differs(SCENARIOS[0], whole)
+
+
+def test_points_that_are_passed_unasked_are_counted(monkeypatch) -> None:
+    """Where a task goes on along known steps nobody is asked; else who runs next would be told at
+    the wrong point."""
+    passed = []
+    was_skipped = Recording.was_skipped
+
+    def counted(self, count):  # type: ignore[no-untyped-def]
+        passed.append(count)
+        was_skipped(self, count)
+
+    monkeypatch.setattr(Recording, "was_skipped", counted)
+    whole = search(SCENARIOS[0])
+    assert sum(passed) > 200
+    with monkeypatch.context() as patch:
+        patch.setattr(Recording, "_run_on", lambda self, task: None)
+        assert search(SCENARIOS[0]) == whole
+    monkeypatch.setattr(Recording, "_run_on", lambda self, task: self.sim.skip_points(2))
+    monkeypatch.setattr(Searcher, "_plain", lambda self, job, result: None)
+    assert breaks_or_differs(SCENARIOS[0], whole)
 
 
 def test_the_sum_of_what_a_step_changes_is_what_it_changes(monkeypatch) -> None:
