@@ -83,7 +83,7 @@ class Exchange:
         steps = tracker.steps
         whole_of = tracker.footprints.whole_of
         segments = [
-            (context.held, context.exclusive, sorted(accesses))
+            (context.held, context.exclusive, list(accesses))
             for context, accesses in steps.accesses
         ]
         touched = {access >> 2 for _, _, accesses in segments for access in accesses}

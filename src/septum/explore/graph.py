@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from septum.explore.steering import Steering
     from septum.explore.subject import Options
     from septum.explore.track import Tracker
+    from septum.explore.transitions import Choice
     from septum.sim import Finding
 
 ANYTHING: Masks = (-1, -1, -1, -1)
@@ -249,7 +250,9 @@ class GraphSearch:
         return heard
 
     def _add_variants(self, node: Node, step: Step, given: int) -> None:
-        left = node.failures_left - sum(c.failure and c.value > 0 for c in step.choices[:given])
+        if len(step.choices) == given:
+            return
+        left = node.failures_left - _nr_failures(step.choices[:given])
         answers = step.answers
         for at in range(len(step.choices) - 1, given - 1, -1):
             choice = step.choices[at]
@@ -258,19 +261,19 @@ class GraphSearch:
 
     def _child(self, node: Node, task: int, step: Step, chain: int) -> Node:
         child = Node()
-        ready = set(node.ready)
-        if step.end != POINT:
-            ready.discard(task)
-        ready.update(step.woken)
-        child.ready = tuple(sorted(ready))
-        fresh = {t for t in step.woken if t not in node.alive and not self._tasks[t]}
-        child.alive = node.alive | fresh if fresh else node.alive
-        if step.end == DONE:
-            child.alive -= {task}
+        child.ready, child.alive = node.ready, node.alive
+        if step.end != POINT or step.woken:
+            ready = set(node.ready)
+            if step.end != POINT:
+                ready.discard(task)
+            ready.update(step.woken)
+            child.ready = tuple(sorted(ready))
+            fresh = {t for t in step.woken if t not in node.alive and not self._tasks[t]}
+            child.alive |= fresh
+            if step.end == DONE:
+                child.alive -= {task}
         child.preemptions_left = node.preemptions_left - (node.answer > 0 and not node.free)
-        child.failures_left = node.failures_left - sum(
-            c.failure and c.value > 0 for c in step.choices
-        )
+        child.failures_left = node.failures_left - _nr_failures(step.choices)
         child.current = task if step.end == POINT else -1
         child.depth = node.depth + 1
         child.spinning, child.rounds = node.spinning, node.rounds
@@ -452,3 +455,7 @@ class GraphSearch:
 
     def _report(self, moves: list[Move], finding: Finding) -> None:
         self._runs.report(moves, finding, self._state)
+
+
+def _nr_failures(choices: tuple[Choice, ...]) -> int:
+    return sum([choice.failure and choice.value > 0 for choice in choices]) if choices else 0

@@ -108,10 +108,20 @@ class Step:
         self.change = NO_CHANGE
         self.wrote: frozenset[int] = frozenset()  # what it wrote to, and all that is part of
 
+    def __getstate__(self) -> tuple[object, ...]:
+        """For other workers, who work out anew what goes by numbers of their own."""
+        return tuple([getattr(self, name) for name in _TOLD])
+
+    def __setstate__(self, state: tuple[object, ...]) -> None:
+        for name, value in zip(_TOLD, state, strict=True):
+            setattr(self, name, value)
+
     def effect(self) -> tuple[object, ...]:
         """What another step that saw the same must have done, too."""
         return (self.chain, self.raw, self.end, self.woken, self.change.effect(), self.place)
 
+
+_TOLD = tuple(name for name in Step.__slots__ if name not in ("masks", "touched"))
 
 Look = tuple[int, Step]
 """A step in which promises looked, and what they could see before it."""
