@@ -209,6 +209,7 @@ class OwnState:
 
     def _hand_on(self, name: int) -> None:
         """Others can get at an object from now on."""
+        self._catch_up()  # to where what was left is until now
         task = maker_of(name)
         self._handed_on.add(name)
         self._alone[task].remove(name)
@@ -216,7 +217,6 @@ class OwnState:
             self._reusable.remove(name)
             self._nr_reusable[name & ~_NUMBER] -= 1
             self._keep_for_good(name)
-        self._catch_up()
         contents = self._objects.pop(name, None)
         if contents is not None:
             self._world.setdefault(task, _Contents()).add(contents)
