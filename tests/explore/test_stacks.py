@@ -276,3 +276,28 @@ def test_how_the_scheduler_asks_is_no_place() -> None:
     assert look()
     model(asks)
     assert places[2] != places[0]
+
+
+def test_what_was_left_of_an_object_goes_with_it(monkeypatch) -> None:
+    """Known steps write to an object; then others can get at it. What it held last counts, once."""
+
+    def total() -> int:
+        own = OwnState(SimpleNamespace(footprints=Footprints()))  # type: ignore[arg-type]
+        name = own.name_for(1, 7)
+        for sign in (11, 22):
+            own.follow([(1, name << 8, sign, True, False)])
+            if sign == 11:
+                own._catch_up()
+        own._hand_on(name)
+        own._catch_up()
+        return own._world[1].total
+
+    assert total() == 22
+    hand_on = OwnState._hand_on
+
+    def too_late(self, name):  # type: ignore[no-untyped-def]
+        self._handed_on.add(name)
+        hand_on(self, name)
+
+    monkeypatch.setattr(OwnState, "_hand_on", too_late)
+    assert total() != 22
