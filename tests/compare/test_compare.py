@@ -203,6 +203,9 @@ import os, signal, sys
 from septum.cli.main import run_command
 from septum.compare import command
 
+# Who was started in the background of a shell inherits that SIGINT is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def ended(self, number):
     os.kill(os.getpid(), signal.SIGINT)
 
