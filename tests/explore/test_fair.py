@@ -11,7 +11,8 @@ from septum.explore.run import Replaying, Run, Runner, StateMissed
 from septum.explore.sampling import Length, Measuring, Pct
 from septum.explore.search import Job, Searcher
 from septum.explore.subject import Subject
-from septum.explore.toys import LIVELOCK, Toy
+from septum.explore.toybox import LIVELOCK
+from septum.explore.toys import Toy
 from septum.sim.state import Part, Snapshot
 
 # t0 sleeps until cell 2 is set, t1 wakes it again and again until then, t2 sets it: a vCPU that

@@ -22,7 +22,7 @@ from septum.explore.search import Job, Searcher
 from septum.explore.split import split
 from septum.explore.stacks import Stacks, _codes, _Stack
 from septum.explore.subject import Options, Strategy
-from septum.explore.toys import (
+from septum.explore.toybox import (
     CUT_OFF,
     HANDED_ON,
     HELD,
@@ -32,10 +32,9 @@ from septum.explore.toys import (
     RETRY,
     TOYS,
     USED_AGAIN,
-    Toy,
-    ToyState,
     dice_toy,
 )
+from septum.explore.toys import Toy, ToyState
 from septum.explore.transitions import POINT, Unfaithful
 from septum.explore.values import Contents
 

@@ -11,7 +11,7 @@ from septum.explore.command import explore_command, make_options
 from septum.explore.replay import find_subject, replay_answers
 from septum.explore.run import VERIFY_ALWAYS, Replaying, Runner, StateMissed, Steering
 from septum.explore.subject import Witness
-from septum.explore.toys import (
+from septum.explore.toybox import (
     DEADLOCK,
     FAILING,
     LIVELOCK,
@@ -19,8 +19,8 @@ from septum.explore.toys import (
     LOST_UPDATE,
     RARE,
     TOYS,
-    Toy,
 )
+from septum.explore.toys import Toy
 from septum.sim import Finding, decode_token
 
 

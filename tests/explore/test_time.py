@@ -16,7 +16,8 @@ from septum.explore.sampling import Measuring
 from septum.explore.search import Searcher
 from septum.explore.steering import CLOCK_EVERY, Replaying
 from septum.explore.subject import Subject
-from septum.explore.toys import DEADLOCK, LOCKED_UPDATE, RARE, Toy
+from septum.explore.toybox import DEADLOCK, LOCKED_UPDATE, RARE
+from septum.explore.toys import Toy
 
 LATER = 1e6
 SCENARIO = "slot-delete-against-fault"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from septum.explore.run import Replaying, Runner
 from septum.explore.subject import Options
-from septum.explore.toys import find_toy
+from septum.explore.toybox import find_toy
 
 if TYPE_CHECKING:
     from septum.explore.subject import Subject
