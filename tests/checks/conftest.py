@@ -21,7 +21,7 @@ from septum.abi.sept import (
 )
 from septum.abi.spte import SHADOW_NONPRESENT_VALUE, make_nonleaf_spte, make_spte
 from septum.checks import Checker
-from septum.checks.operation import Operation, vm_spans
+from septum.checks.operation import Aim, Operation, vm_spans
 from septum.guest.memory import GuestMemory
 from septum.linux.host import HostParams
 from septum.linux.kvm.types import (
@@ -269,11 +269,10 @@ class TinyWorld:
         return checker
 
     def begin(
-        self, checker: Checker, name: str, start: int, end: int, takes: bool, gives: bool = False
+        self, checker: Checker, name: str, start: int, end: int, aim: Aim = Aim.TAKE
     ) -> Operation:
         """User space begins to ask for something."""
-        spans = vm_spans(self.kvm, [(start, end)])
-        return checker.operation_begin(name, spans, takes=takes, gives=gives)
+        return checker.operation_begin(name, vm_spans(self.kvm, [(start, end)]), aim)
 
     def quiet(self, checker: Checker, start: int, end: int) -> None:
         """A quiet point at which [start, end) is looked at."""

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.abi.sept import FREE_ENTRY
+from septum.checks.operation import Aim
+from septum.designs.registry import Design, designs
+from septum.linux.host import v3_units
+from septum.linux.kvm.guest_memfd import GuestMemfd
+from septum.linux.kvm.mmu import KvmMmu
+from septum.linux.kvm.types import KVM_FILTER_PRIVATE, KVM_FILTER_SHARED
+from septum.scenarios.reader import read_scenario
+from septum.scenarios.run import run_scenario
+
+TO_PRIVATE = [Aim.TO_PRIVATE, Aim.TO_PRIVATE_AFRESH]
 
 
 @pytest.fixture
@@ -25,11 +38,11 @@ def checker(world):
     return checker
 
 
-def convert(world, checker, start, end, change, takes=True):
+def convert(world, checker, start, end, change, aim=Aim.TO_SHARED, ret=0):
     """User space asks for [start, end), and `change` is what the kernel does."""
-    op = world.begin(checker, "convert", start, end, takes, not takes)
+    op = world.begin(checker, "convert", start, end, aim)
     change()
-    checker.operation_end(op, 0)
+    checker.operation_end(op, ret)
 
 
 def test_a_precise_conversion_holds(world, checker):
@@ -59,38 +72,43 @@ def test_what_was_zapped_beside_comes_back_pending(world, checker):
     assert "accept-once: vm0: GFNs [0x0, 0x10)" in world.texts()[-2]
 
 
-def test_a_conversion_to_private_may_take_nothing(world, checker):
-    convert(world, checker, 0x200, 0x400, lambda: world.unmap(0x200, 2), takes=False)
+@pytest.mark.parametrize("aim", TO_PRIVATE)
+def test_a_conversion_to_private_may_take_nothing(world, checker, aim):
+    convert(world, checker, 0x200, 0x400, lambda: world.unmap(0x200, 2), aim)
     (text,) = world.texts()
     assert "nobody asked to take it (asked last: convert [0x200, 0x400) to private)" in text
 
 
-def to_shared(world, checker):
-    """The frame at 0x200 becomes shared, and is zapped."""
+def take(world, checker, aim=Aim.TO_SHARED, ret=0):
+    """User space takes the frame at 0x200, which is zapped."""
 
     def change():
         world.unmap(0x200, 2)
         world.memory.forget(0x200 << 12, 512)
 
-    convert(world, checker, 0x200, 0x400, change)
+    convert(world, checker, 0x200, 0x400, change, aim, ret)
     assert world.texts() == []
+
+
+def map_pending(world, checker):
+    """A fault maps it again."""
+    world.map(0x200, 2, pending=True)
+    world.quiet(checker, 0, 0x800)
 
 
 def test_what_was_mapped_while_shared_may_go_when_it_becomes_private(world, checker):
     """A fault was late (F6): no guest has anything there, and `mapping-in-folio` tells of it. The
     conversion to private names it."""
-    to_shared(world, checker)
-    world.map(0x200, 2, pending=True)
-    world.quiet(checker, 0, 0x800)
-    convert(world, checker, 0x200, 0x400, lambda: world.unmap(0x200, 2), takes=False)
+    take(world, checker)
+    map_pending(world, checker)
+    convert(world, checker, 0x200, 0x400, lambda: world.unmap(0x200, 2), Aim.TO_PRIVATE_AFRESH)
     assert checker.finish() == {"precise-zap": "held", "accept-once": "held"}
 
 
 def test_looks_at_a_conversion_to_private_half_way_say_the_same(world, checker):
-    to_shared(world, checker)
-    world.map(0x200, 2, pending=True)
-    world.quiet(checker, 0, 0x800)
-    op = world.begin(checker, "convert", 0x200, 0x400, False, True)
+    take(world, checker)
+    map_pending(world, checker)
+    op = world.begin(checker, "convert", 0x200, 0x400, Aim.TO_PRIVATE_AFRESH)
     world.unmap(0x200, 2)
     world.quiet(checker, 0x200, 0x400)  # in a window
     checker.look_now("all")
@@ -103,8 +121,8 @@ def test_looks_at_a_conversion_to_private_half_way_say_the_same(world, checker):
 )
 def test_a_conversion_to_private_may_take_nothing_beside_either(world, checker, gfn, lost):
     """A host that zaps too much, while it gives back what user space had taken."""
-    to_shared(world, checker)
-    convert(world, checker, 0x200, 0x400, lambda: world.unmap(gfn, 2), takes=False)
+    take(world, checker)
+    convert(world, checker, 0x200, 0x400, lambda: world.unmap(gfn, 2), Aim.TO_PRIVATE_AFRESH)
     (text,) = world.texts()
     assert lost in text
     assert "(asked last: convert [0x200, 0x400) to private)" in text
@@ -112,23 +130,60 @@ def test_a_conversion_to_private_may_take_nothing_beside_either(world, checker, 
 
 def test_what_the_guest_accepted_while_shared_is_a_loss(world, checker):
     """It was told that it has the page, so that its conversion takes something away."""
-    to_shared(world, checker)
+    take(world, checker)
     world.map(0x200, 2)
     world.quiet(checker, 0x200, 0x400)
-    convert(world, checker, 0x200, 0x400, lambda: world.unmap(0x200, 2), takes=False)
+    convert(world, checker, 0x200, 0x400, lambda: world.unmap(0x200, 2), Aim.TO_PRIVATE_AFRESH)
     (text,) = world.texts()
     assert "lost the guest's ACCEPT" in text
 
 
 def test_a_later_zap_of_what_was_given_back_counts(world, checker):
     """Only the conversion to private may take it: what is mapped afterwards stays."""
-    to_shared(world, checker)
-    convert(world, checker, 0x200, 0x400, lambda: None, takes=False)
+    take(world, checker)
+    convert(world, checker, 0x200, 0x400, lambda: None, Aim.TO_PRIVATE_AFRESH)
     world.map(0x200, 2, pending=True)
     world.quiet(checker, 0x200, 0x400)
     convert(world, checker, 0x400, 0x410, lambda: world.unmap(0x200, 2))
     (text,) = world.texts()
     assert "(pending) mapping" in text
+
+
+@pytest.mark.parametrize(
+    ("taken", "ret", "given"),
+    [
+        (Aim.TO_SHARED, 0, Aim.TO_PRIVATE),
+        *((Aim.TO_SHARED, -12, aim) for aim in TO_PRIVATE),
+        *((Aim.TAKE, 0, aim) for aim in TO_PRIVATE),
+    ],
+)
+def test_only_what_became_shared_may_go_and_by_one_ioctl_only(world, checker, taken, ret, given):
+    """KVM_SET_MEMORY_ATTRIBUTES unmaps what is shared alone; and what is mapped after a hole, or
+    after a conversion that failed, is the guest's: it is private, whoever makes it private."""
+    take(world, checker, taken, ret)
+    map_pending(world, checker)
+    convert(world, checker, 0x200, 0x400, lambda: world.unmap(0x200, 2), given)
+    (text,) = world.texts()
+    assert "[0x200, 0x400) (512 pages) lost the (pending) mapping" in text
+    assert "(asked last: convert [0x200, 0x400) to private)" in text
+
+
+def test_what_a_conversion_to_private_left_when_it_failed_may_go_with_the_next(world, checker):
+    take(world, checker)
+    convert(world, checker, 0x200, 0x400, lambda: None, Aim.TO_PRIVATE_AFRESH, -11)
+    map_pending(world, checker)
+    convert(world, checker, 0x200, 0x400, lambda: world.unmap(0x200, 2), Aim.TO_PRIVATE_AFRESH)
+    assert world.texts() == []
+
+
+def test_a_conversion_to_shared_may_come_after_one_to_private_that_began_later(world, checker):
+    op = world.begin(checker, "convert", 0x200, 0x400, Aim.TO_SHARED)
+    convert(world, checker, 0x200, 0x400, lambda: None, Aim.TO_PRIVATE_AFRESH)
+    world.unmap(0x200, 2)
+    checker.operation_end(op, 0)
+    map_pending(world, checker)
+    convert(world, checker, 0x200, 0x400, lambda: world.unmap(0x200, 2), Aim.TO_PRIVATE_AFRESH)
+    assert world.texts() == []
 
 
 def test_a_pending_mapping_may_not_go_either(world, checker):
@@ -167,7 +222,7 @@ def test_after_a_second_accept_it_counts_again(world, checker):
 
 
 def test_an_operation_under_way_covers_what_it_asked_for(world, checker):
-    op = world.begin(checker, "punch_hole", 0x200, 0x400, True)
+    op = world.begin(checker, "punch_hole", 0x200, 0x400)
     world.unmap(0x200, 2)
     world.quiet(checker, 0, 0x800)
     checker.operation_end(op, 0)
@@ -177,3 +232,66 @@ def test_an_operation_under_way_covers_what_it_asked_for(world, checker):
 def test_teardown_is_no_loss(world, checker):
     world.td.lifecycle = 2
     assert checker.finish() == {"precise-zap": "held", "accept-once": "held"}
+
+
+class UnmapsBothHalves(KvmMmu):
+    """KVM_SET_MEMORY_ATTRIBUTES unmaps as KVM_SET_MEMORY_ATTRIBUTES2 does."""
+
+    def kvm_unmap_gfn_range(self, kvm, rng):
+        rng.attr_filter = KVM_FILTER_SHARED | KVM_FILTER_PRIVATE
+        return super().kvm_unmap_gfn_range(kvm, rng)
+
+
+class UnmapsTheOtherHalf(KvmMmu):
+    """KVM_SET_MEMORY_ATTRIBUTES unmaps what memory becomes, and not what it was."""
+
+    def kvm_arch_pre_set_memory_attributes(self, kvm, rng):
+        rng.attributes ^= KVM_MEMORY_ATTRIBUTE_PRIVATE
+        return super().kvm_arch_pre_set_memory_attributes(kvm, rng)
+
+
+class KeepsWhatBecomesShared(GuestMemfd):
+    """KVM_SET_MEMORY_ATTRIBUTES2 unmaps on the way back alone."""
+
+    def _kvm_gmem_convert_mappings(self, inode, start, end, to_private):
+        return super()._kvm_gmem_convert_mappings(inode, start, end, True) if to_private else 0
+
+
+BACK = """
+summary = "Pages are made shared, or are taken by a hole, and become private again."
+source = "kvm_arch_pre_set_memory_attributes(), kvm_gmem_convert()"
+
+[vm]
+backing = "4k"
+
+[kernel]
+attributes = "{attributes}"
+
+[host]
+vmm = ["{vmm}"]
+"""
+THERE_AND_BACK = ("prefault page 5", "set-attributes page 5 to shared")
+HOLE_AND_BACK = ("punch page 5", "prefault page 5", "set-attributes page 6 to shared")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "units", "before", "broken"),
+    [
+        ("vm", {}, THERE_AND_BACK, False),
+        ("vm", {"mmu": UnmapsTheOtherHalf}, THERE_AND_BACK, True),
+        ("guest_memfd", {}, THERE_AND_BACK, False),
+        ("guest_memfd", {"gmem": KeepsWhatBecomesShared}, THERE_AND_BACK, False),
+        ("vm", {}, HOLE_AND_BACK, False),
+        ("vm", {"mmu": UnmapsBothHalves}, HOLE_AND_BACK, True),
+        ("guest_memfd", {}, HOLE_AND_BACK, True),  # v3: F10
+    ],
+)
+def test_runs_in_which_pages_become_private_again(monkeypatch, attributes, units, before, broken):
+    """Each ioctl is told for what it is, and a host that unmaps more is caught."""
+    design = Design("mine", "", "", lambda: replace(v3_units(), **units))
+    monkeypatch.setitem(designs(), "mine", design)
+    vmm = '", "'.join((*before, "set-attributes pages 5-6 to private"))
+    text = BACK.format(attributes=attributes, vmm=vmm)
+    outcome = run_scenario(read_scenario("back", text, "back"), "mine")
+    texts = [found.text for found in outcome.findings if found.promise == "precise-zap"]
+    assert ["lost the (pending) mapping" in text for text in texts] == [True] * broken

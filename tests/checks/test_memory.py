@@ -131,7 +131,7 @@ class TestGuestData:
     def test_given_up_or_taken(self, world):
         checker = world.checker(["guest-data"])
         world.memory.forget(0x200 << 12, 256)
-        op = world.begin(checker, "punch_hole", 0x300, 0x400, True)
+        op = world.begin(checker, "punch_hole", 0x300, 0x400)
         world.set_sept(0x200, 2, FREE_ENTRY)
         checker.operation_end(op, 0)
         checker.finish()

@@ -248,12 +248,12 @@ class TestAllOrNothing:
         return checker.finish()["all-or-nothing"]
 
     def test_success_may_change_things(self, world, checker):
-        op = world.begin(checker, "convert", 0x10, 0x20, True)
+        op = world.begin(checker, "convert", 0x10, 0x20)
         world.set_sept(0, 2, FREE_ENTRY)
         assert self.end(checker, op, 0) == "held"
 
     def test_failure_may_not_lose_mappings(self, world, checker):
-        op = world.begin(checker, "convert", 0x10, 0x20, True)
+        op = world.begin(checker, "convert", 0x10, 0x20)
         world.set_sept(0, 2, FREE_ENTRY)
         assert self.end(checker, op, -12) == "broken"
         assert (
@@ -262,27 +262,27 @@ class TestAllOrNothing:
         )
 
     def test_failure_may_split(self, world, checker):
-        op = world.begin(checker, "convert", 0x10, 0x20, True)
+        op = world.begin(checker, "convert", 0x10, 0x20)
         world.split(0)
         assert self.end(checker, op, -12) == "held"
 
     def test_failure_may_not_change_attributes(self, world, checker):
-        op = world.begin(checker, "convert", 0x10, 0x20, True)
+        op = world.begin(checker, "convert", 0x10, 0x20)
         range_store(world.inode.attributes, 0x10, 0x20, 0)
         assert self.end(checker, op, -12) == "broken"
         assert "changed between private and shared" in world.texts()[0]
 
     def test_what_another_operation_took_is_its_own(self, world, checker):
-        op = world.begin(checker, "convert", 0x10, 0x20, True)
-        other = world.begin(checker, "punch", 0, 0x200, True)
+        op = world.begin(checker, "convert", 0x10, 0x20)
+        other = world.begin(checker, "punch", 0, 0x200)
         world.set_sept(0, 2, FREE_ENTRY)
         checker.operation_end(other, 0)
         assert self.end(checker, op, -12) == "held"
 
     def test_what_the_contract_lets_it_do_before_it_fails(self, world, checker):
-        op = world.begin(checker, "convert", 0, 0x400, True)
+        op = world.begin(checker, "convert", 0, 0x400)
         world.set_sept(0, 2, FREE_ENTRY)
-        kept = world.begin(checker, "x", 0x200, 0x400, False)
+        kept = world.begin(checker, "x", 0x200, 0x400)
         op.kept = kept.spans
         checker.operation_end(kept, 0)
         assert self.end(checker, op, -12) == "held"

@@ -83,8 +83,7 @@ class AllOrNothing(Promise):
             theirs = _NOTHING
             for other in others:
                 theirs = theirs.union(other.on(number))
-            done = op.on(number).minus(op.kept.get(number, _NOTHING))
-            self._compare(op, vm, was, theirs.union(done))
+            self._compare(op, vm, was, theirs.union(op.done(number)))
 
     def _compare(self, op: Operation, vm: VmView, was: _Before, not_ours: Intervals) -> None:
         spans = op.on(vm.kvm.id)

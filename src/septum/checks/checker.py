@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from septum.checks.history import NO_LOSSES, VmHistory
 from septum.checks.observe import attach
-from septum.checks.operation import Operation, Spans, vm_spans
+from septum.checks.operation import Aim, Operation, Spans, vm_spans
 from septum.checks.promise import Promise
 from septum.checks.sept import END_GFN
 from septum.checks.view import VmView
@@ -181,14 +181,12 @@ class Checker:
 
     # What the host tells (septum.checks.observe)
 
-    def operation_begin(
-        self, name: str, spans: Spans, *, takes: bool = False, gives: bool = False
-    ) -> Operation:
+    def operation_begin(self, name: str, spans: Spans, aim: Aim) -> Operation:
         """User space is about to ask for `name` over `spans`, see Operation."""
-        op = Operation(self._next_operation, name, spans, takes, gives)
+        op = Operation(self._next_operation, name, spans, aim)
         self._next_operation += 1
         self._meet_vms()
-        if takes and self.mode != "end":
+        if op.takes and self.mode != "end":
             self._look(name, spans, light=True)  # so that what it loses is known
         for number in spans:
             self._histories[number].begin(op, number)

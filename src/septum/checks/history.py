@@ -3,9 +3,13 @@
 Nothing is believed: `mapped` and `accepted` are read from the S-EPT at each look. What may have
 gone since is what user space asked to take away, in operations under way or ended since then.
 
-Making memory private takes nothing away from a guest that has it. Where user space had taken it,
-and the guest has not accepted it since, there is nothing that the guest could have: a mapping that
-is there all the same is one that `mapping-in-folio` tells of, and it may go.
+Making memory private takes nothing away from a guest that has it. Of the two ioctls that do it,
+KVM_SET_MEMORY_ATTRIBUTES unmaps on x86 what is shared alone (kvm_arch_pre_set_memory_attributes()),
+so that nothing private may go. KVM_SET_MEMORY_ATTRIBUTES2 on a guest_memfd unmaps both halves
+(kvm_gmem_get_invalidate_filter()). Where user space had made memory shared, and the guest has not
+accepted it since, there is nothing that the guest could have: a private mapping that is there all
+the same is one that `mapping-in-folio` tells of, and it may go. What a fault maps into a hole, or
+after a failure, is the guest's.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from septum.checks.intervals import Intervals
+from septum.checks.operation import Aim
 from septum.checks.sept import END_GFN, EVERYTHING, MEMO_MAX, PENDING_STATE
 
 if TYPE_CHECKING:
@@ -57,6 +62,7 @@ class VmHistory:
         "giving",
         "last",
         "mapped",
+        "shared",
         "taken",
         "under_way",
     )
@@ -72,6 +78,8 @@ class VmHistory:
         # Taken by user space at any time, and not seen accepted again: the guest may think that
         # it still owns it.
         self.taken = Intervals()
+        # Made shared by user space, and not private again since.
+        self.shared = Intervals()
         # `taken`, and what was accepted and under way when it was left like that.
         self._kept = (_NOTHING, _NOTHING, _NOTHING)
         # All leaves as they were read, and what they say: mapped, accepted, pending.
@@ -94,22 +102,30 @@ class VmHistory:
             self.under_way = _NOTHING
             for other in self.active:
                 self.under_way = self.under_way.union(other.on(vm_id))
+            if op.aim is Aim.TO_SHARED:
+                # Now, as one to private that ended meanwhile may have come before. Until now all
+                # of it may go anyway.
+                self.shared = self.shared.union(op.done(vm_id))
         elif op.gives:
             self.giving.remove(op)
-            self.ended = self.ended.union(self._taken_in(op, vm_id))
+            self.ended = self.ended.union(self._stale_in(op, vm_id))
+            if not op.ret:
+                self.shared = self.shared.minus(op.on(vm_id))
         else:
             return
         self.last = op
 
-    def _taken_in(self, op: Operation, vm_id: int) -> Intervals:
-        """What an operation makes private of that which user space had taken."""
-        return op.on(vm_id).intersect(self.taken)
+    def _stale_in(self, op: Operation, vm_id: int) -> Intervals:
+        """Where an operation that makes memory private may unmap what is private all the same."""
+        if op.aim is not Aim.TO_PRIVATE_AFRESH:
+            return _NOTHING
+        return op.on(vm_id).intersect(self.shared).intersect(self.taken)
 
     def _may_go(self, vm_id: int) -> Intervals:
         """What may have gone since the last look."""
         asked = self.ended.union(self.under_way)
         for op in self.giving:
-            asked = asked.union(self._taken_in(op, vm_id))
+            asked = asked.union(self._stale_in(op, vm_id))
         return asked
 
     def asked(self) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from septum.abi.exitqual import EXIT_REASON_EPT_VIOLATION
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.checks.mapping_in_folio import piece_at
-from septum.checks.operation import gmem_spans, vm_spans
+from septum.checks.operation import Aim, gmem_spans, vm_spans
 from septum.linux.kvm.gmem_range import FALLOC_FL_PUNCH_HOLE, MAX_INDEX
 from septum.linux.kvm.guest_memfd import GuestMemfd
 from septum.linux.kvm.main import KvmMain
@@ -44,7 +44,8 @@ class _MainHooks(KvmMain):
     ) -> int:
         spans = vm_spans(kvm, [(address >> 12, address + size >> 12)])
         private = attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
-        op = _begin(self, "KVM_SET_MEMORY_ATTRIBUTES", spans, not private, private)
+        aim = Aim.TO_PRIVATE if private else Aim.TO_SHARED
+        op = _begin(self, "KVM_SET_MEMORY_ATTRIBUTES", spans, aim)
         ret = super().kvm_vm_ioctl_set_memory_attributes(kvm, address, size, attributes)
         return _end(self, op, ret)
 
@@ -52,7 +53,8 @@ class _MainHooks(KvmMain):
         slot = kvm.memslots.get(mem.slot)
         gone = slot if not mem.memory_size else None
         spans = vm_spans(kvm, [(gone.base_gfn, gone.end_gfn)] if gone is not None else [])
-        op = _begin(self, "KVM_SET_USER_MEMORY_REGION2", spans, gone is not None)
+        aim = Aim.TAKE if gone is not None else Aim.NEITHER
+        op = _begin(self, "KVM_SET_USER_MEMORY_REGION2", spans, aim)
         return _end(self, op, super().kvm_vm_ioctl_set_memory_region(kvm, mem))
 
     def kvm_vm_ioctl_mem_enc_op(self, kvm: Kvm, cmd: KvmTdxCmd) -> int:
@@ -94,7 +96,8 @@ class _GmemHooks(GuestMemfd):
         start, end = attrs.offset >> 12, attrs.offset + attrs.size >> 12
         private = attrs.attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
         spans = gmem_spans(f.inode, start, end)
-        op = _begin(self, "KVM_SET_MEMORY_ATTRIBUTES2", spans, not private, private)
+        aim = Aim.TO_PRIVATE_AFRESH if private else Aim.TO_SHARED
+        op = _begin(self, "KVM_SET_MEMORY_ATTRIBUTES2", spans, aim)
         ret = super().kvm_gmem_set_attributes(f, attrs)
         if ret and op is not None:
             # What comes before the offset that is reported has been converted.
@@ -102,16 +105,16 @@ class _GmemHooks(GuestMemfd):
         return _end(self, op, ret)
 
     def kvm_gmem_fallocate(self, f: GmemFile, mode: int, offset: int, length: int) -> int:
-        takes = bool(mode & FALLOC_FL_PUNCH_HOLE)
+        hole = bool(mode & FALLOC_FL_PUNCH_HOLE)
         spans = gmem_spans(f.inode, offset >> 12, offset + length >> 12)
-        name = "fallocate(PUNCH_HOLE)" if takes else "fallocate"
-        op = _begin(self, name, spans, takes)
+        name = "fallocate(PUNCH_HOLE)" if hole else "fallocate"
+        op = _begin(self, name, spans, Aim.TAKE if hole else Aim.NEITHER)
         ret = super().kvm_gmem_fallocate(f, mode, offset, length)
         return _end(self, op, ret)
 
     def kvm_gmem_release(self, f: GmemFile) -> None:
         spans = gmem_spans(f.inode, 0, MAX_INDEX, f)
-        op = _begin(self, "close of a guest_memfd", spans, True)
+        op = _begin(self, "close of a guest_memfd", spans, Aim.TAKE)
         super().kvm_gmem_release(f)
         _end(self, op, 0)
 
@@ -121,7 +124,7 @@ class _GmemHooks(GuestMemfd):
         if piece is not None:
             start = index & -piece[1]
             end = start + piece[1]
-        op = _begin(self, "memory failure", gmem_spans(inode, start, end), True)
+        op = _begin(self, "memory failure", gmem_spans(inode, start, end), Aim.TAKE)
         ret = super().kvm_gmem_error_folio(inode, index)
         _end(self, op, 0)
         return ret
@@ -184,13 +187,9 @@ def _observer_of(unit: Unit) -> Checker | None:
     return observer
 
 
-def _begin(
-    unit: Unit, name: str, spans: Spans, takes: bool, gives: bool = False
-) -> Operation | None:
+def _begin(unit: Unit, name: str, spans: Spans, aim: Aim) -> Operation | None:
     observer = _observer_of(unit)
-    if observer is None:
-        return None
-    return observer.operation_begin(name, spans, takes=takes, gives=gives)
+    return observer.operation_begin(name, spans, aim) if observer is not None else None
 
 
 def _end(unit: Unit, op: Operation | None, ret: int) -> int:

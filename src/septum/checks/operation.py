@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from septum.checks.intervals import Intervals
@@ -15,31 +16,52 @@ Spans = dict[int, Intervals]
 """By id of the VM, the GFNs that are concerned."""
 
 
+class Aim(Enum):
+    """What becomes of the memory that an operation names."""
+
+    NEITHER = "private stays private, and shared shared"
+    TAKE = "what is private goes: a hole, a slot, a file, a page that failed"
+    TO_SHARED = "it becomes shared, and what was private goes"
+    TO_PRIVATE = "it becomes private, and what was shared is unmapped"
+    TO_PRIVATE_AFRESH = "it becomes private, and all that is mapped there is unmapped first"
+
+
 class Operation:
     """One request of user space: an ioctl, fallocate, close, or a memory failure that it sees.
 
-    `spans` are the GFNs that it names. `takes`: it asks for private memory there to go. `gives`: it
-    makes them private, where they are not yet. `kept` are the GFNs that must be as before when it
-    fails; an operation whose contract lets it stop half-way sets it to the rest. `ret` is None
-    while it is under way.
+    `spans` are the GFNs that it names, `aim` says what for. `kept` are the GFNs that must be as
+    before when it fails; an operation whose contract lets it stop half-way sets it to the rest.
+    `ret` is None while it is under way.
     """
 
-    __slots__ = ("gives", "kept", "name", "number", "ret", "spans", "takes")
+    __slots__ = ("aim", "kept", "name", "number", "ret", "spans")
 
-    def __init__(
-        self, number: int, name: str, spans: Spans, takes: bool, gives: bool = False
-    ) -> None:
+    def __init__(self, number: int, name: str, spans: Spans, aim: Aim) -> None:
         self.number = number
         self.name = name
         self.spans = spans
-        self.takes = takes
-        self.gives = gives
+        self.aim = aim
         self.kept = spans
         self.ret: int | None = None
+
+    @property
+    def takes(self) -> bool:
+        """It asks for private memory to go."""
+        return self.aim in (Aim.TAKE, Aim.TO_SHARED)
+
+    @property
+    def gives(self) -> bool:
+        """It makes memory private, where it is not yet."""
+        return self.aim in (Aim.TO_PRIVATE, Aim.TO_PRIVATE_AFRESH)
 
     def on(self, vm_id: int) -> Intervals:
         """The GFNs of one VM that it names."""
         return self.spans.get(vm_id, _NOTHING)
+
+    def done(self, vm_id: int) -> Intervals:
+        """Those for which it did what it was asked; it has ended."""
+        named = self.on(vm_id)
+        return named.minus(self.kept.get(vm_id, _NOTHING)) if self.ret else named
 
     def __repr__(self) -> str:
         parts = [f"[{start:#x}, {end:#x})" for spans in self.spans.values() for start, end in spans]
