@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from septum.explore import fingerprint, own
+from septum.explore import fingerprint, own, stand
 from septum.explore.fingerprint import CONTENTS, Fingerprint
 from septum.explore.footprint import NEW_LOCATION, Footprints, X
 from septum.explore.mix import all_small, of_int, spread
-from septum.explore.own import NOBODYS, _Contents
+from septum.explore.own import NOBODYS, OwnState, _Contents
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
 from septum.explore.stacks import _codes
@@ -52,7 +52,7 @@ def seen_of(contents: dict[int, int]) -> int:
 def own_of(contents: dict[int, int]) -> int:
     held = _Contents()
     for location, content in contents.items():
-        held.put(location, own._sign(location, content), True)
+        held.put(location, own._sign(location, content), watched=True, silent=False)
     return held.total
 
 
@@ -61,7 +61,7 @@ def test_contents_that_swap_places_are_another_state(make, monkeypatch) -> None:
     """Sums of plain hashes stay the same for two pairs in five; of those that are spread, for none.
     (Locations are ids of objects: adding up must not rest on their being far from each other.)"""
     assert swapped(make) == 0
-    for module in (fingerprint, own):
+    for module in (fingerprint, stand):
         monkeypatch.setattr(module, "spread", lambda number: number)
     assert swapped(make) > 0
 
@@ -125,7 +125,7 @@ def test_what_a_task_alone_has_is_noted_as_it_is(monkeypatch) -> None:  # type: 
     """A whole of which a part was written since (a translation in one space of a TLB) is looked at
     again, too."""
     assert count_stale(monkeypatch) == 0
-    monkeypatch.setattr(Tracker, "may_have_parts", lambda self, location: False)
+    monkeypatch.setattr(OwnState, "_look_again", lambda self, task: {})
     assert count_stale(monkeypatch) > 0
 
 

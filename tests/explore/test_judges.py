@@ -21,6 +21,7 @@ from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
 from septum.explore.split import split
 from septum.explore.stacks import Stacks, _codes, _Stack
+from septum.explore.stand import Stand
 from septum.explore.subject import Options, Strategy
 from septum.explore.toybox import (
     CUT_OFF,
@@ -262,8 +263,10 @@ def nr_misplaced(monkeypatch: pytest.MonkeyPatch, toy: Toy, preemptions: int) ->
             known = schedule.state.chain(task.index)
             if task.done or known in transitions._observed:
                 continue
-            stands = (self.digest(task), tracker.own.digest(task.index))
-            found += known != (hash((POINT, task.index, hash(stands))) or 1)
+            frames, own = self.frames(task), tracker.own.look(task.index)
+            assert frames is not None and own is not None
+            stand = Stand(frames, own, in_guest=False)
+            found += known != (hash((POINT, task.index, stand.digest())) or 1)
         return same
 
     with monkeypatch.context() as patch:

@@ -7,15 +7,17 @@ that are told less and go by all that a task observed, which must reach the same
 import sys
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from septum.explore.bytecode import place
 from septum.explore.footprint import IX, Footprints, X
-from septum.explore.own import OwnState
+from septum.explore.own import CALM, OwnState
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
 from septum.explore.stacks import Stacks, _codes, _Stack, place_of
+from septum.explore.stand import NOTHING_HELD, frame_at
 from septum.explore.subject import Options, Strategy
 from septum.explore.track import Tracker
 from septum.explore.transitions import Step, Transitions, Unfaithful
@@ -210,8 +212,14 @@ def unfaithful(monkeypatch, name) -> list[Unfaithful]:  # type: ignore[no-untype
 
 
 def test_forgetting_the_variables_is_noticed(monkeypatch) -> None:
-    """Where tasks that stand in different places are taken as one, steps come out in two ways."""
-    monkeypatch.setattr(Stacks, "digest", lambda self, task: 1)
+    """Where tasks are taken as one whose variables hold different things, steps come out in two
+    ways."""
+
+    def look(self, standing):  # type: ignore[no-untyped-def]
+        place = (id(standing.frame.f_code), standing.lasti)
+        return frame_at(hash(place), standing.hidden, place, NOTHING_HELD)
+
+    monkeypatch.setattr(Stacks, "_look", look)
     assert unfaithful(monkeypatch, "write-against-convert")
 
 
@@ -282,10 +290,11 @@ def test_what_was_left_of_an_object_goes_with_it(monkeypatch) -> None:
     """Known steps write to an object; then others can get at it. What it held last counts, once."""
 
     def total() -> int:
-        own = OwnState(SimpleNamespace(footprints=Footprints()))  # type: ignore[arg-type]
+        tracker: Any = SimpleNamespace(footprints=Footprints(), is_silent=lambda location: True)
+        own = OwnState(tracker)
         name = own.name_for(1, 7)
         for sign in (11, 22):
-            own.follow([(1, name << 8, sign, True, False)])
+            own.follow([(1, name << 8, sign, True, CALM)])
             if sign == 11:
                 own._catch_up()
         own._hand_on(name)

@@ -60,6 +60,20 @@ class Change:
         self.shown = 0
         self.digests: tuple[tuple[int, int], ...] = ()
 
+    def like(
+        self, event: int, other: int, task: int, writes: Mapping[tuple[int, int], int]
+    ) -> Change:
+        """The same by another `event`, where what stands for `task` changes as in `writes`. What
+        comes of it is not known yet."""
+        mine = ((CHAINS, task), (SHOWN, task))
+        same = [one for one in self.writes if one[:2] not in mine]
+        same += [(*at, new) for at, new in writes.items()]
+        return Change(
+            tuple(sorted([_by(one, event, other) for one in same])),
+            tuple([_by(one, event, other) for one in self.afresh]),
+            self.emptied,
+        )
+
     def effect(self) -> tuple[object, ...]:
         """All that it does, for a comparison."""
         return (self.writes, self.afresh, self.emptied)
@@ -73,6 +87,12 @@ class Change:
                     found.add(at)
                     at = whole_of.get(at, at)
         return frozenset(found)
+
+
+def _by(write: Write, event: int, other: int) -> Write:
+    """A write that the event `other` has made instead."""
+    table, key, new = write
+    return (table, key, other) if new == event else write
 
 
 NO_CHANGE = Change((), (), ())

@@ -249,9 +249,9 @@ class Footprints:
     def _kind_of(self, location: int) -> int:
         """The kind of a location; 0: it is of the built world. Parts have negative ones."""
         if made_in_run(location):
-            return location & _CLASS_AND_SLOT
+            return location & CLASS_AND_SLOT
         whole = self.whole_of.get(location, 0)
-        return -(whole & _CLASS_AND_SLOT if made_in_run(whole) else whole)
+        return -(whole & CLASS_AND_SLOT if made_in_run(whole) else whole)
 
     def _share(self, location: int) -> None:
         """A location turns out to be shared."""
@@ -296,6 +296,10 @@ class Footprints:
     def is_shared(self, location: int) -> bool:
         """Whether a location counts."""
         return location in self._bits
+
+    def unshared(self, locations: Iterable[int]) -> set[int]:
+        """Those of `locations` that do not count."""
+        return set(locations).difference(self._bits)
 
     def owner_of(self, location: int) -> int:
         """The one task (as a bit) that changes a location that does not count; 0: there is none."""
@@ -345,7 +349,14 @@ PART_LOCATION = 1 << 62
 NEW_LOCATION = 1 << 63
 """In the name of an object that a run made; lower: its task, its class, its number, the slot."""
 
-_CLASS_AND_SLOT = 0xFFFF << 32 | 0xFF
+KEYED_LOCATION = 1 << 62
+"""In the name of an object that a run made and that is named by what it stands for."""
+
+FIRST_MADE = KEYED_LOCATION << 8
+"""Locations of objects that runs made are numbered from here on, by what they stand for first."""
+
+CLASS_AND_SLOT = 0xFFFF << 32 | 0xFF
+"""The part of a location of an object that a run made which says what it is."""
 
 
 def made_in_run(location: int) -> bool:

@@ -15,8 +15,9 @@ from __future__ import annotations
 from sys import getrefcount
 from typing import TYPE_CHECKING
 
-from septum.explore.footprint import IX, NEW_LOCATION, X, made_in_run
+from septum.explore.footprint import FIRST_MADE, IX, NEW_LOCATION, X, made_in_run
 from septum.explore.mix import spread
+from septum.explore.stand import Own, sign_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,30 +37,38 @@ _NUMBER = 0xFFFFFF
 _TASK = 0x7FFFFF
 
 
-Noted = tuple[int, int, int, bool, bool]
-"""(task, location, what stands for its content there, whether promises read it, whether it changes
-without a word: as a value of one task does, or a whole of which only a part is written)."""
+CALM, IN_PARTS, CHANGING = range(3)
+"""How a content may change without a word: not at all; as a whole does of which only a part is
+written; as a value of one task does."""
+
+Noted = tuple[int, int, int, bool, int]
+"""(task, location, what stands for its content there, whether promises read it, how it may change
+without a word)."""
 
 UNKNOWN = 0
 """Stands for a content that cannot be told."""
 
 
 class _Contents:
-    """Contents by location, and all of them as one number; `shown`: of those that promises see."""
+    """Contents by location, and all of them as one number; `shown`: of those that promises see;
+    `silent`: of those that are looked at without a word."""
 
-    __slots__ = ("by_location", "nr_unknown", "shown", "total")
+    __slots__ = ("by_location", "nr_unknown", "shown", "silent", "total")
 
     def __init__(self) -> None:
         self.by_location: dict[int, int] = {}
         self.total = 0
         self.shown = 0
+        self.silent = 0
         self.nr_unknown = 0  # how many cannot be told
 
-    def put(self, location: int, new: int, watched: bool) -> None:
+    def put(self, location: int, new: int, *, watched: bool, silent: bool) -> None:
         old = self.by_location.get(location)
         if old != new:
             self.by_location[location] = new
             self.total += new - (old or 0)
+            if silent:
+                self.silent += new - (old or 0)
             self.nr_unknown += (new == UNKNOWN) - (old == UNKNOWN)
             if watched:
                 self.shown += new - (old or 0)
@@ -69,6 +78,7 @@ class _Contents:
         self.by_location.update(more.by_location)
         self.total += more.total
         self.shown += more.shown
+        self.silent += more.silent
         self.nr_unknown += more.nr_unknown
 
 
@@ -89,6 +99,7 @@ class OwnState:
         "_tracker",
         "_world",
         "noted",
+        "refers",
     )
 
     def __init__(self, tracker: Tracker) -> None:
@@ -103,8 +114,10 @@ class OwnState:
         self._objects: dict[int, _Contents] = {}  # by name
         # By task: of objects of the built world, and of its own that were handed on.
         self._world: dict[int, _Contents] = {}
-        # Locations that hold values of one task, which change without a word.
-        self._restless: dict[int, set[int]] = {}
+        # Locations whose contents change without a word, and how.
+        self._restless: dict[int, dict[int, int]] = {}
+        # Locations that ever led to what tasks made, or held values of theirs.
+        self.refers: set[int] = set()
         self.noted: list[Noted] = []  # since somebody emptied it
         self._pending: list[Noted] = []  # of steps that were followed, not put anywhere yet
 
@@ -245,9 +258,14 @@ class OwnState:
 
     def _note(self, task: int, location: int) -> None:
         told = self._tracker.contents
-        told.met_private = False
+        told.held.clear()
+        told.named.clear()
         content = self._tracker.content_of(location)
-        restless = told.met_private or self._tracker.may_have_parts(location)
+        restless = CHANGING if told.held else CALM
+        if restless or any(name >= NEW_LOCATION for name in told.named):
+            self.refers.add(location)
+        if restless is CALM and self._tracker.may_have_parts(location):
+            restless = IN_PARTS
         noted = (
             task,
             location,
@@ -271,10 +289,14 @@ class OwnState:
                 self._put(*one)
             self._pending.clear()
 
-    def _put(self, task: int, location: int, sign: int, watched: bool, restless: bool) -> None:
-        whole = self._tracker.footprints.whole_of.get(location, location)
+    def _put(self, task: int, location: int, sign: int, watched: bool, restless: int) -> None:
+        whole_of = self._tracker.footprints.whole_of
+        whole = location
+        while whole in whole_of:
+            whole = whole_of[whole]
         name = whole >> 8
-        if made_in_run(whole) and name not in self._handed_on:
+        made = made_in_run(whole)
+        if made and name not in self._handed_on:
             contents = self._objects.get(name)
             if contents is None:
                 contents = self._objects[name] = _Contents()
@@ -282,58 +304,54 @@ class OwnState:
             contents = self._world.get(task)
             if contents is None:
                 contents = self._world[task] = _Contents()
-        contents.put(location, sign, watched)
+        silent = whole >= FIRST_MADE and self._tracker.is_silent(whole)
+        contents.put(location, sign, watched=watched, silent=silent)
         if restless:
-            self._restless.setdefault(task, set()).add(location)
+            known = self._restless.setdefault(task, {})
+            known[location] = max(restless, known.get(location, CALM))
 
-    def _look_again(self, task: int) -> None:
-        """At what changes without a word."""
+    def _look_again(self, task: int) -> dict[int, frozenset[int]]:
+        """At what changes without a word. Where values of one task are among that, and their
+        ids."""
         self._catch_up()
         tracker = self._tracker
-        for location in self._restless.get(task, ()):
+        held = tracker.contents.held
+        changing: dict[int, frozenset[int]] = {}
+        for location, restless in self._restless.get(task, {}).items():
+            held.clear()
             sign = _sign(location, tracker.content_of(location))
-            self._put(task, location, sign, tracker.watched[location], True)
+            self._put(task, location, sign, tracker.watched[location], restless)
+            if held:
+                changing[location] = frozenset(held)
+        return changing
 
-    def digest(self, task: int) -> int | None:
-        """All of it, as one number; None where some cannot be told."""
-        self._look_again(task)
-        world = self._world.get(task)
-        if world is not None and world.nr_unknown:
-            return None
-        total = self._lasting.get(task, 0) + (0 if world is None else world.total)
+    def look(self, task: int) -> Own | None:
+        """All of it; None where some of it cannot be told."""
+        changing = self._look_again(task)
+        lasting = self._lasting.get(task, 0)
         objects = self._tracker.objects
-        for name in self._alone.get(task, ()):
-            if getrefcount(objects[name]) > NOBODYS:
-                contents = self._objects.get(name)
-                if contents is not None:
-                    if contents.nr_unknown:
-                        return None
-                    total += contents.total
-                total += spread(hash((name,)))
-        return hash(total)
-
-    def shown(self, task: int) -> int | None:
-        """What promises can see of it, as one number; None where some of it cannot be told."""
-        self._look_again(task)
-        objects = self._tracker.objects
-        held = [self._world.get(task)]
-        held += [
-            self._objects.get(name)
-            for name in self._alone.get(task, ())
-            if getrefcount(objects[name]) > NOBODYS
-        ]
-        total = 0
-        for contents in held:
-            if contents is not None:
-                if contents.nr_unknown:
-                    return None
-                total += contents.shown
-        return hash(total)
+        alive = tuple(
+            [name for name in self._alone.get(task, ()) if getrefcount(objects[name]) > NOBODYS]
+        )
+        told = [self._objects[name] for name in alive if name in self._objects]
+        if task in self._world:
+            told.append(self._world[task])
+        total = lasting + sum([spread(hash((name,))) for name in alive])
+        shown = silent = 0
+        contents: dict[int, int] = {}
+        for some in told:
+            if some.nr_unknown:
+                return None
+            total += some.total
+            shown += some.shown
+            silent += some.silent
+            contents.update(some.by_location)
+        return Own(contents, (total, shown, lasting, silent), alive, changing)
 
 
 def _sign(location: int, content: int | None) -> int:
     """What stands for a content at a location, where sums are made of such."""
-    return UNKNOWN if content is None else spread(hash((location, content))) or 1
+    return UNKNOWN if content is None else sign_of(location, content)
 
 
 def maker_of(name: int) -> int:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 CALIBRATION_RUNS = 24
 CALIBRATION_STEPS = 60_000
 """Where runs are long fewer will do: what they change is verified later, too."""
-LEARNING_CALM = 16
+LEARNING_CALM = 32
 LEARNING_MAX = 320
 LEARNING_STEPS = 40_000
 RESTARTS_MAX = 400

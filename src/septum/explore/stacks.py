@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sys
 from inspect import CO_GENERATOR
-from types import BuiltinFunctionType, ModuleType
 from typing import TYPE_CHECKING
 
 import greenlet
@@ -21,6 +20,7 @@ import greenlet
 from septum.explore.bytecode import place
 from septum.explore.mix import of_int
 from septum.explore.special import OBSERVERS
+from septum.explore.stand import NOTHING_HELD, PLACE_DEPTH, FrameAt, Frames, frame_at
 from septum.explore.values import Unknown, is_private
 from septum.sim import Schedule, Sim, Task
 
@@ -30,22 +30,17 @@ if TYPE_CHECKING:
     from septum.explore.values import Contents
     from septum.sim import Coroutine
 
-PLACE_DEPTH = 14
-"""So many frames of a stack say where it stands."""
-
 # The searcher's own frames, of the schedule and of wrapped methods, and those of the scheduler:
 # nothing of theirs matters. Nor does anything of those who look on.
 _OTHERS = ("septum.explore.", *(k.__module__ for k in (Sim, Task, Schedule)), *OBSERVERS)
 _MODEL = "septum.explore.toys"
 _ATOMS = frozenset((bool, str, bytes, type(None)))
-_CODE = frozenset((type, BuiltinFunctionType, ModuleType))
-"""Values whose content does not change."""
 
 
 class _Standing:
     """A frame of a task's stack, as it was when the task last stopped."""
 
-    __slots__ = ("at", "frame", "hidden", "lasti", "value")
+    __slots__ = ("at", "frame", "hidden", "lasti", "lasting")
 
     def __init__(self, frame: FrameType, observed: int) -> None:
         self.frame = frame
@@ -53,7 +48,8 @@ class _Standing:
         # What stands for what no variable names; 0: nothing.
         self.at = place(frame.f_code, self.lasti)
         self.hidden = observed if self.at.hides else 0
-        self.value: int | None = None  # of variables whose content does not change by itself
+        # As it stays until it runs again; None: not looked at, or it may change by itself.
+        self.lasting: FrameAt | None = None
 
 
 Change = tuple[int, int]
@@ -152,6 +148,7 @@ class Stacks:
         "_once",
         "_sim",
         "_threads",
+        "in_guest",
         "moved",
         "resumed",
     )
@@ -163,8 +160,10 @@ class Stacks:
         self._guests: dict[int, _Stack] = {}
         # By task: known steps that were followed, each with what the task had observed then.
         self._followed: dict[int, list[tuple[Moved, int]]] = {}
-        self._once: dict[int, int] = {}  # contents of objects by id, within one digest
+        # Contents of objects by id, within one look, with the ids of what in them can change.
+        self._once: dict[int, tuple[int, frozenset[int]]] = {}
         self.moved: Moved = (None, None)  # by the last step that `passed` was told of
+        self.in_guest = False  # where the task stands that `passed` was last told of
         self.resumed: dict[int, Coroutine] = {}  # by task, the last one
 
     def begin(self) -> None:
@@ -177,7 +176,9 @@ class Stacks:
     def passed(self, task: Task, observed: int) -> None:
         """`task` has made a step and stops; `observed` stands for all that it saw so far."""
         thread, guest = self._stacks_of(task.index)
-        top, guests_top = self._tops(task, sys._getframe(1))
+        caller = sys._getframe(1)
+        top, guests_top = self._tops(task, caller)
+        self.in_guest = guests_top is caller
         self.moved = (
             thread.now(top, observed),
             None if guests_top is None else guest.now(guests_top, observed),
@@ -237,27 +238,28 @@ class Stacks:
         self._followed.pop(index, None)
         self.resumed.pop(index, None)
 
-    def digest(self, task: Task) -> int | None:
-        """Where `task` stands since it last `passed`; None when that cannot be told."""
-        total: list[int] = []
+    def frames(self, task: Task) -> tuple[Frames, Frames] | None:
+        """Where `task` stands since it last `passed`, by thread and guest; None when that cannot be
+        told."""
         self._once.clear()
+        index = task.index
         try:
-            for stack in (self._threads[task.index], self._guests[task.index]):
-                for standing in stack.frames:
-                    value = standing.value
-                    total.append(self._of_variables(standing) if value is None else value)
-                total.append(0)
+            return self._frames(self._threads[index]), self._frames(self._guests[index])
         except Unknown:
             return None
-        return hash(tuple(total))
 
-    def _of_variables(self, standing: _Standing) -> int:
+    def _frames(self, stack: _Stack) -> Frames:
+        return tuple([standing.lasting or self._look(standing) for standing in stack.frames])
+
+    def _look(self, standing: _Standing) -> FrameAt:
+        """At the variables of a frame. Raises Unknown."""
         frame = standing.frame
         variables = frame.f_locals
-        values: list[object] = [id(frame.f_code), standing.lasti, standing.hidden]
-        lasting = True
+        place = (id(frame.f_code), standing.lasti)
+        values: list[object] = [place]
         name_of = self._contents.name_of
         live = standing.at.live
+        holds = NOTHING_HELD
         try:
             for name, value in variables.items():
                 if name not in live:
@@ -271,22 +273,25 @@ class Stacks:
                     continue
                 known = 0 if is_private(value) else name_of(id(value))
                 if not known:
-                    known = self._content(value)
-                    lasting = lasting and value.__class__ in _CODE
+                    known, held = self._content(value)
+                    if held:
+                        holds |= held
                 values.append(known)
         finally:
             if variables.__class__ is dict:
                 variables.clear()  # a copy, which would keep alive what it holds
-        result = hash(tuple(values))
-        if lasting:
-            standing.value = result
-        return result
+        found = frame_at(hash(tuple(values)), standing.hidden, place, holds)
+        if not holds:
+            standing.lasting = found
+        return found
 
-    def _content(self, value: object) -> int:
-        """What a value holds now."""
+    def _content(self, value: object) -> tuple[int, frozenset[int]]:
+        """What a value holds now, and the ids of what in it can change."""
         known = self._once.get(id(value))
         if known is None:
-            known = self._once[id(value)] = self._contents.of_value(value)
+            self._contents.held.clear()
+            content = self._contents.of_value(value)
+            known = self._once[id(value)] = content, frozenset(self._contents.held)
         return known
 
 
@@ -296,12 +301,11 @@ def place_of(frame: FrameType) -> int:
     places: list[int] = []
     at: FrameType | None = frame
     depth = PLACE_DEPTH
-    while at is not None and not _matters(at):
-        at = at.f_back
     while at is not None and depth:
-        places += (id(at.f_code), at.f_lasti)
+        if _matters(at):
+            places += (id(at.f_code), at.f_lasti)
+            depth -= 1
         at = at.f_back
-        depth -= 1
     return hash(tuple(places))
 
 

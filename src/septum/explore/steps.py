@@ -121,7 +121,7 @@ class Steps:
             kept |= accesses & context.kept
             shared |= accesses & context.shared
             touched.update([access >> 2 for access in accesses])
-            self._tracker.own.note(accesses)
+            self._tracker.own.note(accesses - context.shared)
         self._segments.clear()
         self.looked = False
         made: set[int] = set()

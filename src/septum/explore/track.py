@@ -29,13 +29,16 @@ from septum.explore.adopt import (
     twin_of,
 )
 from septum.explore.footprint import (
+    CLASS_AND_SLOT,
     EVERYWHERE,
     IS,
     IX,
+    KEYED_LOCATION,
     PART_LOCATION,
     Footprints,
     S,
     X,
+    made_in_run,
 )
 from septum.explore.making import Making
 from septum.explore.own import OWN_REFERENCES, OwnState
@@ -43,6 +46,7 @@ from septum.explore.private import PRIVATE
 from septum.explore.slots import MISSING, logging_slot
 from septum.explore.special import AS_ONE, COUNTING_WORDS, HUSHABLE, KEYED, is_statistic, specials
 from septum.explore.stacks import Stacks
+from septum.explore.stand import Stand
 from septum.explore.steps import Steps
 from septum.explore.tracked import PLAIN, container_types, put_back
 from septum.explore.values import Contents
@@ -56,12 +60,11 @@ from septum.sim.state import Snapshot, slots_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from septum.explore.stand import Own
     from septum.sim import Task
     from septum.sim.state import Part
 
 Patch = tuple[type, str, object]
-KEYED_LOCATION = 1 << 62
-"""In the name of an object that is named by what it stands for."""
 
 
 class Tracker:
@@ -77,7 +80,9 @@ class Tracker:
         "_names",
         "_parts",
         "_patches",
+        "_silent",
         "_sim_parts",
+        "_told_by_hand",
         "_twins",
         "_wholes",
         "base",
@@ -143,6 +148,8 @@ class Tracker:
         self.making = Making(self)
         self.stacks = Stacks(sim, self.contents)
         self._twins: dict[type, type] = {}
+        self._told_by_hand: set[type] = set()
+        self._silent: dict[int, bool] = {}  # by class and slot
         self._sim_parts: dict[int, list[Part]] = {}
 
     # Installation
@@ -194,6 +201,7 @@ class Tracker:
                 self._number_of(member)
         for kind in kinds:
             self._watch_class(kind)
+        self._told_by_hand = {kind for kind, _, _ in specials(self)} | set(self._twins.values())
         for kind, method, make in specials(self):
             plain = vars(kind)[method]
             logging = make(plain)
@@ -348,6 +356,26 @@ class Tracker:
             and (member.__objclass__, name) not in self.logged
         )
 
+    def is_silent(self, location: int) -> bool:
+        """Whether what is at the location of an object that the run made is looked at without a
+        word: no run has written to such a one after it was made."""
+        kind = location & CLASS_AND_SLOT if made_in_run(location) else location
+        known = self._silent.get(kind)
+        if known is None:
+            obj = self.objects.get(location >> 8)
+            if obj is None:
+                return True
+            k = location & 255
+            known = any(k == slot for slot, _, _ in self.unlogged_slots(type(obj)))
+            self._silent[kind] = known
+        return known
+
+    def is_slot(self, location: int) -> bool:
+        """Whether a location is a slot of the built world that tells by itself what is done to it:
+        to write to it is not to look at it."""
+        obj = self.of_base.get(location >> 8)
+        return obj is not None and type(obj) not in self._told_by_hand
+
     def log_slot(self, kind: type, name: str) -> None:
         """From now on the slot's reads and writes are logged, if they are not. What ran before
         lacks them."""
@@ -363,6 +391,7 @@ class Tracker:
         setattr(kind, name, logging)
         self.hushable.append((kind, name, logging, member))
         self.logged.add((kind, name))
+        self._silent.clear()
         self.footprints.news.add(EVERYWHERE)
         self.footprints.opened.add(("slot", kind, name))
 
@@ -455,20 +484,21 @@ class Tracker:
             if (location >> 8 if place is None else id(place[0])) in self.base:
                 self._as_built[location] = self.content_of(location)
 
-    def left_behind(self, task: int, *, everything: bool) -> int | None:
-        """What a task has left that no other ever touches, as one number: all of it, or what those
-        look at who judge. None where some of it cannot be told. What a task that has ended did
-        matters by this, and by what it shared."""
-        self.stacks.forget(task)
-        return self.own.digest(task) if everything else self.own.shown(task)
-
-    def stands(self, task: Task, observed: int) -> int | None:
-        """What decides how a task goes on that made a step and stops, as one number: its stack, and
-        what it alone has. None where some of it cannot be told. `observed`: all that it saw."""
+    def stands(self, task: Task, observed: int) -> Stand | None:
+        """Where a task stands that made a step and stops. None where some of it cannot be told.
+        `observed`: all that it saw."""
         self.stacks.passed(task, observed)
-        own = self.own.digest(task.index)
-        stack = self.stacks.digest(task) if own is not None else None
-        return None if stack is None else hash((stack, own))
+        own = self.own.look(task.index)
+        frames = self.stacks.frames(task) if own is not None else None
+        if own is None or frames is None:
+            return None
+        return Stand(frames, own, in_guest=self.stacks.in_guest)
+
+    def left_behind(self, task: int) -> Own | None:
+        """What a task that has ended has left that no other ever touches. None where some of it
+        cannot be told."""
+        self.stacks.forget(task)
+        return self.own.look(task)
 
     # Runs
 

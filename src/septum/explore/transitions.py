@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from septum.explore.alike import Alike, Like, own_seen
 from septum.explore.exchange import learn_of, look_at
 from septum.explore.fingerprint import (
     CHAINS,
@@ -19,6 +20,7 @@ from septum.explore.fingerprint import (
     RESULTS,
     SHOWN,
     WHOLES,
+    ZERO,
     Change,
     Fingerprint,
     Mark,
@@ -28,13 +30,16 @@ from septum.explore.fingerprint import (
 )
 from septum.explore.footprint import EVERYWHERE, NO_NUMBERS, X
 from septum.explore.run import Abandoned
+from septum.explore.stand import Stand
 
 if TYPE_CHECKING:
+    from septum.explore.alike import Others
     from septum.explore.exchange import Exchange, Key
     from septum.explore.footprint import Masks
     from septum.explore.node import Visited
     from septum.explore.own import Noted
     from septum.explore.stacks import Moved
+    from septum.explore.stand import Own
     from septum.explore.tails import Kind, Tail
     from septum.explore.track import Tracker
     from septum.sim import Finding, Task
@@ -67,11 +72,13 @@ class Step:
         "finding",
         "handed_on",
         "left",
+        "like",
         "looked",
         "looks_at",
         "makes",
         "masks",
         "moved",
+        "numbers",
         "observed",
         "place",
         "raw",
@@ -96,12 +103,14 @@ class Step:
         self.looked = False
         self.looks_at: tuple[int, ...] = ()
         self.makes = False  # objects that have names
+        self.numbers = False  # results of operations, which are counted by task
         self.masks: Masks = (0, 0, 0, 0)
         # What it did to its task's stacks, and what it left of what one task alone has; None: it is
         # no function of what the step saw.
         self.moved: Moved = (None, None)
         self.left: tuple[Noted, ...] | None = None
         self.handed_on: tuple[int, ...] = ()  # objects that others can get at from then on
+        self.like: Like | None = None  # what of its task it looked at, if that can be told
         self.place = 0
         self.touched = NO_NUMBERS
         self.woken: tuple[int, ...] = ()
@@ -115,6 +124,21 @@ class Step:
     def __setstate__(self, state: tuple[object, ...]) -> None:
         for name, value in zip(_TOLD, state, strict=True):
             setattr(self, name, value)
+
+    def comes_out(self, choices: tuple[int, ...]) -> bool:
+        """Whether its choice points come out as `choices`, and 0 after."""
+        made = self.answers
+        length = len(choices)
+        return made == choices or (
+            made[:length] == choices and len(made) >= length and not any(made[length:])
+        )
+
+    def copy(self) -> Step:
+        """Another like it."""
+        twin = Step(self.seen, self.observed, self.choices)
+        for name in Step.__slots__:
+            setattr(twin, name, getattr(self, name))
+        return twin
 
     def effect(self) -> tuple[object, ...]:
         """What another step that saw the same must have done, too."""
@@ -140,6 +164,7 @@ class Transitions:
         "_observed",
         "_steps",
         "_tracker",
+        "alike",
         "ends",
         "exchange",
         "forgets",
@@ -156,6 +181,7 @@ class Transitions:
         self.forgets = forgets
         self.keeps = keeps
         self._steps: dict[tuple[int, int, bool], list[Step]] = {}
+        self.alike = Alike(tracker)
         self.nr_known = 0
         self.nr_learning = 0  # real runs in which steps were learned
         self._observed = {0}  # chains that stand for all that a task observed
@@ -175,6 +201,7 @@ class Transitions:
         self.ends.clear()
         self.visited.clear()
         self.tails.clear()
+        self.alike.clear()
         self.nr_known = self.nr_learning = 0
 
     def drop(self, news: set[int]) -> None:
@@ -182,6 +209,7 @@ class Transitions:
         what took them for one task's own."""
         self.visited.clear()
         self.tails.clear()
+        self.alike.clear()
         if EVERYWHERE in news:
             self.clear()
             return
@@ -205,18 +233,59 @@ class Transitions:
         self, state: Fingerprint, task: int, alone: bool, choices: tuple[int, ...]
     ) -> Step | None:
         """The step of `task` in `state` whose choice points come out as `choices`, and 0 after."""
-        steps = self._steps.get((task, state.chain(task), alone))
-        if steps is None:
-            return None
-        length = len(choices)
-        for step in steps:
-            made = step.answers
-            if (
-                made == choices
-                or (made[:length] == choices and len(made) >= length and not any(made[length:]))
-            ) and state.sees(step.seen):
+        chain = state.chain(task)
+        for step in self._steps.get((task, chain, alone), ()):
+            if step.comes_out(choices) and state.sees(step.seen):
                 return step
-        return None
+        stand = self.alike.stands.get(chain)
+        if stand is None:
+            return None
+        found = self.alike.find(
+            task,
+            alone,
+            stand,
+            lambda step: step.comes_out(choices) and state.sees(step.seen),
+        )
+        if found is None:
+            return None
+        step = self._made_alike(*found, state, task, stand)
+        self._steps.setdefault((task, chain, alone), []).append(step)
+        return step
+
+    def _made_alike(
+        self, like: Like, others: Others, state: Fingerprint, task: int, stand: Stand
+    ) -> Step:
+        """The step of `task`, which stands at `stand` in `state`, that is made like another."""
+        base = like.step
+        chain = state.chain(task)
+        step = base.copy()
+        step.raw = hash((task, chain, base.observed)) or 1
+        step.moved = like.moved_at(stand)
+        if base.end == DONE:
+            own = like.own_after(stand.own, others)
+            step.chain = self._chain_of_ended(task, own)
+        else:
+            after = like.stand_after(stand, others, step.raw)
+            own = after.own
+            step.chain = hash((POINT, task, after.digest())) or 1
+            self.alike.stands.setdefault(step.chain, after)
+            if base.end == POINT:
+                step.place = after.place()
+        writes: dict[tuple[int, int], int] = {}
+        if step.chain != chain:
+            writes[CHAINS, task] = step.chain
+        shown = hash(own.shown) or ZERO
+        if shown != state.tables[SHOWN].get(task):
+            writes[SHOWN, task] = shown
+        step.change = base.change.like(base.raw, step.raw, task, writes)
+        mark = state.mark()
+        state.learn(step.change, mark)
+        state.rewind(mark)
+        return step
+
+    def _chain_of_ended(self, task: int, left: Own) -> int:
+        """What stands for a task that has ended."""
+        return hash((DONE, task, hash(left.total if self.keeps else left.shown))) or 1
 
     def record(
         self, state: Fingerprint, task: int, alone: bool, choices: tuple[Choice, ...], ends: Ends
@@ -244,16 +313,17 @@ class Transitions:
         step = Step(seen, observed, choices)
         step.raw = step.chain = hash((task, chain, observed)) or 1
         contents, step.handed_on = tracker.own.reach(task, state.written(kinds, tracker))
+        after: Stand | Own | None = None
         if ends.task is not None:
-            stands = tracker.stands(ends.task, step.raw)
+            after = tracker.stands(ends.task, step.raw)
             step.moved = tracker.stacks.moved
-            if stands is not None:
-                step.chain = hash((POINT, task, stands)) or 1
+            if after is not None:
+                step.chain = hash((POINT, task, after.digest())) or 1
         if ends.end == DONE and self.forgets and ends.finding is None:
-            left = tracker.left_behind(task, everything=self.keeps)
-            if left is not None:
-                step.chain = hash((DONE, task, left)) or 1
-        if step.chain == step.raw:
+            after = tracker.left_behind(task)
+            if after is not None:
+                step.chain = self._chain_of_ended(task, after)
+        if after is None:
             self._observed.add(step.chain)
         else:
             step.left = tuple(tracker.own.noted)
@@ -261,9 +331,10 @@ class Transitions:
         mark = state.mark()
         state.set(CHAINS, task, step.chain)
         # What a chain stands for that is all that was observed is not told apart by contents.
-        shown = None if step.chain == step.raw else tracker.own.shown(task)
-        state.set(SHOWN, task, step.chain if shown is None else shown)
+        own = after.own if isinstance(after, Stand) else after
+        state.set(SHOWN, task, step.chain if own is None else hash(own.shown))
         state.write(kinds, step.raw, contents, tracker)
+        step.numbers = bool(tracker.steps.results)
         for number, result in tracker.steps.results:
             state.set(CONTENTS, RESULTS | number, result)
         tracker.steps.results.clear()
@@ -277,6 +348,8 @@ class Transitions:
         step.masks = tracker.footprints.masks(kept)
         step.end, step.woken = ends.end, ends.woken
         step.place, step.finding = ends.place, ends.finding
+        if isinstance(after, Stand):
+            self.alike.stands.setdefault(step.chain, after)
         same = self._known(task, chain, alone, step)
         if same is not None:
             if same.effect() != step.effect() and not ends.finding and not same.finding:
@@ -288,6 +361,13 @@ class Transitions:
             key = (task, chain, alone)
             self._steps.setdefault(key, []).append(step)
             self.nr_known += 1
+            before = self.alike.stands.get(chain)
+            if before is not None and after is not None and own is not None and not ends.finding:
+                accesses = [one for _, one in tracker.steps.accesses]
+                saw = own_seen(touched, accesses, before.own, own, tracker)
+                if saw is not None:
+                    step.like = Like(step, before, after, saw, tracker.watched)
+                    self.alike.add(task, alone, step.like)
             if self.exchange is not None and ends.finding is None:
                 self.exchange.tell(key, step, tracker)
         return step
@@ -316,6 +396,16 @@ class Transitions:
             self.nr_known += 1
             if step.chain == step.raw:
                 self._observed.add(step.chain)
+            if step.like is not None:
+                task, chain, alone = key
+                self.alike.add(task, alone, step.like)
+                before = self.alike.stands.get(chain)
+                others = None
+                if before is not None and step.end != DONE:
+                    others = step.like.others_at(before, self._tracker)
+                if before is not None and others is not None:
+                    after = step.like.stand_after(before, others, step.raw)
+                    self.alike.stands.setdefault(step.chain, after)
 
     def _known(self, task: int, chain: int, alone: bool, step: Step) -> Step | None:
         answers = step.answers

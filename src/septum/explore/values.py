@@ -74,12 +74,14 @@ class Unknown(Exception):
 class Contents:
     """Tells contents. `name_of` gives the stable name of an object by its id."""
 
-    __slots__ = ("met_private", "name_of", "named")
+    __slots__ = ("held", "name_of", "named")
 
     def __init__(self, name_of: Callable[[int], int]) -> None:
         self.name_of = name_of
         self.named: set[int] = set()  # names met in contents since somebody emptied it
-        self.met_private = False  # a content was told with that of a value of one task in it
+        # Ids of what was met in contents and can change without a word: values of one task by
+        # nature, containers without a name, what functions have taken along.
+        self.held: set[int] = set()
 
     def of_slot(self, obj: object, k: int) -> int | None:
         """Slot `k` of a slotted object; of a table page or frame block, all of it."""
@@ -190,6 +192,7 @@ class Contents:
                 return hash((3, name))
             if depth <= 0:
                 raise Unknown
+            self.held.add(id(value))
             return self._elements(value, depth - 1)
         if isinstance(value, MethodType):
             return hash((4, id(value.__func__), self._value(value.__self__, depth)))
@@ -209,7 +212,7 @@ class Contents:
 
     def _of_private(self, value: object, depth: int) -> int:
         """An object by all that it holds."""
-        self.met_private = True
+        self.held.add(id(value))
         kind = value.__class__
         read = _readers.get(kind)
         if read is None:
@@ -233,6 +236,7 @@ class Contents:
             return hash((5, id(value.__code__)))
         if depth <= 0:
             raise Unknown
+        self.held.update(map(id, cells))
         inner = [self._value(cell.cell_contents, depth - 1) for cell in cells]
         inner += [self._value(default, depth - 1) for default in defaults]
         return hash((5, id(value.__code__), tuple(inner)))
