@@ -80,7 +80,7 @@ def test_what_one_comes_to_look_at_all_do(told) -> None:  # type: ignore[no-unty
     searcher, other = told
     tracker = searcher.tracker
     news = tracker.footprints.news
-    kind, name = min(tracker._members.keys() - tracker.logged, key=str)
+    kind, name = min(tracker.members.keys() - tracker.logged, key=str)
     ordered = next(
         oid
         for oid, obj in tracker.of_base.items()

@@ -290,7 +290,9 @@ def test_what_was_left_of_an_object_goes_with_it(monkeypatch) -> None:
     """Known steps write to an object; then others can get at it. What it held last counts, once."""
 
     def total() -> int:
-        tracker: Any = SimpleNamespace(footprints=Footprints(), is_silent=lambda location: True)
+        tracker: Any = SimpleNamespace(
+            footprints=Footprints(), places=SimpleNamespace(is_silent=lambda at: True)
+        )
         own = OwnState(tracker)
         name = own.name_for(1, 7)
         for sign in (11, 22):

@@ -7,6 +7,7 @@ from septum.explore import graph, tails
 from septum.explore.fingerprint import CONTENTS, DIGESTS, WHOLES, Change, Fingerprint
 from septum.explore.footprint import Footprints
 from septum.explore.learn import Recording
+from septum.explore.patches import Patches
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
 from septum.explore.subject import Options, Strategy
@@ -213,13 +214,13 @@ def test_a_state_whose_sum_is_wrong_is_noticed() -> None:
 def test_what_is_written_while_nobody_listens_is_undone(monkeypatch) -> None:
     """Runs that follow known steps log nothing; a slot that could not be put back is noticed."""
     hushed = []
-    hush = Tracker.hush
+    hush = Patches.hush
 
     def counted(self, quiet):  # type: ignore[no-untyped-def]
         hushed.append(quiet)
         hush(self, quiet)
 
-    monkeypatch.setattr(Tracker, "hush", counted)
+    monkeypatch.setattr(Patches, "hush", counted)
     search("fault-against-fault")
     assert sum(hushed) > 20
 

@@ -92,7 +92,7 @@ def own_seen(
         for at in seen & after.contents.keys()
         if at not in refers
         and at not in parts
-        and tracker.is_slot(at)
+        and tracker.places.is_slot(at)
         and not any(
             at << 2 | S in some or at << 2 | IX in some or at << 2 | IS in some for some in accesses
         )

@@ -134,7 +134,7 @@ class Recording(Steering):
         if 0 <= self._at < self.first - 1 and not self.thorough and not self.silent:
             return self._follow(ring)
         if self._at >= self.first - 1 and not self.silent:
-            self._tracker.hush(False)
+            self._tracker.patches.hush(False)
         self._close(sim, forced)
         ready = tuple(sorted(task.index for task in ring))
         self.ready.append(ready)
@@ -170,7 +170,7 @@ class Recording(Steering):
         self.known += ahead.steps
         self.first = len(self.known)
         if len(ahead.steps) >= HUSH_AHEAD:
-            self._tracker.hush(True)
+            self._tracker.patches.hush(True)
 
     def _follow(self, ring: list[Task]) -> int:
         """One known step after the other: nobody looks."""
@@ -328,7 +328,7 @@ class Recording(Steering):
         self.end = self.state
         if finding is None and not self.thorough and self.end.value in self._transitions.ends:
             self.stop()  # how it is judged is known
-        self._tracker.hush(False)  # what is looked at to judge it is told
+        self._tracker.patches.hush(False)  # what is looked at to judge it is told
 
     def begin(self, sim: Sim, runner: Runner) -> None:
         super().begin(sim, runner)

@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING
 from septum.explore.special import KEYED
 
 if TYPE_CHECKING:
+    from septum.explore.places import Slot
     from septum.explore.track import Tracker
-
-_Slot = tuple[int, type, str]
-"""(number within the class, class that has it, name)."""
 
 
 class Making:
@@ -29,7 +27,7 @@ class Making:
         self._tracker = tracker
         # The contents of slots of the first object, by its class (or its name), and number.
         self._made_as: dict[tuple[object, int], int] = {}
-        self._unlogged: dict[type, tuple[int, tuple[_Slot, ...]]] = {}
+        self._unlogged: dict[type, tuple[int, tuple[Slot, ...]]] = {}
         self._two_ways: dict[type, set[tuple[type, str]]] = {}  # by class: slots
         self._handed_on: set[type] = set()  # classes of objects that others could get at
 
@@ -54,9 +52,9 @@ class Making:
             for owner, slot in sorted(self._two_ways.get(kind, ()), key=lambda one: one[1]):
                 self._tracker.log_slot(owner, slot)
 
-    def _slots(self, kind: type) -> tuple[_Slot, ...]:
+    def _slots(self, kind: type) -> tuple[Slot, ...]:
         nr_logged = len(self._tracker.logged)
         known = self._unlogged.get(kind)
         if known is None or known[0] != nr_logged:
-            known = self._unlogged[kind] = (nr_logged, self._tracker.unlogged_slots(kind))
+            known = self._unlogged[kind] = (nr_logged, self._tracker.places.unlogged(kind))
         return known[1]

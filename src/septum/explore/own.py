@@ -304,7 +304,7 @@ class OwnState:
             contents = self._world.get(task)
             if contents is None:
                 contents = self._world[task] = _Contents()
-        silent = whole >= FIRST_MADE and self._tracker.is_silent(whole)
+        silent = whole >= FIRST_MADE and self._tracker.places.is_silent(whole)
         contents.put(location, sign, watched=watched, silent=silent)
         if restless:
             known = self._restless.setdefault(task, {})

@@ -125,7 +125,7 @@ class Steering(Schedule):
         self.reset()
         self.sim = sim
         if runner.tracker is not None:
-            runner.tracker.hush(self.begins_unheard())
+            runner.tracker.patches.hush(self.begins_unheard())
         self.max_points = runner.options.max_points
         self.spin_points = runner.options.spin_points
         self.is_failure = runner.subject.is_failure

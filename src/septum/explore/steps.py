@@ -140,7 +140,7 @@ class Steps:
         for name in dict.fromkeys(self.fresh):
             obj = self._tracker.objects.get(name)
             if obj is not None:
-                made += [(name << 8 | k) << 2 | X for k in self._tracker.places_in(type(obj))]
+                made += [(name << 8 | k) << 2 | X for k in self._tracker.places.in_class(type(obj))]
                 self._tracker.making.look(name, obj)
         self.fresh.clear()
         for access in made:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sys
 import types
-from contextlib import suppress
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,6 @@ from septum.explore.adopt import (
     twin_of,
 )
 from septum.explore.footprint import (
-    CLASS_AND_SLOT,
     EVERYWHERE,
     IS,
     IX,
@@ -38,17 +36,18 @@ from septum.explore.footprint import (
     Footprints,
     S,
     X,
-    made_in_run,
 )
 from septum.explore.making import Making
 from septum.explore.own import OWN_REFERENCES, OwnState
+from septum.explore.patches import Changed, Patches
+from septum.explore.places import Places
 from septum.explore.private import PRIVATE
-from septum.explore.slots import MISSING, logging_slot
+from septum.explore.slots import logging_slot
 from septum.explore.special import AS_ONE, COUNTING_WORDS, HUSHABLE, KEYED, is_statistic, specials
 from septum.explore.stacks import Stacks
 from septum.explore.stand import Stand
 from septum.explore.steps import Steps
-from septum.explore.tracked import PLAIN, container_types, put_back
+from septum.explore.tracked import PLAIN, container_types
 from septum.explore.values import Contents
 from septum.explore.watched import Watched
 from septum.machine.mem import FrameBlock, PhysMem
@@ -64,8 +63,6 @@ if TYPE_CHECKING:
     from septum.sim import Task
     from septum.sim.state import Part
 
-Patch = tuple[type, str, object]
-
 
 class Tracker:
     """Installed for one world at a time; `uninstall` puts the classes back."""
@@ -73,16 +70,11 @@ class Tracker:
     __slots__ = (
         "_as_built",
         "_gone",
-        "_hushed",
         "_installed",
         "_kinds",
-        "_members",
         "_names",
         "_parts",
-        "_patches",
-        "_silent",
         "_sim_parts",
-        "_told_by_hand",
         "_twins",
         "_wholes",
         "base",
@@ -90,14 +82,16 @@ class Tracker:
         "changed",
         "contents",
         "footprints",
-        "hushable",
         "lock_of",
         "log",
         "logged",
         "making",
+        "members",
         "objects",
         "of_base",
         "own",
+        "patches",
+        "places",
         "reach",
         "running",
         "sim",
@@ -114,8 +108,7 @@ class Tracker:
         self.steps = Steps(self)
         self.log = self.steps.log
         self.reach: Callable[[str], None] = lambda item: None  # is told what runs reach
-        # What runs have changed of the built world, ever: what it was, and how to put it back.
-        self.changed: dict[object, tuple[object, Callable[..., None] | None, object]] = {}
+        self.changed = Changed()
         self.footprints = Footprints()
         self.running = False
         self.unseen = False  # what happens is no access of a step
@@ -124,13 +117,10 @@ class Tracker:
         self._gone: set[int] = set()  # ids of objects that had a name, which others have now
         self.building = [0]  # id of the object whose __init__ runs
         self._parts: dict[tuple[int, object], int] = {}
-        self._patches: list[Patch] = []
-        self._members: dict[tuple[type, str], types.MemberDescriptorType] = {}
+        self.patches = Patches()
+        self.members: dict[tuple[type, str], types.MemberDescriptorType] = {}
         self.logged: set[tuple[type, str]] = set()
         self._installed = False
-        # What logs, and what does the same without: (class, name, the one, the other).
-        self.hushable: list[tuple[type, str, object, object]] = []
-        self._hushed = False
         # Locks and wait queues that the run used, and all of the scheduler's state by owner.
         self.touched: dict[int, object] = {}
         # What stands where: objects of the built world by id, those that this run made by name.
@@ -148,8 +138,7 @@ class Tracker:
         self.making = Making(self)
         self.stacks = Stacks(sim, self.contents)
         self._twins: dict[type, type] = {}
-        self._told_by_hand: set[type] = set()
-        self._silent: dict[int, bool] = {}  # by class and slot
+        self.places = Places(self)
         self._sim_parts: dict[int, list[Part]] = {}
 
     # Installation
@@ -201,26 +190,20 @@ class Tracker:
                 self._number_of(member)
         for kind in kinds:
             self._watch_class(kind)
-        self._told_by_hand = {kind for kind, _, _ in specials(self)} | set(self._twins.values())
+        self.places.told_by_hand = {kind for kind, _, _ in specials(self)}
+        self.places.told_by_hand.update(self._twins.values())
         for kind, method, make in specials(self):
             plain = vars(kind)[method]
             logging = make(plain)
-            self._patch(kind, method, logging)
+            self.patches.put(kind, method, logging)
             if (kind.__name__, method) in HUSHABLE:
-                self.hushable.append((kind, method, logging, plain))
+                self.patches.hushable.append((kind, method, logging, plain))
         self._installed = True
 
     def uninstall(self) -> None:
         """Put every class back as it was."""
-        for kind, name, original in reversed(self._patches):
-            setattr(kind, name, original)
-        self._patches.clear()
-        self.hushable.clear()
-        self._hushed = self._installed = False
-
-    def _patch(self, kind: type, name: str, value: object) -> None:
-        self._patches.append((kind, name, vars(kind)[name]))
-        setattr(kind, name, value)
+        self.patches.undo()
+        self._installed = False
 
     def _watch_class(self, kind: type) -> None:
         if kind.__name__ in PRIVATE:
@@ -233,12 +216,12 @@ class Tracker:
         for _, name, member in own:
             if is_statistic(kind, name):
                 continue
-            self._members[kind, name] = member
-            self._patch(kind, name, property(member.__get__, self._first_write(kind, name)))
+            self.members[kind, name] = member
+            self.patches.put(kind, name, property(member.__get__, self._first_write(kind, name)))
         if kind is FrameBlock:
             return  # memory is told by frame
         if own and isinstance(vars(kind).get("__init__"), types.FunctionType):
-            self._patch(kind, "__init__", self._construct(kind, vars(kind)["__init__"]))
+            self.patches.put(kind, "__init__", self._construct(kind, vars(kind)["__init__"]))
 
     def _construct(self, kind: type, init: Callable[..., None]) -> Callable[..., None]:
         building = self.building
@@ -307,14 +290,14 @@ class Tracker:
                 twin = twin_of(self._twins[value.__class__], value)
                 member.__set__(obj, twin)
                 self._name(twin, member)
-            elif (owner, name) in self._members and (owner, name) not in self.logged:
+            elif (owner, name) in self.members and (owner, name) not in self.logged:
                 self.log_slot(owner, name)
 
     # Slots
 
     def _first_write(self, kind: type, name: str) -> Callable[[object, object], None]:
         """The setter of a slot that nobody has written after construction so far."""
-        member = self._members[kind, name]
+        member = self.members[kind, name]
         put = member.__set__
         get = member.__get__
         building = self.building
@@ -334,54 +317,12 @@ class Tracker:
 
         return first_write
 
-    def places_in(self, kind: type) -> tuple[int, ...]:
-        """The numbers of the slots of a class that have locations of their own."""
-        if kind.__name__ in AS_ONE or issubclass(kind, CONTAINERS):
-            return (0,)
-        return tuple(
-            k
-            for k, (name, member) in enumerate(slots_of(kind))
-            if (member.__objclass__, name) in self._members
-        )
-
-    def unlogged_slots(self, kind: type) -> tuple[tuple[int, type, str], ...]:
-        """The slots of a class that no run is known to write after construction: (number, class
-        that has it, name)."""
-        if kind.__name__ in AS_ONE or issubclass(kind, CONTAINERS):
-            return ()
-        return tuple(
-            (k, member.__objclass__, name)
-            for k, (name, member) in enumerate(slots_of(kind))
-            if (member.__objclass__, name) in self._members
-            and (member.__objclass__, name) not in self.logged
-        )
-
-    def is_silent(self, location: int) -> bool:
-        """Whether what is at the location of an object that the run made is looked at without a
-        word: no run has written to such a one after it was made."""
-        kind = location & CLASS_AND_SLOT if made_in_run(location) else location
-        known = self._silent.get(kind)
-        if known is None:
-            obj = self.objects.get(location >> 8)
-            if obj is None:
-                return True
-            k = location & 255
-            known = any(k == slot for slot, _, _ in self.unlogged_slots(type(obj)))
-            self._silent[kind] = known
-        return known
-
-    def is_slot(self, location: int) -> bool:
-        """Whether a location is a slot of the built world that tells by itself what is done to it:
-        to write to it is not to look at it."""
-        obj = self.of_base.get(location >> 8)
-        return obj is not None and type(obj) not in self._told_by_hand
-
     def log_slot(self, kind: type, name: str) -> None:
         """From now on the slot's reads and writes are logged, if they are not. What ran before
         lacks them."""
         if (kind, name) in self.logged:
             return
-        member = self._members[kind, name]
+        member = self.members[kind, name]
         k = [m for _, m in slots_of(kind)].index(member)
         special = kind.__name__ in AS_ONE
         if special:
@@ -389,19 +330,11 @@ class Tracker:
         counting = (kind.__name__, name) in COUNTING_WORDS
         logging = logging_slot(self, member, k, counting=counting, special=special)
         setattr(kind, name, logging)
-        self.hushable.append((kind, name, logging, member))
+        self.patches.hushable.append((kind, name, logging, member))
         self.logged.add((kind, name))
-        self._silent.clear()
+        self.places.forget()
         self.footprints.news.add(EVERYWHERE)
         self.footprints.opened.add(("slot", kind, name))
-
-    def hush(self, quiet: bool) -> None:
-        """From now on log nothing, or again all. Only for steps that were logged once: what they
-        change is known, and can be undone."""
-        if quiet is not self._hushed:
-            self._hushed = quiet
-            for kind, name, logging, plain in self.hushable:
-                setattr(kind, name, plain if quiet else logging)
 
     def part_location(self, whole: object, key: object) -> int:
         """The location of one element of a container or table."""
@@ -520,15 +453,7 @@ class Tracker:
         """Put back all that runs have written into the built world."""
         self.running = False
         self.stacks.begin()
-        for obj, put, old in self.changed.values():
-            if put is None:
-                put_back(obj, old)
-            elif old is not MISSING:
-                put(obj, old)
-            else:
-                with suppress(AttributeError):  # this run has not written it
-                    # A slot's setter is a bound method of its descriptor; its type says less.
-                    put.__self__.__delete__(obj)  # type: ignore[attr-defined]
+        self.changed.put_back()
         self.steps.forget()
         for oid in self.touched:
             for part in self._sim_parts.get(oid, ()):

@@ -66,7 +66,7 @@ def _twin(base: type, tracker: Tracker, reads: tuple[str, ...], writes: tuple[st
     twin = type(f"Tracked{base.__name__.capitalize()}", (base,), body)
     for name in ("__iter__", "__len__", "__contains__", "__getitem__", *writes):
         if name in body:
-            tracker.hushable.append((twin, name, body[name], getattr(base, name)))
+            tracker.patches.hushable.append((twin, name, body[name], getattr(base, name)))
     return twin
 
 
@@ -255,5 +255,6 @@ def _dict_type(tracker: Tracker) -> type:
 
     reads = ("get", "__getitem__", "__contains__")
     for name in (*reads, "__setitem__", "__delitem__", "pop", "setdefault"):
-        tracker.hushable.append((TrackedDict, name, vars(TrackedDict)[name], getattr(dict, name)))
+        logging = vars(TrackedDict)[name]
+        tracker.patches.hushable.append((TrackedDict, name, logging, getattr(dict, name)))
     return TrackedDict
