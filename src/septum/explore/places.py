@@ -1,4 +1,4 @@
-"""The slots of the model's classes: which have locations, and which tell that they are looked at."""
+"""Slots of the classes of the model: which have locations, which tell that they are looked at."""
 
 from __future__ import annotations
 
