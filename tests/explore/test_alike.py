@@ -44,8 +44,7 @@ def judge(
             worked_out = self._made_alike(*found, state, task, stand)
         known = self.nr_known
         step = record(self, state, task, alone, choices, ends)
-        # What it looked at where nothing came of that may differ (who else reads under SRCU).
-        if worked_out and self.nr_known > known and step.seen == worked_out.seen:
+        if worked_out and self.nr_known > known:
             judged += 1
             wrong += effects(step) != effects(worked_out)
         return step

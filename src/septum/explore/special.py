@@ -226,11 +226,10 @@ def _srcu(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
             mark = len(log)
             result = method(srcu, *args)
             counts, waiters = srcu.nr_readers, srcu.wq.waiters
-            was_last = bool(args) and not counts[args[0]]
             del log[mark:]
             append(id(srcu) << 10 | IX)
             append(id(counts) << 10 | IX)
-            if was_last:  # whoever waits is woken
+            if args:  # the last to go wakes whoever waits; nothing else tells who is the last
                 append(id(waiters) << 10 | IX)
             return result
 
