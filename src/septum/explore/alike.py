@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 Counts = tuple[int, int]
 """How many of the innermost frames of each stack ran."""
 
+Inner = tuple[tuple[int, ...], tuple[int, ...]]
+"""Those frames of each stack, by value."""
+
+Innermost = tuple[int, bool, int, int]
+"""Of which task, whether it is alone, and the innermost frame of each stack, by value (0: none)."""
+
 Waiting = tuple[tuple[int, int, "FrameAt"], ...]
 """Frames that do not run: (of which stack, how far out from those that run, the frame)."""
 
@@ -252,14 +258,13 @@ class Like:
 class Alike:
     """All steps by what they looked at, and where tasks stand, by chain."""
 
-    __slots__ = ("_likes", "_tracker", "nr_found", "stands")
+    __slots__ = ("_likes", "_tracker", "stands")
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
         self.stands: dict[int, Stand] = {}
         # By task, whether it is alone, and the innermost frames; by how many frames ran; by these.
-        self._likes: dict[_Innermost, dict[Counts, dict[_Inner, list[Like]]]] = {}
-        self.nr_found = 0
+        self._likes: dict[Innermost, dict[Counts, dict[Inner, list[Like]]]] = {}
 
     def clear(self) -> None:
         """Forget all."""
@@ -285,16 +290,11 @@ class Alike:
                     if comes_out(like.step):
                         others = like.others_at(stand, self._tracker)
                         if others is not None:
-                            self.nr_found += 1
                             return like, others
         return None
 
 
-_Innermost = tuple[int, bool, int, int]
-_Inner = tuple[tuple[int, ...], tuple[int, ...]]
-
-
-def inner_of(stand: Stand, counts: Counts) -> _Inner:
+def inner_of(stand: Stand, counts: Counts) -> Inner:
     """The innermost frames of each stack, by value."""
     thread, guest = stand.values
     ran, guests = counts
