@@ -109,7 +109,13 @@ def all_is_as_it_was_written(patch: pytest.MonkeyPatch) -> None:
 
 def frames_that_wait_never_change(patch: pytest.MonkeyPatch) -> None:
     """Nor do values that the task has elsewhere, whatever it holds of them where it runs."""
-    patch.setattr(Others, "values", lambda self: ())
+    init = Others.__init__
+
+    def forgets(self, *args):  # type: ignore[no-untyped-def]
+        init(self, *args)
+        self.values = ((), ())
+
+    patch.setattr(Others, "__init__", forgets)
 
 
 def nothing_is_hidden(patch: pytest.MonkeyPatch) -> None:

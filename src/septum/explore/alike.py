@@ -46,7 +46,7 @@ class OwnSeen:
     were as built, and wholes of which it looked at all, with the number of their parts. What it
     only wrote to it did not look at (`written`)."""
 
-    __slots__ = ("_nr_wholes", "_told", "_undivided", "_untold", "_wholes", "changing", "written")
+    __slots__ = ("_divided", "_nr_wholes", "_told", "_untold", "_wholes", "changing", "written")
 
     def __init__(
         self,
@@ -61,8 +61,7 @@ class OwnSeen:
         self._untold = frozenset(seen.difference(contents))
         self.written = frozenset(written)
         self._wholes = tuple(wholes.items())
-        # Those that have no parts now may turn out to have some.
-        self._undivided = frozenset(seen.difference(parts))
+        self._divided = frozenset(seen & parts.keys())
         self._nr_wholes = len(parts)
         self.changing = frozenset(seen & own.changing.keys())
 
@@ -73,10 +72,18 @@ class OwnSeen:
         return (
             contents.items() >= self._told
             and contents.keys().isdisjoint(self._untold)
-            and (len(parts) == self._nr_wholes or parts.keys().isdisjoint(self._undivided))
+            and (len(parts) == self._nr_wholes or self._are_undivided(parts))
             and all(len(parts[whole]) == count for whole, count in self._wholes)
             and self.written.isdisjoint(tracker.own.refers)
         )
+
+    def _are_undivided(self, parts: dict[int, list[int]]) -> bool:
+        """Whether nothing has parts that had none, so that some may have been missed."""
+        seen = (*self._untold, *[at for at, _ in self._told])
+        if any(at in parts and at not in self._divided for at in seen):
+            return False
+        self._nr_wholes = len(parts)
+        return True
 
 
 def own_seen(
@@ -201,7 +208,7 @@ class Like:
         ):
             return None
         others = Others(stand, self.counts, self._seen.changing)
-        return others if others.values() == self._others.values() else None
+        return others if others.values == self._others.values else None
 
     def own_after(self, own: Own, others: Others) -> Own:
         """What a task alone has after the step that had `own` before."""
@@ -321,10 +328,10 @@ def _counts(step: Step, before: Stand, after: Stand | Own) -> Counts:
 class Others:
     """What a step that runs the innermost frames may change by way of them: `frames` that wait and
     have something in common with them, or with what the task alone has at `looked_at`; other
-    locations `at` which it has values of its own, in common with those. `apart`: the locations
-    where it has values of its own and that have nothing in common."""
+    locations where it has values of its own, in common with those. `values`: what all of that
+    holds. `apart`: the locations where it has values of its own and that have nothing in common."""
 
-    __slots__ = ("_contents", "apart", "at", "frames")
+    __slots__ = ("apart", "frames", "values")
 
     def __init__(self, stand: Stand, counts: Counts, looked_at: frozenset[int]) -> None:
         changing = stand.own.changing
@@ -357,13 +364,9 @@ class Others:
             found += met
             at += met_at
         self.frames: Waiting = tuple(sorted(found, key=lambda one: one[:2]))
-        self.at = tuple(sorted(at))
         self.apart = frozenset(places)
-        self._contents = stand.own.contents
-
-    def values(self) -> tuple[object, ...]:
-        """What all of it holds."""
-        return (
+        contents = stand.own.contents
+        self.values = (
             tuple([(stack, out, frame.value) for stack, out, frame in self.frames]),
-            tuple([(at, self._contents.get(at)) for at in self.at]),
+            tuple([(location, contents.get(location)) for location in sorted(at)]),
         )
