@@ -1,6 +1,8 @@
 """Short ways of the exhaustive search: steps that are walked without a node, changes that are known
 as sums, runs that are not logged. Each must come to what the long way comes to."""
 
+import itertools
+
 import pytest
 
 from septum.explore import graph, tails
@@ -32,16 +34,23 @@ def search(name, preemptions=1):  # type: ignore[no-untyped-def]
         searcher.close()
 
 
+def counting(monkeypatch, owner, name, count):  # type: ignore[no-untyped-def]
+    """What `count` makes of the result and the arguments of each call of a function, in a list."""
+    counted = []
+    plain = getattr(owner, name)
+
+    def call(*args):  # type: ignore[no-untyped-def]
+        result = plain(*args)
+        counted.append(count(result, *args))
+        return result
+
+    monkeypatch.setattr(owner, name, call)
+    return counted
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_tails_walked_without_nodes_lead_to_the_same_ends(name, monkeypatch) -> None:
-    walked = []
-    slide = graph.slide
-
-    def counted(node, state, transitions):  # type: ignore[no-untyped-def]
-        slide(node, state, transitions)
-        walked.append(len(node.before))
-
-    monkeypatch.setattr(graph, "slide", counted)
+    walked = counting(monkeypatch, graph, "slide", lambda _, node, *others: len(node.before))
     short = search(name)
     assert sum(walked) > 200
     monkeypatch.setattr(graph, "slide", lambda node, state, transitions: None)
@@ -58,15 +67,9 @@ def test_tails_that_do_not_tell_what_they_touched_are_noticed(monkeypatch) -> No
 
 def test_steps_in_a_row_made_as_one_lead_to_the_same_ends(monkeypatch) -> None:
     """Also where tasks retry: a loop is seen, whether its steps are taken one by one or not."""
-    walked = []
-    fits = tails.Tail.fits
-
-    def counted(self, state, row, transitions):  # type: ignore[no-untyped-def]
-        found = fits(self, state, row, transitions)
-        walked.append(len(self.steps) if found else 0)
-        return found
-
-    monkeypatch.setattr(tails.Tail, "fits", counted)
+    walked = counting(
+        monkeypatch, tails.Tail, "fits", lambda fits, tail, *others: fits and len(tail.steps)
+    )
     whole = [search(name) for name in SCENARIOS]
     assert sum(walked) > 100
     monkeypatch.setattr(tails, "TAIL_MIN", 1000)
@@ -132,14 +135,7 @@ def test_a_run_that_goes_on_otherwise_than_foreseen_is_noticed(monkeypatch) -> N
 def test_points_that_are_passed_unasked_are_counted(monkeypatch) -> None:
     """Where a task goes on along known steps nobody is asked; else who runs next would be told at
     the wrong point."""
-    passed = []
-    was_skipped = Recording.was_skipped
-
-    def counted(self, count):  # type: ignore[no-untyped-def]
-        passed.append(count)
-        was_skipped(self, count)
-
-    monkeypatch.setattr(Recording, "was_skipped", counted)
+    passed = counting(monkeypatch, Recording, "was_skipped", lambda _, run, count: count)
     whole = search(SCENARIOS[0])
     assert sum(passed) > 200
     with monkeypatch.context() as patch:
@@ -152,18 +148,16 @@ def test_points_that_are_passed_unasked_are_counted(monkeypatch) -> None:
 
 def test_the_sum_of_what_a_step_changes_is_what_it_changes(monkeypatch) -> None:
     """After every known step the fingerprints are those of what the state holds."""
-    apply = Fingerprint.apply
-    looked = []
-
-    def checked(self, change):  # type: ignore[no-untyped-def]
-        apply(self, change)
-        if len(looked) % 7 == 0:
-            assert self.is_sound()
-        looked.append(1)
-
-    monkeypatch.setattr(Fingerprint, "apply", checked)
+    numbers = itertools.count()
+    sound = counting(
+        monkeypatch,
+        Fingerprint,
+        "apply",
+        lambda _, state, change: next(numbers) % 7 > 0 or state.is_sound(),
+    )
     search(SCENARIOS[0])
-    assert len(looked) > 1000
+    assert len(sound) > 1000
+    assert all(sound)
 
 
 def state_with(*entries) -> tuple[Fingerprint, Footprints]:  # type: ignore[no-untyped-def]
@@ -213,14 +207,7 @@ def test_a_state_whose_sum_is_wrong_is_noticed() -> None:
 
 def test_what_is_written_while_nobody_listens_is_undone(monkeypatch) -> None:
     """Runs that follow known steps log nothing; a slot that could not be put back is noticed."""
-    hushed = []
-    hush = Patches.hush
-
-    def counted(self, quiet):  # type: ignore[no-untyped-def]
-        hushed.append(quiet)
-        hush(self, quiet)
-
-    monkeypatch.setattr(Patches, "hush", counted)
+    hushed = counting(monkeypatch, Patches, "hush", lambda _, patches, quiet: quiet)
     search("fault-against-fault")
     assert sum(hushed) > 20
 
