@@ -172,3 +172,28 @@ def test_replaying_looks_at_the_clock_only_when_told(monkeypatch: pytest.MonkeyP
     """A story is told to its end, however late it is."""
     Clock(monkeypatch, 0)
     assert Runner(RARE, Options()).run(Replaying([])).finding is None
+
+
+def test_time_that_comes_between_two_searches_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is under way then; all the same the verdict says why there is no more of it."""
+    level = Search._level
+    late = []
+
+    def ends_late(self: Search, preemptions: int, failures: int) -> bool:
+        complete = level(self, preemptions, failures)
+        late.append(preemptions)
+        return complete
+
+    monkeypatch.setattr(Search, "_level", ends_late)
+    monkeypatch.setattr(Search, "_out_of_time", lambda self: late == [0, 1])
+    verdict = explore(LOCKED_UPDATE, Options(strategy=Strategy.EXHAUSTIVE))
+    assert not verdict.complete
+    assert verdict.why == (
+        "a budget ran out before the search of all with 2 preemptions, 0 failures;"
+        " complete: all with 1 preemptions, 0 failures"
+    )
+    late.clear()
+    monkeypatch.setattr(Search, "_out_of_time", lambda self: False)
+    verdict = explore(LOCKED_UPDATE, Options(strategy=Strategy.EXHAUSTIVE))
+    assert verdict.complete
+    assert verdict.why == "complete: all with 2 preemptions, 0 failures"

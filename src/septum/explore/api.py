@@ -210,23 +210,27 @@ class Search:
             rounds = [*rounds, *((level, options.failures) for level in levels)]
         if len(levels) == 1:
             rounds = rounds[-1:]
-        done = "nothing"
+        done = ""
         for level, failures in rounds:
             words = _bounds(level, failures)
+            if done:
+                if self._stop_now():
+                    return False, f"{self._why_stopped()} before the search of {words}; {done}"
+                self._workers.spread()
             if not self._level(level, failures):
-                if self._workers.interrupted:
-                    return False, f"interrupted; complete: {done}"
-                if self.totals.found and not options.keep_going:
-                    return False, f"found in the search of {words}; complete: {done}"
-                return False, f"a budget ran out in the search of {words}; complete: {done}"
-            done = words
+                why = f"{self._why_stopped()} in the search of {words}"
+                return False, f"{why}; {done or 'complete: nothing'}"
+            done = f"complete: {words}"
             if failures == options.failures:
                 self.level = level
-            if self._stop_now():
-                break
-            self._workers.spread()
-        complete = (level, failures) == rounds[-1]
-        return complete, f"complete: {done}"
+        return True, done
+
+    def _why_stopped(self) -> str:
+        if self._workers.interrupted:
+            return "interrupted"
+        if self.totals.found and not self._options.keep_going:
+            return "found"
+        return "a budget ran out"
 
     @property
     def _plain(self) -> bool:
