@@ -19,7 +19,7 @@ from septum.explore.sampling import Pct, RandomWalk
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
 from septum.explore.subject import UNBOUNDED
-from septum.explore.toys import RARE
+from septum.explore.toybox import RARE
 
 if TYPE_CHECKING:
     from septum.explore.subject import Subject
