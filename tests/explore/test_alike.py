@@ -177,3 +177,26 @@ def test_results_are_counted_along_the_whole_program() -> None:
     assert is_alike(stand(outer=1))
     assert is_alike(stand(), numbers=True)
     assert not is_alike(stand(outer=1), numbers=True)
+
+
+def test_what_was_looked_at_as_a_whole_has_the_same_parts() -> None:
+    """A whole of which all was looked at has no more parts than then; what had none has none; and
+    what was only written to led to no object, whose end that may have been."""
+
+    def fits(divide: int = 0, refers: int = 0) -> bool:
+        tracker: Any = SimpleNamespace(
+            footprints=Footprints(), own=SimpleNamespace(refers={refers})
+        )
+        footprints = tracker.footprints
+        footprints.add_part(20, 21)
+        own = stand().own
+        seen = OwnSeen({10, 20, 21}, {30}, own, footprints.parts, {20: 1})
+        if divide:
+            footprints.add_part(divide, 99)
+        return seen.fits(own, tracker)
+
+    assert fits()
+    assert fits(divide=40, refers=40)
+    assert not fits(divide=20)
+    assert not fits(divide=10)
+    assert not fits(refers=30)

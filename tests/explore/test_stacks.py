@@ -13,7 +13,7 @@ import pytest
 
 from septum.explore.bytecode import place
 from septum.explore.footprint import IX, Footprints, X
-from septum.explore.own import CALM, OwnState
+from septum.explore.own import OwnState
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
 from septum.explore.stacks import Stacks, _codes, _Stack, place_of
@@ -296,7 +296,7 @@ def test_what_was_left_of_an_object_goes_with_it(monkeypatch) -> None:
         own = OwnState(tracker)
         name = own.name_for(1, 7)
         for sign in (11, 22):
-            own.follow([(1, name << 8, sign, True, CALM)])
+            own.follow([(1, name << 8, sign, True, False)])
             if sign == 11:
                 own._catch_up()
         own._hand_on(name)

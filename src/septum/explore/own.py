@@ -37,13 +37,9 @@ _NUMBER = 0xFFFFFF
 _TASK = 0x7FFFFF
 
 
-CALM, IN_PARTS, CHANGING = range(3)
-"""How a content may change without a word: not at all; as a whole does of which only a part is
-written; as a value of one task does."""
-
-Noted = tuple[int, int, int, bool, int]
-"""(task, location, what stands for its content there, whether promises read it, how it may change
-without a word)."""
+Noted = tuple[int, int, int, bool, bool]
+"""(task, location, what stands for its content there, whether promises read it, whether it changes
+without a word: as a value of one task does, or a whole of which only a part is written)."""
 
 UNKNOWN = 0
 """Stands for a content that cannot be told."""
@@ -114,8 +110,8 @@ class OwnState:
         self._objects: dict[int, _Contents] = {}  # by name
         # By task: of objects of the built world, and of its own that were handed on.
         self._world: dict[int, _Contents] = {}
-        # Locations whose contents change without a word, and how.
-        self._restless: dict[int, dict[int, int]] = {}
+        # Locations whose contents change without a word.
+        self._restless: dict[int, set[int]] = {}
         # Locations that ever led to what tasks made, or held values of theirs.
         self.refers: set[int] = set()
         self.noted: list[Noted] = []  # since somebody emptied it
@@ -261,11 +257,9 @@ class OwnState:
         told.held.clear()
         told.named.clear()
         content = self._tracker.content_of(location)
-        restless = CHANGING if told.held else CALM
-        if restless or any(name >= NEW_LOCATION for name in told.named):
+        if told.held or any(name >= NEW_LOCATION for name in told.named):
             self.refers.add(location)
-        if restless is CALM and self._tracker.may_have_parts(location):
-            restless = IN_PARTS
+        restless = bool(told.held) or self._tracker.may_have_parts(location)
         noted = (
             task,
             location,
@@ -289,7 +283,7 @@ class OwnState:
                 self._put(*one)
             self._pending.clear()
 
-    def _put(self, task: int, location: int, sign: int, watched: bool, restless: int) -> None:
+    def _put(self, task: int, location: int, sign: int, watched: bool, restless: bool) -> None:
         whole_of = self._tracker.footprints.whole_of
         whole = location
         while whole in whole_of:
@@ -307,8 +301,7 @@ class OwnState:
         silent = whole >= FIRST_MADE and self._tracker.places.is_silent(whole)
         contents.put(location, sign, watched=watched, silent=silent)
         if restless:
-            known = self._restless.setdefault(task, {})
-            known[location] = max(restless, known.get(location, CALM))
+            self._restless.setdefault(task, set()).add(location)
 
     def _look_again(self, task: int) -> dict[int, frozenset[int]]:
         """At what changes without a word. Where values of one task are among that, and their
@@ -317,10 +310,10 @@ class OwnState:
         tracker = self._tracker
         held = tracker.contents.held
         changing: dict[int, frozenset[int]] = {}
-        for location, restless in self._restless.get(task, {}).items():
+        for location in self._restless.get(task, ()):
             held.clear()
             sign = _sign(location, tracker.content_of(location))
-            self._put(task, location, sign, tracker.watched[location], restless)
+            self._put(task, location, sign, tracker.watched[location], True)
             if held:
                 changing[location] = frozenset(held)
         return changing

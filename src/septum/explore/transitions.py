@@ -4,7 +4,8 @@ What a step of a task does is a function of where the task stands (its chain), o
 alone, of how its choice points come out, and of the contents that it looks at. A step that was made
 in a real run is kept with what it saw; wherever the same task stands in the same place and would
 see the same, the step is known, and a search applies it to a state without running the model.
-Every step, wherever it is known from, was made by the model once.
+Every step, wherever it is known from, was made by the model once, or one that looked at the same
+was (septum.explore.alike).
 """
 
 from __future__ import annotations
@@ -267,7 +268,7 @@ class Transitions:
         else:
             after = like.stand_after(stand, others, step.raw)
             own = after.own
-            step.chain = hash((POINT, task, after.digest())) or 1
+            step.chain = chain_of(task, after)
             self.alike.stands.setdefault(step.chain, after)
             if base.end == POINT:
                 step.place = after.place()
@@ -318,7 +319,7 @@ class Transitions:
             after = tracker.stands(ends.task, step.raw)
             step.moved = tracker.stacks.moved
             if after is not None:
-                step.chain = hash((POINT, task, after.digest())) or 1
+                step.chain = chain_of(task, after)
         if ends.end == DONE and self.forgets and ends.finding is None:
             after = tracker.left_behind(task)
             if after is not None:
@@ -361,16 +362,25 @@ class Transitions:
             key = (task, chain, alone)
             self._steps.setdefault(key, []).append(step)
             self.nr_known += 1
-            before = self.alike.stands.get(chain)
-            if before is not None and after is not None and own is not None and not ends.finding:
-                accesses = [one for _, one in tracker.steps.accesses]
-                saw = own_seen(touched, accesses, before.own, own, tracker)
-                if saw is not None:
-                    step.like = Like(step, before, after, saw, tracker.watched)
-                    self.alike.add(task, alone, step.like)
+            if after is not None and not ends.finding:
+                self._keep_like(step, key, after, touched)
             if self.exchange is not None and ends.finding is None:
                 self.exchange.tell(key, step, tracker)
         return step
+
+    def _keep_like(self, step: Step, key: Key, after: Stand | Own, touched: set[int]) -> None:
+        """A step was made that `touched` these locations: it may be known elsewhere."""
+        tracker = self._tracker
+        task, chain, alone = key
+        before = self.alike.stands.get(chain)
+        if before is None:
+            return
+        accesses = [one for _, one in tracker.steps.accesses]
+        own = after.own if isinstance(after, Stand) else after
+        seen = own_seen(touched, accesses, before.own, own, tracker)
+        if seen is not None:
+            step.like = Like(step, before, after, seen, tracker.watched)
+            self.alike.add(task, alone, step.like)
 
     def hear(self) -> bool:
         """Take over what other workers have learned. Whether there was anything. Where it shows
@@ -427,6 +437,11 @@ class Ends:
         self.woken = woken
         self.place = 0
         self.finding: Finding | None = None
+
+
+def chain_of(task: int, stand: Stand) -> int:
+    """What stands for a task that stops there."""
+    return hash((POINT, task, stand.digest())) or 1
 
 
 def _change(state: Fingerprint, mark: Mark, made: set[int], parts: dict[int, list[int]]) -> Change:
