@@ -9,6 +9,7 @@ import msgspec
 from septum import __version__
 from septum.explore import budget
 from septum.explore.parallel import Workers
+from septum.explore.portfolio import BATCH_RUNS, RUNS_MAX, Batch, Portfolio
 from septum.explore.progress import Progress
 from septum.explore.run import OutOfTime
 from septum.explore.search import Found, Job, JobResult, Searcher
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from septum.explore.subject import Options, Subject
 
-BATCH_RUNS = 25
-AUTO_RUNS = 200
 JOBS_MIN, JOBS_MAX = 8, 96
 JOB_STATES = 40
 """The search within a bound is cut into one job for so many states of that without preemptions."""
@@ -34,7 +33,16 @@ EXAMPLES_MAX = 12
 class Totals:
     """What all jobs saw together."""
 
-    __slots__ = ("coverage", "found", "notes", "schedules", "started", "states", "steps")
+    __slots__ = (
+        "coverage",
+        "drawn",
+        "found",
+        "notes",
+        "schedules",
+        "started",
+        "states",
+        "steps",
+    )
 
     def __init__(self) -> None:
         self.schedules = 0
@@ -43,6 +51,7 @@ class Totals:
         self.found: list[Found] = []
         self.coverage: dict[str, int] = {}
         self.notes: list[str] = []
+        self.drawn: dict[str, int] = {}  # random schedules, by kind
         self.started = budget.now()
 
     def add(self, result: JobResult) -> None:
@@ -131,6 +140,7 @@ class Search:
             counterexamples=examples,
             coverage=dict(sorted(self.totals.coverage.items())),
             missing_witnesses=missing,
+            drawn=self.totals.drawn,
             interrupted=self._workers.interrupted,
             level=self.level,
             timed_out=timed_out,
@@ -141,12 +151,11 @@ class Search:
             limit = self._options.schedules
             if limit is None and not self._until:
                 limit = 1000
-            return self._sample([strategy], limit)
+            return False, self._sample(strategy, limit)
         if strategy is Strategy.AUTO and self._local.decides:
-            limit = min(AUTO_RUNS, self._options.schedules or AUTO_RUNS)
-            stopped, why = self._sample([Strategy.PCT, Strategy.RANDOM], limit)
+            self._draw(Portfolio(min(RUNS_MAX, self._options.schedules or RUNS_MAX)))
             if self._stop_now():
-                return stopped, why
+                return False, self._why_sampled("")
         return self._exhaust()
 
     def _stop_now(self) -> bool:
@@ -167,34 +176,55 @@ class Search:
 
     # Random
 
-    def _sample(self, strategies: list[Strategy], limit: int | None) -> tuple[bool, str]:
-        how = " and ".join(strategy.value for strategy in strategies)
-        parts = -(-limit // BATCH_RUNS) if limit is not None else 0
-        self.progress.begin(f"random schedules ({how})", parts)
-        self._do(self._batches(strategies, limit))
-        if self._workers.interrupted:
-            return False, "interrupted"
-        if self.totals.found:
-            return False, f"found by {how}"
-        if not self.totals.schedules and self._out_of_time():
-            return False, "time ran out before a single schedule was through"
-        return False, f"{self.totals.schedules} random schedules ({how}) broke nothing"
+    def _draw(self, portfolio: Portfolio) -> None:
+        """Schedules of several kinds, as long as that pays."""
+        while batches := portfolio.draw():
+            self.progress.begin("random schedules", len(batches))
+            jobs = [self._batch(batch) for batch in batches]
+            results = self._do(iter(jobs))
+            told = list(zip(batches, results, strict=False))
+            for batch, result in told:
+                name = batch.dice.name
+                self.totals.drawn[name] = self.totals.drawn.get(name, 0) + result.schedules
+            if self._stop_now() or len(results) < len(jobs):
+                break
+            portfolio.learn([(batch, result.outcomes, result.steps) for batch, result in told])
 
-    def _batches(self, strategies: list[Strategy], limit: int | None) -> Iterator[Job]:
+    def _batch(self, batch: Batch) -> Job:
+        self._numbers += 1
+        return Job(
+            self._numbers,
+            batch.dice.strategy,
+            first=batch.number(),
+            count=batch.count,
+            stride=batch.dice.stride,
+            compares=True,
+            until=self._until,
+        )
+
+    def _sample(self, strategy: Strategy, limit: int | None) -> str:
+        """Schedules of one strategy, and nothing else."""
+        parts = -(-limit // BATCH_RUNS) if limit is not None else 0
+        self.progress.begin(f"random schedules ({strategy.value})", parts)
+        self._do(self._batches(strategy, limit))
+        return self._why_sampled(f" ({strategy.value})")
+
+    def _why_sampled(self, how: str) -> str:
+        if self._workers.interrupted:
+            return "interrupted"
+        if self.totals.found:
+            return f"found by random schedules{how}"
+        if not self.totals.schedules and self._out_of_time():
+            return "time ran out before a single schedule was through"
+        return f"{self.totals.schedules} random schedules{how} broke nothing"
+
+    def _batches(self, strategy: Strategy, limit: int | None) -> Iterator[Job]:
         done = 0
-        turn = 0
         while (limit is None or done < limit) and not self._out_of_time():
             count = BATCH_RUNS if limit is None else min(BATCH_RUNS, limit - done)
             self._numbers += 1
-            yield Job(
-                self._numbers,
-                strategies[turn % len(strategies)],
-                first=turn * BATCH_RUNS,
-                count=count,
-                until=self._until,
-            )
+            yield Job(self._numbers, strategy, first=done, count=count, until=self._until)
             done += count
-            turn += 1
 
     # Exhaustive
 

@@ -152,6 +152,9 @@ def verdict_lines(verdict: Verdict, options: Options) -> list[str]:
         f"{bound} preemptions, at most {verdict.failures} failures, by {verdict.strategy}",
         f"{counts} in {verdict.seconds:.1f} s",
     ]
+    if verdict.drawn:
+        drawn = ", ".join(f"{count} by {name}" for name, count in verdict.drawn.items())
+        said.append(f"random schedules: {drawn}")
     if verdict.missing_witnesses:
         said.append(f"never reached: {', '.join(verdict.missing_witnesses)}")
     if verdict.outcome is not Outcome.BROKEN and verdict.coverage:

@@ -114,6 +114,10 @@ class ScenarioSubject:
         results = sorted((r.actor, r.text, r.result) for r in world.record.results)
         return (tuple(results), tuple(world.pages), tuple(world.dead))
 
+    def came_out(self, built: Built) -> object:
+        """Its end, and which calls of the module ended with which statuses on the way."""
+        return (self.final(built), frozenset(_world(built).world.module.counts))
+
 
 def _world(built: Built) -> ScenarioWorld:
     assert isinstance(built.world, ScenarioWorld)

@@ -51,13 +51,16 @@ REDONE_MAX = 50
 
 
 class Job(msgspec.Struct, frozen=True):
-    """Part of a search. `first`, `count`: numbers of random runs. `prefix`, `preemptions`: a
-    subtree of the exhaustive search. Jobs count in the order of `number`."""
+    """Part of a search. `first`, `count`, `stride`: numbers of random runs; `compares`: it is of
+    interest how they come out. `prefix`, `preemptions`: a subtree of the exhaustive search. Jobs
+    count in the order of `number`."""
 
     number: int
     strategy: Strategy
     first: int = 0
     count: int = 0
+    stride: int = 1
+    compares: bool = False
     preemptions: int = 0
     failures: int = 0
     prefix: list[int] = []
@@ -77,7 +80,8 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class JobResult(msgspec.Struct):
-    """What a job saw. `complete`: all that it was to do is done."""
+    """What a job saw. `complete`: all that it was to do is done. `outcomes`: the ways in which its
+    random runs came out, as numbers that mean the same in all forks of a process."""
 
     number: int
     complete: bool
@@ -86,6 +90,7 @@ class JobResult(msgspec.Struct):
     states: int = 0
     found: list[Found] = []
     coverage: dict[str, int] = {}
+    outcomes: list[int] = []
     note: str = ""
 
 
@@ -200,20 +205,25 @@ class Searcher:
         make = Pct if job.strategy is Strategy.PCT else RandomWalk
         for _ in range(REDONE_MAX):
             result = JobResult(job.number, complete=True)
+            outcomes: dict[int, None] = {}
+            last = job.first + job.count * job.stride
             try:
                 self.runner.settle()
-                for number in range(job.first, job.first + job.count):
+                for number in range(job.first, last, job.stride):
                     if budget.passed(job.until):
                         result.complete = False
                         break
                     run = self.one_run(make(self.options, number, self.length))
                     result.schedules += 1
                     result.steps += run.steps
+                    if job.compares:
+                        outcomes[hash(self.subject.came_out(self.runner.built))] = None
                     if run.finding is not None and self._repeats(run):
                         result.found.append(_found(run.finding, run))
                         if not self.options.keep_going:
                             break
                 self.runner.settle()
+                result.outcomes = list(outcomes)
                 return result
             except StateMissed:
                 continue

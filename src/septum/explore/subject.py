@@ -97,6 +97,10 @@ class Subject(Protocol):
     def final(self, built: Built) -> object:
         """What two searches must agree on about the end of a run: a hashable value."""
 
+    def came_out(self, built: Built) -> object:
+        """How a run came out, where a search wants to see as many ways as it can: a hashable
+        value."""
+
 
 class Strategy(StrEnum):
     """How schedules are chosen."""

@@ -46,6 +46,7 @@ class Verdict(msgspec.Struct, frozen=True):
     """The answer of a search, and what stands behind it.
 
     `level` is the largest number of preemptions of which all schedules were tried; -1 none.
+    `drawn`: how many random schedules of which kind a search of several kinds has drawn.
     `timed_out`: the clock ended the search, not another budget.
     """
 
@@ -65,6 +66,7 @@ class Verdict(msgspec.Struct, frozen=True):
     counterexamples: list[Counterexample] = []
     coverage: dict[str, int] = {}
     missing_witnesses: list[str] = []
+    drawn: dict[str, int] = {}
     interrupted: bool = False
     level: int = -1
     timed_out: bool = False
