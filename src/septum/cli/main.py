@@ -267,7 +267,9 @@ def explore(
     schedules: Annotated[
         int | None, typer.Option(help="At most so many schedules for each scenario.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; without it, one for each core.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
     check: Annotated[
         str, typer.Option(help="When promises are checked: end, quiet or every-step.")
@@ -287,6 +289,7 @@ def explore(
     """Try every interleaving and failure of a scenario; tell the shortest story of what broke."""
     from septum.cli.report import write_token_page
     from septum.explore.command import explore_command
+    from septum.explore.parallel import cores
 
     raise SystemExit(
         explore_command(
@@ -297,7 +300,7 @@ def explore(
             failures,
             time,
             schedules,
-            workers,
+            cores() if workers is None else workers,
             seed,
             check,
             json,
@@ -331,7 +334,9 @@ def compare(
     failures: Annotated[int, typer.Option(help="At most so many injected failures.")] = 1,
     schedules: Annotated[int, typer.Option(help="At most so many schedules in a search.")] = 10_000,
     time: Annotated[float, typer.Option(help="Seconds for one search.")] = 20.0,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; without it, one for each core.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
     check: Annotated[
         str, typer.Option(help="When promises are checked: end, quiet or every-step.")
@@ -348,6 +353,7 @@ def compare(
     """Which promises does each design break, and what does it cost? Without any: all of them."""
     from septum.compare.command import Wanted, compare_command, scenario_names
     from septum.compare.result import Bounds
+    from septum.explore.parallel import cores
 
     kinds = [kind for kind, on in (("ablation", ablations), ("proposal", proposals)) if on]
     raise SystemExit(
@@ -357,7 +363,7 @@ def compare(
                 kinds=tuple(kinds),
                 scenarios=scenario_names(scenarios),
                 bounds=Bounds(preemptions, failures, schedules, time, seed, check),
-                workers=workers,
+                workers=cores() if workers is None else workers,
                 costs=cost,
                 as_json=json,
                 html=html,

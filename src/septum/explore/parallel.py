@@ -31,10 +31,19 @@ if TYPE_CHECKING:
 
     from septum.explore.subject import Options, Subject
 
+CORES_MAX = 16
+"""So many processes are started where nobody says how many."""
+
 _ENCODE = msgspec.msgpack.Encoder()
 _JOB = msgspec.msgpack.Decoder(Job)
 _PIDS = msgspec.msgpack.Decoder(list[int])
 _SPREAD = b"spread"
+
+
+def cores() -> int:
+    """The processors that this process may run on, CORES_MAX at most."""
+    may_run_on = getattr(os, "sched_getaffinity", None)  # not every system has it
+    return min(CORES_MAX, len(may_run_on(0)) if may_run_on else os.cpu_count() or 1)
 
 
 class _Reply(msgspec.Struct):
