@@ -5,6 +5,7 @@ Each test breaks one thing in it and sees the promise catch it. Nothing of the k
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,10 @@ if TYPE_CHECKING:
 
     from septum.abi.types import Pfn
 
+WRONG_NUMBER = re.compile(
+    r"\b1 (pages|frames|allocations)\b|\b1 of its 4 KB pages are\b|\(1 page\)[^;(]* (are|their)\b"
+)
+"""One page are, 1 frames."""
 PAGES = (0, 1, 512)
 TABLES_FROM = 0x100  # page tables and control pages
 GUEST_FROM = 0x40000  # PFN that backs GFN 0
@@ -279,8 +284,10 @@ class TinyWorld:
         checker.quiet_point("test", vm_spans(self.kvm, [(start, end)]))
 
     def texts(self) -> list[str]:
-        """What was found."""
-        return [f"{f.promise}: {f.text}" for f in self.sim.findings]
+        """What was found, in words whose number is right."""
+        texts = [f"{f.promise}: {f.text}" for f in self.sim.findings]
+        assert not [text for text in texts if WRONG_NUMBER.search(text)]
+        return texts
 
 
 @pytest.fixture

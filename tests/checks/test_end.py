@@ -51,7 +51,7 @@ class TestTeardown:
         leaf.pt, leaf.owner = 3, world.td_pfn
         checker.finish()
         (text,) = world.texts()
-        assert "1 pages are still its own, the first one PFN 0x40200 (2M, REG)" in text
+        assert "1 page is still its own, PFN 0x40200 (2M, REG)" in text
 
     def test_a_small_page_is_left(self, world):
         checker = torn_down(world)
@@ -88,14 +88,14 @@ class TestTeardown:
         leave(world)
         world.machine.mem.write(world.pfn_of(3), HKID, 1)
         checker.finish()
-        assert "1 frames, the first one PFN 0x40003, still have dirty lines" in world.texts()[0]
+        assert "1 frame, PFN 0x40003, still has dirty lines" in world.texts()[0]
 
     def test_frames_are_not_reset_where_they_must_be(self, world):
         world.host.params.x86_bug_tdx_pw_mce = True
         checker = torn_down(world)
         leave(world)
         checker.finish()
-        assert "512 frames" in world.texts()[0]
+        assert "512 frames, the first one PFN 0x40000, were not reset" in world.texts()[0]
         assert "not reset" in world.texts()[0]
 
     def test_an_allocation_is_never_freed(self, world):
@@ -105,7 +105,7 @@ class TestTeardown:
         leave(world)
         checker.finish()
         (text,) = world.texts()
-        assert "1 allocations of leaky were never freed" in text
+        assert "1 allocation of leaky was never freed, PFN" in text
 
 
 class TestNoBug:

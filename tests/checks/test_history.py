@@ -205,6 +205,16 @@ def test_the_guests_own_record_is_enough(world):
     checker.finish()
     (text,) = world.texts()
     assert "GFNs [0x200, 0x400) (512 pages), which the guest had accepted" in text
+    assert ", are pending again" in text
+
+
+def test_one_page_is_and_many_are(world):
+    world.split(0x200)
+    checker = world.checker(["accept-once"])
+    world.set_sept(0x203, 1, world.leaf(world.pfn_of(0x203), pending=True))
+    checker.finish()
+    (text,) = world.texts()
+    assert "GFN 0x203 (1 page), which the guest had accepted and not given up, is pending" in text
 
 
 def test_what_user_space_takes_against_the_guest_is_not_the_kernels_fault(world, checker):

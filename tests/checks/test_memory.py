@@ -121,7 +121,17 @@ class TestGuestData:
 
     def test_gone(self, world):
         world.set_sept(0x200, 2, FREE_ENTRY)
-        assert "GFNs [0x200, 0x400) (512 pages)" in found(world, "guest-data")[0]
+        (text,) = found(world, "guest-data")
+        assert "GFNs [0x200, 0x400) (512 pages), which the guest wrote" in text
+        assert text.endswith("are mapped to no frame")
+
+    def test_one_page_gone(self, world):
+        world.memory.write(0x403 << 12, 1, 7)
+        world.machine.mem.write(world.pfn_of(0x403), HKID, 7)
+        world.set_sept(0x403, 1, FREE_ENTRY)
+        (text,) = found(world, "guest-data")
+        assert "GFN 0x403 (1 page), which the guest wrote" in text
+        assert text.endswith("is mapped to no frame")
 
     def test_a_write_under_way_is_the_guests_own(self, world):
         world.memory.last_token = 8

@@ -71,7 +71,7 @@ class TestPamt:
         frame = dynamic.pfn_of(0x200) >> 9
         dynamic.host.x86_tdx.state.pamt_refcounts[frame] += 1
         assert (
-            "1 of its 4 KB pages are in TDX use, and the kernel counts 2"
+            "1 of its 4 KB pages is in TDX use, and the kernel counts 2"
             in (found(dynamic, "pamt")[0])
         )
 
@@ -260,6 +260,14 @@ class TestAllOrNothing:
             "convert [0x10, 0x20) failed (-12), and GFNs [0x0, 0x200) (512 pages) lost"
             in (world.texts()[0])
         )
+
+    @pytest.mark.parametrize(("gfn", "level", "whose"), [(0, 2, "their"), (0x403, 1, "its")])
+    def test_it_says_whose_mapping(self, world, checker, gfn, level, whose):
+        world.map(0x403, 1, pending=True)
+        op = world.begin(checker, "convert", 0x10, 0x410)
+        world.set_sept(gfn, level, FREE_ENTRY)
+        assert self.end(checker, op, -12) == "broken"
+        assert world.texts()[-1].endswith(f"lost {whose} mapping")
 
     def test_failure_may_split(self, world, checker):
         op = world.begin(checker, "convert", 0x10, 0x20)

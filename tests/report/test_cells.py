@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from septum.abi.types import PMD_SIZE
 from septum.report import Bank, PageKind, Region
 from septum.report.cells import MIXED, Counts, OverlapError, cell_size, count_kinds, cut
+from septum.report.memory_map import leaves_text
 
 KINDS = list(PageKind)
 PAGES_PER_2M = 512
@@ -115,3 +116,11 @@ def test_regions_outside_of_banks_are_left_out() -> None:
         PageKind.SHARED: 7,
         PageKind.UNACCEPTED: 505,
     }
+
+
+def test_one_leaf_is_a_leaf() -> None:
+    """Nouns are as many as their number says."""
+    assert leaves_text(PageKind.PRIVATE_2M, 512) == "1 leaf"
+    assert leaves_text(PageKind.PRIVATE_2M, 1024) == "2 leaves"
+    assert leaves_text(PageKind.SHARED, 1) == "1 page"
+    assert leaves_text(PageKind.PRIVATE_4K, 2000) == "2,000 leaves"

@@ -9,7 +9,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from septum.errors import InputError
-from septum.linux.kvm.events import KvmMmuSplitHugePage
+from septum.linux.kvm.events import (
+    KvmGmemFolioEvent,
+    KvmMemoryAttributesEvent,
+    KvmMirrorLeavesEvent,
+    KvmMmuSplitHugePage,
+)
 from septum.module.events import SeamcallEvent
 from septum.sim.events import Event, FindingEvent, SwitchEvent
 from septum.trace import TraceHeader, TraceReader, TraceWriter, event_types, read_trace
@@ -154,3 +159,21 @@ def test_every_event_class_has_words() -> None:
     assert step.text == "test_new gpa 0x1000 why so"
     assert "test_new" not in event_types()
     assert describe(SwitchEvent(0, "t", 0, "u", "lock")).text == "switch to u at lock"
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        (KvmMemoryAttributesEvent(0, "t", 0, 1, 5, 1, 0), "gfn 0x5 + 0x1 page: shared"),
+        (KvmMemoryAttributesEvent(0, "t", 0, 1, 5, 2, 0), "gfn 0x5 + 0x2 pages: shared"),
+        (KvmGmemFolioEvent(0, "t", 0, 1, 5, 1, 8, 0), "+ 0x1 page: 4K folio, pfn 0x8"),
+        (KvmGmemFolioEvent(0, "t", 0, 1, 0, 512, 0, 9), "+ 0x200 pages: 2M folio, pfn 0x0"),
+        (KvmGmemFolioEvent(0, "t", 0, 1, 0, 1024, 0, 9), "+ 0x400 pages: 2M folios, pfn 0x0"),
+        (KvmGmemFolioEvent(0, "t", 0, 1, 5, 1, 0, -1), "gfn 0x5 + 0x1 page: no folio"),
+        (KvmMirrorLeavesEvent(0, "t", 0, 1, 0, 2, 1, 0), "gfn 0x0 2M + 0x1 leaf"),
+        (KvmMirrorLeavesEvent(0, "t", 0, 1, 0, 2, 3, 0), "gfn 0x0 2M + 0x3 leaves"),
+    ],
+)
+def test_one_page_is_a_page(event: Event, words: str) -> None:
+    """Nouns are as many as their number says."""
+    assert describe(event).text.endswith(words)

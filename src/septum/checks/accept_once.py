@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from septum.checks.intervals import Intervals
 from septum.checks.promise import Promise
 from septum.checks.sept import END_GFN
-from septum.checks.text import entry_text, level_text, pages_text
+from septum.checks.text import agree, entry_text, level_text, pages_text
 
 if TYPE_CHECKING:
     from septum.checks.view import VmView
@@ -45,6 +45,6 @@ class AcceptOnce(Promise):
             self.broken(
                 (vm.name, start, end),
                 f"{vm.name}: {pages_text(start, end)}, which the guest had accepted and not given "
-                f"up, are pending again (S-EPT {level_text(level)} entry of GFN {start:#x}: "
-                f"{entry_text(entry, vm.hpa_mask)})",
+                f"up, {agree(end - start, 'is', 'are')} pending again (S-EPT {level_text(level)} "
+                f"entry of GFN {start:#x}: {entry_text(entry, vm.hpa_mask)})",
             )

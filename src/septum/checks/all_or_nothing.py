@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from septum.checks.history import states_in
 from septum.checks.intervals import Intervals
 from septum.checks.promise import Promise
-from septum.checks.text import pages_text
+from septum.checks.text import agree, pages_text
 
 if TYPE_CHECKING:
     from septum.checks.checker import Checker
@@ -94,12 +94,13 @@ class AllOrNothing(Promise):
         for what, lost in (
             ("changed between private and shared", changed),
             ("lost the guest's ACCEPT", accepted.minus(accepted_now)),
-            ("lost their mapping", mapped.minus(mapped_now)),
+            ("lost {its} mapping", mapped.minus(mapped_now)),
         ):
             for start, end in lost.minus(not_ours):
+                told = what.format(its=agree(end - start, "its", "their"))
                 self.broken(
                     (op.number, vm.name, what),
-                    f"{vm.name}: {op} failed ({op.ret}), and {pages_text(start, end)} {what}",
+                    f"{vm.name}: {op} failed ({op.ret}), and {pages_text(start, end)} {told}",
                 )
                 break
 

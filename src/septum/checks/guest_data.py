@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from septum.checks.intervals import Intervals
 from septum.checks.promise import Promise
 from septum.checks.sept import END_GFN, PENDING_STATE
-from septum.checks.text import pages_text
+from septum.checks.text import agree, pages_text
 
 if TYPE_CHECKING:
     from septum.checks.checker import Checker
@@ -70,7 +70,7 @@ class GuestData(Promise):
             self.broken(
                 (vm.name, "gone", start, end),
                 f"{vm.name}: {pages_text(start, end)}, which the guest wrote and did not give up, "
-                "are mapped to no frame",
+                f"{agree(end - start, 'is', 'are')} mapped to no frame",
             )
 
     def _compare(self, vm: VmView, start: int, end: int, pfn: int, token: int) -> None:

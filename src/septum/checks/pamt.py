@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.checks.promise import Promise
+from septum.checks.text import agree
 from septum.module.pamt import PT_NDA, PT_PAMT, PT_RSVD
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ class PamtPairs(Promise):
             pair = "has a pair" if has_pair else "has no pair"
             self.broken(
                 (frame,),
-                f"the 2 MB frame at PFN {frame << 9:#x} {pair}, {users} of its 4 KB pages are in "
-                f"TDX use, and the kernel counts {count}",
+                f"the 2 MB frame at PFN {frame << 9:#x} {pair}, {users} of its 4 KB pages "
+                f"{agree(users, 'is', 'are')} in TDX use, and the kernel counts {count}",
             )
         for frame, count in sorted(counts.items()):
             if count:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.checks.promise import Promise
-from septum.checks.text import level_text
+from septum.checks.text import agree, level_text
 from septum.machine.mem import CLEAN
 from septum.module.pamt import PAGE_TYPE_NAMES, PT_NDA, PT_PAMT, PT_RSVD
 from septum.module.state import HKID_FREE
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Owned = tuple[int, int, int]
 """(HPA, KVM level, page type) of a page that a TD owns in the PAMT."""
+
+_OWN = ("page is still its own,", "pages are still its own, the first one")
 
 
 class Teardown(Promise):
@@ -59,8 +61,8 @@ class Teardown(Promise):
             hpa, level, kind = left[0]
             self.broken(
                 (vm.name, "pages"),
-                f"{vm.name} is gone, and in the PAMT {len(left)} pages are still its own, the "
-                f"first one PFN {hpa >> 12:#x} ({level_text(level)}, "
+                f"{vm.name} is gone, and in the PAMT {len(left)} {agree(len(left), *_OWN)} "
+                f"PFN {hpa >> 12:#x} ({level_text(level)}, "
                 f"{PAGE_TYPE_NAMES.get(kind, kind)})",
             )
 
@@ -81,8 +83,8 @@ class Teardown(Promise):
         for first, nr, what in self._unclean(vm.hkid):
             self.broken(
                 (vm.name, "lines", what),
-                f"{vm.name} is gone, and {nr} frames, the first one PFN {first:#x}, {what} its "
-                f"HKID {vm.hkid}",
+                f"{vm.name} is gone, and {nr} {agree(nr, 'frame,', 'frames, the first one')} PFN "
+                f"{first:#x}, {what} its HKID {vm.hkid}",
             )
 
     def _unclean(self, hkid: int) -> Iterator[tuple[int, int, str]]:
@@ -101,9 +103,11 @@ class Teardown(Promise):
             if must_reset:
                 keyed += _frames_with(block.key, first, hkid)
         if dirty:
-            yield dirty[0], len(dirty), "still have dirty lines of"
+            have = agree(len(dirty), "has", "have")
+            yield dirty[0], len(dirty), f"still {have} dirty lines of"
         if keyed:
-            yield keyed[0], len(keyed), "were not reset after"
+            were = agree(len(keyed), "was", "were")
+            yield keyed[0], len(keyed), f"{were} not reset after"
 
     def _outstanding(self) -> dict[int, tuple[int, str]]:
         mm = self.checker.world.host.mm
@@ -117,8 +121,10 @@ class Teardown(Promise):
         for site, pfns in sites.items():
             self.broken(
                 ("allocator", site),
-                f"{vm.name} was the last VM, and {len(pfns)} allocations of {site} were never "
-                f"freed, the first one PFN {pfns[0]:#x}",
+                f"{vm.name} was the last VM, and {len(pfns)} "
+                f"{agree(len(pfns), 'allocation', 'allocations')} of {site} "
+                f"{agree(len(pfns), 'was never freed,', 'were never freed, the first one')} "
+                f"PFN {pfns[0]:#x}",
             )
 
 

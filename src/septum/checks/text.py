@@ -12,6 +12,11 @@ def pages_text(start: int, end: int) -> str:
     return f"GFNs [{start:#x}, {end:#x}) ({end - start} pages)"
 
 
+def agree(nr: int, one: str, many: str) -> str:
+    """The word that goes with `nr` things: page or pages, is or are."""
+    return one if nr == 1 else many
+
+
 def level_text(level: int) -> str:
     """A KVM page level as 4K, 2M, 1G."""
     return LEVELS.get(level, f"level {level}")

@@ -10,7 +10,7 @@ from septum.report.cells import MIXED, BankCells, bank_title, cell_size, count_k
 from septum.report.lines import Lines, Span
 from septum.report.palette import LABELS, LETTERS
 from septum.report.result import PageKind
-from septum.report.words import count_text, gpa_text, size_text
+from septum.report.words import gpa_text, plural, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +25,9 @@ LEAF_PAGES = {PageKind.PRIVATE_1G: 1 << 18, PageKind.PRIVATE_2M: 512}
 def leaves_text(kind: str, nr_pages: int) -> str:
     """How many leaves (or pages, where there are no leaves) `nr_pages` pages are."""
     per_leaf = LEAF_PAGES.get(PageKind(kind), 1)
-    unit = "leaves" if per_leaf > 1 or kind == PageKind.PRIVATE_4K else "pages"
-    return f"{count_text(nr_pages // per_leaf)} {unit}"
+    if per_leaf > 1 or kind == PageKind.PRIVATE_4K:
+        return plural(nr_pages // per_leaf, "leaf", "leaves")
+    return plural(nr_pages, "page")
 
 
 def memory_map_lines(
@@ -84,5 +85,5 @@ def _legend_lines(lines: Lines, cut_banks: list[BankCells], cell_bytes: int) -> 
         lines.add(
             "  ",
             Span(f" {LETTERS[MIXED]} ", f"kind.{MIXED}"),
-            f" {LABELS[MIXED]:22}{'':12}{count_text(mixed) + ' cells':>20}",
+            f" {LABELS[MIXED]:22}{'':12}{plural(mixed, 'cell'):>20}",
         )

@@ -20,6 +20,7 @@ from septum.abi.spte import (
     spte_to_pfn,
 )
 from septum.abi.status import status_name
+from septum.checks.text import agree
 from septum.guest.events import GuestPhaseEvent, GuestReportEvent
 from septum.linux.kvm import events as kvm
 from septum.module.events import (
@@ -191,28 +192,36 @@ def _memslot(event: kvm.KvmMemslotEvent) -> Step:
     )
 
 
+def _pages(gfn: int, npages: int) -> str:
+    return f"gfn {gfn:#x} + {npages:#x} {agree(npages, 'page', 'pages')}"
+
+
 def _attributes(event: kvm.KvmMemoryAttributesEvent) -> Step:
     what = "private" if event.attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE else "shared"
-    return Step("attributes", f"gfn {event.gfn:#x} + {event.npages:#x} pages: {what}")
+    return Step("attributes", f"{_pages(event.gfn, event.npages)}: {what}")
 
 
 def _gmem_folio(event: kvm.KvmGmemFolioEvent) -> Step:
-    where = f"gfn {event.gfn:#x} + {event.npages:#x} pages"
+    where = _pages(event.gfn, event.npages)
     if event.order < 0:
         return Step("guest_memfd", f"{where}: no folio")
     size = FOLIO_SIZES.get(event.order, f"order {event.order}")
+    folios = agree(event.npages >> event.order, "folio", "folios")
     split = ", split" if event.split else ""
-    return Step("guest_memfd", f"{where}: {size} folios, pfn {event.pfn:#x}{split}")
+    return Step("guest_memfd", f"{where}: {size} {folios}, pfn {event.pfn:#x}{split}")
+
+
+def _leaves(names: tuple[str, ...], event: SeptLeavesEvent | kvm.KvmMirrorLeavesEvent) -> str:
+    word = agree(event.nr_leaves, "leaf", "leaves")
+    return f"{_level(names, event.level)} + {event.nr_leaves:#x} {word}"
 
 
 def _sept_leaves(event: SeptLeavesEvent) -> Step:
-    detail = f"{event.gpa:#x} {_level(TDX_LEVELS, event.level)} + {event.nr_leaves:#x} leaves"
-    return Step("S-EPT has", detail)
+    return Step("S-EPT has", f"{event.gpa:#x} {_leaves(TDX_LEVELS, event)}")
 
 
 def _mirror_leaves(event: kvm.KvmMirrorLeavesEvent) -> Step:
-    detail = f"gfn {event.gfn:#x} {_level(KVM_LEVELS, event.level)} + {event.nr_leaves:#x} leaves"
-    return Step("mirror has", detail)
+    return Step("mirror has", f"gfn {event.gfn:#x} {_leaves(KVM_LEVELS, event)}")
 
 
 def _lock(event: LockEvent) -> Step:
