@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from septum.abi.errno import EAGAIN
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE as PRIVATE
 from septum.abi.sept import PENDING, RWX
 from septum.abi.status import TDX_SUCCESS
@@ -136,6 +137,16 @@ class StoresBeforeItLooks(GuestMemfd):
         return super().kvm_gmem_convert(inode, start, nr_pages, attrs)
 
 
+class StoresUpToThePageThatIsHeld(GuestMemfd):
+    """Converts what comes before a page that somebody holds, and says that it stopped there."""
+
+    def kvm_gmem_convert(self, inode, start, nr_pages, attrs):
+        ret, index = super().kvm_gmem_convert(inode, start, nr_pages, attrs)
+        if ret == -EAGAIN:
+            range_store(inode.attributes, start, index, attrs)
+        return ret, index
+
+
 class ZapsTheFolioOnTheWayBack(GuestMemfd):
     """A page that becomes private again takes the rest of its 2 MB with it."""
 
@@ -169,6 +180,7 @@ CASES = [
     ({"tdx": ForgetsTheVirtualApic}, "wake-before-halt", "progress"),
     ({"gmem": LeavesInvalidationOpen}, "gmem-convert-fault-race", "progress"),
     ({"gmem": StoresBeforeItLooks}, "gmem-conversions-pinned", "all-or-nothing"),
+    ({"gmem": StoresUpToThePageThatIsHeld}, "gmem-conversions-pinned", "all-or-nothing"),
     ({"tdx": KeepsTheKey}, "teardown-split", "teardown"),
 ]
 SEEDS = 8

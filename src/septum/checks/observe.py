@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+from septum.abi.errno import EAGAIN
 from septum.abi.exitqual import EXIT_REASON_EPT_VIOLATION
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.checks.mapping_in_folio import piece_at
@@ -100,8 +101,14 @@ class _GmemHooks(GuestMemfd):
         op = _begin(self, "KVM_SET_MEMORY_ATTRIBUTES2", spans, aim)
         ret = super().kvm_gmem_set_attributes(f, attrs)
         if ret and op is not None:
-            # What comes before the offset that is reported has been converted.
-            op.kept = gmem_spans(f.inode, max(start, attrs.error_offset >> 12), end)
+            # One huge page is converted after the other. Those before the one with the reported
+            # offset have been; of that one nothing has, also where the offset is not where it
+            # begins, but that of the page that somebody holds: references are looked at before
+            # anything changes but host page tables.
+            stopped_at = attrs.error_offset >> 12
+            if ret == -EAGAIN:
+                stopped_at -= stopped_at % self._kvm_gmem_batch_size(f.inode)
+            op.kept = gmem_spans(f.inode, max(start, stopped_at), end)
         return _end(self, op, ret)
 
     def kvm_gmem_fallocate(self, f: GmemFile, mode: int, offset: int, length: int) -> int:

@@ -180,6 +180,11 @@ class GmemAttrs(GmemRange):
         self.sim.point("mas_store")
         self.mas_store(inode, start, end, attrs)
 
+    def _kvm_gmem_batch_size(self, inode: GmemInode) -> int:
+        """Pages that are converted at once: the original folio, or all of the file. Source: the
+        loop of __kvm_gmem_set_attributes()."""
+        return 1 << inode.page_order if inode.page_order else inode.i_size >> 12
+
     def _kvm_gmem_set_attributes(
         self, inode: GmemInode, start: int, nr_pages: int, attrs: int
     ) -> tuple[int, int]:
@@ -188,7 +193,7 @@ class GmemAttrs(GmemRange):
         ret = err_index = 0
         if not self.kvm_gmem_range_has_attributes(inode, start, nr_pages, attrs):
             end = start + nr_pages
-            batch_size = 1 << inode.page_order if inode.page_order else inode.i_size >> 12
+            batch_size = self._kvm_gmem_batch_size(inode)
             at = start
             while at < end:
                 batch_end = min((at // batch_size + 1) * batch_size, end)
