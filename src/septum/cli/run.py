@@ -32,6 +32,7 @@ from septum.sim import (
     decode_token,
     encode_token,
 )
+from septum.sim.schedule import SEARCHED
 from septum.trace.header import TraceHeader
 from septum.trace.writer import TraceWriter
 from septum.vmm.layout import check_memory_size, parse_memory_size
@@ -137,9 +138,14 @@ def decode_run(token: str) -> tuple[BootRecipe | ScenarioRecipe, Schedule]:
     if packed.startswith(TOY):
         raise InputError(f"the token is of {packed.decode()}: toys have no pictures; replay it")
     try:
-        return msgspec.msgpack.decode(packed, type=BootRecipe | ScenarioRecipe), schedule
+        recipe = msgspec.msgpack.decode(packed, type=BootRecipe | ScenarioRecipe)
     except msgspec.MsgspecError as error:
         raise InputError(f"the token says nothing that this Septum can build ({error})") from None
+    if isinstance(recipe, ScenarioRecipe) and schedule.spec() == ("list", SEARCHED):
+        from septum.explore.replay import Again
+
+        return recipe, Again(schedule.given())
+    return recipe, schedule
 
 
 def _decode(token: str) -> tuple[bytes, Schedule]:

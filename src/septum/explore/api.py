@@ -18,6 +18,7 @@ from septum.explore.split import split
 from septum.explore.subject import UNBOUNDED, Strategy
 from septum.explore.verdict import Counterexample, Outcome, Verdict
 from septum.sim import ListSchedule, encode_token
+from septum.sim.schedule import SEARCHED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -337,7 +338,8 @@ class Search:
             passing, late = shrunk.passing, shrunk.late
             steps, preemptions, failures = run.steps, run.preemptions, run.failures
             finding = shrunk.run.finding
-        token = encode_token(__version__, self._subject.recipe, ListSchedule(list(answers)))
+        schedule = ListSchedule(list(answers), SEARCHED)
+        token = encode_token(__version__, self._subject.recipe, schedule)
         return Counterexample(
             finding=finding,
             answers=trim(answers[:told]),

@@ -7,10 +7,34 @@ from typing import TYPE_CHECKING
 from septum.explore.run import Replaying, Runner
 from septum.explore.subject import Options
 from septum.explore.toybox import find_toy
+from septum.scenarios.failures import Failures
+from septum.sim.schedule import SEARCHED
 
 if TYPE_CHECKING:
     from septum.explore.subject import Subject
-    from septum.sim import Finding
+    from septum.sim import Finding, Sim
+
+
+class Again(Replaying):
+    """The answers of a token that a search made, in a world that was built for this one run.
+
+    Where the search's run ended this one goes on undisturbed, as far as a search would let it: what
+    has no end ends where it ended there, with the same finding.
+    """
+
+    __slots__ = ()
+
+    def attach(self, sim: Sim) -> None:
+        """The run begins."""
+        self.reset()
+        self.lasts = True
+        self.watch(sim, Options(), Failures.is_failure)
+
+    def given(self) -> list[int]:
+        return self.answers
+
+    def spec(self) -> tuple[str, int]:
+        return ("list", SEARCHED)
 
 
 def find_subject(name: str, design: str = "v3", check: str = "end") -> Subject:

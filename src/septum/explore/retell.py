@@ -13,6 +13,7 @@ from septum.explore.subject import Options
 from septum.explore.verdict import Counterexample
 from septum.scenarios.run import run_scenario
 from septum.sim import ListSchedule, decode_token, encode_token
+from septum.sim.schedule import SEARCHED
 
 if TYPE_CHECKING:
     from septum.checks.checker import Mode
@@ -50,7 +51,7 @@ def retell(scenario: Scenario, design: str, schedule: Schedule, check: Mode) -> 
         return []
     numbers = (run.steps, run.preemptions, run.failures)
     answers = list(run.answers)
-    token = encode_token(__version__, subject.recipe, ListSchedule(answers))
+    token = encode_token(__version__, subject.recipe, ListSchedule(answers, SEARCHED))
     example = Counterexample(run.finding, answers, *numbers, *numbers, token=token)
     said = heading(run.finding, scenario.name, subject.design, None)
     said += ", as the scenario foresees" * foreseen

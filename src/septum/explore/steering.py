@@ -13,9 +13,11 @@ from septum.explore import budget
 from septum.sim import RunStopped, Schedule
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from septum.explore.run import Runner
+    from septum.explore.subject import Options
     from septum.explore.track import Tracker
     from septum.sim import Sim, Task
 
@@ -123,15 +125,19 @@ class Steering(Schedule):
     def begin(self, sim: Sim, runner: Runner) -> None:
         """A run begins."""
         self.reset()
-        self.sim = sim
         if runner.tracker is not None:
             runner.tracker.patches.hush(self.begins_unheard())
-        self.max_points = runner.options.max_points
-        self.spin_points = runner.options.spin_points
-        self.is_failure = runner.subject.is_failure
         self.lasts = runner.tracker is None
         self._traced = runner.tracker
         self._until = runner.until
+        self.watch(sim, runner.options, runner.subject.is_failure)
+
+    def watch(self, sim: Sim, options: Options, is_failure: Callable[[str], bool]) -> None:
+        """From now on steer what runs in `sim`."""
+        self.sim = sim
+        self.max_points = options.max_points
+        self.spin_points = options.spin_points
+        self.is_failure = is_failure
         self._no_end_at = self.max_points * (1 + FAIR_TIMES)
         self._asked_at = sim.nr_points
         sim.alarm_at = self._asked_at + CLOCK_EVERY
@@ -209,7 +215,7 @@ class Steering(Schedule):
         sim = self.sim
         passed = sim.nr_points - self._asked_at
         if passed >= ALONE_MAX:
-            self._no_end()
+            self._no_end(passed)
         if passed >= CLOCK_EVERY:
             self._look_at_clock()
         sim.alarm_at = sim.nr_points + min(CLOCK_EVERY - passed % CLOCK_EVERY, ALONE_MAX - passed)
@@ -239,12 +245,16 @@ class Steering(Schedule):
     def was_skipped(self, count: int) -> None:
         """At `count` scheduling points the current task went on, as was said (Sim.skip_points)."""
 
-    def _no_end(self) -> None:
+    def _no_end(self, nr_alone: int = 0) -> None:
+        """`nr_alone`: so many scheduling points the current task has passed since the last
+        decision."""
         sim = self.sim
         self.stopped = True
         names = ", ".join(t.name for t in sim.tasks if not t.done)
         nr_fair = self.decisions - 1 - self.max_points
         turns = f", the last {nr_fair} in turns" if self.fair_from >= 0 else ""
+        if nr_alone:
+            turns += f", and {nr_alone} scheduling points of {sim.current.name} after them"
         sim.find(
             "progress",
             f"no end after {self.decisions - 1} scheduling decisions{turns};"

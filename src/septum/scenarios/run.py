@@ -150,10 +150,9 @@ def run_in(
         tell_memory(run.world)
     run.run(schedule)
     recipe = recipe_for_token(run.scenario, run.design, run.checker.mode)
-    token = encode_token(
-        __version__, msgspec.msgpack.encode(recipe), ListSchedule(list(run.sim.answers))
-    )
     kind, seed = schedule.spec()
+    made = ListSchedule(list(run.sim.answers), seed if kind == "list" else 0)
+    token = encode_token(__version__, msgspec.msgpack.encode(recipe), made)
     outcome = outcome_of(run, token, kind, seed)
     if sink is not None:
         # A trace is all that some readers have: it says what is not as the scenario says, too.

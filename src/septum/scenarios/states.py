@@ -97,9 +97,8 @@ def scenario_states(
         if not is_quiet(event) or state != steps[-1].state:
             steps.append(StateStep(event.task, describe(event).text, state))
 
-    world.sim.schedule = schedule
     world.sim.set_sink(see)
-    world.spawn()
+    world.begin(schedule)
     with suppress(RunStopped):
         world.sim.run()
         world.finish()

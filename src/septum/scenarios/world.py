@@ -259,11 +259,16 @@ class ScenarioWorld:
 
     # One whole run
 
+    def begin(self, schedule: Schedule) -> None:
+        """The tasks of the programs, under `schedule`. The scheduler has not run yet."""
+        self.sim.schedule = schedule
+        schedule.attach(self.sim)
+        self.spawn()
+
     def run(self, schedule: Schedule) -> None:
         """From the beginning of the programs to the last page; to where a promise was broken for
         good (an endless retry), or to the first finding with `sim.stop_on_finding`."""
-        self.sim.schedule = schedule
-        self.spawn()
+        self.begin(schedule)
         try:
             self.sim.run()
             self.finish()

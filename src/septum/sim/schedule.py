@@ -12,10 +12,16 @@ import base64
 import random
 import zlib
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import msgspec
 
+if TYPE_CHECKING:
+    from septum.sim.sim import Sim
+
 TOKEN_PREFIX = "septum1."
+SEARCHED = 1
+"""Where answers come from that a search has found."""
 ALTERNATIVE = "choose:"
 """How the names of choice points begin whose outcomes are all ordinary."""
 
@@ -27,6 +33,14 @@ class Schedule(ABC):
 
     coarse: bool = False
     """Whether a run of alike steps that touch nothing shared may go without being interrupted."""
+
+    # Empty on purpose: most schedules look at nothing but what they are asked.
+    def attach(self, sim: Sim) -> None:  # noqa: B027
+        """A run in `sim` is about to begin, which asks this schedule."""
+
+    def given(self) -> list[int]:
+        """The answers that it was given to repeat; none where it makes them."""
+        return []
 
     @abstractmethod
     def pick(self, n: int, forced: bool) -> int:
@@ -108,13 +122,15 @@ class ListSchedule(Schedule):
     """Answers from a recorded list, in order; 0 when the list is exhausted.
 
     An answer that does not fit its question (the model changed since the recording) is taken
-    modulo the number of alternatives and counted in `misfits`.
+    modulo the number of alternatives and counted in `misfits`. `origin` SEARCHED: the answers are
+    of a search, which brings a run to an end that has none.
     """
 
-    __slots__ = ("_at", "answers", "misfits")
+    __slots__ = ("_at", "answers", "misfits", "origin")
 
-    def __init__(self, answers: list[int]) -> None:
+    def __init__(self, answers: list[int], origin: int = 0) -> None:
         self.answers = answers
+        self.origin = origin
         self.misfits = 0
         self._at = 0
 
@@ -134,8 +150,11 @@ class ListSchedule(Schedule):
     def choose(self, name: str, n: int) -> int:
         return self._next(n)
 
+    def given(self) -> list[int]:
+        return self.answers
+
     def spec(self) -> tuple[str, int]:
-        return ("list", 0)
+        return ("list", self.origin)
 
 
 class TokenBody(msgspec.Struct, array_like=True):
@@ -151,8 +170,7 @@ class TokenBody(msgspec.Struct, array_like=True):
 def encode_token(version: str, recipe: bytes, schedule: Schedule) -> str:
     """The replay token of a run: everything that the run is a function of, as one word."""
     kind, seed = schedule.spec()
-    answers = schedule.answers if isinstance(schedule, ListSchedule) else []
-    body = msgspec.msgpack.encode(TokenBody(version, recipe, kind, seed, answers))
+    body = msgspec.msgpack.encode(TokenBody(version, recipe, kind, seed, schedule.given()))
     return TOKEN_PREFIX + base64.urlsafe_b64encode(zlib.compress(body, 9)).decode().rstrip("=")
 
 
@@ -175,7 +193,7 @@ def decode_token(token: str) -> tuple[str, bytes, Schedule]:
 
 
 def make_schedule(kind: str, seed: int, answers: list[int] | None = None) -> Schedule:
-    """A schedule by name: "round-robin" (seed is the quantum), "random" or "list".
+    """A schedule by name: "round-robin" (seed is the quantum), "random" or "list" (the origin).
 
     Raises ValueError for another name.
     """
@@ -184,5 +202,5 @@ def make_schedule(kind: str, seed: int, answers: list[int] | None = None) -> Sch
     if kind == "random":
         return RandomSchedule(seed)
     if kind == "list":
-        return ListSchedule(answers or [])
+        return ListSchedule(answers or [], seed)
     raise ValueError(f"no schedule is called {kind!r}; there are round-robin, random and list")
