@@ -88,7 +88,12 @@ def test_what_one_comes_to_look_at_all_do(told) -> None:  # type: ignore[no-unty
     )
     unread = next(kind for kind in range(1, 1 << 16) if kind not in tracker.watched._read)
     tracker.watched._asked.add(unread)
-    for opened in (("slot", kind, name), ("order", ordered, ""), ("read", unread, "")):
+    for opened in (
+        ("slot", kind, name),
+        ("order", ordered, ""),
+        ("orders", 0xFFFF, ""),
+        ("read", unread, ""),
+    ):
         before = other.exchange.tag
         tracker.footprints.forget_news()
         look_at(opened, tracker)

@@ -15,12 +15,20 @@ Move = tuple[int, tuple[int, ...]]
 """A task, and how the choice points of its step come out."""
 
 ALONG_MAX = 48
-"""So many decisions in a row a task goes on by itself; then a run that learns is broken off."""
+"""So many decisions in a row a task goes on by itself, or half as many as were made before; then a
+run that learns is broken off. (It costs as much to come there again.)"""
+
+
+def along_max(nr_made: int) -> int:
+    """How many decisions in a row a task goes on by itself in a run that has made `nr_made` to come
+    to what it is made for."""
+    return max(ALONG_MAX, nr_made // 2)
 
 
 class Ahead:
     """The known steps that follow in `state`, which becomes what they lead to. `ring`: the ready
-    tasks, who runs first; `alive`: who must have ended when the run has.
+    tasks, who runs first; `alive`: who must have ended when the run has; `most`: how many decisions
+    in a row a task goes on by itself.
 
     `tires`: the run would be broken off. `ends`: with another known step, to which `state` leads,
     the run ends in the state `end`.
@@ -29,14 +37,19 @@ class Ahead:
     __slots__ = ("end", "ends", "moves", "steps", "tires")
 
     def __init__(
-        self, state: Fingerprint, transitions: Transitions, ring: list[int], alive: set[int]
+        self,
+        state: Fingerprint,
+        transitions: Transitions,
+        ring: list[int],
+        alive: set[int],
+        most: int,
     ) -> None:
         self.moves: list[Move] = []
         self.steps: list[Step] = []
         self.ends = False
         self.end = 0
         in_a_row = 0
-        while in_a_row <= ALONG_MAX:
+        while in_a_row <= most:
             task = ring[0]
             step = transitions.find(state, task, len(ring) == 1, ())
             if step is None or step.left is None or step.finding is not None:
@@ -60,4 +73,4 @@ class Ahead:
             if len(step.woken) > 1:
                 break  # nobody knows who of them runs first
             in_a_row = in_a_row + 1 if step.end == POINT else 0
-        self.tires = in_a_row > ALONG_MAX
+        self.tires = in_a_row > most

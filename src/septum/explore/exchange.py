@@ -160,6 +160,8 @@ def look_at(opened: Opened, tracker: Tracker) -> None:
     assert isinstance(at, int)
     if what == "read":
         tracker.watched.learn(at)
+    elif what == "orders":
+        tracker.orders_count(at)
     elif at in tracker.of_base:
         # Where it is told of a dict of the built world, that is a tracked one.
         tracker.of_base[at].look_at_order()  # type: ignore[attr-defined]

@@ -341,7 +341,8 @@ EVERYWHERE = -1
 
 Opened = tuple[str, object, str]
 """What turned out to be looked at: a slot ("slot", its class, its name), the order of the keys of a
-dict ("order", its id, ""), slots of a kind that promises read ("read", the kind, "")."""
+dict of the built world ("order", its id, "") or of all dicts of a kind that runs make ("orders",
+the kind, ""), slots of a kind that promises read ("read", the kind, "")."""
 
 PART_LOCATION = 1 << 62
 """Locations of parts are numbered from here on."""
@@ -362,6 +363,11 @@ CLASS_AND_SLOT = 0xFFFF << 32 | 0xFF
 def made_in_run(location: int) -> bool:
     """Whether a location is of an object that a run made."""
     return location >= NEW_LOCATION << 8
+
+
+def kind_of_made(name: int) -> int:
+    """The number of the class of an object that a run made and numbered, by its name."""
+    return name >> 24 & 0xFFFF
 
 
 def _clash(users: list[int]) -> bool:

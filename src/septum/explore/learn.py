@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from septum.explore.ahead import ALONG_MAX, Ahead
+from septum.explore.ahead import Ahead, along_max
 from septum.explore.run import Replaying, Steering
 from septum.explore.sampling import Length, RandomWalk
 from septum.explore.stacks import place_of
@@ -155,7 +155,7 @@ class Recording(Steering):
             if self.silent:
                 self.stop()
             self._in_a_row = 0 if forced else self._in_a_row + 1
-            if self._in_a_row > ALONG_MAX:
+            if self._in_a_row > along_max(self._given):
                 self.stop()
         self._last = ring[answer].index
         return answer
@@ -163,7 +163,8 @@ class Recording(Steering):
     def _foresee(self, ring: list[int]) -> None:
         """Take what is known to follow for moves. Ends the run if that is all."""
         alive = {task.index for task in self.sim.tasks if not (task.done or task.daemon)}
-        ahead = Ahead(self.state, self._transitions, ring, alive)
+        most = along_max(self._given)
+        ahead = Ahead(self.state, self._transitions, ring, alive, most)
         if ahead.tires or (ahead.ends and ahead.end in self._transitions.ends):
             self.stop()
         self.moves += ahead.moves

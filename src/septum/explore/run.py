@@ -243,6 +243,13 @@ class Runner:
         steering.begin(sim, self)
         self.nr_runs += 1
 
+    def at_start(self, look: Callable[[], None]) -> None:
+        """`look`, once tasks have been spawned and none has run: what is done to spawn them is done
+        in every run, before the first step."""
+        self.begin(Replaying([]))
+        self.subject.start(self.built)
+        look()
+
     def clear(self, verify: bool = False) -> None:
         """Put the world back as it was built."""
         # What waits when a run ends is left in lists of waiters, where the next run finds it, and

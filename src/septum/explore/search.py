@@ -368,7 +368,7 @@ class Searcher:
         if transitions.exchange is not None:
             transitions.exchange.learned(news)
         self.runner.clean()
-        self.tracker.learn_as_built(news)
+        self.runner.at_start(partial(self.tracker.learn_as_built, news))
         transitions.drop(news)
         self.tracker.footprints.forget_news()
 

@@ -49,10 +49,20 @@ class Label:
         self.value = value
 
 
+class Basket:
+    """What a task makes, with a dict in it."""
+
+    __slots__ = ("items",)
+
+    def __init__(self) -> None:
+        self.items: dict[int, int] = {}
+
+
 class ToyState:
     """All that the programs share, and what each of them has seen."""
 
     __slots__ = (
+        "basket",
         "cells",
         "head",
         "label",
@@ -76,6 +86,7 @@ class ToyState:
         self.log: list[int] = []
         self.head: Node | None = None
         self.label: Label | None = None
+        self.basket: Basket | None = None
 
 
 class ToyTask:
@@ -237,6 +248,15 @@ class ToyTask:
             sim.point("held")
             if held is not None:
                 held.value = arg
+        elif name == "fill":  # give all a new basket, with two things in it
+            basket = Basket()
+            basket.items[arg] = basket.items[arg + 1] = 0
+            sim.point("fill")
+            state.basket = basket
+        elif name == "list":  # what is in the basket, in which order
+            sim.point("list")
+            if state.basket is not None:
+                seen.extend(state.basket.items)
         elif name == "use":  # make a node that nobody else ever has
             mine = Node(arg)
             sim.point("use")

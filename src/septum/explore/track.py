@@ -36,6 +36,7 @@ from septum.explore.footprint import (
     Footprints,
     S,
     X,
+    kind_of_made,
 )
 from septum.explore.making import Making
 from septum.explore.own import OWN_REFERENCES, OwnState
@@ -73,6 +74,7 @@ class Tracker:
         "_installed",
         "_kinds",
         "_names",
+        "_ordered",
         "_parts",
         "_sim_parts",
         "_twins",
@@ -133,6 +135,7 @@ class Tracker:
         self._as_built: dict[int, int | None] = {}  # contents before any run
         self.contents = Contents(self.name_of)
         self._kinds: dict[object, int] = {}
+        self._ordered: set[int] = set()  # kinds of dicts that runs make whose order counts
         self.own = OwnState(self)
         self.watched = Watched(self)
         self.making = Making(self)
@@ -290,6 +293,8 @@ class Tracker:
                 twin = twin_of(self._twins[value.__class__], value)
                 member.__set__(obj, twin)
                 self._name(twin, member)
+                if self._number_of(member) in self._ordered:
+                    twin.in_order = True
             elif (owner, name) in self.members and (owner, name) not in self.logged:
                 self.log_slot(owner, name)
 
@@ -335,6 +340,22 @@ class Tracker:
         self.places.forget()
         self.footprints.news.add(EVERYWHERE)
         self.footprints.opened.add(("slot", kind, name))
+
+    def order_counts(self, of: object) -> None:
+        """The order of the keys of a dict is looked at: from now on it is part of its content. What
+        is learned of a dict that a run made goes for all that are made alike."""
+        if id(of) in self.base:
+            self.footprints.news.add(EVERYWHERE)
+            self.footprints.opened.add(("order", id(of), ""))
+        else:
+            self.orders_count(kind_of_made(self._names[id(of)]))
+
+    def orders_count(self, kind: int) -> None:
+        """The order of the keys of all dicts of a kind that runs make is looked at."""
+        if kind not in self._ordered:
+            self._ordered.add(kind)
+            self.footprints.news.add(EVERYWHERE)
+            self.footprints.opened.add(("orders", kind, ""))
 
     def part_location(self, whole: object, key: object) -> int:
         """The location of one element of a container or table."""
@@ -405,7 +426,7 @@ class Tracker:
 
     def learn_as_built(self, news: Iterable[int]) -> None:
         """The contents of the locations `news` (EVERYWHERE: of all that tasks share) are as built
-        now. Call when runs have been undone.
+        now. Call where runs begin, before the first step.
 
         Fingerprints of what is in them that were made before do not compare with later ones.
         """

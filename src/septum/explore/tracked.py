@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from septum.explore.footprint import EVERYWHERE, IS, IX, S, X
+from septum.explore.footprint import IS, IX, S, X
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,8 +161,7 @@ def _dict_type(tracker: Tracker) -> type:
         def look_at_order(self) -> None:
             if not hasattr(self, "in_order"):
                 self.in_order = True
-                tracker.footprints.news.add(EVERYWHERE)
-                tracker.footprints.opened.add(("order", id(self), ""))
+                tracker.order_counts(self)
 
         def _all(self) -> None:
             if not hasattr(self, "in_order") and tracker.sees():

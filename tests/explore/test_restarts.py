@@ -1,0 +1,61 @@
+"""What a search learns it learns once: how runs begin, what is looked at, where long ways lead."""
+
+import pytest
+
+from septum.explore import Options, Strategy
+from septum.explore.search import Job, Searcher
+from septum.explore.subject import Built
+from septum.explore.toys import Toy, ToyState
+
+
+class Begun(Toy):
+    """Cell 0 is set before any task runs, in every run."""
+
+    __slots__ = ()
+
+    def start(self, built: Built) -> None:
+        state = built.world
+        assert isinstance(state, ToyState)
+        state.cells[0].value = 1
+        super().start(built)
+
+
+def searched(toy: Toy, strategy: Strategy = Strategy.EXHAUSTIVE, preemptions: int = 2):  # type: ignore[no-untyped-def]
+    """(the result of a search of all, how many runs it made)."""
+    searcher = Searcher(toy, Options(keep_going=True, preemptions=preemptions))
+    before = searcher.runner.nr_runs
+    try:
+        result = searcher.do(Job(1, strategy, preemptions=preemptions))
+    finally:
+        searcher.close()
+    return result, searcher.runner.nr_runs - before
+
+
+def test_a_run_begins_as_it_is_started() -> None:
+    """A cell that has again what it was built with is not as it is when runs begin: one task takes
+    back what was set before, and another breaks a promise only when that has happened."""
+    toy = Begun("begun", [(("write", 0, 0),), (("check", 0, 0),), (("check", 0, 1),)])
+    told = []
+    for strategy in (Strategy.EXHAUSTIVE, Strategy.PLAIN):
+        result, _ = searched(toy, strategy)
+        assert result.complete and not result.note
+        told.append({found.finding.text for found in result.found})
+    assert told[0] == told[1] == {"cell 0 is 0", "cell 0 is 1"}
+
+
+def test_what_is_looked_at_in_one_dict_that_runs_make_is_in_all() -> None:
+    """Every run makes its dicts anew: a search that began over for each would never be through."""
+    toy = Toy("baskets", [(("fill", 1), ("list", 0), ("fill", 5)), (("list", 0), ("list", 0))])
+    result, runs = searched(toy)
+    assert result.complete and not result.note
+    assert runs < 200, runs
+
+
+@pytest.mark.parametrize("length", [500, 4000])
+def test_long_ways_are_not_learned_bit_by_bit(length: int) -> None:
+    """A task that goes on for long by itself is followed for ever longer: the number of runs grows
+    as the logarithm of its length."""
+    toy = Toy("long", [(("atomic_inc", 1),) * length, (("read", 0),)])
+    result, runs = searched(toy, preemptions=0)
+    assert result.complete and not result.note
+    assert runs < 60, runs
