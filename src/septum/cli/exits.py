@@ -16,6 +16,10 @@ DEFECT = 70
 INTERRUPTED = 130
 
 
+class Interrupted(Exception):
+    """Ctrl-C, on its way through who would say nothing about it."""
+
+
 def guarded(command: Callable[[], None]) -> int:
     """Run `command`; returns the exit code. SystemExit passes its own code through.
 
@@ -32,7 +36,7 @@ def guarded(command: Callable[[], None]) -> int:
     except InputError as error:
         print(f"septum: {error}", file=sys.stderr)
         return USAGE
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         print("septum: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:

@@ -7,8 +7,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import typer.core
 
-from septum.cli.exits import guarded
+from septum.cli.exits import Interrupted, guarded
+
+
+class Commands(typer.core.TyperGroup):
+    """The subcommands; an interrupt goes through to `guarded`, which says so."""
+
+    def invoke(self, ctx: typer.Context) -> object:
+        """Raises Interrupted, of which typer knows nothing, where it would end without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted from None
+
 
 app = typer.Typer(
     name="septum",
@@ -18,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     rich_markup_mode=None,
+    cls=Commands,
 )
 module_app = typer.Typer(
     help="The TDX module by itself.", no_args_is_help=True, rich_markup_mode=None

@@ -123,8 +123,7 @@ class Workers:
 
     def stop(self) -> None:
         """End the forks."""
-        for connection in self._connections:
-            connection.close()
+        # Before the pipes are closed: who is at work would find nobody to hand its result to.
         for process_id in self._spread:
             with suppress(ProcessLookupError):
                 os.kill(process_id, signal.SIGKILL)
@@ -133,6 +132,8 @@ class Workers:
             process.terminate()
             process.join()
         self._processes.clear()
+        for connection in self._connections:
+            connection.close()
         self._connections.clear()
 
     def do(
@@ -239,7 +240,12 @@ class _Team:
                 reply = _Reply(self._do(_JOB.decode(message)))
             except Exception:
                 reply = _Reply(error=traceback.format_exc())
-            self._ends[self._index].send_bytes(_ENCODE.encode(reply))
+            self._send(reply)
+
+    def _send(self, message: object) -> None:
+        """If nobody is at the other end any more, `work` sees it when it waits for the next job."""
+        with suppress(OSError):
+            self._ends[self._index].send_bytes(_ENCODE.encode(message))
 
     def _do(self, job: Job) -> JobResult:
         if self._searcher is None:
@@ -262,4 +268,4 @@ class _Team:
         if self._searcher is not None:
             self._searcher.exchange_by(self._files, self._index)
         if not self._index:
-            self._ends[0].send_bytes(_ENCODE.encode(forked))
+            self._send(forked)
