@@ -37,7 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--septum-designs", metavar="A,B", help="Designs to run scenarios on.")
     group.addoption("--septum-preemptions", type=int, metavar="N", help="Preemptions, at most.")
     group.addoption("--septum-failures", type=int, metavar="N", help="Failures, at most.")
-    group.addoption("--septum-strategy", metavar="S", help="auto, exhaustive, pct or random.")
+    group.addoption(
+        "--septum-strategy", metavar="S", help="auto, exhaustive, pct, random or plain."
+    )
     group.addoption("--septum-time", type=float, metavar="S", help="Seconds for each search.")
 
 

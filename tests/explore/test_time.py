@@ -191,7 +191,7 @@ def test_time_that_comes_between_two_searches_is_said(monkeypatch: pytest.Monkey
     assert not verdict.complete
     assert verdict.why == (
         "a budget ran out before the search of all with 2 preemptions, 0 failures;"
-        " complete: all with 1 preemptions, 0 failures"
+        " complete: all with 1 preemption, 0 failures"
     )
     late.clear()
     monkeypatch.setattr(Search, "_out_of_time", lambda self: False)

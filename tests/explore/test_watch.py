@@ -51,7 +51,7 @@ def test_golden_view() -> None:
         "  reached   0 outcomes  ",
         "  best      nothing is broken so far",
     ]
-    progress.begin("all with 1 preemptions", 8)
+    progress.begin("all with 1 preemption", 8)
     progress.told(result(1, reached=8))
     clock.now_s = 1.0
     view.lines()
@@ -60,7 +60,7 @@ def test_golden_view() -> None:
     progress.running = lambda: 250
     assert view.lines() == [
         "late on v3: 250 schedules, 125/s, 20 states",
-        "  now       all with 1 preemptions, part 3 of 8",
+        "  now       all with 1 preemption, part 3 of 8",
         "  left      58 s, 4,750 schedules; Ctrl-C keeps what is found",
         f"  reached   12 outcomes  {BARS[7]}{BARS[4]}",
         "  best      tlb (2 preemptions, 0 failures, 60 points): cpu1 can still use it...",

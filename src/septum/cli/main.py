@@ -264,7 +264,10 @@ def explore(
     design: Annotated[
         str, typer.Option(help="The host's design, or your own: PATH.py:Class.")
     ] = "v3",
-    strategy: Annotated[str, typer.Option(help="auto, exhaustive, pct or random.")] = "auto",
+    strategy: Annotated[
+        str,
+        typer.Option(help="auto, exhaustive, pct, random; or plain: all, none left out as alike."),
+    ] = "auto",
     preemptions: Annotated[
         int, typer.Option(help="At most so many preemptions; -1 for no bound.")
     ] = 2,

@@ -17,6 +17,7 @@ from septum.explore.shrink import kind_of, shrink, trim
 from septum.explore.split import split
 from septum.explore.subject import UNBOUNDED, Strategy
 from septum.explore.verdict import Counterexample, Outcome, Verdict
+from septum.report.words import plural
 from septum.sim import ListSchedule, encode_token
 from septum.sim.schedule import SEARCHED
 
@@ -206,9 +207,10 @@ class Search:
     def _sample(self, strategy: Strategy, limit: int | None) -> str:
         """Schedules of one strategy, and nothing else."""
         parts = -(-limit // BATCH_RUNS) if limit is not None else 0
-        self.progress.begin(f"random schedules ({strategy.value})", parts)
+        how = " (PCT)" if strategy is Strategy.PCT else ""
+        self.progress.begin(f"random schedules{how}", parts)
         self._do(self._batches(strategy, limit))
-        return self._why_sampled(f" ({strategy.value})")
+        return self._why_sampled(how)
 
     def _why_sampled(self, how: str) -> str:
         if self._workers.interrupted:
@@ -217,7 +219,7 @@ class Search:
             return f"found by random schedules{how}"
         if not self.totals.schedules and self._out_of_time():
             return "time ran out before a single schedule was through"
-        return f"{self.totals.schedules} random schedules{how} broke nothing"
+        return f"{plural(self.totals.schedules, 'random schedule')}{how} broke nothing"
 
     def _batches(self, strategy: Strategy, limit: int | None) -> Iterator[Job]:
         done = 0
@@ -368,5 +370,6 @@ def explore(subject: Subject, options: Options) -> Verdict:
 
 
 def _bounds(preemptions: int, failures: int) -> str:
-    some = "all schedules" if preemptions == UNBOUNDED else f"all with {preemptions} preemptions"
-    return f"{some}, {failures} failures"
+    most = plural(preemptions, "preemption")
+    some = "all schedules" if preemptions == UNBOUNDED else f"all with {most}"
+    return f"{some}, {plural(failures, 'failure')}"

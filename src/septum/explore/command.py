@@ -18,9 +18,10 @@ from septum.explore.replay import find_subject
 from septum.explore.reproduce import command_lines
 from septum.explore.story import WIDTH, consequence_of, heading, story_lines
 from septum.explore.subject import Options, Strategy
-from septum.explore.verdict import Outcome, Verdict
+from septum.explore.verdict import Outcome, Verdict, bounds_text
 from septum.explore.watch import watching
 from septum.report.ktap import Case, ktap_lines
+from septum.report.words import count_text, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,6 +30,18 @@ if TYPE_CHECKING:
 
 SCHEMA = "septum-explore-1"
 _SEVERITY = (1, 130, 3, 0)
+_REACHED = {
+    "call": ("SEAMCALL outcome",),
+    "tdcall": ("TDCALL outcome",),
+    "choice": ("choice other than the ordinary", "choices other than the ordinary"),
+    "wait": ("lock waited for", "locks waited for"),
+    "sept": (
+        "outcome of a SEAMCALL on an S-EPT state",
+        "outcomes of a SEAMCALL on an S-EPT state",
+    ),
+    "contend": ("pair of tasks at a lock", "pairs of tasks at a lock"),
+}
+"""What kinds of items are called: one of them, and many."""
 
 
 class ExploreReport(msgspec.Struct):
@@ -144,16 +157,22 @@ def make_options(
 def verdict_lines(verdict: Verdict, options: Options) -> list[str]:
     """The verdict in a few lines."""
     word = verdict.outcome.value.upper()
-    bound = "any number of" if verdict.preemptions is None else f"at most {verdict.preemptions}"
     on = f" on {verdict.design}" if verdict.design else ""
-    counts = f"{verdict.schedules} schedules, {verdict.states} states, {verdict.steps} steps"
+    counts = ", ".join(
+        plural(count, noun)
+        for count, noun in (
+            (verdict.schedules, "schedule"),
+            (verdict.states, "state"),
+            (verdict.steps, "step"),
+        )
+    )
     said = [
         verdict.why,
-        f"{bound} preemptions, at most {verdict.failures} failures, by {verdict.strategy}",
+        f"{bounds_text(verdict)}, by {verdict.strategy}",
         f"{counts} in {verdict.seconds:.1f} s",
     ]
     if verdict.drawn:
-        drawn = ", ".join(f"{count} by {name}" for name, count in verdict.drawn.items())
+        drawn = ", ".join(f"{count_text(count)} by {name}" for name, count in verdict.drawn.items())
         said.append(f"random schedules: {drawn}")
     if verdict.missing_witnesses:
         said.append(f"never reached: {', '.join(verdict.missing_witnesses)}")
@@ -170,16 +189,8 @@ def _reached(verdict: Verdict) -> str:
     for item in verdict.coverage:
         kind = item.partition(":")[0]
         kinds[kind] = kinds.get(kind, 0) + 1
-    names = {
-        "call": "SEAMCALL outcomes",
-        "tdcall": "TDCALL outcomes",
-        "choice": "choices other than the ordinary",
-        "wait": "locks waited for",
-        "sept": "outcomes of a SEAMCALL on an S-EPT state",
-        "contend": "pairs of tasks at a lock",
-    }
-    words = ", ".join(f"{count} {names.get(kind, kind)}" for kind, count in kinds.items())
-    return f"reached: {words}"
+    words = (plural(count, *_REACHED.get(kind, (kind, kind))) for kind, count in kinds.items())
+    return f"reached: {', '.join(words)}"
 
 
 def stories(verdict: Verdict, runner: Runner, how: list[str]) -> list[list[str]]:

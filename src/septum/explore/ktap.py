@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.checks import PROMISES
-from septum.explore.verdict import Outcome
+from septum.explore.verdict import Outcome, bounds_text
 from septum.report.ktap import Case
 
 if TYPE_CHECKING:
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 def verdict_case(verdict: Verdict, stories: list[list[str]]) -> Case:
     """The search as a test. One that a budget ended is TIMEOUT, and not ok."""
     name = f"{verdict.subject}:{verdict.design}" if verdict.design else verdict.subject
-    bound = "any" if verdict.preemptions is None else verdict.preemptions
-    said = [f"{verdict.why}; at most {bound} preemptions, {verdict.failures} failures"]
+    said = [f"{verdict.why}; {bounds_text(verdict)}"]
     if verdict.outcome is Outcome.UNDETERMINED:
         return Case(name, ok=False, directive="TIMEOUT", data=verdict.why, diagnostics=said)
     broken = {

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
+from septum.report.words import plural
 from septum.sim import Finding
 
 
@@ -76,3 +77,11 @@ class Verdict(msgspec.Struct, frozen=True):
         if self.interrupted and self.outcome is not Outcome.BROKEN:
             return 130
         return self.outcome.exit_code()
+
+
+def bounds_text(verdict: Verdict) -> str:
+    """What a run of the search could have at most."""
+    most = "any number of preemptions"
+    if verdict.preemptions is not None:
+        most = f"at most {plural(verdict.preemptions, 'preemption')}"
+    return f"{most}, at most {plural(verdict.failures, 'failure')}"

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
 from septum.report.lines import make_console
-from septum.report.words import count_text
+from septum.report.words import count_text, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,12 +46,12 @@ class View:
         elapsed_s = self._clock() - self._started_s
         runs = max(progress.running(), progress.schedules)
         rate = int(runs / elapsed_s) if elapsed_s > 0 else 0
-        states = f", {count_text(progress.states)} states" if progress.states else ""
+        states = f", {plural(progress.states, 'state')}" if progress.states else ""
         rows = [
-            ("", f"{progress.subject}: {count_text(runs)} schedules, {count_text(rate)}/s{states}"),
+            ("", f"{progress.subject}: {plural(runs, 'schedule')}, {count_text(rate)}/s{states}"),
             ("now", self._now()),
             ("left", self._left(elapsed_s, runs)),
-            ("reached", f"{len(progress.reached)} outcomes  {self._sparkline()}"),
+            ("reached", f"{plural(len(progress.reached), 'outcome')}  {self._sparkline()}"),
             ("best", self._best()),
         ]
         return [_fit(label, text) for label, text in rows]
@@ -69,7 +69,7 @@ class View:
         if options.time_s is not None:
             words.append(f"{max(0, round(options.time_s - elapsed_s))} s")
         if options.schedules is not None:
-            words.append(f"{count_text(max(0, options.schedules - runs))} schedules")
+            words.append(plural(max(0, options.schedules - runs), "schedule"))
         left = ", ".join(words) if words else "no limit"
         return f"{left}; Ctrl-C keeps what is found"
 
@@ -92,8 +92,8 @@ class View:
             return "nothing is broken so far"
         finding = best.finding
         return (
-            f"{finding.promise} ({best.preemptions} preemptions, {best.failures} failures,"
-            f" {best.steps} points): {finding.text}"
+            f"{finding.promise} ({plural(best.preemptions, 'preemption')},"
+            f" {plural(best.failures, 'failure')}, {plural(best.steps, 'point')}): {finding.text}"
         )
 
 
