@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import typer.core
@@ -15,7 +15,7 @@ from septum.cli.exits import Interrupted, guarded
 class Commands(typer.core.TyperGroup):
     """The subcommands; an interrupt goes through to `guarded`, which says so."""
 
-    def invoke(self, ctx: typer.Context) -> object:
+    def invoke(self, ctx: Any) -> object:
         """Raises Interrupted, of which typer knows nothing, where it would end without a word."""
         try:
             return super().invoke(ctx)
