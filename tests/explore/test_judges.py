@@ -4,6 +4,7 @@ The plain search tries every schedule; the fast one leaves out what it takes to 
 must agree on all findings and on all final states, for every bound on preemptions.
 """
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from septum.explore import fingerprint, own, special
 from septum.explore.footprint import Context, Footprints
 from septum.explore.graph import GraphSearch
 from septum.explore.learn import Recording
+from septum.explore.loops import Row
 from septum.explore.making import Making
 from septum.explore.own import OwnState
 from septum.explore.plain import plain_search
@@ -111,6 +113,42 @@ def test_dice(tasks: int, length: int, seeds: int) -> None:
                 plain += numbers[0]
                 fast += numbers[1]
     assert plain > 4 * fast
+
+
+def rounds_toy(seed: int) -> Toy:
+    """A toy from dice in which tasks do the same several times in a row, and then go on."""
+    base = dice_toy(seed, 2, 2)
+    dice = random.Random(seed)
+    programs = [list(program) for program in base.programs]
+    for program in programs:
+        op = dice.choice([("read", dice.randrange(3)), ("point",), ("peek", 0), ("trylock", 0)])
+        at = dice.randrange(len(program) + 1)
+        if at and program[at - 1][0] in ("unless", "fail"):
+            at -= 1  # these skip what follows
+        program[at:at] = [op] * dice.choice([3, 4, 6, 9])
+    return Toy(f"rounds-{seed}", [tuple(program) for program in programs], base.bad)
+
+
+def test_who_goes_round_and_comes_out_of_it_is_followed() -> None:
+    """That a task sees the same again and again does not mean that it goes round for ever."""
+    for seed in range(24):
+        for preemptions in (0, 1):
+            compare(rounds_toy(seed), preemptions)
+
+
+def test_who_takes_the_same_for_a_round_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that puts aside who has looked at the same three times misses ends."""
+    add = Row.add
+
+    def hasty(self: Row, looks: tuple[int, ...], state: int) -> bool:
+        if self._looks[-2:] == [looks, looks]:
+            self._states[-1] = state  # as if it were the same again
+            return False
+        return add(self, looks, state)
+
+    monkeypatch.setattr(Row, "add", hasty)
+    with pytest.raises(AssertionError):
+        test_who_goes_round_and_comes_out_of_it_is_followed()
 
 
 def test_judge_notices(monkeypatch: pytest.MonkeyPatch) -> None:

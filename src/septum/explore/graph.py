@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.explore.fingerprint import CHAINS, Fingerprint
+from septum.explore.fingerprint import Fingerprint
 from septum.explore.footprint import (
     NOTHING,
     Masks,
@@ -37,7 +37,7 @@ from septum.explore.footprint import (
     join_into,
 )
 from septum.explore.learn import Recording, Translating
-from septum.explore.loops import TIMES, Row, entry_of, looks_at, still_spinning
+from septum.explore.loops import Row, still_spinning
 from septum.explore.node import Node, Visited, inherit_sleep, order
 from septum.explore.real import RealRuns, Restart
 from septum.explore.subject import UNBOUNDED
@@ -140,10 +140,9 @@ class GraphSearch:
                 return  # it ends before: the same is seen from a shorter prefix
             if step is None:
                 raise Unfaithful("a step that was made is not known")
-            chain = self._state.chain(task)
             self._state.apply(step.change)
             self._prefix.append(((task, choices), step))
-            node = self._child(node, task, step, chain)
+            node = self._child(node, task, step)
         order(node)
         node.mark = self._state.mark()
         node.whole = False
@@ -195,6 +194,11 @@ class GraphSearch:
         """Take the step of the task that is being tried, its choice points as in `choices`."""
         self.nr_steps += 1
         task = node.tasks[node.answer]
+        if node.depth >= self.max_points:
+            # A run is cut before it would make this step.
+            node.step = ANYTHING
+            self._lasting([*self._moves(), (task, choices)], node)
+            return
         found, step = self._step(node, task, choices)
         if found is not None:
             self._report([*self._moves(), (task, choices)], found)
@@ -208,13 +212,10 @@ class GraphSearch:
         if found is not None or step.finding is not None:
             self._broken(node)
             return
-        chain = self._state.chain(task)
         self._state.apply(step.change)
-        child = self._child(node, task, step, chain)
+        child = self._child(node, task, step)
         if not child.alive or not child.ready:
             self._end(node, task, step)
-        elif node.depth > self.max_points:
-            self._no_end(node, task, step)
         else:
             self._enter(child)
 
@@ -259,7 +260,7 @@ class GraphSearch:
             if not choice.failure or left > 0:
                 node.pending += [(*answers[:at], value) for value in range(choice.n - 1, 0, -1)]
 
-    def _child(self, node: Node, task: int, step: Step, chain: int) -> Node:
+    def _child(self, node: Node, task: int, step: Step) -> Node:
         child = Node()
         child.ready, child.alive = node.ready, node.alive
         if step.end != POINT or step.woken:
@@ -275,27 +276,21 @@ class GraphSearch:
         child.preemptions_left = node.preemptions_left - (node.answer > 0 and not node.free)
         child.failures_left = node.failures_left - _nr_failures(step.choices)
         child.current = task if step.end == POINT else -1
-        child.depth = node.depth + 1
+        child.depth = node.depth + 1 + len(step.choices)
         child.spinning, child.rounds = node.spinning, node.rounds
         if child.spinning:
             child.spinning = still_spinning(child.spinning, self._state)
             if len(child.spinning) < len(node.spinning):
                 child.rounds = 0
         if step.end == POINT:
-            same = node.current == task
-            if same:
+            if node.current == task:
                 child.row = node.row
                 child.row.cut(node.row_length)
-            period = child.row.add(entry_of(step, chain, self._state.value))
-            if period:
-                row = child.row.entries
-                saw = looks_at(row, period, self._state)
+            if not child.row.add(step.looks_at, self._state.value):
+                saw = child.row.looks_at(step.looks_at, self._state.value, self._state)
                 child.spinning = {**child.spinning, task: saw}
-                again = row[-1][4] == row[-1 - period][4]
-                if self._transitions.forgets and not again:
-                    self._state.set(CHAINS, task, row[-(TIMES - 1) * period][2])
                 child.row = Row()
-            child.row_length = len(child.row.entries)
+            child.row_length = len(child.row)
         return child
 
     def _enter(self, node: Node) -> None:
@@ -343,7 +338,7 @@ class GraphSearch:
         if awake[0] == 0 and node.current >= 0:
             slide(node, self._state, self._transitions)
             node.mark = self._state.mark()
-            node.depth += len(node.before)
+            node.depth += sum([1 + len(step.choices) for step in node.before])
             self.nr_states += len(node.before)
             self.nr_steps += len(node.before)
 
@@ -430,9 +425,6 @@ class GraphSearch:
         self.nr_paths += 1
         for task in node.ready:
             node.below[task] = ANYTHING
-
-    def _no_end(self, node: Node, task: int, step: Step) -> None:
-        self._lasting([*self._moves(), (task, step.answers)], node)
 
     def _go_round(self, parent: Node) -> None:
         assert parent.taken is not None

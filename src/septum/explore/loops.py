@@ -1,8 +1,11 @@
 """Tasks that go round a loop without change: seen, put aside, and woken by what they look at.
 
-A task that retries sees the same again and again until another task changes something that it
-looks at. Until then it need not run. When all that are ready go round like that, nobody will ever
-change anything.
+A task goes round when it comes to a state in which it was before, and no other one has run in
+between. It need not run again until another task changes something that it looks at. When all that
+are ready go round like that, nobody will ever change anything.
+
+A task that counts its rounds is in another state after each: it may come out of its loop by itself,
+and so it is followed until it does. That it sees the same again and again says nothing.
 """
 
 from __future__ import annotations
@@ -11,86 +14,62 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from septum.explore.fingerprint import Fingerprint
-    from septum.explore.transitions import Step
 
-PERIOD_MAX = 60
-"""Steps of the longest loop that is recognised."""
-
-TIMES = 3
-"""So often a task does the same before it is taken to go round."""
-
-STATES_MAX = 400
-"""Among the states after so many steps one that comes again is looked for."""
-
-RowEntry = tuple[int, int, int, tuple[int, ...], int]
-"""(what a step saw, where the task stood after it, its chain before it, what it looked at, the
-state after it)."""
+Looks = tuple[int, ...]
+"""The locations that a step looks at."""
 
 Spinning = dict[int, tuple[tuple[int, int], ...]]
 """Tasks that go round: what they look at, and its content."""
 
 
-def entry_of(step: Step, chain: int, state: int) -> RowEntry:
-    """What a row of steps keeps of one."""
-    return (step.observed, step.place, chain, step.looks_at, state)
-
-
 class Row:
-    """The last steps of a task that no other one came between."""
+    """The last steps of a task that no other one came between: what each looked at, and the state
+    after it."""
 
-    __slots__ = ("_places", "entries")
+    __slots__ = ("_been", "_looks", "_states")
 
     def __init__(self) -> None:
-        self.entries: list[RowEntry] = []
-        self._places: list[int] = []
+        self._looks: list[Looks] = []
+        self._states: list[int] = []
+        self._been: set[int] = set()  # the states again
+
+    def __len__(self) -> int:
+        return len(self._states)
 
     def cut(self, length: int) -> None:
         """Go back to the first `length` steps."""
-        del self.entries[length:]
-        del self._places[length:]
+        if length < len(self._states):
+            self._been.difference_update(self._states[length:])
+            del self._states[length:]
+            del self._looks[length:]
 
-    def extend(self, entries: list[RowEntry]) -> bool:
-        """More steps, unless they go round with those before: whether they were added."""
-        length = len(self.entries)
-        for entry in entries:
-            if self.add(entry):
-                self.cut(length)
-                return False
+    def add(self, looks: Looks, state: int) -> bool:
+        """Another step, unless it leads to a state that came before: whether it was added."""
+        if state in self._been:
+            return False
+        self._looks.append(looks)
+        self._states.append(state)
+        self._been.add(state)
         return True
 
-    def add(self, entry: RowEntry) -> int:
-        """Another step. The length of the loop that the task has gone round, see period_of."""
-        self.entries.append(entry)
-        place = entry[1]
-        # Most steps lead to a place where the task did not stand before.
-        been = place in self._places
-        self._places.append(place)
-        return period_of(self.entries) if been else 0
+    def extend(self, looks: list[Looks], states: list[int]) -> bool:
+        """More steps, unless one of them leads to a state that came before: whether they were
+        added."""
+        if not self._been.isdisjoint(states):
+            return False
+        self._looks += looks
+        self._states += states
+        self._been.update(states)
+        return True
 
-
-def period_of(row: list[RowEntry]) -> int:
-    """The length of the loop that the task whose last steps are `row` has gone round; 0: it gets
-    on. It is in a loop when a state comes again, or when it has seen the same TIMES times, at the
-    same places in the code."""
-    last = row[-1][:2]
-    length = len(row)
-    state = row[-1][4]
-    for back in range(2, min(length, STATES_MAX) + 1):
-        if row[-back][4] == state:
-            return back - 1
-    for period in range(1, min(PERIOD_MAX, length // TIMES) + 1):
-        if row[-1 - period][:2] == last and all(
-            row[at][:2] == row[at - period][:2]
-            for at in range(length - 2, length - 1 - (TIMES - 1) * period, -1)
-        ):
-            return period
-    return 0
-
-
-def looks_at(row: list[RowEntry], period: int, state: Fingerprint) -> tuple[tuple[int, int], ...]:
-    """What a task looks at in a loop of `period` steps, and how it is now."""
-    locations = sorted({location for entry in row[-period:] for location in entry[3]})
-    return tuple((location, state.content(location)) for location in locations)
+    def looks_at(
+        self, looks: Looks, state: int, contents: Fingerprint
+    ) -> tuple[tuple[int, int], ...]:
+        """What the task looks at in the loop that a step which looks at `looks` has closed by
+        coming to `state` again, and how it is now."""
+        since = self._looks[self._states.index(state) + 1 :]
+        locations = {location for some in (*since, looks) for location in some}
+        return tuple([(location, contents.content(location)) for location in sorted(locations)])
 
 
 def still_spinning(spinning: Spinning, state: Fingerprint) -> Spinning:

@@ -348,6 +348,8 @@ class Searcher:
                 result.states = search.nr_states
                 result.steps = search.nr_steps
             return result
+        if not self._out_of_budget(job, result.schedules):
+            self.note = f"in each of {RESTARTS_MAX} beginnings more turned out to be shared"
         return result
 
     def prepare(self) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from septum.explore.fingerprint import MASK, Change
 from septum.explore.footprint import NOTHING, add_to, depend, join
-from septum.explore.loops import entry_of, still_spinning
+from septum.explore.loops import still_spinning
 from septum.explore.transitions import POINT
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ nobody else is to be tried in any case, whether failures are spent."""
 
 
 class Tail:
-    """Steps of one task in a row, from `chain` on: what they rest on, and what comes of them."""
+    """Steps of one task in a row: what they rest on, and what comes of them."""
 
-    __slots__ = ("_entries", "_looks", "change", "masks", "seen", "steps", "wrote")
+    __slots__ = ("_looked_at", "_looks", "_values", "change", "masks", "seen", "steps", "wrote")
 
-    def __init__(self, steps: list[Step], chain: int, seen: Seen, change: Change) -> None:
+    def __init__(self, steps: list[Step], seen: Seen, change: Change) -> None:
         self.steps = steps
         self.seen = seen
         self.change = change
@@ -45,15 +45,15 @@ class Tail:
         self.wrote: frozenset[int] = frozenset().union(*(step.wrote for step in steps))
         # Promises looked in these steps, when what they can see had changed by so much.
         self._looks: list[tuple[int, Step]] = []
-        # For the row of what the task did: the steps with their chains and how far the state was.
-        self._entries: list[tuple[Step, int, int]] = []
+        # For the row of what the task did: what each step looks at, and how far the state is then.
+        self._looked_at = [step.looks_at for step in steps]
+        self._values: list[int] = []
         for step in steps:
             if step.looked:
                 self._looks.append((change.shown, step))
             change.value += step.change.value
             change.shown += step.change.shown
-            self._entries.append((step, chain, change.value))
-            chain = step.chain
+            self._values.append(change.value)
             if step.masks is not NOTHING:
                 self.masks = join(self.masks, step.masks)
 
@@ -69,9 +69,7 @@ class Tail:
         ):
             return False
         value = state.value
-        return row.extend(
-            [entry_of(step, chain, value + more & MASK) for step, chain, more in self._entries]
-        )
+        return row.extend(self._looked_at, [value + more & MASK for more in self._values])
 
 
 def slide(node: Node, state: Fingerprint, transitions: Transitions) -> None:
@@ -110,7 +108,7 @@ def slide(node: Node, state: Fingerprint, transitions: Transitions) -> None:
         mark = state.mark()
         state.apply(step.change)
         wakes = not watched.isdisjoint(step.wrote) and _wakes(node, state)
-        if wakes or row.add(entry_of(step, chain, state.value)):
+        if wakes or not row.add(step.looks_at, state.value):
             state.rewind(mark)
             break
         node.before.append(step)
@@ -173,7 +171,7 @@ class _Singles:
         if len(steps) < TAIL_MIN or len({step.place for step in steps}) < len(steps):
             return
         state.rewind(self._begun)
-        tail = Tail(steps, self._first, _seen(steps, state), _change(steps))
+        tail = Tail(steps, _seen(steps, state), _change(steps))
         state.apply(tail.change)
         transitions.tails.setdefault((self._kind, self._first), []).append(tail)
 
