@@ -89,3 +89,20 @@ def test_an_interrupt_before_there_is_anything_says_so(
     monkeypatch.setattr("septum.explore.command.explore_command", interrupted)
     assert cli("explore", "toy:rare") == 130
     assert capsys.readouterr().err == "septum: interrupted\n"
+
+
+def test_an_interrupt_while_the_story_is_told_keeps_the_token(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verdict, what broke and the token come out, and the exit code is that of the verdict."""
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("septum.explore.command.Recording", interrupted)
+    assert cli("explore", "toy:rare", "--no-watch") == 1
+    out = capsys.readouterr().out
+    assert out.startswith("BROKEN: toy:rare") and "Cause: " in out
+    assert "Interrupted before its story was told" in out
+    token = out[out.index("token: ") :].split("\n\n")[0].removeprefix("token: ").replace("\n", "")
+    assert cli("replay", token) == 1

@@ -6,7 +6,7 @@ import pytest
 
 from septum.cli.run import decode_run, replay_token
 from septum.errors import InputError
-from septum.explore import Options, Outcome, Strategy, explore
+from septum.explore import Options, Outcome, Strategy, api, explore
 from septum.explore.command import explore_command, make_options
 from septum.explore.replay import find_subject, replay_answers
 from septum.explore.run import VERIFY_ALWAYS, Replaying, Runner, StateMissed, Steering
@@ -107,6 +107,36 @@ def test_shrinks() -> None:
     options = Options(strategy=Strategy.RANDOM, preemptions=None, schedules=500)
     example = explore(long, options).counterexamples[0]
     assert example.preemptions == 1
+
+
+@pytest.mark.parametrize("after", [0, 1, 7])
+def test_an_interrupt_while_it_shrinks_loses_nothing(
+    after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found is told as far as it was shrunk."""
+    whole = explore(RARE, Options()).counterexamples[0]
+    shrinks = api.shrink
+
+    def interrupted(runner: Runner, *args):  # type: ignore[no-untyped-def]
+        left = iter(range(after))
+        run = Runner.run
+
+        def runs(self: Runner, steering: Steering):  # type: ignore[no-untyped-def]
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return run(self, steering)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Runner, "run", runs)
+            return shrinks(runner, *args)
+
+    monkeypatch.setattr(api, "shrink", interrupted)
+    verdict = explore(RARE, Options())
+    (example,) = verdict.counterexamples
+    assert verdict.interrupted and verdict.exit_code() == 1
+    assert example.late and not whole.late
+    assert example.finding.promise == whole.finding.promise
+    assert replay_answers("toy:rare", "", example.answers) == example.finding
 
 
 def test_unshrunk_is_as_found() -> None:

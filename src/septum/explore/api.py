@@ -13,7 +13,7 @@ from septum.explore.portfolio import BATCH_RUNS, RUNS_MAX, Batch, Portfolio
 from septum.explore.progress import Progress
 from septum.explore.run import OutOfTime
 from septum.explore.search import Found, Job, JobResult, Searcher
-from septum.explore.shrink import kind_of, shrink, trim
+from septum.explore.shrink import Shrunk, kind_of, shrink, trim
 from septum.explore.split import split
 from septum.explore.subject import UNBOUNDED, Strategy
 from septum.explore.verdict import Counterexample, Outcome, Verdict
@@ -324,22 +324,36 @@ class Search:
             examples.append(self._example(found, until))
         return examples
 
+    def _shrunk(self, found: Found, until: float) -> Shrunk | None:
+        """What a finding shrinks to; None when the user wants to see it as it is."""
+        # What runs leave behind must not make a smaller schedule look as if it broke, too.
+        self._local.runner.verify_every = 1
+        try:
+            shrunk = shrink(self._local.runner, found.answers, until)
+        except KeyboardInterrupt:
+            self._workers.interrupted = True
+            return None
+        if shrunk is None or shrunk.run.finding is None:
+            finding = found.finding
+            raise RuntimeError(f"a finding did not repeat: {finding.promise}: {finding.text}")
+        self._workers.interrupted |= shrunk.interrupted
+        return shrunk
+
     def _example(self, found: Found, until: float) -> Counterexample:
         answers, told, finding = found.answers, found.fair_from, found.finding
         steps, preemptions, failures = found.steps, found.preemptions, found.failures
         passing = None
         late = False
         if self._options.shrink:
-            # What runs leave behind must not make a smaller schedule look as if it broke, too.
-            self._local.runner.verify_every = 1
-            shrunk = shrink(self._local.runner, answers, until)
-            if shrunk is None or shrunk.run.finding is None:
-                raise RuntimeError(f"a finding did not repeat: {finding.promise}: {finding.text}")
-            run = shrunk.run
-            answers, told = list(run.answers), run.fair_from
-            passing, late = shrunk.passing, shrunk.late
-            steps, preemptions, failures = run.steps, run.preemptions, run.failures
-            finding = shrunk.run.finding
+            shrunk = self._shrunk(found, until)
+            late = shrunk is None or shrunk.late
+            if shrunk is not None:
+                run = shrunk.run
+                assert run.finding is not None
+                answers, told = list(run.answers), run.fair_from
+                passing = shrunk.passing
+                steps, preemptions, failures = run.steps, run.preemptions, run.failures
+                finding = run.finding
         schedule = ListSchedule(list(answers), SEARCHED)
         token = encode_token(__version__, self._subject.recipe, schedule)
         return Counterexample(

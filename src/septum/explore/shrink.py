@@ -24,15 +24,17 @@ STEPS_MAX = 800_000
 
 
 class Shrunk:
-    """The least run found, and the nearest passing one. `late`: there was no time for all."""
+    """The least run found, and the nearest passing one. `late`: there was no time for all, as it
+    was over or the user `interrupted`."""
 
-    __slots__ = ("late", "passing", "run", "tries")
+    __slots__ = ("interrupted", "late", "passing", "run", "tries")
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.passing: list[int] | None = None
         self.tries = 0
         self.late = False
+        self.interrupted = False
 
 
 def kind_of(finding: Finding) -> tuple[str, str]:
@@ -53,7 +55,7 @@ def told(run: Run) -> list[int]:
 class Shrinker:
     """Tries smaller answers on one world, until the runner's time has come."""
 
-    __slots__ = ("_best", "_kind", "_runner", "_seen", "late", "tries", "tries_max")
+    __slots__ = ("_best", "_kind", "_runner", "_seen", "interrupted", "late", "tries", "tries_max")
 
     def __init__(self, runner: Runner, first: Run) -> None:
         assert first.finding is not None
@@ -62,6 +64,7 @@ class Shrinker:
         self._kind = kind_of(first.finding)
         self._seen: set[tuple[int, ...]] = set()
         self.late = False
+        self.interrupted = False
         self.tries = 0
         self.tries_max = max(TRIES_MIN, min(TRIES_MAX, STEPS_MAX // max(1, first.steps)))
 
@@ -122,6 +125,10 @@ class Shrinker:
                 continue
             except OutOfTime:
                 self.late = True
+                break
+            except KeyboardInterrupt:
+                # What was found is told as far as it was shrunk.
+                self.late = self.interrupted = True
                 break
         return None
 
@@ -223,4 +230,5 @@ def shrink(runner: Runner, answers: list[int], until: float = 0.0) -> Shrunk | N
     finally:
         runner.until = 0.0
     shrunk.late = shrinker.late
+    shrunk.interrupted = shrinker.interrupted
     return shrunk

@@ -118,6 +118,16 @@ def _size(example: Counterexample, what: str) -> str:
     return f"{what}: {', '.join(words)}."
 
 
+def untold_lines(example: Counterexample, heading: str) -> list[str]:
+    """What is said of a counterexample whose story the user does not wait for."""
+    finding = example.finding
+    lines = _wrap(heading, "")
+    lines += _wrap(f"token: {example.token}", "", break_long=True)
+    lines += ["", *_wrap(cause(finding, []), ""), ""]
+    lines += _wrap("Interrupted before its story was told: `septum report TOKEN` tells it.", "")
+    return lines
+
+
 def cause(finding: Finding, rows: list[Row]) -> str:
     """One sentence: what broke, in whom, and what had to happen on the way."""
     where = f"{finding.task}, {finding.where}" if finding.where else finding.task
