@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from septum.checks.promise import Promise
 from septum.checks.sept import END_GFN
@@ -20,6 +20,17 @@ class NoBug(Promise):
 
     __slots__ = ()
     name = "no-bug"
+    consequences: ClassVar[dict[str, str]] = {
+        "KVM_BUG_ON": "On real hardware every ioctl of the VM fails with -EIO from then on, and"
+        " pages that KVM cannot take back from the TD leak.",
+        "WARN": "On real hardware the kernel prints a warning with a call trace and goes on, with"
+        " what it warned of; with panic_on_warn the host stops.",
+        "machine check": "On real hardware the machine check takes the host down, or poisons the"
+        " page and ends who read it.",
+        "BUG: bad page state": "On real hardware the kernel prints a bad page state, is tainted,"
+        " and gives the page to nobody any more.",
+        "guest panic": "On real hardware the guest's kernel panics.",
+    }
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
         """A VM that is bugged, or a TD that the module gave up, is found even when the place

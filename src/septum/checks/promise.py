@@ -28,6 +28,8 @@ class Promise:
     __slots__ = ("checker", "told")
 
     name: ClassVar[str] = ""
+    consequences: ClassVar[dict[str, str]] = {}
+    """How a finding's text begins -> what happens then, where that is not the same for all."""
     thorough: ClassVar[bool] = False
     """It takes its time, and what it sees stays: not every look at a window has to include it."""
 
@@ -79,8 +81,12 @@ def sentence(promise: type[Promise]) -> str:
     return _paragraphs(promise)[0]
 
 
-def consequence(promise: type[Promise]) -> str:
-    """What happens on real hardware when the promise is broken, in one line."""
+def consequence(promise: type[Promise], text: str = "") -> str:
+    """What happens on real hardware when the promise is broken, in one line; of a finding that says
+    `text`, when that is given."""
+    for beginning, words in promise.consequences.items():
+        if text.startswith(beginning):
+            return words
     return _paragraphs(promise)[1]
 
 

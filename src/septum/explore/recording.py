@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from septum.explore.module_watch import ModuleWatcher
 from septum.explore.run import Replaying
 from septum.scenarios.changes import changes, lock_changes
 from septum.scenarios.states import StateWatcher
@@ -15,6 +16,7 @@ from septum.sim.events import ChoiceEvent, Event, FindingEvent, LockEvent, Switc
 from septum.trace.via import kernel_path
 
 if TYPE_CHECKING:
+    from septum.explore.module_watch import ModuleLook
     from septum.explore.run import Runner
     from septum.scenarios.states import WorldState
 
@@ -34,6 +36,7 @@ class Beat(msgspec.Struct):
     path: tuple[str, ...]
     decision: int
     state: WorldState | None = None
+    module: ModuleLook | None = None
     preempted: bool = False
     injected: bool = False
 
@@ -44,6 +47,7 @@ class Recording:
     __slots__ = (
         "_failures",
         "_in_turns",
+        "_module",
         "_runner",
         "_steering",
         "_watcher",
@@ -61,9 +65,12 @@ class Recording:
         self._in_turns = 0
         world = runner.built.world
         self._watcher = StateWatcher(world.world) if isinstance(world, ScenarioWorld) else None
+        self._module = ModuleWatcher(world.world) if isinstance(world, ScenarioWorld) else None
         runner.sink = self._see
         try:
             runner.clean()
+            if self._module is not None:
+                self._module.begin()
             self.start = self._watcher.look() if self._watcher is not None else None
             again = runner.run(self._steering).finding
         finally:
@@ -100,6 +107,8 @@ class Recording:
             self._failures = steering.failures
         if self._watcher is not None:
             beat.state = self._watcher.after(event)
+        if self._module is not None:
+            beat.module = self._module.after(event, len(self.beats))
         self.beats.append(beat)
 
     def contended(self) -> frozenset[str]:

@@ -80,7 +80,8 @@ def story_lines(
     )
     lines.append("")
     lines += _lanes(recording.tasks, rows)
-    why = why_lines(recording, {id(row.beat): row.number for row in rows if row.beat is not None})
+    numbers = {id(row.beat): row.number for row in rows if row.beat is not None}
+    why = why_lines(recording, numbers, finding)
     if why:
         lines += ["", "Why:"]
         for line in why:
@@ -101,7 +102,7 @@ def heading(finding: Finding, scenario: str, design: str, seed: int | None) -> s
 def consequence_of(finding: Finding, design: str) -> str:
     """What the broken promise means on hardware; "" for what is no promise about it."""
     promise = PROMISES.get(finding.promise)
-    return consequence(promise) if promise is not None and design else ""
+    return consequence(promise, finding.text) if promise is not None and design else ""
 
 
 def _size(example: Counterexample, what: str) -> str:

@@ -4,72 +4,61 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.abi.leaves import (
-    TDH_MEM_RANGE_BLOCK,
-    TDH_MEM_TRACK,
-    TDH_PHYMEM_PAMT_ADD,
-    seamcall_name,
-)
 from septum.abi.status import (
     OPERAND_ID_SEPT_TREE,
-    OPERAND_ID_TD_EPOCH,
-    TDX_GPA_RANGE_NOT_BLOCKED,
-    TDX_MISSING_PAMT_PAGE_PAIR,
     TDX_OPERAND_BUSY,
     TDX_OPERAND_INVALID,
-    TDX_TLB_TRACKING_NOT_DONE,
     status_name,
 )
-from septum.linux.kvm.events import KvmEntry, KvmExit
-from septum.module.events import SeamcallEvent, TdcallEvent
+from septum.explore import why_module, why_pages
+from septum.explore.told import ModuleCall, Told
 from septum.sim.events import ChoiceEvent, LockEvent
-from septum.trace.describe import describe
 
 if TYPE_CHECKING:
     from septum.explore.recording import Beat, Recording
+    from septum.sim import Finding
 
 LINES_MAX = 24
-STATUS_CLASS = 0xFFFF_FFFF_0000_0000
 
 
-NEEDS = {
-    TDX_TLB_TRACKING_NOT_DONE: TDH_MEM_TRACK,
-    TDX_GPA_RANGE_NOT_BLOCKED: TDH_MEM_RANGE_BLOCK,
-    TDX_MISSING_PAMT_PAGE_PAIR: TDH_PHYMEM_PAMT_ADD,
-}
-"""A status -> the leaf that must have succeeded before."""
+def why_lines(recording: Recording, numbers: dict[int, int], finding: Finding) -> list[str]:
+    """One sentence for each wait, injected failure and answer of the module whose cause is known,
+    each page that was mapped though it should not have been, and what `finding` is about. `numbers`
+    are those of the steps that show, by id() of their beat.
 
-
-def why_lines(recording: Recording, numbers: dict[int, int]) -> list[str]:
-    """One sentence for each wait, busy answer and injected failure. `numbers` are those of the
-    steps that show, by id() of their beat."""
+    Where the cause is not in the recording nothing is said.
+    """
+    told = Told(recording, numbers)
     lines: list[str] = []
     holders: dict[str, list[tuple[str, int]]] = {}  # lock -> (task, the latest step before)
-    inside: dict[str, int] = {}  # task in a TD -> the latest step before it entered
     latest = 0
     for at, beat in enumerate(recording.beats):
         event = beat.event
-        number = numbers.get(id(beat), 0)
+        number = told.number(at)
         latest = number or latest
         if isinstance(event, LockEvent):
             line = _lock(event, number, latest, holders)
         elif isinstance(event, ChoiceEvent) and number:
             line = _choice(beat, number)
-        elif isinstance(event, SeamcallEvent | TdcallEvent) and number and _is_busy(event):
-            line = _busy(recording, at, number, numbers, inside)
-        elif isinstance(event, SeamcallEvent) and number and event.status & STATUS_CLASS in NEEDS:
-            line = _needs(recording, at, number, numbers)
-        elif isinstance(event, KvmEntry):
-            inside[event.task] = latest
-            continue
-        elif isinstance(event, KvmExit):
-            inside.pop(event.task, None)
-            continue
+        elif isinstance(event, ModuleCall) and number:
+            line = _call(told, at, number)
         else:
             continue
         if line:
             lines.append(line)
-    return lines[:LINES_MAX]
+    about = why_pages.about(told, finding)
+    return [*lines[: LINES_MAX - len(about)], *about]
+
+
+def _call(told: Told, at: int, number: int) -> str:
+    """Why a call of the module came to its status; why one mapped what it should not."""
+    event = told.beats[at].event
+    assert isinstance(event, ModuleCall)
+    if not event.status:
+        words = why_pages.mapped_in_vain(told, at)
+        return f"step {number}: {words}" if words else ""
+    words = why_module.answer(told, at)
+    return f"step {number}: {status_name(event.status)}: {words}" if words else ""
 
 
 def _lock(
@@ -114,48 +103,3 @@ def _choice(beat: Beat, number: int) -> str:
         return ""
     who = "the search" if beat.injected else "the scenario"
     return f"step {number}: {who} injects it: {failure_words(event)}"
-
-
-def _is_busy(event: SeamcallEvent | TdcallEvent) -> bool:
-    return event.status & STATUS_CLASS == TDX_OPERAND_BUSY
-
-
-def _busy(
-    recording: Recording,
-    at: int,
-    number: int,
-    numbers: dict[int, int],
-    inside: dict[str, int],
-) -> str:
-    """Who was inside the module at that time: the call of another task that ends next; of
-    TDH.MEM.TRACK, who has not left the TD."""
-    event = recording.beats[at].event
-    assert isinstance(event, SeamcallEvent | TdcallEvent)
-    text = f"step {number}: {status_name(event.status)}"
-    if event.status == TDX_OPERAND_BUSY | OPERAND_ID_TD_EPOCH and inside:
-        who = _since([(task, since) for task, since in inside.items() if task != event.task])
-        return f"{text}: an epoch has to end first; in the TD is {who}" if who else text
-    for beat in recording.beats[at + 1 :]:
-        other = beat.event
-        if isinstance(other, SeamcallEvent | TdcallEvent) and other.task != event.task:
-            step = numbers.get(id(beat), 0)
-            ends = f", which ends at step {step}" if step else ""
-            return f"{text}: {other.task} is inside {describe(other).verb}{ends}"
-    return f"{text}: another task was inside the module and did not end its call"
-
-
-def _needs(recording: Recording, at: int, number: int, numbers: dict[int, int]) -> str:
-    """What a call needed: the latest call of that leaf, and what came of it."""
-    event = recording.beats[at].event
-    assert isinstance(event, SeamcallEvent)
-    leaf = NEEDS[event.status & STATUS_CLASS]
-    text = f"step {number}: {status_name(event.status)}: it needs {seamcall_name(leaf)}"
-    for beat in reversed(recording.beats[:at]):
-        earlier = beat.event
-        if isinstance(earlier, SeamcallEvent) and earlier.leaf == leaf:
-            step = numbers.get(id(beat), 0)
-            where = f"step {step}" if step else "the last one"
-            if earlier.status:
-                return f"{text} to have succeeded; {where} returned {status_name(earlier.status)}"
-            return f"{text} before it; the last, {where}, was not for this"
-    return f"{text} first, and there was none"

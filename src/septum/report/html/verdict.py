@@ -69,7 +69,7 @@ def finding_texts(
                 foreseen=scenario is not None
                 and scenario.expect.foresees(event.promise, event.text),
                 sentence=sentence(promise) if promise is not None else "",
-                consequence=consequence(promise) if promise is not None else "",
+                consequence=consequence(promise, event.text) if promise is not None else "",
             )
         )
     return texts
