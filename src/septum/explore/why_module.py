@@ -274,11 +274,11 @@ def _still_in(told: Told, at: int, tdr: int, epoch: int) -> str:
                 look = beat.module
                 return look is not None and tdr in look.tds and one in look.tds[tdr].inside
 
-            found.append(f"{task} since {told.when(told.first_of(at, there))}")
+            found.append(f"{task} (since {told.when(told.first_of(at, there))})")
     if not found:
         return ""
-    verb = "is" if len(found) == 1 else "are"
-    return f"in the TD {verb} still {' and '.join(found)}, in epoch {epoch}: no kick made it leave"
+    verb, them = ("is", "it") if len(found) == 1 else ("are", "them")
+    return f"{' and '.join(found)} {verb} in the TD in epoch {epoch}, and no kick has made {them} leave"
 
 
 def _task(told: Told, at: int, inside: InTd) -> str:

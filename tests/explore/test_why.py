@@ -1,0 +1,321 @@
+"""Why-lines: each is said of a whole run where it is true, and of none where it is not.
+
+The lists are complete: what is not in one is not said of that run.
+"""
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from septum.abi.leaves import (
+    TDH_MEM_PAGE_AUG,
+    TDH_MEM_PAGE_DEMOTE,
+    TDH_MEM_RANGE_BLOCK,
+    TDH_MEM_TRACK,
+    TDH_PHYMEM_PAMT_ADD,
+)
+from septum.abi.status import (
+    OPERAND_ID_R8,
+    OPERAND_ID_RCX,
+    TDX_GPA_RANGE_NOT_BLOCKED,
+    TDX_MISSING_PAMT_PAGE_PAIR,
+    TDX_OPERAND_BUSY,
+    TDX_TLB_TRACKING_NOT_DONE,
+)
+from septum.explore.api import Search
+from septum.explore.command import make_options, stories
+from septum.explore.module_watch import Held, ModuleLock, ModuleLook, TdLook
+from septum.explore.recording import Beat
+from septum.explore.replay import find_subject
+from septum.explore.story import consequence_of
+from septum.explore.why import why_lines
+from septum.module.events import SeamcallEvent
+from septum.sim import Finding
+from septum.sim.events import Event
+
+SEARCH_S = 60.0
+
+WHY = {
+    ("convert-against-write", "no-track"): [
+        (
+            "step 4: TDX_TLB_TRACKING_NOT_DONE|RCX: it needs TDH.MEM.TRACK after step 3, which blocked"
+            " the entry in epoch 1, and there was none"
+        ),
+    ],
+    ("convert-against-write", "no-kick"): [
+        "step 5: TDX_OPERAND_BUSY|TD_EPOCH: the epoch lock is held by vcpu0, inside TDH.VP.ENTER",
+        (
+            "step 6: TDX_TLB_TRACKING_NOT_DONE|RCX: it needs TDH.MEM.TRACK to succeed after step 4,"
+            " which blocked the entry in epoch 1; step 5 returned TDX_OPERAND_BUSY|TD_EPOCH"
+        ),
+    ],
+    ("convert-against-write", "module-exit-epoch"): [
+        (
+            "step 14: TDX_TLB_TRACKING_NOT_DONE|RCX: step 10 began epoch 2, but REFCOUNT of epoch 1 is"
+            " 1, and no vCPU is in the TD in that epoch: the TD exit of vcpu0 after step 10 did not"
+            " count it down"
+        ),
+    ],
+    ("accept-against-block", "block-busy-ignored"): [
+        (
+            "step 5: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by vcpu0, inside"
+            " TDG.MEM.PAGE.ACCEPT, which ends at step 7"
+        ),
+        (
+            "step 9: TDX_OPERAND_BUSY|RCX: the S-EPT entry has host priority since step 5, where"
+            " TDH.MEM.RANGE.BLOCK of host.convert was TDX_OPERAND_BUSY|RCX, and no call of the host"
+            " has had its lock since"
+        ),
+        (
+            "step 14: TDX_GPA_RANGE_NOT_BLOCKED|RCX: it needs TDH.MEM.RANGE.BLOCK to have succeeded;"
+            " step 5 returned TDX_OPERAND_BUSY|RCX"
+        ),
+    ],
+    ("accept-against-block", "module-accept-unlocked"): [
+        (
+            "step 14: TDX_GPA_RANGE_NOT_BLOCKED|RCX: step 5 blocked the entry, and step 7"
+            " (TDG.MEM.PAGE.ACCEPT of vcpu0) unblocked it"
+        ),
+    ],
+    ("accept-against-block", "module-priority-stays"): [
+        (
+            "step 5: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by vcpu0, inside"
+            " TDG.MEM.PAGE.ACCEPT, which ends at step 6"
+        ),
+        *(
+            f"step {step}: TDX_OPERAND_BUSY|RCX: the S-EPT entry has host priority since step 5,"
+            " where TDH.MEM.RANGE.BLOCK of host.convert was TDX_OPERAND_BUSY|RCX, though the host"
+            " has had its lock at step 8"
+            for step in (19, 24)
+        ),
+    ],
+    ("fault-against-fault", "not-frozen"): [
+        (
+            "step 10: TDX_EPT_WALK_FAILED|RCX: the S-EPT has no table below its 1G entry of GFN"
+            " 0x80000, and the mirror has one: vcpu0 made it at step 4, and no TDH.MEM.SEPT.ADD of it"
+            " has succeeded"
+        ),
+    ],
+    ("fault-against-fault", "frozen-ignored"): [
+        "the mirror's entry of GFN 0x80000 is frozen since step 5 (vcpu0)",
+    ],
+    ("convert-against-accept-4k", "stale-after-lock"): [
+        (
+            "step 21: TDX_EPT_ENTRY_STATE_INCORRECT|RCX: step 9 (TDH.MEM.PAGE.DEMOTE of host.convert)"
+            " made a table of the entry"
+        ),
+    ],
+    ("convert-one-page", "alloc-under-mmu-lock"): [
+        "vcpu0 has invalidate_lock vm1.0 since after step 13 and vm1 mmu_lock since after step 13",
+    ],
+    ("accept-4k-against-2m", "lock-dropped-early"): [
+        (
+            "GFN 0x80000 is in the S-EPT since step 10 (TDH.MEM.PAGE.AUG of vcpu1), and was not when"
+            " vcpu0 left the TD, before step 1"
+        ),
+    ],
+    ("accept-level-prefault", "accept-level-off-by-one"): [
+        "step 194 asks for GFN 0x80005 at 4K, and it is 2M pending: nothing has split it",
+    ],
+    ("convert-against-fault-there", "seq-not-bumped"): [
+        (
+            "step 7: it maps GFN 0x80001, which is not private since step 5 (host.convert); the fault"
+            " began before that, at step 3; mmu_invalidate_seq is 0 as then"
+        ),
+    ],
+    ("convert-against-fault-there", "snapshot-late"): [
+        (
+            "step 7: it maps GFN 0x80001, which is not private since step 5 (host.convert); the fault"
+            " began before that, at step 3; mmu_invalidate_seq was 2 then and is 3 now"
+        ),
+    ],
+    ("convert-against-fault", "edges-not-covered"): [
+        (
+            "step 10: it maps GFN 0x80001 with its 2M page, which is not private since step 1"
+            " (host.convert); the fault began after that, at step 5; mmu_invalidate_seq is 2 as then,"
+            " an invalidation is under way"
+        ),
+    ],
+    ("slot-delete-against-prefault", "no-srcu"): [
+        (
+            "step 7: it maps GFN 0x80000 with its 2M page, which has no memslot since step 3"
+            " (host.vmm)"
+        ),
+    ],
+    ("punch-enomem", "punch-never-ends"): [
+        "step 15: the search injects it: the allocation tdp_mmu_alloc_sp_for_split fails",
+        "mmu_invalidate_in_progress is not 0 since after step 14 (host.punch)",
+    ],
+    ("dpamt-fault-against-fault", "pamt-get-not-rechecked"): [
+        (
+            "step 22: TDX_HPA_RANGE_NOT_FREE|RCX: the frame has a pair already, since step 14"
+            " (TDH.PHYMEM.PAMT.ADD of vcpu1)"
+        ),
+        (
+            "step 35: TDX_PAMT_PAGE_NOT_EMPTY|0: 1 of its 4 KB pages is in use, and the kernel counts"
+            " 0: PFN 0xHOST since step 15 (TDH.MEM.PAGE.AUG of vcpu1)"
+        ),
+    ],
+    ("dead-vm-closes", "dead-vm-keeps-pages"): [
+        "step 12 (TDH.MNG.KEY.FREEID of main) released the HKID",
+    ],
+    ("prefault-by-thread", "vcpu-moves-unflushed"): [
+        "step 548: TDX_FLUSHVP_NOT_DONE: vCPU 0 is associated with cpu0 since the beginning",
+    ],
+    ("convert-one-page", "module-demote-pending"): [
+        (
+            "GFN 0x80000 was 2M blocked mapped, and is 4K pending since step 18 (TDH.MEM.PAGE.DEMOTE"
+            " of vcpu0)"
+        ),
+    ],
+    ("accept-level-prefault", "module-demote-accepts"): [
+        (
+            "GFN 0x80006, at that frame, was 2M blocked pending, and is mapped since step 8"
+            " (TDH.MEM.PAGE.DEMOTE of vcpu0)"
+        ),
+    ],
+    ("accept-against-convert", "module-accept-skips-chunk"): [
+        (
+            "GFN 0x80201, at that frame, was 2M pending, and is mapped since step 8"
+            " (TDG.MEM.PAGE.ACCEPT of vcpu0), where it went on from step 6, which was interrupted"
+        ),
+    ],
+    ("write-against-convert", "module-entry-unflushed"): [
+        (
+            "GFN 0x80005 is not mapped since step 15 (TDH.MEM.PAGE.REMOVE of host.convert); cpu0"
+            " entered the TD in epoch 3 after step 10 and kept it in its TLB"
+        ),
+    ],
+    ("accept-against-block", "module-busy-keeps-tdr"): [
+        (
+            "step 5: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by vcpu0, inside"
+            " TDG.MEM.PAGE.ACCEPT, which ends at step 6"
+        ),
+        (
+            "step 2599: TDX_OPERAND_BUSY|RCX: the lock of the TDR is held by TDH.MEM.RANGE.BLOCK of"
+            " host.convert, which ended at step 5 with TDX_OPERAND_BUSY|RCX"
+        ),
+    ],
+}
+
+
+def why_of(scenario: str, design: str, strategy: str = "auto", seed: int = 0) -> str:
+    """The why-lines of the first story of a search, on one line."""
+    subject = find_subject(scenario, design)
+    options = make_options(strategy, 2, int(subject.may_fail), SEARCH_S, None, 1, seed)
+    search = Search(subject, options)
+    search.start()
+    (story,) = stories(search.run(), search.runner_searcher.runner, [])
+    first = story.index("Why:") + 1
+    text = " ".join(" ".join(story[first : story.index("", first)]).split())
+    return re.sub(r"PFN 0x[0-9a-f]+", "PFN 0xHOST", text)
+
+
+@pytest.mark.parametrize(("scenario", "bug"), WHY, ids=[bug for _, bug in WHY])
+def test_a_seeded_bug_is_told_why(scenario: str, bug: str) -> None:
+    """Sentences of a whole run. A wrong holder, step or cause is another sentence."""
+    assert why_of(scenario, f"bug-{bug}") == " ".join(WHY[scenario, bug])
+
+
+def test_a_vcpu_that_nobody_kicked_is_named() -> None:
+    """TDH.MEM.TRACK has succeeded: it is not what is missing."""
+    assert why_of("convert-against-accept", "bug-no-kick", "random", 1) == (
+        "step 9: TDX_TLB_TRACKING_NOT_DONE|RCX: step 8 began epoch 2, but vcpu0 (since step 2) is"
+        " in the TD in epoch 1, and no kick has made it leave"
+    )
+
+
+# Not said, where it would not be true: the same events with another operand
+
+
+TDR, OTHER_TDR = 0x1_0020_1000, 0x1_0044_0000
+GPA = 0x8000_0001
+FINDING = Finding("no-bug", "it broke", "there", "host", 0)
+
+
+def call(leaf: int, rcx: int, rdx: int, status: int = 0, r8: int = 0) -> SeamcallEvent:
+    return SeamcallEvent(0, "host", 0, leaf, 0, rcx, rdx, r8, status, 0, 0)
+
+
+def why(*events: Event, **parts: Any) -> list[str]:
+    """The lines of events in a world where both TDs are in epoch 1 and nobody holds a lock."""
+    td = TdLook(1, (0, 0), ())
+    look = ModuleLook({TDR >> 12: td, OTHER_TDR >> 12: td}, {}, parts.get("held", {}), {}, {}, ())
+    beats = [Beat(event, (), -1, module=look) for event in events]
+    numbers = {id(beat): at for at, beat in enumerate(beats, 1)}
+    recording: Any = SimpleNamespace(beats=beats)
+    return why_lines(recording, numbers, FINDING)
+
+
+@pytest.mark.parametrize(
+    ("rcx", "rdx", "said"),
+    [
+        (GPA, TDR, "it needs TDH.MEM.RANGE.BLOCK to have succeeded; step 1 returned"),
+        (GPA + 0x20_0000, TDR, "it needs TDH.MEM.RANGE.BLOCK of the entry first"),
+        (GPA - 1, TDR, "it needs TDH.MEM.RANGE.BLOCK of the entry first"),
+        (GPA, OTHER_TDR, "it needs TDH.MEM.RANGE.BLOCK of the entry first"),
+    ],
+    ids=["same", "gpa", "level", "td"],
+)
+def test_a_block_of_something_else_is_no_cause(rcx: int, rdx: int, said: str) -> None:
+    block = call(TDH_MEM_RANGE_BLOCK, rcx, rdx, TDX_OPERAND_BUSY | OPERAND_ID_RCX)
+    demote = call(TDH_MEM_PAGE_DEMOTE, GPA, TDR, TDX_GPA_RANGE_NOT_BLOCKED | OPERAND_ID_RCX)
+    (line,) = why(block, demote)
+    assert said in line
+
+
+def test_what_unblocked_is_not_guessed() -> None:
+    """A BLOCK that succeeded, and no event that undid it: the cause is not in the recording."""
+    block = call(TDH_MEM_RANGE_BLOCK, GPA, TDR)
+    demote = call(TDH_MEM_PAGE_DEMOTE, GPA, TDR, TDX_GPA_RANGE_NOT_BLOCKED | OPERAND_ID_RCX)
+    assert why(block, demote) == []
+
+
+def test_a_track_of_another_td_or_before_the_block_does_not_count() -> None:
+    demote = call(TDH_MEM_PAGE_DEMOTE, GPA, TDR, TDX_TLB_TRACKING_NOT_DONE | OPERAND_ID_RCX)
+    block = call(TDH_MEM_RANGE_BLOCK, GPA, TDR)
+    track, other = (call(TDH_MEM_TRACK, tdr, 0, TDX_OPERAND_BUSY) for tdr in (TDR, OTHER_TDR))
+    assert why(track, block, other, demote)[-1].endswith("and there was none")
+    assert why(block, track, demote)[-1].endswith("step 2 returned TDX_OPERAND_BUSY")
+
+
+def test_a_pair_of_another_frame_does_not_count() -> None:
+    missing = TDX_MISSING_PAMT_PAGE_PAIR | OPERAND_ID_R8
+    aug = call(TDH_MEM_PAGE_AUG, GPA - 1, TDR, missing, r8=0x1_0000_1000)
+    here, there = (
+        call(TDH_PHYMEM_PAMT_ADD, hpa | 1, 0, TDX_OPERAND_BUSY) for hpa in (1 << 32, 1 << 33)
+    )
+    assert why(there, aug)[-1].endswith("of its frame first, and there was none")
+    assert why(here, aug)[-1].endswith("step 1 returned TDX_OPERAND_BUSY")
+
+
+def test_busy_without_a_known_holder_is_told_without_a_cause() -> None:
+    """A call that ends next is not for that reason the one that was in the way."""
+    busy = call(TDH_MEM_RANGE_BLOCK, GPA, TDR, TDX_OPERAND_BUSY | OPERAND_ID_RCX)
+    other = SeamcallEvent(0, "vcpu0", 0, TDH_MEM_PAGE_AUG, 0, GPA, TDR, 0, 0, 0, 0)
+    assert why(busy, other) == []
+    elsewhere = ModuleLock(TDR >> 12, "entry", 1, (GPA >> 12) + 0x200)
+    assert why(busy, other, held={elsewhere: (Held("vcpu0", -1, True),)}) == []
+
+
+# The consequence
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("KVM_BUG_ON: SEAMCALL TDH_MEM_PAGE_DEMOTE failed", "every ioctl of the VM fails"),
+        ("WARN: TDH_PHYMEM_PAMT_REMOVE failed: 0xc000030600000000", "panic_on_warn"),
+        ("machine check: frame 0x100201 read with HKID 33", "the machine check takes"),
+        ("vm1 is bugged", "every ioctl of a bugged VM fails"),
+    ],
+)
+def test_a_consequence_is_that_of_the_finding(text: str, says: str) -> None:
+    """Only a VM that is bugged refuses its ioctls; only a machine check ends a host at once."""
+    said = consequence_of(Finding("no-bug", text, "", "host", 0), "v3")
+    assert said.startswith("On real hardware")
+    assert says in said
+    assert ("-EIO" in said) == ("bugged" in text or "KVM_BUG_ON" in text)
+    assert consequence_of(Finding("no-bug", text, "", "host", 0), "") == ""
