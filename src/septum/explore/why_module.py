@@ -278,7 +278,8 @@ def _still_in(told: Told, at: int, tdr: int, epoch: int) -> str:
     if not found:
         return ""
     verb, them = ("is", "it") if len(found) == 1 else ("are", "them")
-    return f"{' and '.join(found)} {verb} in the TD in epoch {epoch}, and no kick has made {them} leave"
+    who = " and ".join(found)
+    return f"{who} {verb} in the TD in epoch {epoch}, and no kick has made {them} leave"
 
 
 def _task(told: Told, at: int, inside: InTd) -> str:
