@@ -73,7 +73,7 @@ def search(task: tuple[str, float]) -> Row:
         return Row(name, "defect", why, 0.0, [], [])
     return Row(
         name,
-        word_of(verdict, subject.may_break),
+        word_of(verdict),
         verdict.why,
         round(verdict.seconds, 1),
         [f"{c.finding.promise}: {c.finding.text}" for c in verdict.counterexamples],
@@ -81,12 +81,12 @@ def search(task: tuple[str, float]) -> Row:
     )
 
 
-def word_of(verdict: Verdict, may_break: bool) -> str:
+def word_of(verdict: Verdict) -> str:
     """What the page calls it."""
     if verdict.counterexamples:
         return "broken"
     if verdict.outcome == "held":
-        return "as foreseen" if may_break else "held"
+        return "as foreseen" if verdict.foreseen else "held"
     return "undetermined"
 
 

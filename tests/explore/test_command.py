@@ -11,6 +11,7 @@ from septum.explore import Options, Outcome, Strategy, Verdict, explore
 from septum.explore.command import verdict_lines
 from septum.explore.ktap import verdict_case
 from septum.explore.toybox import LOCKED_UPDATE
+from septum.explore.toys import Toy
 
 
 def cli(*words: str) -> int:
@@ -56,7 +57,8 @@ def test_one_is_one_and_two_are_two() -> None:
 
 def test_a_level_of_one_is_said_so() -> None:
     options = Options(preemptions=1, failures=1, strategy=Strategy.EXHAUSTIVE)
-    assert explore(LOCKED_UPDATE, options).why == "complete: all with 1 preemption, 1 failure"
+    toy = Toy("may-fail", [(("fail", 1, 1),), (("read", 0),)])
+    assert explore(toy, options).why == "complete: all with 1 preemption, 1 failure"
 
 
 def test_a_strategy_is_named_once() -> None:
@@ -106,3 +108,38 @@ def test_an_interrupt_while_the_story_is_told_keeps_the_token(
     assert "Interrupted before its story was told" in out
     token = out[out.index("token: ") :].split("\n\n")[0].removeprefix("token: ").replace("\n", "")
     assert cli("replay", token) == 1
+
+
+# What a verdict is not silent about
+
+
+def test_what_breaks_as_the_scenario_says_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """v3 breaks a promise in it: to call that held would be no honest verdict. Of what breaks
+    nothing it is not said."""
+    assert cli("explore", "finding-attributes-late", "--preemptions", "1", "--no-watch") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.startswith("AS FORESEEN: finding-attributes-late on v3")
+    assert "breaks, as the scenario says of v3: mapping-in-folio: vm1: the 4K leaf" in out
+    assert cli("explore", "convert-one-page", "--no-watch") == 0
+    assert "AS FORESEEN" not in (out := capsys.readouterr().out) and out.startswith("HELD")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_is_foreseen_is_in_the_json(workers: str, capsysbinary) -> None:  # type: ignore[no-untyped-def]
+    words = ("--preemptions", "1", "--workers", workers, "--json")
+    assert cli("explore", "finding-attributes-late", *words) == 0
+    report = msgspec.json.decode(capsysbinary.readouterr().out)
+    (verdict,) = report["verdicts"]
+    promises = [text.partition(":")[0] for text in verdict["foreseen"]]
+    assert promises == ["mapping-in-folio", "private-unreachable"]
+    assert verdict["outcome"] == "held" and not verdict["counterexamples"]
+
+
+def test_failures_where_nothing_fails_are_not_claimed(capsys: pytest.CaptureFixture[str]) -> None:
+    """A scenario that allows no failure was not searched with one."""
+    assert cli("explore", "convert-one-page", "--failures", "1", "--no-watch") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "nothing fails here: the scenario's [failures] allow names no choice point" in out
+    assert "1 failure" not in out
+    assert cli("explore", "convert-one-page", "--no-watch") == 0
+    assert "nothing fails here" not in capsys.readouterr().out

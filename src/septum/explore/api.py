@@ -13,7 +13,7 @@ from septum.explore.portfolio import BATCH_RUNS, RUNS_MAX, Batch, Portfolio
 from septum.explore.progress import Progress
 from septum.explore.run import OutOfTime
 from septum.explore.search import Found, Job, JobResult, Searcher
-from septum.explore.shrink import Shrunk, kind_of, shrink, trim
+from septum.explore.shrink import Shrunk, kind_of, shrink, trim, words_of
 from septum.explore.split import split
 from septum.explore.subject import UNBOUNDED, Strategy
 from septum.explore.verdict import Counterexample, Outcome, Verdict
@@ -30,6 +30,7 @@ JOBS_MIN, JOBS_MAX = 8, 96
 JOB_STATES = 40
 """The search within a bound is cut into one job for so many states of that without preemptions."""
 EXAMPLES_MAX = 12
+NOTHING_FAILS = "nothing fails here: the scenario's [failures] allow names no choice point"
 
 
 class Totals:
@@ -38,6 +39,7 @@ class Totals:
     __slots__ = (
         "coverage",
         "drawn",
+        "foreseen",
         "found",
         "notes",
         "schedules",
@@ -53,6 +55,7 @@ class Totals:
         self.found: list[Found] = []
         self.coverage: dict[str, int] = {}
         self.notes: list[str] = []
+        self.foreseen: dict[tuple[str, str], str] = {}  # by what makes findings the same
         self.drawn: dict[str, int] = {}  # random schedules, by kind
         self.started = budget.now()
 
@@ -62,6 +65,8 @@ class Totals:
         self.steps += result.steps
         self.states += result.states
         self.found += result.found
+        for promise, text in result.foreseen:
+            self.foreseen.setdefault(words_of(promise, text), f"{promise}: {text}")
         for item, count in result.coverage.items():
             self.coverage[item] = self.coverage.get(item, 0) + count
         if result.note and result.note not in self.notes:
@@ -85,11 +90,14 @@ class Search:
     )
 
     def __init__(self, subject: Subject, options: Options) -> None:
+        self.totals = Totals()
+        if options.failures and not subject.may_fail:
+            options = msgspec.structs.replace(options, failures=0)
+            self.totals.notes.append(NOTHING_FAILS)
         self._subject = subject
         self._options = options
         on = f"{subject.name} on {subject.design}" if subject.design else subject.name
         self.progress = Progress(on, options)
-        self.totals = Totals()
         self._until = budget.after(options.time_s)
         self._local = Searcher(subject, options, self._until)
         self._workers = Workers(subject, options, self._local)
@@ -143,6 +151,7 @@ class Search:
             coverage=dict(sorted(self.totals.coverage.items())),
             missing_witnesses=missing,
             drawn=self.totals.drawn,
+            foreseen=sorted(self.totals.foreseen.values()),
             interrupted=self._workers.interrupted,
             level=self.level,
             timed_out=timed_out,

@@ -157,6 +157,8 @@ def make_options(
 def verdict_lines(verdict: Verdict, options: Options) -> list[str]:
     """The verdict in a few lines."""
     word = verdict.outcome.value.upper()
+    if verdict.outcome is Outcome.HELD and verdict.foreseen:
+        word = "AS FORESEEN"
     on = f" on {verdict.design}" if verdict.design else ""
     counts = ", ".join(
         plural(count, noun)
@@ -174,6 +176,7 @@ def verdict_lines(verdict: Verdict, options: Options) -> list[str]:
     if verdict.drawn:
         drawn = ", ".join(f"{count_text(count)} by {name}" for name, count in verdict.drawn.items())
         said.append(f"random schedules: {drawn}")
+    said += [f"breaks, as the scenario says of v3: {text}" for text in verdict.foreseen]
     if verdict.missing_witnesses:
         said.append(f"never reached: {', '.join(verdict.missing_witnesses)}")
     if verdict.outcome is not Outcome.BROKEN and verdict.coverage:

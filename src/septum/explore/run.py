@@ -109,6 +109,7 @@ class Runner:
         "_patience",
         "_verified_at",
         "built",
+        "foreseen",
         "nr_runs",
         "nr_steps",
         "options",
@@ -126,6 +127,8 @@ class Runner:
         self.built: Built = subject.build()
         self.nr_runs = 0
         self.nr_steps = 0
+        # What broke as the scenario says, as (promise, text), since somebody emptied it.
+        self.foreseen: dict[tuple[str, str], None] = {}
         self.sink: Callable[[Event], None] | None = None  # where the events of runs go
         self.until = 0.0  # by `budget.now`: when runs are broken off; 0: never
         self._verified_at = self._captured_at = 0
@@ -205,6 +208,9 @@ class Runner:
         if steering.late:
             raise OutOfTime
         finding = self._first_finding()
+        for other in sim.findings:
+            if not self.is_news(other) and not self.options.ignores(other):
+                self.foreseen[other.promise, other.text] = None
         steering.broken = finding is not None
         run = Run(finding, not finished and finding is None, sim.answers, steering, sim.nr_points)
         self.nr_steps += steering.decisions

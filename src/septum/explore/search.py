@@ -80,7 +80,8 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class JobResult(msgspec.Struct):
-    """What a job saw. `complete`: all that it was to do is done. `outcomes`: the ways in which its
+    """What a job saw. `complete`: all that it was to do is done. `foreseen`: what broke as the
+    scenario says, as (promise, text). `outcomes`: the ways in which its
     random runs came out, as numbers that mean the same in all forks of a process."""
 
     number: int
@@ -89,6 +90,7 @@ class JobResult(msgspec.Struct):
     steps: int = 0
     states: int = 0
     found: list[Found] = []
+    foreseen: list[tuple[str, str]] = []
     coverage: dict[str, int] = {}
     outcomes: list[int] = []
     note: str = ""
@@ -159,6 +161,7 @@ class Searcher:
     def do(self, job: Job) -> JobResult:
         """Do a job."""
         self.coverage.begin()
+        self.runner.foreseen.clear()
         self.runner.until = job.until
         if budget.passed(job.until):
             result = JobResult(job.number, complete=False)
@@ -167,6 +170,7 @@ class Searcher:
         else:
             result = self._exhaust(job)
         result.coverage = self.coverage.items()
+        result.foreseen = sorted(self.runner.foreseen)
         result.note = self.note
         return result
 

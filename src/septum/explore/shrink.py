@@ -39,7 +39,12 @@ class Shrunk:
 
 def kind_of(finding: Finding) -> tuple[str, str]:
     """What makes two findings the same: promise and words, without numbers."""
-    return finding.promise, re.sub(r"0x[0-9a-f]+|\d+", "#", finding.text)
+    return words_of(finding.promise, finding.text)
+
+
+def words_of(promise: str, text: str) -> tuple[str, str]:
+    """A promise, and what is said of how it broke, without numbers."""
+    return promise, re.sub(r"0x[0-9a-f]+|\d+", "#", text)
 
 
 def size_of(run: Run) -> Size:

@@ -47,6 +47,7 @@ class Verdict(msgspec.Struct, frozen=True):
     """The answer of a search, and what stands behind it.
 
     `level` is the largest number of preemptions of which all schedules were tried; -1 none.
+    `foreseen`: what broke as the scenario says of v3, as "promise: text"; a search goes on then.
     `drawn`: how many random schedules of which kind a search of several kinds has drawn.
     `timed_out`: the clock ended the search, not another budget.
     """
@@ -67,6 +68,7 @@ class Verdict(msgspec.Struct, frozen=True):
     counterexamples: list[Counterexample] = []
     coverage: dict[str, int] = {}
     missing_witnesses: list[str] = []
+    foreseen: list[str] = []
     drawn: dict[str, int] = {}
     interrupted: bool = False
     level: int = -1
