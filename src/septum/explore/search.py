@@ -343,7 +343,7 @@ class Searcher:
             except Unfaithful:
                 if not transitions.forgets:
                     raise
-                # What the search takes for forgotten was not, or it is no loop: go without.
+                # What it forgets of tasks that have ended may matter after all: go without.
                 transitions.forgets = False
                 self._begin_anew(transitions)
                 continue
