@@ -1,17 +1,29 @@
 """`septum explore` and `septum replay` as a user meets them: words, mistakes, files."""
 
+import base64
+import json
 import re
+import subprocess
+import sys
+import zlib
+from pathlib import Path
 
 import msgspec
 import pytest
 
+from septum import __version__
 from septum.cli.exits import guarded
 from septum.cli.main import app
+from septum.errors import InputError
 from septum.explore import Options, Outcome, Strategy, Verdict, explore
+from septum.explore.api import DidNotRepeat, Search
 from septum.explore.command import verdict_lines
 from septum.explore.ktap import verdict_case
-from septum.explore.toybox import LOCKED_UPDATE
+from septum.explore.replay import find_subject, replay_answers
+from septum.explore.toybox import LOCKED_UPDATE, RARE
 from septum.explore.toys import Toy
+from septum.scenarios.run import LIBRARY
+from septum.sim.schedule import TOKEN_PREFIX, TokenBody
 
 
 def cli(*words: str) -> int:
@@ -143,3 +155,266 @@ def test_failures_where_nothing_fails_are_not_claimed(capsys: pytest.CaptureFixt
     assert "1 failure" not in out
     assert cli("explore", "convert-one-page", "--no-watch") == 0
     assert "nothing fails here" not in capsys.readouterr().out
+
+
+def test_an_interrupt_keeps_what_was_found_before(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Search.run
+
+    def second(self: Search) -> Verdict:
+        if self.progress.subject == "toy:locked-update":
+            raise KeyboardInterrupt
+        return run(self)
+
+    monkeypatch.setattr(Search, "run", second)
+    assert cli("explore", "toy:rare", "toy:locked-update", "--json", "--workers", "1") == 1
+    said = capsys.readouterr()
+    assert [v["subject"] for v in json.loads(said.out)["verdicts"]] == ["toy:rare"]
+    assert said.err == "septum: interrupted\n"
+
+
+# Mistakes
+
+MISTAKES = {
+    "no folder can be there": ("--report", "/dev/null/x"),
+    "a folder that is none": ("--report", "FILE"),
+    "no folder for the test": ("--emit-test", "/nonexist/x.py"),
+    "a test that is a folder": ("--emit-test", "."),
+    "workers": ("--workers", "10000"),
+    "no time": ("--time", "0"),
+    "less than no time": ("--time", "-1"),
+    "no number": ("--time", "nan"),
+    "no schedules": ("--schedules", "0"),
+    "fewer than none": ("--schedules", "-3"),
+    "preemptions": ("--preemptions", "-2"),
+    "failures": ("--failures", "-1"),
+    "a seed that no report can hold": ("--seed", "9" * 20),
+    "two formats": ("--json", "--ktap"),
+    "a name that is none": ("nosuch", "--json"),
+    "a name that is none, as KTAP": ("nosuch", "--ktap"),
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_sentence_before_anything_is_searched(
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It names the option or the word that is wrong."""
+    (tmp_path / "FILE").write_text("kept")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Search, "run", None)
+    assert cli("explore", "toy:locked-update", *words) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert said.err.startswith("septum: ") and words[0] in said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["FILE"]
+    assert (tmp_path / "FILE").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "words", [("--preemptions", "99999999999"), ("--failures", "99999999999"), ("--time", "inf")]
+)
+def test_a_bound_that_no_run_reaches_is_none(
+    words: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("explore", "toy:failing", "--workers", "1", "--schedules", "20", *words) in (1, 3)
+
+
+def test_a_large_bound_is_not_searched_one_by_one() -> None:
+    options = Options(preemptions=40_000, strategy=Strategy.EXHAUSTIVE)
+    assert (
+        explore(LOCKED_UPDATE, options).why == "complete: all with 40,000 preemptions, 0 failures"
+    )
+
+
+def test_too_many_processes_are_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("multiprocessing.context.ForkProcess.start", full)
+    assert cli("explore", "toy:rare", "--workers", "2") == 2
+    assert "--workers 2" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_in_the_end_does_not_hide_the_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("septum.explore.artefacts._write", full)
+    words = ("--emit-test", str(tmp_path / "test_it.py"), "--workers", "1", "--json")
+    assert cli("explore", "toy:rare", *words) == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out)["verdicts"][0]["outcome"] == "broken"
+    assert "No space left" in said.err
+
+
+# Designs that do not do the same twice
+
+UNSTEADY = '''
+{imports}
+from septum.linux.kvm.tdx import KvmTdxUnit
+
+CALLS = [0]
+
+
+class Odd(KvmTdxUnit):
+    """Now this, now that."""
+
+    __slots__ = ()
+
+    def tdx_track(self, kvm):
+        {draws}
+            return super().tdx_track(kvm)
+        err, _, _ = self.tdh_do_no_vcpus(self.host.x86_tdx.tdh_mem_track, kvm, kvm.tdx)
+        if err:
+            self.tdx_bug_on(err, "TDH_MEM_TRACK", kvm)
+'''
+
+
+@pytest.mark.parametrize(
+    ("imports", "draws", "look"),
+    [
+        ("import random", "if random.random() < 0.99:", "line 14: random "),
+        ("from random import random as r", "if r() < 0.99:", "line 14: r of random "),
+        ("from time import time", "if int(time() * 1000) % 7:", "line 14: time "),
+        ("", "CALLS[0] += 1\n        if CALLS[0] % 7:", "look at CALLS in line 14"),
+    ],
+)
+def test_a_design_that_is_not_deterministic_is_told_where_to_look(
+    imports: str, draws: str, look: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one that differs too seldom for a search to see it."""
+    path = tmp_path / "odd.py"
+    path.write_text(UNSTEADY.format(imports=imports, draws=draws))
+    design = f"{path}:Odd"
+    words = ("--design", design, "--workers", "1", "--strategy", "exhaustive")
+    assert cli("explore", "convert-against-fault", *words) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert str(path) in said.err and look in said.err
+
+
+def test_a_finding_that_does_not_repeat_is_the_designs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is seen only by a search; of a design of the tree it is a defect of Septum."""
+    path = tmp_path / "odd.py"
+    path.write_text(UNSTEADY.format(imports="", draws="if CALLS:"))
+
+    def run(self: Search) -> Verdict:
+        raise DidNotRepeat("a finding did not repeat: mirror: it")
+
+    monkeypatch.setattr(Search, "run", run)
+    words = ("explore", "convert-one-page", "--workers", "1")
+    assert cli(*words, "--design", f"{path}:Odd") == 2
+    assert "is not deterministic" in capsys.readouterr().err
+    assert cli(*words) == 70
+
+
+# Tests that are emitted
+
+
+def run_test(path: Path, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """pytest, in `folder`."""
+    words = ("-q", "-p", "no:cacheprovider", "--rootdir", str(path.parent))
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *words, str(path)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_all_counterexamples_are_emitted_and_found_again_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two scenarios, one of them a file beside the test's folder, and a design in a file."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    library = LIBRARY / "convert-against-fault.toml"
+    (tmp_path / "mine.toml").write_text(library.read_text())
+    (tmp_path / "own.py").write_text(UNSTEADY.format(imports="", draws="if not CALLS:"))
+    monkeypatch.chdir(tmp_path)
+    names = ("convert-against-fault", "mine.toml", "mine.toml")
+    words = ("--emit-test", "tests/test_it.py", "--design", "own.py:Odd", "--workers", "1")
+    assert cli("explore", *names, *words) == 1
+    path = tmp_path / "tests" / "test_it.py"
+    text = " ".join(path.read_text().split())
+    functions = re.findall(r"def (test_\w+)", text)
+    assert len(set(functions)) == len(functions) == 3
+    assert text.count("--preemptions 2 --failures 0 --check end --seed 0`") == 3
+    tokens = re.findall(r'Token: ([^"]+)"""', text)
+    assert len(tokens) == 3
+    for token in tokens:
+        assert cli("replay", token) == 1
+    done = run_test(path, tmp_path / "elsewhere")
+    assert done.returncode == 1 and "3 failed" in done.stdout
+    assert "no scenario" not in done.stdout and "cannot be read" not in done.stdout
+
+
+def test_an_emitted_test_whose_schedule_does_not_fit_does_not_pass(tmp_path: Path) -> None:
+    """Answers that nobody asks for, or that are too large for their question, on a host on which
+    the promise holds; the sentence says what to do. The schedule that fits passes."""
+    for answers in ([7, 1], [0] * 5000 + [1]):
+        with pytest.raises(InputError, match="not fit this host any more: search again with `"):
+            replay_answers("toy:locked-update", "", answers, "end", "septum explore it")
+    assert replay_answers("toy:locked-update", "", [0, 1, 0, 0]) is None
+
+
+# Tokens
+
+
+def test_a_token_is_read_as_a_mail_quotes_it(capsys: pytest.CaptureFixture[str]) -> None:
+    token = explore(RARE, Options()).counterexamples[0].token
+    pieces = [token[at : at + 60] for at in range(0, len(token), 60)]
+    for before in ("> ", "# ", "  # ", ">> > ", ""):
+        quoted = "\n".join(f"{before}{piece}" for piece in ["token: " + pieces[0], *pieces[1:]])
+        assert cli("replay", quoted) == 1
+        assert capsys.readouterr().out.startswith("BROKEN: toy:rare")
+        assert cli("report", quoted) == 2
+        assert "toys have no pictures" in capsys.readouterr().err
+    assert cli("replay", f"note: {token}") == 2
+
+
+def token_of(recipe: bytes, kind: str, answers: list[int]) -> str:
+    body = msgspec.msgpack.encode(TokenBody(__version__, recipe, kind, 1, answers))
+    return TOKEN_PREFIX + base64.urlsafe_b64encode(zlib.compress(body)).decode().rstrip("=")
+
+
+ONE_PAGE = find_subject("convert-one-page")
+
+
+@pytest.mark.parametrize(
+    ("token", "says"),
+    [
+        (token_of(ONE_PAGE.recipe, "list", [0, -1]), "answer 2 is -1"),
+        (token_of(b"toy:rare", "list", [-1]), "answer 1 is -1"),
+        (token_of(b"toy:\xff", "list", []), "no toy is called"),
+        (token_of(b"nothing", "list", []), "nothing that this Septum can build"),
+        (
+            token_of(
+                find_subject("convert-one-page").recipe.replace(b"\xa3end", b"\xa3odd"), "list", []
+            ),
+            "check 'odd'",
+        ),
+        (token_of(ONE_PAGE.recipe, "list", [9]), "search again with `septum explore convert-one-"),
+    ],
+)
+def test_a_token_made_by_hand_is_a_sentence(
+    token: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Negative answers, recipes that say nothing, answers that do not fit."""
+    for command in ("replay", "report"):
+        assert cli(command, token) == 2
+        said = capsys.readouterr()
+        assert said.err.count("\n") == 1
+        assert says in said.err or (command == "report" and "toys have no" in said.err)

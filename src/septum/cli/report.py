@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from septum.cli.exits import BROKEN, OK
-from septum.cli.run import decode_run, firmware_of, record_boot
-from septum.cli.scenario import record_scenario
+from septum.cli.run import bare_token, decode_run, firmware_of, record_boot
+from septum.cli.scenario import check_fit, record_scenario
 from septum.errors import InputError
 from septum.scenarios.boot import Boot
 from septum.scenarios.run import ScenarioRecipe, load_scenario, scenario_of_recipe
@@ -122,7 +122,7 @@ def trace_of(run: str, into: Path, design: str = "v3", firmware: Path | None = N
 
     Raises InputError when `run` is no trace file, no token and no scenario.
     """
-    if run.lstrip().startswith(TOKEN_PREFIX):
+    if bare_token(run).startswith(TOKEN_PREFIX):
         record_token(run, into, firmware)
         return into
     if Path(run).is_file() and not run.endswith(SCENARIO_SUFFIX):
@@ -143,6 +143,7 @@ def record_token(token: str, into: Path, firmware: Path | None = None) -> None:
     if isinstance(recipe, ScenarioRecipe):
         check = cast("Mode", recipe.check)
         record_scenario(scenario_of_recipe(recipe), recipe.design, schedule, check, into)
+        check_fit(recipe, schedule)
         return
     image = firmware_of(recipe, firmware).image
     record_boot(Boot(recipe, image, schedule=schedule), token, into)

@@ -25,7 +25,6 @@ from septum.scenarios.boot import Boot, BootRecipe
 from septum.scenarios.result import run_result
 from septum.scenarios.run import ScenarioRecipe
 from septum.sim import (
-    ListSchedule,
     RandomSchedule,
     RoundRobin,
     Schedule,
@@ -43,6 +42,8 @@ if TYPE_CHECKING:
 
 # Long enough that a boot is not spent on switching tasks, short enough that vCPUs do meet.
 QUANTUM = 2000
+
+_MARKS = str.maketrans(">#", "  ")
 
 TOY = b"toy:"
 """What the recipe of a toy of the explorer begins with."""
@@ -117,7 +118,7 @@ def replay_token(
     """
     packed, schedule = _decode(token)
     if packed.startswith(TOY):
-        return _replay_toy(packed.decode(), schedule, trace)
+        return _replay_toy(_toy(packed), schedule, trace)
     recipe, schedule = decode_run(token)
     if isinstance(recipe, ScenarioRecipe):
         return replay_one(recipe, schedule, trace=trace, as_json=json)
@@ -129,18 +130,29 @@ def replay_token(
     return _boot(recipe, firmware, schedule, options, shlex.join(command))
 
 
+def bare_token(text: str) -> str:
+    """The token in what somebody copied: without line breaks, the marks of a quoting mail or of
+    KTAP before its lines, and the report's label."""
+    return "".join(text.translate(_MARKS).split()).removeprefix("token:")
+
+
 def decode_run(token: str) -> tuple[BootRecipe | ScenarioRecipe, Schedule]:
-    """What a replay token stands for; line breaks in it do no harm.
+    """What a replay token stands for, as it was copied (see `bare_token`).
 
     Raises InputError when it is damaged, of another version, or of a toy of the explorer.
     """
     packed, schedule = _decode(token)
     if packed.startswith(TOY):
-        raise InputError(f"the token is of {packed.decode()}: toys have no pictures; replay it")
+        raise InputError(f"the token is of {_toy(packed)}: toys have no pictures; replay it")
     try:
         recipe = msgspec.msgpack.decode(packed, type=BootRecipe | ScenarioRecipe)
     except msgspec.MsgspecError as error:
         raise InputError(f"the token says nothing that this Septum can build ({error})") from None
+    if isinstance(recipe, ScenarioRecipe) and recipe.check not in CHECK_MODES:
+        raise InputError(
+            f"the token says nothing that this Septum can build (check {recipe.check!r});"
+            f" promises are checked at {', '.join(CHECK_MODES)}"
+        )
     if isinstance(recipe, ScenarioRecipe) and schedule.spec() == ("list", SEARCHED):
         from septum.explore.replay import Again
 
@@ -150,7 +162,7 @@ def decode_run(token: str) -> tuple[BootRecipe | ScenarioRecipe, Schedule]:
 
 def _decode(token: str) -> tuple[bytes, Schedule]:
     try:
-        version, packed, schedule = decode_token("".join(token.split()))
+        version, packed, schedule = decode_token(bare_token(token))
     except ValueError as error:
         raise InputError(str(error)) from None
     if version != __version__:
@@ -161,13 +173,16 @@ def _decode(token: str) -> tuple[bytes, Schedule]:
     return packed, schedule
 
 
+def _toy(packed: bytes) -> str:
+    return packed.decode(errors="replace")
+
+
 def _replay_toy(name: str, schedule: Schedule, trace: Path | None) -> int:
     from septum.explore.replay import replay_answers
 
     if trace is not None:
         raise InputError(f"{name} leaves no trace; replay it without --trace")
-    assert isinstance(schedule, ListSchedule)
-    finding = replay_answers(name, "", schedule.answers)
+    finding = replay_answers(name, "", schedule.given())
     if finding is None:
         print(f"HELD: {name}")
         return OK

@@ -119,7 +119,22 @@ def replay_one(
     """Run again what a token stands for. Raises InputError when the scenario has changed."""
     scenario = scenario_of_recipe(recipe)
     check = cast("Mode", recipe.check)
-    return _run(scenario, recipe.design, schedule, check, trace, as_json=as_json)
+    outcome = _outcome(scenario, recipe.design, schedule, check, trace)
+    check_fit(recipe, schedule)
+    return _show(outcome, as_json=as_json, ktap=False)
+
+
+def check_fit(recipe: ScenarioRecipe, schedule: Schedule) -> None:
+    """Raises InputError when the run that `schedule` has just steered could not follow it: the host
+    is not the one that the token was made with."""
+    if schedule.fits():
+        return
+    from septum.explore.reproduce import explore_words, misfit_text
+    from septum.explore.subject import Options
+
+    options = Options(failures=int(bool(scenario_of_recipe(recipe).document.failures.allow)))
+    words = explore_words(recipe.name, find_design(recipe.design).name, recipe.check, options)
+    raise InputError(misfit_text(words))
 
 
 def _run(
@@ -132,11 +147,16 @@ def _run(
     as_json: bool,
     ktap: bool = False,
 ) -> int:
-    if trace is None:
-        outcome = run_scenario(scenario, design, schedule, check)
-    else:
-        outcome = record_scenario(scenario, design, schedule, check, trace)
+    outcome = _outcome(scenario, design, schedule, check, trace)
     return _show(outcome, as_json=as_json, ktap=ktap)
+
+
+def _outcome(
+    scenario: Scenario, design: str, schedule: Schedule, check: Mode, trace: Path | None
+) -> ScenarioOutcome:
+    if trace is None:
+        return run_scenario(scenario, design, schedule, check)
+    return record_scenario(scenario, design, schedule, check, trace)
 
 
 def record_scenario(

@@ -21,6 +21,7 @@ from septum.compare.search import search
 from septum.compare.table import COLUMNS, Table
 from septum.compare.text import comparison_lines
 from septum.errors import InputError
+from septum.explore.bounds import check_bounds
 from septum.report.lines import print_lines
 from septum.report.progress import Progress
 
@@ -91,16 +92,14 @@ def compare_command(wanted: Wanted) -> int:
 
 def _check(wanted: Wanted) -> None:
     bounds = wanted.bounds
-    if wanted.workers < 1:
-        raise InputError(f"--workers {wanted.workers}: there must be at least one")
-    if bounds.preemptions < -1:
-        raise InputError(f"--preemptions {bounds.preemptions}: give a bound, or -1 for none")
-    if bounds.failures < 0:
-        raise InputError(f"--failures {bounds.failures}: there cannot be fewer than none")
-    if bounds.schedules < 1:
-        raise InputError(f"--schedules {bounds.schedules}: there must be at least one")
-    if bounds.time_s <= 0:
-        raise InputError(f"--time {bounds.time_s:g}: give it some seconds")
+    check_bounds(
+        preemptions=bounds.preemptions,
+        failures=bounds.failures,
+        schedules=bounds.schedules,
+        time_s=bounds.time_s,
+        workers=wanted.workers,
+        seed=bounds.seed,
+    )
     if bounds.check not in CHECK_MODES:
         raise InputError(f"--check {bounds.check!r}: choose from {', '.join(CHECK_MODES)}")
     if wanted.html is not None and wanted.html.is_dir():

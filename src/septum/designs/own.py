@@ -8,6 +8,7 @@ whose slots the others are.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import inspect
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING
 
+from septum.designs.ambient import ambient_use, outliving_use
 from septum.designs.registry import Design, find_design
 from septum.errors import InputError
 from septum.linux.unit import Unit
@@ -34,6 +36,11 @@ _FRAME = re.compile(r'File "(?P<path>[^"]+)", line (?P<line>\d+), in (?P<functio
 _RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Defect|Iteration)\b.*")
 # Below `septum.designs`, so that traces show the file's functions and searches watch its classes.
 _PARENT = "septum.designs.own_file"
+
+_STEADY = (
+    "a design may go by the state of the world alone: no clock, no random numbers, no variable of"
+    " the file that outlives a run"
+)
 
 _loaded: dict[Path, tuple[str, ModuleType]] = {}
 
@@ -98,6 +105,12 @@ def _load(path: Path, *, in_token: bool) -> tuple[str, ModuleType]:
     except Exception as error:
         del _loaded[where], sys.modules[module.__name__]
         raise InputError(f"{path} does not import: {_where(path, error)}") from None
+    found = ambient_use(ast.parse(source), module)
+    if found is not None:
+        del _loaded[where], sys.modules[module.__name__]
+        raise InputError(
+            f"{path}, line {found[0]}: {found[1]} says something else in every run; {_STEADY}"
+        )
     return _loaded[where]
 
 
@@ -129,6 +142,19 @@ def blame(error: BaseException) -> str:
         f"{last['path']}, line {last['line']}, in {last['function']}: {text or repr(error)};"
         " a design that raises has no verdict"
     )
+
+
+def unsteady_text(name: str) -> str:
+    """What to say of the user's design called `name` when a schedule did not come out as before;
+    "" for a design that is no user's."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return ""
+    path = Path(match["path"])
+    _, module = _load(path, in_token=False)
+    found = outliving_use(ast.parse(path.read_bytes()), module)
+    look = f" (look at {found[1]} in line {found[0]})" if found is not None else ""
+    return f"{name} is not deterministic, one schedule came out in two ways{look}; {_STEADY}"
 
 
 # The class

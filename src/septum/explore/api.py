@@ -29,8 +29,14 @@ if TYPE_CHECKING:
 JOBS_MIN, JOBS_MAX = 8, 96
 JOB_STATES = 40
 """The search within a bound is cut into one job for so many states of that without preemptions."""
+LEVELS_MAX = 8
+"""Up to so many preemptions are searched one by one; a bound above that comes next."""
 EXAMPLES_MAX = 12
 NOTHING_FAILS = "nothing fails here: the scenario's [failures] allow names no choice point"
+
+
+class DidNotRepeat(Exception):
+    """One schedule came out in two ways: the host, or what is done to repeat runs, is not sound."""
 
 
 class Totals:
@@ -243,7 +249,8 @@ class Search:
     def _exhaust(self) -> tuple[bool, str]:
         options = self._options
         bound = options.max_preemptions()
-        levels = [0, 1, 2, bound] if bound == UNBOUNDED else list(range(bound + 1))
+        one_by_one = 2 if bound == UNBOUNDED else min(bound, LEVELS_MAX)
+        levels = sorted({*range(one_by_one + 1), bound})
         if self._plain:
             levels = [bound]
         # Failures multiply what there is to search: without them first, which says more sooner.
@@ -344,7 +351,7 @@ class Search:
             return None
         if shrunk is None or shrunk.run.finding is None:
             finding = found.finding
-            raise RuntimeError(f"a finding did not repeat: {finding.promise}: {finding.text}")
+            raise DidNotRepeat(f"a finding did not repeat: {finding.promise}: {finding.text}")
         self._workers.interrupted |= shrunk.interrupted
         return shrunk
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from septum.designs.own import is_own, unsteady_text
 from septum.errors import InputError
-from septum.explore.api import Search
-from septum.explore.emit import regression_test
+from septum.explore.api import DidNotRepeat, Search
+from septum.explore.artefacts import Artefacts
+from septum.explore.bounds import check_bounds
 from septum.explore.ktap import verdict_case
 from septum.explore.recording import Recording
 from septum.explore.replay import find_subject
 from septum.explore.reproduce import command_lines
+from septum.explore.steady import check_steady
 from septum.explore.story import WIDTH, consequence_of, heading, story_lines, untold_lines
-from septum.explore.subject import Options, Strategy
+from septum.explore.subject import UNBOUNDED, Options, Strategy
 from septum.explore.verdict import Outcome, Verdict, bounds_text
 from septum.explore.watch import watching
 from septum.report.ktap import Case, ktap_lines
@@ -25,11 +28,14 @@ from septum.report.words import count_text, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from septum.explore.run import Runner
+    from septum.explore.subject import Subject
 
 SCHEMA = "septum-explore-1"
-_SEVERITY = (1, 130, 3, 0)
+INTERRUPTED = 130
+_SEVERITY = (1, INTERRUPTED, 3, 0)
 _REACHED = {
     "call": ("SEAMCALL outcome",),
     "tdcall": ("TDCALL outcome",),
@@ -75,10 +81,12 @@ def explore_command(
 
     `failures` None: one where the scenario allows any, else none. `page` writes the page of a
     token's run to a file: for counterexamples, beside their text.
-    Raises InputError for unknown names and values.
+    Raises InputError before anything is searched: for unknown names and values, and for files that
+    cannot be written.
     """
-    verdicts: list[Verdict] = []
-    cases: list[Case] = []
+    if as_json and ktap:
+        raise InputError("--json and --ktap both write to stdout: give one of them")
+    asked = []
     for name in names:
         subject = find_subject(name, design, check)
         options = make_options(
@@ -92,30 +100,56 @@ def explore_command(
             ignore,
             keep_going,
         )
-        search = Search(subject, options)
-        search.start()
-        with watching(search.progress, wanted=watch):
-            verdict = search.run()
-        verdicts.append(verdict)
-        how = command_lines(name, verdict.design, check, options)
-        told = stories(verdict, search.runner_searcher.runner, how)
-        cases.append(verdict_case(verdict, told))
-        if not (as_json or ktap):
-            print("\n".join(verdict_lines(verdict, options)))
-            for story in told:
-                print()
-                print("\n".join(story))
-        tests = [regression_test(verdict, x, name, check) for x in verdict.counterexamples]
-        _write_artefacts(verdict, told, tests, report, emit_test, page)
-        if verdict.interrupted:
-            break
+        asked.append((name, subject, options))
+    artefacts = Artefacts(report, emit_test, page)
+    verdicts: list[Verdict] = []
+    cases: list[Case] = []
+    codes = set()
+    try:
+        for name, subject, options in asked:
+            verdict, told = _searched(name, subject, options, check, watch=watch)
+            verdicts.append(verdict)
+            cases.append(verdict_case(verdict, told))
+            if not (as_json or ktap):
+                print("\n".join(verdict_lines(verdict, options)))
+                for story in told:
+                    print()
+                    print("\n".join(story))
+            artefacts.add(verdict, told, name, check, options)
+            if verdict.interrupted:
+                break
+    except KeyboardInterrupt:
+        # What was found before is told all the same.
+        print("septum: interrupted", file=sys.stderr)
+        codes.add(INTERRUPTED)
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(ExploreReport(SCHEMA, verdicts)) + b"\n")
         sys.stdout.flush()
     if ktap:
         print("\n".join(ktap_lines(cases)))
-    codes = {verdict.exit_code() for verdict in verdicts}
+    if artefacts.failed:
+        raise InputError(artefacts.failed)
+    codes |= {verdict.exit_code() for verdict in verdicts}
     return next((code for code in _SEVERITY if code in codes), 0)
+
+
+def _searched(
+    name: str, subject: Subject, options: Options, check: str, *, watch: bool
+) -> tuple[Verdict, list[list[str]]]:
+    """The verdict, and the stories of what broke."""
+    if is_own(subject.design):
+        check_steady(subject, options)
+    search = Search(subject, options)
+    search.start()
+    with watching(search.progress, wanted=watch):
+        try:
+            verdict = search.run()
+        except DidNotRepeat:
+            if not is_own(subject.design):
+                raise
+            raise InputError(unsteady_text(subject.design)) from None
+    how = command_lines(name, verdict.design, check, options)
+    return verdict, stories(verdict, search.runner_searcher.runner, how)
 
 
 def make_options(
@@ -129,18 +163,25 @@ def make_options(
     ignore: Sequence[str] = (),
     keep_going: bool = False,
 ) -> Options:
-    """Options from what a user wrote. Raises InputError; `preemptions` below 0 is no bound."""
+    """Options from what a user wrote. Raises InputError; `preemptions` of -1 is no bound."""
     try:
         chosen = Strategy(strategy)
     except ValueError:
         known = ", ".join(s.value for s in Strategy)
         raise InputError(f"--strategy {strategy!r}: choose from {known}") from None
-    if workers < 1:
-        raise InputError(f"--workers {workers}: there must be at least one")
-    if failures < 0:
-        raise InputError(f"--failures {failures}: there cannot be fewer than none")
-    if preemptions is not None and preemptions < 0:
+    check_bounds(
+        preemptions=preemptions,
+        failures=failures,
+        schedules=schedules,
+        time_s=time_s,
+        workers=workers,
+        seed=seed,
+    )
+    # No run comes to so many preemptions, and no search to the end of all time.
+    if preemptions is not None and not 0 <= preemptions < UNBOUNDED:
         preemptions = None
+    if time_s is not None and math.isinf(time_s):
+        time_s = None
     return Options(
         strategy=chosen,
         preemptions=preemptions,
@@ -212,27 +253,3 @@ def stories(verdict: Verdict, runner: Runner, how: list[str]) -> list[list[str]]
             story = untold_lines(example, said)
         told.append([*story, "", *how])
     return told
-
-
-def _write_artefacts(
-    verdict: Verdict,
-    stories: list[list[str]],
-    tests: list[str],
-    report: Path | None,
-    emit_test: Path | None,
-    page: Callable[[str, Path], None] | None,
-) -> None:
-    if report is not None:
-        report.mkdir(parents=True, exist_ok=True)
-        stem = verdict.subject.replace(":", "-").replace("/", "-")
-        (report / f"{stem}.json").write_bytes(msgspec.json.format(msgspec.json.encode(verdict)))
-        for number, (story, test) in enumerate(zip(stories, tests, strict=True), 1):
-            (report / f"{stem}-{number}.txt").write_text("\n".join(story) + "\n")
-            (report / f"test_{stem.replace('-', '_')}_{number}.py").write_text(test)
-            if page is not None and verdict.design:
-                token = verdict.counterexamples[number - 1].token
-                page(token, report / f"{stem}-{number}.html")
-        print(f"septum: the report is in {report}", file=sys.stderr)
-    if emit_test is not None and tests:
-        emit_test.write_text(tests[0])
-        print(f"septum: the test is in {emit_test}", file=sys.stderr)

@@ -1,56 +1,151 @@
-"""A counterexample as a pytest test that fails until the host is mended."""
+"""Counterexamples as pytest tests that fail until the host is mended."""
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from septum.designs.own import is_own
+from septum.explore.reproduce import explore_words
+from septum.scenarios.run import scenario_file
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from septum.explore.subject import Options
     from septum.explore.verdict import Counterexample, Verdict
 
-TEMPLATE = '''\
-"""{summary}
+WIDTH = 96
+_DOC_WIDTH = 88
 
-Found by `{command}`.
-The schedule is replayed as it was shrunk; when the promise holds on it, this test passes.
+HEAD = '''\
+"""What `septum explore` found, as tests that replay schedules as they were shrunk.
+
+A test passes when the promise holds on its schedule, and fails when the schedule does not fit the
+host any more: then it says nothing, and the search is to be made again.
 """
 
-from septum.explore.replay import replay_answers
+'''
 
-ANSWERS = {answers}
-
+TEST = '''
 
 def test_{name}() -> None:
-    """{promise}: {text}"""
-    finding = replay_answers({subject}, {design}, ANSWERS{check})
+    """{promise}
+
+{found}
+    """
+    answers = {answers}
+    again = {again}
+    scenario = {scenario}
+    design = {design}
+    finding = replay_answers(scenario, design, answers, {check}, again)
     assert finding is None, f"{{finding.promise}}: {{finding.text}}"
 '''
 
 
-def regression_test(
-    verdict: Verdict, example: Counterexample, scenario: str = "", check: str = "end"
-) -> str:
-    """The source of the test. `scenario` is what the user called it, by name or file."""
-    finding = example.finding
-    words = re.sub(r"[^a-z0-9]+", "_", f"{verdict.subject} {finding.promise}".lower()).strip("_")
-    answers = textwrap.fill(
-        repr(example.answers), 96, initial_indent="    ", subsequent_indent="    "
-    ).strip()
+class Emitted(msgspec.Struct, frozen=True):
+    """A counterexample, and the search that found it. `scenario` is what the user called it, by
+    name or file."""
+
+    verdict: Verdict
+    example: Counterexample
+    scenario: str
+    check: str
+    options: Options
+
+    def command(self) -> str:
+        """The search, as a command line with its bounds."""
+        design = self.verdict.design
+        return explore_words(self.scenario, design, self.check, self.options, every=True)
+
+
+def regression_tests(emitted: Sequence[Emitted], folder: Path) -> str:
+    """The source of a test file that will lie in `folder`: a function for each.
+
+    Files of scenarios and of designs are found from there, wherever the tests are run.
+    """
+    names: dict[str, int] = {}
+    tests = "".join(_test(one, folder, names) for one in emitted)
+    text = HEAD
+    here = "(HERE / " in tests
+    if here:
+        text += "from pathlib import Path\n\n"
+    text += "from septum.explore.replay import replay_answers\n"
+    if here:
+        text += "\nHERE = Path(__file__).parent\n"
+    return text + tests
+
+
+def _test(one: Emitted, folder: Path, names: dict[str, int]) -> str:
+    finding = one.example.finding
+    name = _name(f"{one.verdict.subject} {finding.promise}")
+    nr = names[name] = names.get(name, 0) + 1
     text = finding.text if len(finding.text) < 80 else finding.text[:77] + "..."
-    return TEMPLATE.format(
-        summary=f"Promise {finding.promise} in scenario {verdict.subject}.",
-        subject=_quoted(scenario or verdict.subject),
-        design=_quoted(verdict.design),
-        check="" if check == "end" else f", {_quoted(check)}",
-        command=f"septum explore {scenario or verdict.subject}"
-        + (f" --design {verdict.design}" if verdict.design else "")
-        + f" --seed {verdict.seed}",
-        answers=answers,
-        name=words,
-        promise=finding.promise,
-        text=text.replace('"', "'").replace("\\", "/"),
+    found = [f"Found by `{one.command()}`", f"Token: {one.example.token}"]
+    return TEST.format(
+        name=name if nr == 1 else f"{name}_{nr}",
+        promise=_harmless(f"{finding.promise}: {text}"),
+        found="\n".join(_indented(_harmless(line)) for line in found),
+        answers=_filled(repr(one.example.answers)),
+        again=_pieces(one.command()),
+        scenario=_scenario(one.scenario, folder),
+        design=_design(one.verdict.design, folder),
+        check=_quoted(one.check),
     )
+
+
+def _name(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+
+
+def _scenario(name: str, folder: Path) -> str:
+    """An expression for it."""
+    path = scenario_file(name)
+    return _quoted(name) if path is None else _located(path, folder)
+
+
+def _design(name: str, folder: Path) -> str:
+    if not is_own(name):
+        return _quoted(name)
+    path, _, chosen = name.rpartition(":")
+    return f"{_located(Path(path), folder)} + {_quoted(f':{chosen}')}"
+
+
+def _located(path: Path, folder: Path) -> str:
+    relative = os.path.relpath(path.resolve(), folder.resolve())
+    return f"str(HERE / {_quoted(relative)})"
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, WIDTH - 12, subsequent_indent=" " * 8)
+
+
+def _pieces(text: str) -> str:
+    """A string in as many lines as it takes."""
+    lines = textwrap.wrap(text, WIDTH - 12, drop_whitespace=False, break_on_hyphens=False)
+    if len(lines) == 1:
+        return _quoted(text)
+    return "\n".join(["(", *(f"        {_quoted(line)}" for line in lines), "    )"])
+
+
+def _indented(text: str) -> str:
+    return textwrap.fill(
+        text,
+        _DOC_WIDTH,
+        initial_indent="    ",
+        subsequent_indent="    ",
+        break_on_hyphens=False,
+    )
+
+
+def _harmless(text: str) -> str:
+    """For a docstring."""
+    return text.replace('"', "'").replace("\\", "/")
 
 
 def _quoted(text: str) -> str:

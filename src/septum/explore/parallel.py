@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING
 
 import msgspec
 
+from septum.errors import InputError
 from septum.explore.exchange import make_files
 from septum.explore.search import Job, JobResult, Searcher
 
@@ -88,10 +89,20 @@ class Workers:
         return sum(self._counts) if self._connections else self._local.runner.nr_runs
 
     def start(self) -> None:
-        """Fork, when more than one worker is wanted."""
-        context = multiprocessing.get_context("fork")
+        """Fork, when more than one worker is wanted. Raises InputError where that cannot be."""
         self._local.close()
         count = self._options.workers if self._options.workers > 1 else 0
+        try:
+            self._fork(count)
+        except OSError as error:
+            self.stop()
+            raise InputError(
+                f"--workers {count}: so many processes cannot be started here ({error.strerror});"
+                " give fewer"
+            ) from None
+
+    def _fork(self, count: int) -> None:
+        context = multiprocessing.get_context("fork")
         pipes = [context.Pipe() for _ in range(count)]
         ends = [theirs for _, theirs in pipes]
         team = _Team(self._subject, self._options, self._counts, ends, make_files(count))

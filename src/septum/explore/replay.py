@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from septum.errors import InputError
+from septum.explore.reproduce import explore_words, misfit_text
 from septum.explore.run import Replaying, Runner
 from septum.explore.subject import Options
 from septum.explore.toybox import find_toy
@@ -39,7 +41,6 @@ class Again(Replaying):
 
 def find_subject(name: str, design: str = "v3", check: str = "end") -> Subject:
     """The scenario called `name`, or the toy `toy:NAME`. Raises InputError."""
-    from septum.errors import InputError
     from septum.explore.scenario import ScenarioSubject
 
     if name.startswith("toy:"):
@@ -54,8 +55,17 @@ def find_subject(name: str, design: str = "v3", check: str = "end") -> Subject:
 
 
 def replay_answers(
-    name: str, design: str, answers: list[int], check: str = "end"
+    name: str, design: str, answers: list[int], check: str = "end", again: str = ""
 ) -> Finding | None:
-    """The first finding of the run of `answers` that the scenario does not expect, or None."""
-    runner = Runner(find_subject(name, design, check), Options())
-    return runner.run(Replaying(list(answers))).finding
+    """The first finding of the run of `answers` that the scenario does not expect, or None.
+
+    `again` is the command that searches for another such run. Raises InputError when nothing is
+    found, but the run could not follow the answers: it says nothing then.
+    """
+    replaying = Replaying(list(answers))
+    subject = find_subject(name, design, check)
+    finding = Runner(subject, Options()).run(replaying).finding
+    if finding is None and not replaying.fits():
+        options = Options(failures=int(subject.may_fail))
+        raise InputError(misfit_text(again or explore_words(name, design, check, options)))
+    return finding

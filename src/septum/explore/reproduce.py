@@ -25,8 +25,10 @@ def command_lines(name: str, design: str, check: str, options: Options) -> list[
     ]
 
 
-def explore_words(name: str, design: str, check: str, options: Options) -> str:
-    """The search, as a command line."""
+def explore_words(
+    name: str, design: str, check: str, options: Options, *, every: bool = False
+) -> str:
+    """The search, as a command line. `every`: with the bounds that it would have by itself, too."""
     words = ["septum", "explore", name]
     if design:
         words += ["--design", design]
@@ -34,10 +36,15 @@ def explore_words(name: str, design: str, check: str, options: Options) -> str:
         words += ["--strategy", options.strategy.value]
     preemptions = -1 if options.preemptions is None else options.preemptions
     words += ["--preemptions", str(preemptions), "--failures", str(options.failures)]
-    if check != "end":
+    if every or check != "end":
         words += ["--check", check]
     words += ["--seed", str(options.seed)]
     return shlex.join(words)
+
+
+def misfit_text(again: str) -> str:
+    """What is to be said of a run that could not follow its schedule; `again` is the search."""
+    return f"the schedule does not fit this host any more: search again with `{again}`"
 
 
 def _wrapped(label: str, command: str) -> list[str]:

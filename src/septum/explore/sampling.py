@@ -100,8 +100,8 @@ class Sampled(Steering):
         self._nr_failure_points = 0
         self._places: dict[tuple[int, ...], int] = {}  # how often a task stood there, in its turn
         self._turn = (0, 0)
-        count = self._below(options.failures + 1)
         space = max(1, length.failure_points + length.failure_points // 4)
+        count = self._below(min(options.failures, space) + 1)
         self._fail_at = {self._below(space) for _ in range(count)}
 
     def _below(self, n: int) -> int:

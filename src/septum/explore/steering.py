@@ -303,6 +303,12 @@ class Replaying(Steering):
         super().begin(sim, runner)
         self.lasts = True  # it is made to see how the run comes out
 
+    def fits(self) -> bool:
+        if self.misfits:
+            return False
+        # Where tasks take turns the schedule is not asked any more.
+        return self.fair_from >= 0 or not any(self.answers[self._at :])
+
     def _next(self, n: int, default: int) -> int:
         at = self._at
         if at >= len(self.answers):

@@ -95,14 +95,21 @@ def scenario_names() -> dict[str, str]:
     }
 
 
+def scenario_file(name: str) -> Path | None:
+    """The file that the user means by `name`; None when it names a scenario of the library, which
+    goes before a file, or nothing."""
+    path = Path(name)
+    return path if not (LIBRARY / f"{name}{SUFFIX}").is_file() and path.is_file() else None
+
+
 def load_scenario(name: str) -> Scenario:
     """The scenario called `name`, or the one in the file at that path.
 
     Raises InputError when there is none, or when its file is wrong.
     """
-    path = LIBRARY / f"{name}{SUFFIX}"
-    if not path.is_file():
-        path = Path(name)
+    path = scenario_file(name)
+    if path is None:
+        path = LIBRARY / f"{name}{SUFFIX}"
         if not path.is_file():
             raise InputError(
                 f"no scenario is called {name!r}, and there is no such file; `septum scenarios`"

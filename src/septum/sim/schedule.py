@@ -42,6 +42,11 @@ class Schedule(ABC):
         """The answers that it was given to repeat; none where it makes them."""
         return []
 
+    def fits(self) -> bool:
+        """Of a run that has ended: every answer that it was given to repeat answered its question,
+        and none that disturbs was left over."""
+        return True
+
     @abstractmethod
     def pick(self, n: int, forced: bool) -> int:
         """Which of `n` > 1 tasks in the run queue runs next. `forced`: the current task cannot go
@@ -153,6 +158,9 @@ class ListSchedule(Schedule):
     def given(self) -> list[int]:
         return self.answers
 
+    def fits(self) -> bool:
+        return not self.misfits and not any(self.answers[self._at :])
+
     def spec(self) -> tuple[str, int]:
         return ("list", self.origin)
 
@@ -189,6 +197,12 @@ def decode_token(token: str) -> tuple[str, bytes, Schedule]:
         raise ValueError(
             f"the replay token is damaged ({error}); copy the whole word that the report printed"
         ) from None
+    wrong = next((at for at, answer in enumerate(body.answers) if answer < 0), None)
+    if wrong is not None:
+        raise ValueError(
+            f"the replay token is damaged (answer {wrong + 1} is {body.answers[wrong]}, which"
+            " answers nothing); copy the whole word that the report printed"
+        )
     return body.version, body.recipe, make_schedule(body.kind, body.seed, body.answers)
 
 

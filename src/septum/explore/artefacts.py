@@ -1,0 +1,122 @@
+"""The files that `septum explore` leaves: verdicts, stories and pages in a folder, and tests."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from septum.errors import InputError
+from septum.explore.emit import Emitted, regression_tests
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from septum.explore.subject import Options
+    from septum.explore.verdict import Verdict
+
+
+class Artefacts:
+    """`report` is a folder, `emit_test` a file; None: not wanted. `page` writes the page of a
+    token's run to a file.
+
+    What cannot be written is known before anything is searched; what goes wrong later does not
+    end the command: `failed` says it.
+    """
+
+    __slots__ = ("_emit_test", "_emitted", "_page", "_report", "_stems", "failed")
+
+    def __init__(
+        self,
+        report: Path | None,
+        emit_test: Path | None,
+        page: Callable[[str, Path], None] | None,
+    ) -> None:
+        """Raises InputError for a place that cannot be written to."""
+        self._report = report
+        self._emit_test = emit_test
+        self._page = page
+        self._emitted: list[Emitted] = []
+        self._stems: dict[str, int] = {}
+        self.failed = ""
+        if emit_test is not None:
+            _try_file(emit_test)
+        if report is not None:
+            _try_folder(report)
+
+    def add(
+        self,
+        verdict: Verdict,
+        stories: Sequence[list[str]],
+        name: str,
+        check: str,
+        options: Options,
+    ) -> None:
+        """Another verdict; `name` is the scenario as the user gave it."""
+        emitted = [Emitted(verdict, x, name, check, options) for x in verdict.counterexamples]
+        self._emitted += emitted
+        try:
+            if self._report is not None:
+                self._fill(self._report, verdict, stories, emitted)
+            if self._emit_test is not None and emitted:
+                _write(self._emit_test, regression_tests(self._emitted, self._emit_test.parent))
+                print(f"septum: the test is in {self._emit_test}", file=sys.stderr)
+        except (OSError, InputError) as error:
+            said = error.strerror if isinstance(error, OSError) else str(error)
+            self.failed = self.failed or f"not all that was found could be written ({said})"
+
+    def _fill(
+        self,
+        folder: Path,
+        verdict: Verdict,
+        stories: Sequence[list[str]],
+        emitted: Sequence[Emitted],
+    ) -> None:
+        stem = self._stem(verdict)
+        (folder / f"{stem}.json").write_bytes(msgspec.json.format(msgspec.json.encode(verdict)))
+        for number, (story, test) in enumerate(zip(stories, emitted, strict=True), 1):
+            _write(folder / f"{stem}-{number}.txt", "\n".join(story) + "\n")
+            name = f"test_{stem.replace('-', '_')}_{number}.py"
+            _write(folder / name, regression_tests([test], folder))
+            if self._page is not None and verdict.design:
+                self._page(test.example.token, folder / f"{stem}-{number}.html")
+        print(f"septum: the report is in {folder}", file=sys.stderr)
+
+    def _stem(self, verdict: Verdict) -> str:
+        """Two files of scenarios may have one name."""
+        stem = verdict.subject.replace(":", "-").replace("/", "-")
+        nr = self._stems[stem] = self._stems.get(stem, 0) + 1
+        return stem if nr == 1 else f"{stem}-again-{nr}"
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _try_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"--report {folder}: the folder cannot be written ({error.strerror}); name another one"
+        ) from None
+
+
+def _try_file(path: Path) -> None:
+    """As it is: a file that is there keeps what is in it."""
+    try:
+        there = path.exists()
+        with path.open("a"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise InputError(
+            f"--emit-test {path}: the file cannot be written ({error.strerror}); name another one,"
+            " in a folder that is there"
+        ) from None
