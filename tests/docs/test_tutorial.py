@@ -1,6 +1,7 @@
 """Pages that teach are true: their files are written, their commands run, what they show comes."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -82,11 +83,10 @@ def test_every_command_of_the_tutorial(
     assert {"late-1.txt", "late.json", "test_late_1.py"} <= {
         p.name for p in Path("found").iterdir()
     }
-    names: dict[str, object] = {}
-    exec(Path("test_late.py").read_text(), names)
+    names = runpy.run_path("test_late.py")
     test = next(value for name, value in names.items() if name.startswith("test_"))
     with pytest.raises(AssertionError, match="mapping-in-folio"):
-        test()  # type: ignore[operator]
+        test()
 
 
 def test_commands_that_are_named_in_passing_exist() -> None:

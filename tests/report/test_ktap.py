@@ -111,11 +111,16 @@ def test_a_search_that_finds_and_one_that_holds(capsys: pytest.CaptureFixture[st
     assert (code, test.ok) == (1, False)
     (broken,) = [subtest for subtest in test.subtests if not subtest.ok]
     assert broken.name == "no-bug"
+    # The search ended with that: of the others it says nothing.
+    others = [subtest for subtest in test.subtests if subtest is not broken]
+    assert others and {(s.directive, s.data) for s in others} == {
+        ("SKIP", "not looked at after that")
+    }
     assert any("Cause: " in line for line in broken.diagnostics)
     assert explore_command(["accept-level-b"], strategy="exhaustive", preemptions=0, ktap=True) == 0
     (test,) = whole(capsys.readouterr().out)
     assert test.ok
-    assert all(subtest.ok for subtest in test.subtests)
+    assert all(subtest.ok and not subtest.directive for subtest in test.subtests)
 
 
 def test_a_search_without_an_answer_is_timeout(capsys: pytest.CaptureFixture[str]) -> None:
