@@ -123,6 +123,15 @@ def test_a_search_that_finds_and_one_that_holds(capsys: pytest.CaptureFixture[st
     assert all(subtest.ok and not subtest.directive for subtest in test.subtests)
 
 
+def test_what_a_search_breaks_as_foreseen_is_xfail(capsys: pytest.CaptureFixture[str]) -> None:
+    assert explore_command(["finding-attributes-late"], preemptions=1, ktap=True) == 0
+    (test,) = whole(capsys.readouterr().out)
+    broken = {subtest.name: subtest for subtest in test.subtests if subtest.directive}
+    assert set(broken) == {"mapping-in-folio", "private-unreachable"}
+    assert all(subtest.ok and subtest.directive == "XFAIL" for subtest in broken.values())
+    assert "the 4K leaf" in broken["mapping-in-folio"].data
+
+
 def test_a_search_without_an_answer_is_timeout(capsys: pytest.CaptureFixture[str]) -> None:
     assert explore_command(["hugetlb-fault-race"], schedules=1, strategy="random", ktap=True) == 3
     (test,) = whole(capsys.readouterr().out)

@@ -26,9 +26,12 @@ def verdict_case(verdict: Verdict, stories: list[list[str]]) -> Case:
         example.finding.promise: (example.finding.text, story)
         for example, story in zip(verdict.counterexamples, stories, strict=True)
     }
+    foreseen = dict(text.split(": ", 1) for text in reversed(verdict.foreseen))
     subtests = []
     for promise in dict.fromkeys((*(PROMISES if verdict.design else ()), *broken)):
-        if promise in broken or verdict.complete:
+        if promise in foreseen and promise not in broken:
+            subtests.append(Case(promise, directive="XFAIL", data=foreseen[promise]))
+        elif promise in broken or verdict.complete:
             text, story = broken.get(promise, ("", []))
             subtests.append(Case(promise, ok=promise not in broken, data=text, diagnostics=story))
         else:
