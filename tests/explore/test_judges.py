@@ -38,7 +38,7 @@ from septum.explore.toybox import (
     dice_toy,
 )
 from septum.explore.toys import Toy, ToyState
-from septum.explore.transitions import Unfaithful, chain_of
+from septum.explore.transitions import Step, Unfaithful, chain_of
 from septum.explore.values import Contents
 
 BOUNDS = (0, 1, 2, None)
@@ -140,11 +140,11 @@ def test_who_takes_the_same_for_a_round_is_noticed(monkeypatch: pytest.MonkeyPat
     """A search that puts aside who has looked at the same three times misses ends."""
     add = Row.add
 
-    def hasty(self: Row, looks: tuple[int, ...], state: int) -> bool:
-        if self._looks[-2:] == [looks, looks]:
-            self._states[-1] = state  # as if it were the same again
-            return False
-        return add(self, looks, state)
+    def hasty(self: Row, step: Step, state: int) -> list[Step]:
+        before = self._steps[-2:]
+        if [other.observed for other in before] == [step.observed] * 2:
+            return [step]
+        return add(self, step, state)
 
     monkeypatch.setattr(Row, "add", hasty)
     with pytest.raises(AssertionError):

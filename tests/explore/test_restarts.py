@@ -3,9 +3,11 @@
 import pytest
 
 from septum.explore import Options, Strategy
+from septum.explore.loops import Row
 from septum.explore.search import Job, Searcher
 from septum.explore.subject import Built
 from septum.explore.toys import Toy, ToyState
+from septum.explore.transitions import Step
 
 
 class Begun(Toy):
@@ -20,9 +22,15 @@ class Begun(Toy):
         super().start(built)
 
 
-def searched(toy: Toy, strategy: Strategy = Strategy.EXHAUSTIVE, preemptions: int = 2):  # type: ignore[no-untyped-def]
+def searched(  # type: ignore[no-untyped-def]
+    toy: Toy,
+    strategy: Strategy = Strategy.EXHAUSTIVE,
+    preemptions: int = 2,
+    max_points: int = 20_000,
+):
     """(the result of a search of all, how many runs it made)."""
-    searcher = Searcher(toy, Options(keep_going=True, preemptions=preemptions))
+    options = Options(keep_going=True, preemptions=preemptions, max_points=max_points)
+    searcher = Searcher(toy, options)
     before = searcher.runner.nr_runs
     try:
         result = searcher.do(Job(1, strategy, preemptions=preemptions))
@@ -49,6 +57,25 @@ def test_what_is_looked_at_in_one_dict_that_runs_make_is_in_all() -> None:
     result, runs = searched(toy)
     assert result.complete and not result.note
     assert runs < 200, runs
+
+
+def test_who_retries_in_vain_is_put_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that shows all another thing in each round never comes to a state again; but the model
+    says that it tries again what came to nothing. A search that does not heed that follows it until
+    runs are too long."""
+    toy = Toy("insist", [(("insist", 0),), (("peek", 1), ("write", 0, 1))])
+    result, runs = searched(toy)
+    assert result.complete and not result.note
+    assert runs < 60, runs
+    add = Row.add
+
+    def deaf(self: Row, step: Step, state: int) -> list[Step]:
+        step.retries = False
+        return add(self, step, state)
+
+    monkeypatch.setattr(Row, "add", deaf)
+    result, _ = searched(toy, max_points=300)
+    assert "decisions were not searched" in result.note
 
 
 @pytest.mark.parametrize("length", [500, 4000])

@@ -37,7 +37,7 @@ from septum.explore.footprint import (
     join_into,
 )
 from septum.explore.learn import Recording, Translating
-from septum.explore.loops import Row, still_spinning
+from septum.explore.loops import Row, looks_at, still_spinning
 from septum.explore.node import Node, Visited, inherit_sleep, order
 from septum.explore.real import RealRuns, Restart
 from septum.explore.subject import UNBOUNDED
@@ -286,9 +286,9 @@ class GraphSearch:
             if node.current == task:
                 child.row = node.row
                 child.row.cut(node.row_length)
-            if not child.row.add(step.looks_at, self._state.value):
-                saw = child.row.looks_at(step.looks_at, self._state.value, self._state)
-                child.spinning = {**child.spinning, task: saw}
+            loop = child.row.add(step, self._state.value)
+            if loop:
+                child.spinning = {**child.spinning, task: looks_at(loop, self._state)}
                 child.row = Row()
             child.row_length = len(child.row)
         return child

@@ -5,7 +5,9 @@ between. It need not run again until another task changes something that it look
 are ready go round like that, nobody will ever change anything.
 
 A task that counts its rounds is in another state after each: it may come out of its loop by itself,
-and so it is followed until it does. That it sees the same again and again says nothing.
+and so it is followed until it does. That it sees the same again and again says nothing. But where
+the model says that a task tries again what came to nothing (`Sim.retry`), and no other has run
+since it said so at the same place, it goes round, whatever it counts or makes anew in each round.
 """
 
 from __future__ import annotations
@@ -14,22 +16,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from septum.explore.fingerprint import Fingerprint
-
-Looks = tuple[int, ...]
-"""The locations that a step looks at."""
+    from septum.explore.transitions import Step
 
 Spinning = dict[int, tuple[tuple[int, int], ...]]
 """Tasks that go round: what they look at, and its content."""
 
 
 class Row:
-    """The last steps of a task that no other one came between: what each looked at, and the state
-    after it."""
+    """The last steps of a task that no other one came between, each with the state after it."""
 
-    __slots__ = ("_been", "_looks", "_states")
+    __slots__ = ("_been", "_states", "_steps")
 
     def __init__(self) -> None:
-        self._looks: list[Looks] = []
+        self._steps: list[Step] = []
         self._states: list[int] = []
         self._been: set[int] = set()  # the states again
 
@@ -41,35 +40,36 @@ class Row:
         if length < len(self._states):
             self._been.difference_update(self._states[length:])
             del self._states[length:]
-            del self._looks[length:]
+            del self._steps[length:]
 
-    def add(self, looks: Looks, state: int) -> bool:
-        """Another step, unless it leads to a state that came before: whether it was added."""
+    def add(self, step: Step, state: int) -> list[Step]:
+        """Another step, unless it closes a loop: the steps of that are returned then."""
         if state in self._been:
-            return False
-        self._looks.append(looks)
+            return [*self._steps[self._states.index(state) + 1 :], step]
+        if step.retries:
+            for at in range(len(self._steps) - 1, -1, -1):
+                if self._steps[at].retries and self._steps[at].place == step.place:
+                    return [*self._steps[at + 1 :], step]
+        self._steps.append(step)
         self._states.append(state)
         self._been.add(state)
-        return True
+        return []
 
-    def extend(self, looks: list[Looks], states: list[int]) -> bool:
-        """More steps, unless one of them leads to a state that came before: whether they were
+    def extend(self, steps: list[Step], states: list[int]) -> bool:
+        """More steps that retry nothing, unless one of them closes a loop: whether they were
         added."""
         if not self._been.isdisjoint(states):
             return False
-        self._looks += looks
+        self._steps += steps
         self._states += states
         self._been.update(states)
         return True
 
-    def looks_at(
-        self, looks: Looks, state: int, contents: Fingerprint
-    ) -> tuple[tuple[int, int], ...]:
-        """What the task looks at in the loop that a step which looks at `looks` has closed by
-        coming to `state` again, and how it is now."""
-        since = self._looks[self._states.index(state) + 1 :]
-        locations = {location for some in (*since, looks) for location in some}
-        return tuple([(location, contents.content(location)) for location in sorted(locations)])
+
+def looks_at(loop: list[Step], state: Fingerprint) -> tuple[tuple[int, int], ...]:
+    """What a task looks at in a loop, and how it is now."""
+    locations = sorted({location for step in loop for location in step.looks_at})
+    return tuple([(location, state.content(location)) for location in locations])
 
 
 def still_spinning(spinning: Spinning, state: Fingerprint) -> Spinning:

@@ -90,9 +90,9 @@ class JobResult(msgspec.Struct):
     steps: int = 0
     states: int = 0
     found: list[Found] = []
-    foreseen: list[tuple[str, str]] = []
     coverage: dict[str, int] = {}
     outcomes: list[int] = []
+    foreseen: list[tuple[str, str]] = []
     note: str = ""
 
 

@@ -35,7 +35,7 @@ nobody else is to be tried in any case, whether failures are spent."""
 class Tail:
     """Steps of one task in a row: what they rest on, and what comes of them."""
 
-    __slots__ = ("_looked_at", "_looks", "_values", "change", "masks", "seen", "steps", "wrote")
+    __slots__ = ("_looks", "_values", "change", "masks", "seen", "steps", "wrote")
 
     def __init__(self, steps: list[Step], seen: Seen, change: Change) -> None:
         self.steps = steps
@@ -45,8 +45,7 @@ class Tail:
         self.wrote: frozenset[int] = frozenset().union(*(step.wrote for step in steps))
         # Promises looked in these steps, when what they can see had changed by so much.
         self._looks: list[tuple[int, Step]] = []
-        # For the row of what the task did: what each step looks at, and how far the state is then.
-        self._looked_at = [step.looks_at for step in steps]
+        # For the row of what the task did: how far the state is after each step.
         self._values: list[int] = []
         for step in steps:
             if step.looked:
@@ -69,7 +68,7 @@ class Tail:
         ):
             return False
         value = state.value
-        return row.extend(self._looked_at, [value + more & MASK for more in self._values])
+        return row.extend(self.steps, [value + more & MASK for more in self._values])
 
 
 def slide(node: Node, state: Fingerprint, transitions: Transitions) -> None:
@@ -102,13 +101,13 @@ def slide(node: Node, state: Fingerprint, transitions: Transitions) -> None:
             break
         if not _is_plain(step, node, state, transitions):
             break
-        joins = not (step.change.afresh or step.change.emptied)
+        joins = not (step.change.afresh or step.change.emptied or step.retries)
         if not joins:
             singles.keep(state, transitions)
         mark = state.mark()
         state.apply(step.change)
         wakes = not watched.isdisjoint(step.wrote) and _wakes(node, state)
-        if wakes or not row.add(step.looks_at, state.value):
+        if wakes or row.add(step, state.value):
             state.rewind(mark)
             break
         node.before.append(step)

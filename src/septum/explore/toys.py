@@ -214,6 +214,10 @@ class ToyTask:
             sim.point("push")
             node.next = state.head
             state.head = node
+        elif name == "insist":  # show all a new node in each round, until a cell is 1
+            while state.cells[arg].value != 1:
+                state.head = Node(arg)
+                sim.retry("cpu_relax")
         elif name == "label":  # tell for good what a cell holds
             sim.point("label")
             state.label = Label(state.cells[arg].value)

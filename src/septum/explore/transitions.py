@@ -84,6 +84,7 @@ class Step:
         "place",
         "raw",
         "relies",
+        "retries",
         "seen",
         "touched",
         "woken",
@@ -104,6 +105,7 @@ class Step:
         self.looked = False
         self.looks_at: tuple[int, ...] = ()
         self.makes = False  # objects that have names
+        self.retries = False  # it ends where its task tries again what came to nothing
         self.numbers = False  # results of operations, which are counted by task
         self.masks: Masks = (0, 0, 0, 0)
         # What it did to its task's stacks, and what it left of what one task alone has; None: it is
@@ -318,6 +320,7 @@ class Transitions:
         if ends.task is not None:
             after = tracker.stands(ends.task, step.raw)
             step.moved = tracker.stacks.moved
+            step.retries = ends.end == POINT and ends.task.retrying
             if after is not None:
                 step.chain = chain_of(task, after)
         if ends.end == DONE and self.forgets and ends.finding is None:

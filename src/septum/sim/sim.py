@@ -265,7 +265,9 @@ class Sim:
         task.in_vain = task.retried_at == self.nr_switches
         if task.in_vain:
             self._skip = 0
+        task.retrying = True
         self.point(kind)
+        task.retrying = False
         task.in_vain = False
         task.retried_at = self.nr_switches
 

@@ -119,6 +119,7 @@ class Task:
         "index",
         "name",
         "retried_at",
+        "retrying",
         "stack",
         "time_ns",
     )
@@ -136,6 +137,7 @@ class Task:
         # none since, so that what came to nothing will do so again.
         self.retried_at = -1
         self.in_vain = False
+        self.retrying = False  # it stands at a scheduling point of `Sim.retry`
         self.time_ns = 0
         self.stack: Stack | None = None  # its own; None when it has ended
         # What goes on when it does: its own stack, or the guest's that it runs.
