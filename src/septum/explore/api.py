@@ -13,7 +13,7 @@ from septum.explore.portfolio import BATCH_RUNS, RUNS_MAX, Batch, Portfolio
 from septum.explore.progress import Progress
 from septum.explore.run import OutOfTime
 from septum.explore.search import Found, Job, JobResult, Searcher
-from septum.explore.shrink import Shrunk, kind_of, shrink, trim, words_of
+from septum.explore.shrink import Shrunk, kind_of, shrink, words_of
 from septum.explore.split import split
 from septum.explore.subject import UNBOUNDED, Strategy
 from septum.explore.verdict import Counterexample, Outcome, Verdict
@@ -345,7 +345,7 @@ class Search:
         # What runs leave behind must not make a smaller schedule look as if it broke, too.
         self._local.runner.verify_every = 1
         try:
-            shrunk = shrink(self._local.runner, found.answers, until)
+            shrunk = shrink(self._local.runner, found.answers, found.free, until)
         except KeyboardInterrupt:
             self._workers.interrupted = True
             return None
@@ -356,7 +356,8 @@ class Search:
         return shrunk
 
     def _example(self, found: Found, until: float) -> Counterexample:
-        answers, told, finding = found.answers, found.fair_from, found.finding
+        answers, free, finding = found.answers, found.free, found.finding
+        told = answers[: found.fair_from]
         steps, preemptions, failures = found.steps, found.preemptions, found.failures
         passing = None
         late = False
@@ -366,7 +367,7 @@ class Search:
             if shrunk is not None:
                 run = shrunk.run
                 assert run.finding is not None
-                answers, told = list(run.answers), run.fair_from
+                answers, told, free = list(run.answers), shrunk.answers, run.free
                 passing = shrunk.passing
                 steps, preemptions, failures = run.steps, run.preemptions, run.failures
                 finding = run.finding
@@ -374,7 +375,7 @@ class Search:
         token = encode_token(__version__, self._subject.recipe, schedule)
         return Counterexample(
             finding=finding,
-            answers=trim(answers[:told]),
+            answers=told,
             steps=steps,
             preemptions=preemptions,
             failures=failures,
@@ -382,6 +383,7 @@ class Search:
             first_preemptions=found.preemptions,
             first_failures=found.failures,
             token=token,
+            free=list(free),
             passing=passing,
             late=late,
         )

@@ -245,7 +245,7 @@ def stories(verdict: Verdict, runner: Runner, how: list[str]) -> list[list[str]]
         finding = example.finding
         said = heading(finding, verdict.subject, verdict.design, verdict.seed)
         try:
-            recording = Recording(runner, example.answers, finding)
+            recording = Recording(runner, example.answers, finding, example.free)
             consequence = consequence_of(finding, verdict.design)
             story = story_lines(example, recording, said, consequence)
         except KeyboardInterrupt:

@@ -106,7 +106,7 @@ class GraphSearch:
         self._state = Fingerprint(self._tracker.footprints, self._tracker.watched)
         self._path: list[Node] = []
         self._on_path: set[int] = set()  # keys of the states on it
-        self._prefix: list[tuple[Move, Step]] = []  # before the first node
+        self._prefix: list[tuple[int, Step, bool]] = []  # taken before the first node
         self._tasks: dict[int, bool] = {}
         self._visited = transitions.visited
         self.nr_paths = 0
@@ -141,7 +141,7 @@ class GraphSearch:
             if step is None:
                 raise Unfaithful("a step that was made is not known")
             self._state.apply(step.change)
-            self._prefix.append(((task, choices), step))
+            self._prefix.append((task, step, node.free))
             node = self._child(node, task, step)
         order(node)
         node.mark = self._state.mark()
@@ -172,23 +172,27 @@ class GraphSearch:
             self._move(node, node.pending.pop())
         return not self._runs.stopped and self._runs.all_judged
 
-    def _taken(self) -> Iterator[tuple[int, Step]]:
-        """The steps that lead to where we stand: whose, and which they are known to be."""
-        for (task, _), step in self._prefix:
-            yield task, step
+    def _taken(self) -> Iterator[tuple[int, Step, bool]]:
+        """The steps that lead to where we stand: whose, which they are known to be, and whether it
+        cost nothing that this task ran and not another."""
+        yield from self._prefix
         for node in self._path:
             for step in node.before:
-                yield node.current, step
+                yield node.current, step, False
             if node is not self._path[-1]:
                 assert node.taken is not None
-                yield node.tasks[node.answer], node.taken
+                yield node.tasks[node.answer], node.taken, node.free
 
     def _moves(self) -> list[Move]:
-        return [(task, step.answers) for task, step in self._taken()]
+        return [(task, step.answers) for task, step, _ in self._taken()]
+
+    def _free(self) -> list[bool]:
+        """Of `_moves` and the one that is being tried, which cost nothing."""
+        return [*(free for _, _, free in self._taken()), self._path[-1].free]
 
     def _known(self) -> list[Step]:
         """The steps that `_moves` are known to be."""
-        return [step for _, step in self._taken()]
+        return [step for _, step, _ in self._taken()]
 
     def _move(self, node: Node, choices: tuple[int, ...]) -> None:
         """Take the step of the task that is being tried, its choice points as in `choices`."""
@@ -434,7 +438,7 @@ class GraphSearch:
     def _lasting(self, moves: list[Move], node: Node) -> None:
         """A real run says whether this ever ends."""
         self._broken(node)
-        self._runs.lasting(moves, self._state)
+        self._runs.lasting(moves, self._free(), self._state)
 
     # Real runs
 
@@ -446,7 +450,7 @@ class GraphSearch:
         return recording
 
     def _report(self, moves: list[Move], finding: Finding) -> None:
-        self._runs.report(moves, finding, self._state)
+        self._runs.report(moves, self._free(), finding, self._state)
 
 
 def _nr_failures(choices: tuple[Choice, ...]) -> int:

@@ -97,7 +97,7 @@ class Planning(Replaying):
 
 
 class Following(Steering):
-    """Runs a plan as far as it fits: a segment whose task is not ready is passed over."""
+    """Runs a plan as far as it fits: a segment is over when its task goes round or is not ready."""
 
     __slots__ = ("_at", "_left", "_nr_choices", "plan")
 
@@ -115,10 +115,9 @@ class Following(Steering):
         ring = [task.index for task in self.sim.ready_ring(forced)]
         segments = self.plan.segments
         while self._at < len(segments):
-            if self._left > 0 and segments[self._at][0] in ring:
+            if self._left > 0 and segments[self._at][0] in ring[1 if spins else 0 :]:
                 self._left -= 1
-                answer = ring.index(segments[self._at][0])
-                return answer if answer or not spins else 1
+                return ring.index(segments[self._at][0])
             self._at += 1
             if self._at < len(segments):
                 self._left = segments[self._at][1]

@@ -35,6 +35,34 @@ class Restart(Abandoned):
     """A location turned out to be shared: what was computed without it does not count."""
 
 
+class Making(Recording):
+    """Takes moves, and says which answers are those that let others run where a task goes round."""
+
+    __slots__ = ("_is_free", "free_answers")
+
+    def __init__(
+        self,
+        moves: list[Move],
+        free: list[bool],
+        state: Fingerprint,
+        tracker: Tracker,
+        transitions: Transitions,
+    ) -> None:
+        self._is_free = free
+        super().__init__(moves, [], state, tracker, transitions)
+        self.silent = True
+
+    def reset(self) -> None:
+        super().reset()
+        self.free_answers: list[int] = []
+
+    def pick_task(self, n: int, forced: bool, spins: bool) -> int:
+        answer = super().pick_task(n, forced, spins)
+        if answer and self._is_free[self._at]:
+            self.free_answers.append(len(self.sim.answers))
+        return answer
+
+
 class RealRuns:
     """Makes them by `run`. `found` is called with every run that broke a promise for the first time
     in its kind; it says whether to go on, or the search is `stopped`. `all_judged`: no run was left
@@ -107,7 +135,7 @@ class RealRuns:
             exchange.flush()
         return recording
 
-    def lasting(self, moves: list[Move], state: Fingerprint) -> None:
+    def lasting(self, moves: list[Move], free: list[bool], state: Fingerprint) -> None:
         """Whether what goes round in `state`, where `moves` led, ever ends."""
         if ("progress", "lasting") in self._kinds or state.value in self._lasted:
             return
@@ -115,19 +143,22 @@ class RealRuns:
             self.all_judged = False
             return
         self._lasted.add(state.value)
-        judging = Lasting(self._answers(moves, state))
+        judging = Lasting(*self._answers(moves, free, state))
         run = self.run(judging)
         self._nr_lasting += judging.decisions
         if run.finding is not None:
             self._kinds.add(("progress", "lasting"))
             self._tell(run)
 
-    def report(self, moves: list[Move], finding: Finding, state: Fingerprint) -> None:
-        """`moves` break a promise: so they must in a run that nobody looks at."""
+    def report(
+        self, moves: list[Move], free: list[bool], finding: Finding, state: Fingerprint
+    ) -> None:
+        """`moves` break a promise: so they must in a run that nobody looks at. `free`: which of
+        them let another task run because one went round."""
         kind = (finding.promise, finding.text)
         if kind in self._kinds:
             return
-        run = self.run(Replaying(self._answers(moves, state)))
+        run = self.run(Replaying(*self._answers(moves, free, state)))
         if run.finding is None:
             raise Unfaithful(f"a finding did not repeat: {finding.promise}: {finding.text}")
         self._kinds.add(kind)
@@ -139,8 +170,10 @@ class RealRuns:
         if not self._found(run):
             self.stopped = True
 
-    def _answers(self, moves: list[Move], state: Fingerprint) -> list[int]:
-        """What a schedule answers that makes `moves`."""
-        recording = Recording(moves, [], state, self._tracker, self._transitions)
-        recording.silent = True
-        return list(self.run(recording).answers)
+    def _answers(
+        self, moves: list[Move], free: list[bool], state: Fingerprint
+    ) -> tuple[list[int], list[int]]:
+        """What a schedule answers that makes `moves`, and the numbers of the answers of those that
+        are `free`."""
+        making = Making(moves, free, state, self._tracker, self._transitions)
+        return list(self.run(making).answers), making.free_answers

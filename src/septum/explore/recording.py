@@ -16,6 +16,8 @@ from septum.sim.events import ChoiceEvent, Event, FindingEvent, LockEvent, Switc
 from septum.trace.via import kernel_path
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from septum.explore.module_watch import ModuleLook
     from septum.explore.run import Runner
     from septum.scenarios.states import WorldState
@@ -29,7 +31,8 @@ class Beat(msgspec.Struct):
     """An event of the run with what was known when it happened.
 
     `path` are the kernel functions that it came from, innermost first; `decision` is the index of
-    the latest answer of the schedule before it; `injected` and `preempted` are the schedule's wish.
+    the latest answer of the schedule before it; `injected` and `preempted` are the schedule's wish;
+    `yields`: another task runs because this one goes round.
     """
 
     event: Event
@@ -38,6 +41,7 @@ class Beat(msgspec.Struct):
     state: WorldState | None = None
     module: ModuleLook | None = None
     preempted: bool = False
+    yields: bool = False
     injected: bool = False
 
 
@@ -56,11 +60,16 @@ class Recording:
         "tasks",
     )
 
-    def __init__(self, runner: Runner, answers: list[int], finding: Finding) -> None:
-        """Raises RuntimeError when the run does not break as it did: a defect of Septum."""
+    def __init__(
+        self, runner: Runner, answers: list[int], finding: Finding, free: Iterable[int] = ()
+    ) -> None:
+        """`free`: the numbers of the answers that let others run where a task goes round.
+
+        Raises RuntimeError when the run does not break as it did: a defect of Septum.
+        """
         self._runner = runner
         self.beats: list[Beat] = []
-        self._steering = Replaying(answers)
+        self._steering = Replaying(answers, free)
         self._failures = 0
         self._in_turns = 0
         world = runner.built.world
@@ -102,6 +111,7 @@ class Recording:
         beat = Beat(event, path, len(self._runner.built.sim.answers) - 1)
         if isinstance(event, SwitchEvent):
             beat.preempted = steering.preempting
+            beat.yields = steering.yields and event.preempted
         elif isinstance(event, ChoiceEvent):
             beat.injected = steering.failures > self._failures
             self._failures = steering.failures

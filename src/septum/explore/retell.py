@@ -52,9 +52,9 @@ def retell(scenario: Scenario, design: str, schedule: Schedule, check: Mode) -> 
     numbers = (run.steps, run.preemptions, run.failures)
     answers = list(run.answers)
     token = encode_token(__version__, subject.recipe, ListSchedule(answers, SEARCHED))
-    example = Counterexample(run.finding, answers, *numbers, *numbers, token=token)
+    example = Counterexample(run.finding, answers, *numbers, *numbers, token=token, free=run.free)
     said = heading(run.finding, scenario.name, subject.design, None)
     said += ", as the scenario foresees" * foreseen
     consequence = consequence_of(run.finding, subject.design)
-    recording = Recording(runner, answers, run.finding)
+    recording = Recording(runner, answers, run.finding, run.free)
     return story_lines(example, recording, said, consequence, searched=False)

@@ -81,7 +81,16 @@ class Findings(list[Finding]):
 class Run:
     """How one run went."""
 
-    __slots__ = ("answers", "cut", "failures", "fair_from", "finding", "preemptions", "steps")
+    __slots__ = (
+        "answers",
+        "cut",
+        "failures",
+        "fair_from",
+        "finding",
+        "free",
+        "preemptions",
+        "steps",
+    )
 
     def __init__(
         self,
@@ -96,6 +105,7 @@ class Run:
         self.answers = answers
         self.fair_from = steering.fair_from if steering.fair_from >= 0 else len(answers)
         self.preemptions = steering.preemptions
+        self.free = steering.free
         self.failures = steering.failures
         self.steps = steps  # scheduling points and choices met
 

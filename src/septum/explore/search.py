@@ -69,7 +69,8 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A run that broke a promise. From the answer of number `fair_from` on tasks took turns."""
+    """A run that broke a promise. From the answer of number `fair_from` on tasks took turns; those
+    of the numbers `free` switched away from a task that goes round, which is no preemption."""
 
     finding: Finding
     answers: list[int]
@@ -77,6 +78,7 @@ class Found(msgspec.Struct, frozen=True):
     steps: int
     preemptions: int
     failures: int
+    free: list[int] = []
 
 
 class JobResult(msgspec.Struct):
@@ -426,7 +428,13 @@ def _collecting_rarely() -> Iterator[None]:
 
 def _found(finding: Finding, run: Run) -> Found:
     return Found(
-        finding, list(run.answers), run.fair_from, run.steps, run.preemptions, run.failures
+        finding,
+        list(run.answers),
+        run.fair_from,
+        run.steps,
+        run.preemptions,
+        run.failures,
+        list(run.free),
     )
 
 

@@ -2,7 +2,8 @@
 
 All of it works on the answers of a run: 0 is undisturbed, the end of the list is all zeros. A
 candidate counts when it breaks the same promise in the same words (numbers aside) and is smaller:
-fewer failures, then fewer preemptions, then fewer steps, then fewer disturbed answers.
+fewer failures, then fewer preemptions, then fewer steps, then fewer disturbed answers. It never has
+more failures or preemptions than the run that was found, and more steps only with fewer of them.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from septum.explore.plan import Following, Planning
-from septum.explore.run import OutOfTime, Replaying, Run, Runner, StateMissed, Steering
+from septum.explore.plan import Planning
+from septum.explore.rounds import Repeating, Rounds, Trying, TryingPlan
+from septum.explore.run import OutOfTime, Run, Runner, StateMissed, Steering
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from septum.sim import Finding
 
 Size = tuple[int, int, int, int]
@@ -24,13 +28,14 @@ STEPS_MAX = 800_000
 
 
 class Shrunk:
-    """The least run found, and the nearest passing one. `late`: there was no time for all, as it
-    was over or the user `interrupted`."""
+    """The least run found, the answers that make it, and those of the nearest passing one. `late`:
+    there was no time for all, as it was over or the user `interrupted`."""
 
-    __slots__ = ("interrupted", "late", "passing", "run", "tries")
+    __slots__ = ("answers", "interrupted", "late", "passing", "run", "tries")
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, answers: list[int]) -> None:
         self.run = run
+        self.answers = answers
         self.passing: list[int] | None = None
         self.tries = 0
         self.late = False
@@ -60,12 +65,24 @@ def told(run: Run) -> list[int]:
 class Shrinker:
     """Tries smaller answers on one world, until the runner's time has come."""
 
-    __slots__ = ("_best", "_kind", "_runner", "_seen", "interrupted", "late", "tries", "tries_max")
+    __slots__ = (
+        "_best",
+        "_first",
+        "_kind",
+        "_rounds",
+        "_runner",
+        "_seen",
+        "interrupted",
+        "late",
+        "tries",
+        "tries_max",
+    )
 
-    def __init__(self, runner: Runner, first: Run) -> None:
+    def __init__(self, runner: Runner, first: Run, rounds: Rounds) -> None:
         assert first.finding is not None
         self._runner = runner
-        self._best = first
+        self._first = self._best = first
+        self._rounds = rounds
         self._kind = kind_of(first.finding)
         self._seen: set[tuple[int, ...]] = set()
         self.late = False
@@ -79,7 +96,7 @@ class Shrinker:
             return None
         self._seen.add(key)
         self.tries += 1
-        return self._run(Replaying(list(key)))
+        return self._run(Trying(list(key), self._rounds))
 
     def _over(self) -> bool:
         return self.late or self.tries >= self.tries_max
@@ -91,18 +108,26 @@ class Shrinker:
     def _accept(self, run: Run) -> bool:
         if run.finding is None or kind_of(run.finding) != self._kind:
             return False
-        if size_of(run) >= size_of(self._best):
+        if run.preemptions > self._first.preemptions or size_of(run) >= size_of(self._best):
             return False
         self._best = run
         return True
 
-    def shrink(self) -> Run:
+    def shrink(self) -> Shrunk:
         """The least run that a fixed point of all passes finds."""
-        self._try(self._answers())
+        first = self._replay(self._answers())
+        # What the zeros at its end say is as it was, unless a task went round there.
+        same = first is not None and (first.finding, size_of(first)) == (
+            self._first.finding,
+            size_of(self._first),
+        )
+        if first is not None and not same:
+            self._accept(first)
         better = True
         while better and not self._over():
             better = self._replan() | self._quieten() | self._delete() | self._move()
-        return self._best
+        whole = self._best is self._first and not same
+        return Shrunk(self._best, told(self._best) if whole else self._answers())
 
     def _replan(self) -> bool:
         """Take the plan of the schedule apart, as long as that helps."""
@@ -116,7 +141,7 @@ class Shrinker:
                 if self._over():
                     return any_better
                 self.tries += 1
-                run = self._run(Following(plan))
+                run = self._run(TryingPlan(plan, self._rounds))
                 if run is not None and self._accept(run):
                     any_better = better = True
                     break
@@ -217,19 +242,23 @@ def trim(answers: list[int]) -> list[int]:
     return answers[:end]
 
 
-def shrink(runner: Runner, answers: list[int], until: float = 0.0) -> Shrunk | None:
+def shrink(
+    runner: Runner, answers: list[int], free: Iterable[int] = (), until: float = 0.0
+) -> Shrunk | None:
     """Shrink the run of `answers`; None when it does not break anything again.
 
-    `until`, by `budget.now`: when to be content with what there is; 0: never.
+    `free`: the numbers of those that let others run because a task went round. `until`, by
+    `budget.now`: when to be content with what there is; 0: never.
     """
     runner.clean()
-    first = runner.run(Replaying(answers))
+    rounds = Rounds()
+    first = runner.run(Repeating(answers, free, rounds))
     if first.finding is None:
         return None
-    shrinker = Shrinker(runner, first)
+    shrinker = Shrinker(runner, first, rounds)
     runner.until = until
     try:
-        shrunk = Shrunk(shrinker.shrink())
+        shrunk = shrinker.shrink()
         shrunk.tries = shrinker.tries
         shrunk.passing = shrinker.nearest_passing()
     finally:

@@ -13,7 +13,7 @@ from septum.explore import budget
 from septum.sim import RunStopped, Schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import FrameType
 
     from septum.explore.run import Runner
@@ -81,6 +81,7 @@ class Steering(Schedule):
         "decisions",
         "failures",
         "fair_from",
+        "free",
         "is_failure",
         "lasts",
         "late",
@@ -102,6 +103,7 @@ class Steering(Schedule):
         self.preemptions = 0
         self.yields = False  # the current task spins: that another one runs costs nothing
         self.preempting = False  # the last answer took the processor from who could go on
+        self.free: list[int] = []  # the numbers of the answers that did so at no cost
         self.failures = 0
         self.decisions = 0
         self.stopped = False
@@ -184,9 +186,12 @@ class Steering(Schedule):
         self.preempting = False
         if answer:
             self._in_row = 0
-            if not forced and not self.yields:
-                self.preempting = True
-                self.preemptions += 1
+            if not forced:
+                if self.yields:
+                    self.free.append(len(sim.answers))
+                else:
+                    self.preempting = True
+                    self.preemptions += 1
         return answer
 
     def _take_turns(self, forced: bool) -> int:
@@ -286,12 +291,14 @@ class Steering(Schedule):
 
 
 class Replaying(Steering):
-    """Given answers, then the undisturbed ones: the current task goes on, no failures."""
+    """Given answers, then the undisturbed ones: the current task goes on, no failures. Those with
+    the numbers `free` let others run at no cost: the search saw that the task goes round."""
 
-    __slots__ = ("_at", "answers", "misfits")
+    __slots__ = ("_at", "_for_nothing", "answers", "misfits")
 
-    def __init__(self, answers: list[int]) -> None:
+    def __init__(self, answers: list[int], free: Iterable[int] = ()) -> None:
         self.answers = answers
+        self._for_nothing = frozenset(free)
         super().__init__()
 
     def reset(self) -> None:
@@ -321,6 +328,8 @@ class Replaying(Steering):
         return answer
 
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
+        if self._for_nothing and len(self.sim.answers) in self._for_nothing:
+            self.yields = True
         return self._next(n, 1 if spins else 0)
 
     def choose_value(self, name: str, n: int) -> int:

@@ -190,7 +190,7 @@ def _rows(recording: Recording, finding: Finding) -> list[Row]:
     number = 0
     for beat in recording.beats:
         mark = _mark(beat)
-        if not mark and is_quiet(beat.event):
+        if not (mark or beat.yields) and is_quiet(beat.event):
             quiet.append(beat)
             continue
         if quiet:
@@ -252,7 +252,8 @@ def _mark(beat: Beat) -> str:
 def _text(beat: Beat) -> str:
     event = beat.event
     if isinstance(event, SwitchEvent):
-        return f"{event.to} runs, {event.task} is at {_place(beat)}"
+        does = "goes round" if beat.yields else "is"
+        return f"{event.to} runs, {event.task} {does} at {_place(beat)}"
     step = describe(event)
     where = "" if isinstance(event, SeamcallEvent | ChoiceEvent) else step.where
     where = where or next(iter(_said(beat)), "")

@@ -27,7 +27,8 @@ class Counterexample(msgspec.Struct, frozen=True):
 
     `first_*` is the run as found, the rest as shrunk. `passing` are the answers of the nearest
     run that breaks nothing, if one was found. `late`: the time for shrinking ended before that.
-    Of a run that has no end `answers` are those up to where tasks begin to take turns.
+    Of a run that has no end `answers` are those up to where tasks begin to take turns. Those of the
+    numbers `free` let others run where a task goes round, which is no preemption.
     """
 
     finding: Finding
@@ -39,6 +40,7 @@ class Counterexample(msgspec.Struct, frozen=True):
     first_preemptions: int
     first_failures: int
     token: str
+    free: list[int] = []
     passing: list[int] | None = None
     late: bool = False
 

@@ -1,0 +1,165 @@
+"""A shrunk counterexample is within the search's bounds, and what its story marks is what it says.
+
+What a search lets a task do at no cost, because another one goes round, costs nothing in a smaller
+run either, and nothing else does.
+"""
+
+import re
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from septum.explore import Options, Strategy
+from septum.explore.api import Search
+from septum.explore.command import stories
+from septum.explore.recording import Recording
+from septum.explore.rounds import Rounds
+from septum.explore.run import Replaying, Run, Runner
+from septum.explore.shrink import Shrinker
+from septum.explore.toys import Op, Program, Toy
+from septum.explore.verdict import Counterexample
+
+# Each waits for the other, twice: the bug needs three switches, two of them from who goes round.
+WAITING = Toy(
+    "waiting",
+    [
+        (("retry", 1, 1), ("write", 2, 1), ("retry", 1, 2), ("inc", 0)),
+        (("inc", 0), ("write", 1, 1), ("retry", 2, 1), ("write", 1, 2), ("inc", 0)),
+    ],
+    bad=[1, 2],
+)
+
+
+def op() -> st.SearchStrategy[Op]:
+    """One operation: some that may wait for others, some that may break something."""
+    cell, value = st.integers(0, 2), st.integers(0, 2)
+    return st.one_of(
+        st.tuples(st.just("retry"), cell, value),
+        st.tuples(st.just("write"), cell, value),
+        st.tuples(st.just("inc"), cell),
+        st.tuples(st.just("check"), cell, value),
+        st.tuples(st.just("fail"), cell, st.just(1)),
+        st.tuples(st.just("choose"), cell, st.just(2)),
+        st.tuples(st.just("point")),
+    )
+
+
+programs = st.lists(st.lists(op(), min_size=1, max_size=4).map(tuple), min_size=2, max_size=3)
+strategies = st.sampled_from([Strategy.EXHAUSTIVE, Strategy.PCT, Strategy.RANDOM])
+
+
+def searched(toy: Toy, options: Options) -> list[Counterexample]:
+    search = Search(toy, options)
+    search.start()
+    return search.run().counterexamples
+
+
+def assert_told(toy: Toy, found: Counterexample, options: Options) -> None:
+    """It breaks again from its answers, and has as many marks as it says."""
+    recording = Recording(Runner(toy, options), found.answers, found.finding, found.free)
+    assert sum(beat.preempted for beat in recording.beats) == found.preemptions
+    assert sum(beat.injected for beat in recording.beats) == found.failures
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who goes on alone without end is given up early."""
+    monkeypatch.setattr("septum.explore.steering.ALONE_MAX", 500)
+    monkeypatch.setattr("septum.explore.steering.CLOCK_EVERY", 256)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(programs, strategies, st.integers(0, 2), st.integers(0, 1), st.integers(0, 3))
+@example(WAITING.programs, Strategy.EXHAUSTIVE, 1, 0, 0)
+@example(WAITING.programs, Strategy.PCT, 2, 0, 0)
+@example([(("fail", 0, 1), ("write", 1, 1)), (("check", 1, 1),)], Strategy.RANDOM, 2, 1, 0)
+def test_it_is_within_the_bounds(
+    programs: list[Program], strategy: Strategy, preemptions: int, failures: int, seed: int
+) -> None:
+    """Never more preemptions or failures than the run that was found, nor than the search may have;
+    more steps only with fewer of them."""
+    options = Options(
+        strategy=strategy,
+        preemptions=preemptions,
+        failures=failures,
+        seed=seed,
+        schedules=30,
+        spin_points=60,
+        max_points=200,
+        ignore=("progress", "locking"),
+    )
+    toy = Toy("any", programs, bad=[1, 2])
+    for found in searched(toy, options):
+        assert found.failures <= found.first_failures <= failures
+        assert found.preemptions <= found.first_preemptions <= preemptions
+        fewer = (found.failures, found.preemptions) < (
+            found.first_failures,
+            found.first_preemptions,
+        )
+        assert fewer or found.steps <= found.first_steps
+        assert_told(toy, found, options)
+
+
+@pytest.mark.parametrize("strategy", [Strategy.EXHAUSTIVE, Strategy.PCT])
+def test_who_goes_round_lets_others_run(strategy: Strategy) -> None:
+    """It costs nothing, and the story shows it."""
+    search = Search(WAITING, Options(strategy=strategy, schedules=30))
+    search.start()
+    verdict = search.run()
+    (found,) = verdict.counterexamples
+    assert found.preemptions == 1 and found.steps < found.first_steps
+    (story,) = stories(verdict, search.runner_searcher.runner, [])
+    rows = [line.split(None, 1)[1] for line in story if re.match(r" +\d ", line)]
+    assert rows == [
+        "* |  t0 runs, t1 goes round at `cpu_relax`",
+        "| *  t1 runs, t0 goes round at `cpu_relax`",
+        ">> * |  t0 runs, t1 is at `write`",
+        "XX | |  promise toy is broken",
+    ]
+
+
+def test_more_preemptions_than_were_found_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody knew who goes round, the smaller schedules would have three preemptions: the one
+    with the search's single one stays. Accepted, they would be beyond the bound."""
+    options = Options(strategy=Strategy.EXHAUSTIVE, preemptions=1)
+    monkeypatch.setattr(Rounds, "goes_round", lambda rounds, sim: False)
+    (found,) = searched(WAITING, options)
+    assert (found.preemptions, found.steps) == (1, found.first_steps)
+
+    def accept(shrinker: Shrinker, run: Run) -> bool:
+        """Anything that breaks with fewer steps."""
+        better = run.finding is not None and run.steps < shrinker._best.steps
+        if better:
+            shrinker._best = run
+        return better
+
+    monkeypatch.setattr(Shrinker, "_accept", accept)
+    (found,) = searched(WAITING, options)
+    assert found.preemptions > 1
+
+
+# What t0 finds after 100 points on its own is not so once t1 has begun.
+LATE = Toy(
+    "late",
+    [(*((("read", 3),) * 100), ("check", 1, 0)), (("write", 1, 1), *((("read", 3),) * 100))],
+)
+
+
+@pytest.mark.parametrize("shrink", [True, False])
+def test_who_went_on_where_others_should_have_run_does_so_again(shrink: bool) -> None:
+    """A strict schedule lets a task go on that a replay would make yield: that nothing is disturbed
+    up to the end is then no reason to leave the end out."""
+    options = Options(
+        strategy=Strategy.PCT,
+        preemptions=None,
+        depth=0,
+        spin_points=50,
+        schedules=20,
+        shrink=shrink,
+    )
+    (found,) = searched(LATE, options)
+    assert_told(LATE, found, options)
+    assert Runner(LATE, options).run(Replaying([])).finding is None
