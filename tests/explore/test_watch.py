@@ -31,7 +31,7 @@ class Clock:
 
 def result(number: int, reached: int = 0, found: list[Found] | None = None) -> JobResult:
     coverage = {f"call:{n}": 1 for n in range(reached)}
-    return JobResult(number, True, 100, 1000, 10, found or [], coverage)
+    return JobResult(number, True, 100, 1000, 10, found or [], coverage=coverage)
 
 
 def finding(preemptions: int, steps: int) -> Found:
