@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from septum.explore.module_watch import ModuleWatcher
+from septum.explore.parting import asked_at
 from septum.explore.run import Replaying
 from septum.scenarios.changes import changes, lock_changes
 from septum.scenarios.states import StateWatcher
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from septum.explore.module_watch import ModuleLook
+    from septum.explore.parting import Asked
     from septum.explore.run import Runner
     from septum.scenarios.states import WorldState
 
@@ -120,6 +122,10 @@ class Recording:
         if self._module is not None:
             beat.module = self._module.after(event, len(self.beats))
         self.beats.append(beat)
+
+    def asked_at(self, answers: list[int], at: int) -> Asked | None:
+        """What another schedule, or this one, is asked as number `at`."""
+        return asked_at(self._runner, answers, at)
 
     def contended(self) -> frozenset[str]:
         """Locks that several tasks take, one of them at least for itself alone."""

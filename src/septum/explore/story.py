@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from septum.checks import PROMISES, consequence
 from septum.explore.origin import patch_of
+from septum.explore.parting import first_difference, parting_words
 from septum.explore.recording import changes_between
 from septum.explore.why import failure_words, why_lines
 from septum.linux.kvm.events import KvmTdpMmuSpteChanged
@@ -87,7 +88,7 @@ def story_lines(
         for line in why:
             lines += _wrap(line, "  ")
     if searched:
-        lines += ["", *_passing(example, rows)]
+        lines += ["", *_passing(example, recording, rows)]
     return lines
 
 
@@ -148,37 +149,23 @@ def cause(finding: Finding, rows: list[Row]) -> str:
     return f"{text}, once {', and '.join(needs)}." if needs else f"{text}."
 
 
-def _passing(example: Counterexample, rows: list[Row]) -> list[str]:
-    """The nearest schedule that breaks nothing, by the step where it goes another way."""
+def _passing(example: Counterexample, recording: Recording, rows: list[Row]) -> list[str]:
+    """The nearest schedule that breaks nothing, by the step where it does something else."""
     if example.passing is None:
         return ["No passing schedule was found near it."]
-    first = next(
-        at
-        for at in range(max(len(example.answers), len(example.passing)) + 1)
-        if _at(example.answers, at) != _at(example.passing, at)
-    )
-    at_step = next((r for r in rows if r.beat is not None and r.beat.decision == first), None)
-    if at_step is not None and at_step.beat is not None:
-        event = at_step.beat.event
-        if isinstance(event, SwitchEvent) and at_step.mark == PREEMPTED:
-            how = f"lets {event.task} go on at step {at_step.number}"
-        elif isinstance(event, SwitchEvent):
-            how = f"runs another task than {event.to} at step {at_step.number}"
-        elif isinstance(event, ChoiceEvent):
-            how = f"lets step {at_step.number} succeed"
-        else:
-            how = f"goes another way at step {at_step.number}"
-        return _wrap(f"The nearest schedule that passes {how}.", "")
-    before = [r.number for r in rows if r.beat is not None and r.beat.decision < first]
-    return _wrap(
-        f"The nearest schedule that passes goes another way after step {max(before, default=0)} "
-        f"(answer {first + 1} of the schedule).",
-        "",
-    )
-
-
-def _at(answers: list[int], index: int) -> int:
-    return answers[index] if index < len(answers) else 0
+    first = first_difference(example.answers, example.passing)
+    ours = recording.asked_at(example.answers, first)
+    theirs = recording.asked_at(example.passing, first)
+    step = before = 0
+    for row in rows:
+        if row.beat is None:
+            continue
+        if row.beat.decision < first:
+            before = row.number
+        elif row.beat.decision == first and isinstance(row.beat.event, SwitchEvent | ChoiceEvent):
+            step = row.number
+    place = " < ".join(_said(theirs.path if theirs is not None else ())[:2])
+    return _wrap(parting_words(ours, theirs, step, before, place), "")
 
 
 def _rows(recording: Recording, finding: Finding) -> list[Row]:
@@ -256,7 +243,7 @@ def _text(beat: Beat) -> str:
         return f"{event.to} runs, {event.task} {does} at {_place(beat)}"
     step = describe(event)
     where = "" if isinstance(event, SeamcallEvent | ChoiceEvent) else step.where
-    where = where or next(iter(_said(beat)), "")
+    where = where or next(iter(_said(beat.path)), "")
     patch = patch_of(where) if where else ""
     words = ", ".join(word for word in (where, patch) if word)
     if isinstance(event, ChoiceEvent):
@@ -264,16 +251,14 @@ def _text(beat: Beat) -> str:
     return f"{step.text}  [{words}]" if words else step.text
 
 
-def _said(beat: Beat) -> list[str]:
-    return [
-        name for name in beat.path if name not in ("", "fails") and not name.startswith(_UNSAID)
-    ]
+def _said(path: Iterable[str]) -> list[str]:
+    return [name for name in path if name not in ("", "fails") and not name.startswith(_UNSAID)]
 
 
 def _place(beat: Beat) -> str:
     """Where a task stands: the kind of scheduling point, and the kernel function around it."""
     at = beat.event.at if isinstance(beat.event, SwitchEvent) else ""
-    functions = " < ".join(_said(beat)[:2])
+    functions = " < ".join(_said(beat.path)[:2])
     if not functions:
         return f"`{at}`"
     return f"`{at}` in {functions}" if at else functions
