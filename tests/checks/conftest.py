@@ -57,7 +57,8 @@ if TYPE_CHECKING:
     from septum.abi.types import Pfn
 
 WRONG_NUMBER = re.compile(
-    r"\b1 (pages|frames|allocations)\b|\b1 of its 4 KB pages are\b|\(1 page\)[^;(]* (are|their)\b"
+    r"\b1 (pages|frames|allocations|invalidations)\b|\b1 of its 4 KB pages are\b"
+    r"|\(1 page\)[^;(]* (are|their)\b"
 )
 """One page are, 1 frames."""
 PAGES = (0, 1, 512)

@@ -80,7 +80,9 @@ class TestMappingInFolio:
 
     def test_shared_memory_under_a_leaf(self, world):
         range_store(world.inode.attributes, 0x210, 0x211, 0)
-        assert "of it GFNs [0x210, 0x211) are shared" in found(world, "mapping-in-folio")[0]
+        assert (
+            "pages under it are shared: GFN 0x210 (1 page)" in found(world, "mapping-in-folio")[0]
+        )
 
     def test_attributes_of_the_vm(self, world):
         world.host.params.vm_memory_attributes = True

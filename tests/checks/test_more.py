@@ -235,7 +235,8 @@ class TestProgress:
 
     def test_an_invalidation_without_end(self, world):
         world.kvm.mmu_invalidate_in_progress = 1
-        assert "were begun and never ended" in found(world, "progress")[0]
+        assert "1 invalidation of" in (text := found(world, "progress")[0])
+        assert "was begun and never ended" in text
 
 
 class TestAllOrNothing:

@@ -52,7 +52,7 @@ STORIES = {
     "v3-without-10": "a mirror table has no S-EPT page",
     "v3-without-11": r"\(508 pages\) lost the guest's ACCEPT though nobody asked",
     "v3-without-13": "an EPT violation of GPA 0x80000000 .* repeats",
-    "v3-without-14": r"the 2M leaf .* of it GFNs \[0x80001, 0x80002\) are shared",
+    "v3-without-14": r"the 2M leaf .* pages under it are shared: GFN 0x80001 \(1 page\)",
     "v3-without-15": r"\(506 pages\) lost the guest's ACCEPT though nobody asked",
     "v3-without-16": r"\(506 pages\) lost the guest's ACCEPT though nobody asked",
     "v3-without-17": "PAGE_AUG failed: .*TDX_PAGE_METADATA_INCORRECT",

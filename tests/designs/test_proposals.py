@@ -123,7 +123,7 @@ STORIES = {
     ("folio-first", "convert-aligned-2m"): "TDH_PHYMEM_PAGE_WBINVD failed: .*OPERAND_INVALID",
     ("folio-first", "dpamt-convert"): "TDH_MEM_PAGE_DEMOTE failed: .*OPERAND_INVALID",
     ("unmap-first", "convert-one-page"): r"\(5 pages\) lost the guest's ACCEPT though nobody asked",
-    ("head-tail", "finding-attributes-enomem"): "were begun and never ended",
+    ("head-tail", "finding-attributes-enomem"): "was begun and never ended",
     ("accept-in-vcpu-root", "accept-level-prefault"): "under shared lock occurs",
     ("shared-demote-unblock", "accept-demote-busy"): "RANGE_BLOCK failed: .*ALREADY_BLOCKED",
     ("restartable-fatal", "demote-interrupted"): "DEMOTE failed: .*INTERRUPTED_RESTARTABLE",

@@ -16,6 +16,7 @@ from septum.explore.command import explore_command, verdict_lines
 from septum.explore.origin import patch_of
 from septum.explore.recording import Beat, Recording
 from septum.explore.replay import find_subject
+from septum.explore.retell import retell
 from septum.explore.run import Runner
 from septum.explore.story import WIDTH, Row, cause
 from septum.explore.subject import Options
@@ -23,8 +24,9 @@ from septum.explore.verdict import Outcome, Verdict
 from septum.explore.why import why_lines
 from septum.module.events import SeamcallEvent
 from septum.scenarios.changes import changes, lock_changes
+from septum.scenarios.run import load_scenario
 from septum.scenarios.states import Pages, VmState, WorldState
-from septum.sim import Finding
+from septum.sim import Finding, RoundRobin
 from septum.sim.events import ChoiceEvent, Event, LockEvent, SwitchEvent
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -35,6 +37,16 @@ source = "docs/findings.md, F1, without the word that it may end so"
 [guest]
 vcpu0 = ["accept 4K page 0"]
 vcpu1 = ["accept 4K page 1"]
+"""
+ASKS = """\
+summary = "A thread of the VMM does two things while the guest looks on."
+setup = ["vcpu0: accept 2M frame 0"]
+
+[guest]
+vcpu0 = ["touch page 0"]
+
+[host]
+convert = ["prefault frame 1", "set-attributes page 1 to shared"]
 """
 FINDINGS = {
     "race": ("race.toml", "v3"),
@@ -125,6 +137,23 @@ def test_the_race_names_who_is_where(stories: dict[str, str]) -> None:
     assert "once vcpu1 runs while vcpu0 is at `alloc` in hugetlb_alloc_folio <" in text
     assert re.search(r"4 >> \* \|\s+vcpu1 runs, vcpu0 is at `alloc`", text)
     assert "The nearest schedule that passes lets vcpu0 go on at step 4." in text
+
+
+def test_what_user_space_asks_for_begins_with_a_step(tmp_path: Path) -> None:
+    """Each ioctl of a thread of the VMM: the scenario's words, its GFNs, its kernel function."""
+    path = tmp_path / "asks.toml"
+    path.write_text(ASKS)
+    lines = retell(load_scenario(str(path)), "v3-without-11", RoundRobin(), "quiet")
+    steps = [line[13:] for line in lines if re.match(r" +\d+ ", line)]
+    asked = [step for step in steps if "GFN" in step]
+    assert [step.split("  ")[0].strip() for step in asked] == [
+        "prefault frame 1 (GFN 0x80200+0x200)",
+        "set-attributes page 1 to shared (GFN 0x80001)",
+    ]
+    text = " ".join(" ".join(lines).replace("|", "").split())
+    assert "(GFN 0x80200+0x200) [kvm_vcpu_ioctl_pre_fault_memory]" in text
+    assert "(GFN 0x80001) [kvm_gmem_set_attributes]" in text
+    assert "touch page 0" not in text  # what a guest does shows by itself
 
 
 def test_rounds_are_folded_and_marks_are_not(stories: dict[str, str]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE, PAGES_PER_HPAGE
 from septum.checks.promise import Promise
 from septum.checks.sept import END_GFN
-from septum.checks.text import level_text
+from septum.checks.text import level_text, pages_text
 
 if TYPE_CHECKING:
     from septum.checks.checker import Checker
@@ -126,9 +126,8 @@ class MappingInFolio(Promise):
         while gfn < end:
             attributes, next_gfn = vm.attributes(slot, gfn)
             if not attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE:
-                self._broken(
-                    vm, run, gfn, f"of it GFNs [{gfn:#x}, {min(end, next_gfn):#x}) are shared"
-                )
+                shared = pages_text(gfn, min(end, next_gfn))
+                self._broken(vm, run, gfn, f"pages under it are shared: {shared}")
                 return
             gfn = next_gfn
 

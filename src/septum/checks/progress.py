@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from septum.abi.kvm import RET_PF_RETRY
 from septum.checks.promise import Promise
 from septum.checks.sept import END_GFN
-from septum.checks.text import entry_text, level_text
+from septum.checks.text import agree, entry_text, level_text, pages_text
 from septum.sim import RunStopped
 
 if TYPE_CHECKING:
@@ -90,13 +90,15 @@ class Progress(Promise):
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
         """An invalidation that was begun and not ended makes faults retry for ever."""
-        nr = vm.kvm.mmu_invalidate_in_progress
+        kvm = vm.kvm
+        nr = kvm.mmu_invalidate_in_progress
         if nr and self.checker.at_rest() and not self.checker.history(vm).active:
             self.broken(
                 (vm.name, "invalidate"),
-                f"{vm.name}: {nr} invalidation(s) of GFNs [{vm.kvm.mmu_invalidate_range_start:#x}, "
-                f"{vm.kvm.mmu_invalidate_range_end:#x}) were begun and never ended: every fault "
-                "there is retried for ever",
+                f"{vm.name}: {nr} {agree(nr, 'invalidation', 'invalidations')} of "
+                f"{pages_text(kvm.mmu_invalidate_range_start, kvm.mmu_invalidate_range_end)} "
+                f"{agree(nr, 'was', 'were')} begun and never ended: every fault there is retried "
+                "for ever",
             )
 
     def _state_of(self, vcpu: KvmVcpu, gfn: int) -> tuple[object, ...]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from septum.abi.types import PAGE_SHIFT
 from septum.explore.module_watch import ModuleWatcher
 from septum.explore.parting import asked_at
 from septum.explore.run import Replaying
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from septum.explore.module_watch import ModuleLook
     from septum.explore.parting import Asked
     from septum.explore.run import Runner
+    from septum.scenarios.ops import Op
     from septum.scenarios.states import WorldState
 
 PATH_DEPTH = 6
+ENTRY_DEPTH = 64
 TURNS_BEATS = 200
 """So many events are kept of a run that has no end, from where tasks take turns."""
 
@@ -34,7 +37,8 @@ class Beat(msgspec.Struct):
 
     `path` are the kernel functions that it came from, innermost first; `decision` is the index of
     the latest answer of the schedule before it; `injected` and `preempted` are the schedule's wish;
-    `yields`: another task runs because this one goes round.
+    `yields`: another task runs because this one goes round; `begins`: what the scenario has this
+    task of the VMM do, at the first event of it, and `entry` the kernel function that it called.
     """
 
     event: Event
@@ -45,6 +49,8 @@ class Beat(msgspec.Struct):
     preempted: bool = False
     yields: bool = False
     injected: bool = False
+    begins: str = ""
+    entry: str = ""
 
 
 class Recording:
@@ -56,6 +62,7 @@ class Recording:
         "_module",
         "_runner",
         "_steering",
+        "_under_way",
         "_watcher",
         "beats",
         "start",
@@ -74,6 +81,7 @@ class Recording:
         self._steering = Replaying(answers, free)
         self._failures = 0
         self._in_turns = 0
+        self._under_way: dict[str, Op] = {}  # by task of a VMM
         world = runner.built.world
         self._watcher = StateWatcher(world.world) if isinstance(world, ScenarioWorld) else None
         self._module = ModuleWatcher(world.world) if isinstance(world, ScenarioWorld) else None
@@ -117,11 +125,29 @@ class Recording:
         elif isinstance(event, ChoiceEvent):
             beat.injected = steering.failures > self._failures
             self._failures = steering.failures
+        beat.begins = self._begins(event.task)
+        if beat.begins:
+            beat.entry = kernel_path(ENTRY_DEPTH).split(" < ")[-1]
         if self._watcher is not None:
             beat.state = self._watcher.after(event)
         if self._module is not None:
             beat.module = self._module.after(event, len(self.beats))
         self.beats.append(beat)
+
+    def _begins(self, task: str) -> str:
+        """The operation that a task of a VMM is in and no event has told of yet; "" for none."""
+        world = self._runner.built.world
+        if not isinstance(world, ScenarioWorld) or task not in world.host_threads:
+            return ""
+        op = world.record.under_way.get(task)
+        if op is None or self._under_way.get(task) is op:
+            return ""
+        self._under_way[task] = op
+        if not op.area.nr_pages:
+            return op.text
+        gfn = op.area.gpa(world.scenario.vm(op.vm).gpa) >> PAGE_SHIFT
+        size = f"+{op.area.nr_pages:#x}" if op.area.nr_pages > 1 else ""
+        return f"{op.text} (GFN {gfn:#x}{size})"
 
     def asked_at(self, answers: list[int], at: int) -> Asked | None:
         """What another schedule, or this one, is asked as number `at`."""

@@ -41,11 +41,22 @@ _UNSAID = ("tdh_", "_", "trace_")
 
 
 class Row:
-    """A line of the ladder: a step with its number, or a fold (number 0)."""
+    """A line of the ladder: a step with its number, or a fold (number 0). `begins`: an operation of
+    the scenario, of which `beat` is the first event."""
 
-    __slots__ = ("beat", "changes", "mark", "number", "task", "text")
+    __slots__ = ("beat", "begins", "changes", "mark", "number", "task", "text")
 
-    def __init__(self, number: int, task: str, mark: str, text: str, beat: Beat | None) -> None:
+    def __init__(
+        self,
+        number: int,
+        task: str,
+        mark: str,
+        text: str,
+        beat: Beat | None,
+        *,
+        begins: bool = False,
+    ) -> None:
+        self.begins = begins
         self.number = number
         self.task = task
         self.mark = mark
@@ -162,6 +173,8 @@ def _passing(example: Counterexample, recording: Recording, rows: list[Row]) -> 
             continue
         if row.beat.decision < first:
             before = row.number
+        elif row.begins:
+            continue
         elif row.beat.decision == first and isinstance(row.beat.event, SwitchEvent | ChoiceEvent):
             step = row.number
     place = " < ".join(_said(theirs.path if theirs is not None else ())[:2])
@@ -176,6 +189,12 @@ def _rows(recording: Recording, finding: Finding) -> list[Row]:
     quiet: list[Beat] = []
     number = 0
     for beat in recording.beats:
+        if beat.begins:
+            if quiet:
+                state = _add_fold(rows, quiet, state, locks)
+            number += 1
+            text = beat.begins + _in_brackets(beat.entry)
+            rows.append(Row(number, beat.event.task, "", text, beat, begins=True))
         mark = _mark(beat)
         if not (mark or beat.yields) and is_quiet(beat.event):
             quiet.append(beat)
@@ -209,7 +228,7 @@ def _folded(rows: list[Row]) -> Iterator[Row]:
 def _key(row: Row) -> Hashable:
     if row.beat is None:
         return row.text
-    if row.mark:
+    if row.mark or row.begins:
         return row.number
     step = describe(row.beat.event)
     return (row.task, step.verb, step.result)
@@ -243,12 +262,15 @@ def _text(beat: Beat) -> str:
         return f"{event.to} runs, {event.task} {does} at {_place(beat)}"
     step = describe(event)
     where = "" if isinstance(event, SeamcallEvent | ChoiceEvent) else step.where
-    where = where or next(iter(_said(beat.path)), "")
-    patch = patch_of(where) if where else ""
-    words = ", ".join(word for word in (where, patch) if word)
-    if isinstance(event, ChoiceEvent):
-        return failure_words(event) + (f"  [{words}]" if words else "")
-    return f"{step.text}  [{words}]" if words else step.text
+    said = failure_words(event) if isinstance(event, ChoiceEvent) else step.text
+    return said + _in_brackets(where or next(iter(_said(beat.path)), ""))
+
+
+def _in_brackets(function: str) -> str:
+    """A kernel function and its patches, as they stand behind a step; "" for none."""
+    patch = patch_of(function) if function else ""
+    words = ", ".join(word for word in (function, patch) if word)
+    return f"  [{words}]" if words else ""
 
 
 def _said(path: Iterable[str]) -> list[str]:
