@@ -5,6 +5,7 @@ run either, and nothing else does.
 """
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -16,7 +17,7 @@ from septum.explore.command import stories
 from septum.explore.recording import Recording
 from septum.explore.rounds import Rounds
 from septum.explore.run import Replaying, Run, Runner
-from septum.explore.shrink import Shrinker
+from septum.explore.shrink import Shrinker, shrink
 from septum.explore.toys import Op, Program, Toy
 from septum.explore.verdict import Counterexample
 
@@ -79,8 +80,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_is_within_the_bounds(
     programs: list[Program], strategy: Strategy, preemptions: int, failures: int, seed: int
 ) -> None:
-    """Never more preemptions or failures than the run that was found, nor than the search may have;
-    more steps only with fewer of them."""
+    """Never more preemptions or failures than the run that was found, nor than the search may have,
+    nor more switches that cost nothing; more steps only with fewer preemptions or failures."""
     options = Options(
         strategy=strategy,
         preemptions=preemptions,
@@ -92,7 +93,19 @@ def test_it_is_within_the_bounds(
         ignore=("progress", "locking"),
     )
     toy = Toy("any", programs, bad=[1, 2])
-    for found in searched(toy, options):
+    free: list[tuple[int, int]] = []
+
+    def watched(runner: Runner, answers: list[int], given: list[int], until: float) -> Any:
+        shrunk = shrink(runner, answers, given, until)
+        assert shrunk is not None
+        free.append((len(shrunk.run.free), len(given)))
+        return shrunk
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("septum.explore.api.shrink", watched)
+        examples = searched(toy, options)
+    assert all(shrunk <= given for shrunk, given in free)
+    for found in examples:
         assert found.failures <= found.first_failures <= failures
         assert found.preemptions <= found.first_preemptions <= preemptions
         fewer = (found.failures, found.preemptions) < (
@@ -163,3 +176,18 @@ def test_who_went_on_where_others_should_have_run_does_so_again(shrink: bool) ->
     (found,) = searched(LATE, options)
     assert_told(LATE, found, options)
     assert Runner(LATE, options).run(Replaying([])).finding is None
+
+
+def test_no_preemption_is_saved_by_running_for_long() -> None:
+    """t0 may lose its first update by a preemption, or its second when it has run for so long that
+    t1's turn costs nothing. Who found the first is not told of the second, which is far longer."""
+    lost = Toy("lost", [(("inc", 0), *((("read", 3),) * 30), ("inc", 0)), (("inc", 0),)], bad=[2])
+    options = Options(preemptions=1, spin_points=33)
+    runner = Runner(lost, options)
+    assert runner.run(Replaying([])).finding is not None
+    found = runner.run(Replaying([0, 0, 1]))
+    assert found.finding is not None and not found.free
+    shrunk = shrink(runner, list(found.answers))
+    assert shrunk is not None
+    assert (shrunk.run.preemptions, shrunk.run.free) == (1, [])
+    assert shrunk.run.steps <= found.steps

@@ -37,8 +37,9 @@ class Beat(msgspec.Struct):
 
     `path` are the kernel functions that it came from, innermost first; `decision` is the index of
     the latest answer of the schedule before it; `injected` and `preempted` are the schedule's wish;
-    `yields`: another task runs because this one goes round; `begins`: what the scenario has this
-    task of the VMM do, at the first event of it, and `entry` the kernel function that it called.
+    `yields`: another task runs because this one "goes round" or "has run for long"; `begins`: what
+    the scenario has this task of the VMM do, at the first event of it, and `entry` the kernel
+    function that it called.
     """
 
     event: Event
@@ -47,7 +48,7 @@ class Beat(msgspec.Struct):
     state: WorldState | None = None
     module: ModuleLook | None = None
     preempted: bool = False
-    yields: bool = False
+    yields: str = ""
     injected: bool = False
     begins: str = ""
     entry: str = ""
@@ -121,7 +122,8 @@ class Recording:
         beat = Beat(event, path, len(self._runner.built.sim.answers) - 1)
         if isinstance(event, SwitchEvent):
             beat.preempted = steering.preempting
-            beat.yields = steering.yields and event.preempted
+            if steering.yields and event.preempted:
+                beat.yields = "has run for long" if steering.ran_long else "goes round"
         elif isinstance(event, ChoiceEvent):
             beat.injected = steering.failures > self._failures
             self._failures = steering.failures

@@ -3,7 +3,8 @@
 All of it works on the answers of a run: 0 is undisturbed, the end of the list is all zeros. A
 candidate counts when it breaks the same promise in the same words (numbers aside) and is smaller:
 fewer failures, then fewer preemptions, then fewer steps, then fewer disturbed answers. It never has
-more failures or preemptions than the run that was found, and more steps only with fewer of them.
+more failures or preemptions than the run that was found, nor more switches that cost nothing
+because a task goes round or runs for long; and more steps only with fewer failures or preemptions.
 """
 
 from __future__ import annotations
@@ -108,7 +109,10 @@ class Shrinker:
     def _accept(self, run: Run) -> bool:
         if run.finding is None or kind_of(run.finding) != self._kind:
             return False
-        if run.preemptions > self._first.preemptions or size_of(run) >= size_of(self._best):
+        first = self._first
+        if run.preemptions > first.preemptions or len(run.free) > len(first.free):
+            return False
+        if size_of(run) >= size_of(self._best):
             return False
         self._best = run
         return True

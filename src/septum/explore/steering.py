@@ -88,6 +88,7 @@ class Steering(Schedule):
         "max_points",
         "preempting",
         "preemptions",
+        "ran_long",
         "sim",
         "spin_points",
         "stopped",
@@ -104,6 +105,7 @@ class Steering(Schedule):
         self.yields = False  # the current task spins: that another one runs costs nothing
         self.preempting = False  # the last answer took the processor from who could go on
         self.free: list[int] = []  # the numbers of the answers that did so at no cost
+        self.ran_long = False  # who ran before the last switch had run for `spin_points`
         self.failures = 0
         self.decisions = 0
         self.stopped = False
@@ -185,6 +187,7 @@ class Steering(Schedule):
         answer = self.pick_task(n, forced, spins)
         self.preempting = False
         if answer:
+            self.ran_long = self._in_row >= self.spin_points
             self._in_row = 0
             if not forced:
                 if self.yields:

@@ -258,8 +258,7 @@ def _mark(beat: Beat) -> str:
 def _text(beat: Beat) -> str:
     event = beat.event
     if isinstance(event, SwitchEvent):
-        does = "goes round" if beat.yields else "is"
-        return f"{event.to} runs, {event.task} {does} at {_place(beat)}"
+        return f"{event.to} runs, {event.task} {beat.yields or 'is'} at {_place(beat)}"
     step = describe(event)
     where = "" if isinstance(event, SeamcallEvent | ChoiceEvent) else step.where
     said = failure_words(event) if isinstance(event, ChoiceEvent) else step.text
