@@ -39,42 +39,43 @@ SEARCH_S = 60.0
 
 WHY = {
     ("convert-against-write", "no-track"): """
-        step 4: TDX_TLB_TRACKING_NOT_DONE|RCX: it needs TDH.MEM.TRACK after step 3, which
-          blocked the entry in epoch 1, and there was none
+        step 5: TDX_TLB_TRACKING_NOT_DONE|RCX: it needs TDH.MEM.TRACK after step 4,
+          which blocked the entry in epoch 1, and there was none
     """,
     ("convert-against-write", "no-kick"): """
-        step 5: TDX_OPERAND_BUSY|TD_EPOCH: the epoch lock is held by vcpu0, inside
+        step 6: TDX_OPERAND_BUSY|TD_EPOCH: the epoch lock is held by vcpu0, inside
           TDH.VP.ENTER
-        step 6: TDX_TLB_TRACKING_NOT_DONE|RCX: it needs TDH.MEM.TRACK to succeed after step
-          4, which blocked the entry in epoch 1; step 5 returned TDX_OPERAND_BUSY|TD_EPOCH
+        step 7: TDX_TLB_TRACKING_NOT_DONE|RCX: it needs TDH.MEM.TRACK to succeed after
+          step 5, which blocked the entry in epoch 1; step 6 returned
+          TDX_OPERAND_BUSY|TD_EPOCH
     """,
     ("convert-against-write", "module-exit-epoch"): """
-        step 14: TDX_TLB_TRACKING_NOT_DONE|RCX: step 10 began epoch 2, but REFCOUNT of epoch
-          1 is 1, and no vCPU is in the TD in that epoch: the TD exit of vcpu0 after step 10
-          did not count it down
+        step 15: TDX_TLB_TRACKING_NOT_DONE|RCX: step 11 began epoch 2, but REFCOUNT of
+          epoch 1 is 1, and no vCPU is in the TD in that epoch: the TD exit of vcpu0
+          after step 11 did not count it down
     """,
     ("accept-against-block", "block-busy-ignored"): """
-        step 5: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by vcpu0, inside
-          TDG.MEM.PAGE.ACCEPT, which ends at step 7
-        step 9: TDX_OPERAND_BUSY|RCX: the S-EPT entry has host priority since step 5, where
-          TDH.MEM.RANGE.BLOCK of host.convert was TDX_OPERAND_BUSY|RCX, and no call of the
-          host has had its lock since
-        step 14: TDX_GPA_RANGE_NOT_BLOCKED|RCX: it needs TDH.MEM.RANGE.BLOCK to have
-          succeeded; step 5 returned TDX_OPERAND_BUSY|RCX
+        step 6: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by vcpu0,
+          inside TDG.MEM.PAGE.ACCEPT, which ends at step 8
+        step 10: TDX_OPERAND_BUSY|RCX: the S-EPT entry has host priority since step 6,
+          where TDH.MEM.RANGE.BLOCK of host.convert was TDX_OPERAND_BUSY|RCX, and no
+          call of the host has had its lock since
+        step 15: TDX_GPA_RANGE_NOT_BLOCKED|RCX: it needs TDH.MEM.RANGE.BLOCK to have
+          succeeded; step 6 returned TDX_OPERAND_BUSY|RCX
     """,
     ("accept-against-block", "module-accept-unlocked"): """
-        step 14: TDX_GPA_RANGE_NOT_BLOCKED|RCX: step 5 blocked the entry, and step 7
+        step 15: TDX_GPA_RANGE_NOT_BLOCKED|RCX: step 6 blocked the entry, and step 8
           (TDG.MEM.PAGE.ACCEPT of vcpu0) unblocked it
     """,
     ("accept-against-block", "module-priority-stays"): """
-        step 5: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by vcpu0, inside
-          TDG.MEM.PAGE.ACCEPT, which ends at step 6
-        step 19: TDX_OPERAND_BUSY|RCX: the S-EPT entry has host priority since step 5, where
-          TDH.MEM.RANGE.BLOCK of host.convert was TDX_OPERAND_BUSY|RCX, though the host has
-          had its lock at step 8
-        step 24: TDX_OPERAND_BUSY|RCX: the S-EPT entry has host priority since step 5, where
-          TDH.MEM.RANGE.BLOCK of host.convert was TDX_OPERAND_BUSY|RCX, though the host has
-          had its lock at step 8
+        step 6: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by vcpu0,
+          inside TDG.MEM.PAGE.ACCEPT, which ends at step 7
+        step 20: TDX_OPERAND_BUSY|RCX: the S-EPT entry has host priority since step 6,
+          where TDH.MEM.RANGE.BLOCK of host.convert was TDX_OPERAND_BUSY|RCX, though the
+          host has had its lock at step 9
+        step 25: TDX_OPERAND_BUSY|RCX: the S-EPT entry has host priority since step 6,
+          where TDH.MEM.RANGE.BLOCK of host.convert was TDX_OPERAND_BUSY|RCX, though the
+          host has had its lock at step 9
     """,
     ("fault-against-fault", "not-frozen"): """
         step 10: TDX_EPT_WALK_FAILED|RCX: the S-EPT has no table below its 1G entry of GFN
@@ -85,7 +86,7 @@ WHY = {
         the mirror's entry of GFN 0x80000 is frozen since step 5 (vcpu0)
     """,
     ("convert-against-accept-4k", "stale-after-lock"): """
-        step 21: TDX_EPT_ENTRY_STATE_INCORRECT|RCX: step 9 (TDH.MEM.PAGE.DEMOTE of
+        step 22: TDX_EPT_ENTRY_STATE_INCORRECT|RCX: step 10 (TDH.MEM.PAGE.DEMOTE of
           host.convert) made a table of the entry
     """,
     ("convert-one-page", "alloc-under-mmu-lock"): """
@@ -100,25 +101,26 @@ WHY = {
         step 194 asks for GFN 0x80005 at 4K, and it is 2M pending: nothing has split it
     """,
     ("convert-against-fault-there", "seq-not-bumped"): """
-        step 7: it maps GFN 0x80001, which is not private since step 5 (host.convert); the
-          fault began before that, at step 3; mmu_invalidate_seq is 0 as then
+        step 8: it maps GFN 0x80001, which is not private since step 6 (host.convert);
+          the fault began before that, at step 3; mmu_invalidate_seq is 0 as then
     """,
     ("convert-against-fault-there", "snapshot-late"): """
-        step 7: it maps GFN 0x80001, which is not private since step 5 (host.convert); the
-          fault began before that, at step 3; mmu_invalidate_seq was 2 then and is 3 now
+        step 8: it maps GFN 0x80001, which is not private since step 6 (host.convert);
+          the fault began before that, at step 3; mmu_invalidate_seq was 2 then and is 3
+          now
     """,
     ("convert-against-fault", "edges-not-covered"): """
-        step 10: it maps GFN 0x80001 with its 2M page, which is not private since step 1
-          (host.convert); the fault began after that, at step 5; mmu_invalidate_seq is 2 as
-          then, an invalidation is under way
+        step 11: it maps GFN 0x80001 with its 2M page, which is not private since step 2
+          (host.convert); the fault began after that, at step 6; mmu_invalidate_seq is 2
+          as then, an invalidation is under way
     """,
     ("slot-delete-against-prefault", "no-srcu"): """
-        step 7: it maps GFN 0x80000 with its 2M page, which has no memslot since step 3
+        step 9: it maps GFN 0x80000 with its 2M page, which has no memslot since step 5
           (host.vmm)
     """,
     ("punch-enomem", "punch-never-ends"): """
-        step 15: the search injects it: the allocation tdp_mmu_alloc_sp_for_split fails
-        mmu_invalidate_in_progress is not 0 since after step 14 (host.punch)
+        step 16: the search injects it: the allocation tdp_mmu_alloc_sp_for_split fails
+          mmu_invalidate_in_progress is not 0 since after step 15 (host.punch)
     """,
     ("dpamt-fault-against-fault", "pamt-get-not-rechecked"): """
         step 22: TDX_HPA_RANGE_NOT_FREE|RCX: the frame has a pair already, since step 14
@@ -130,7 +132,8 @@ WHY = {
         step 12 (TDH.MNG.KEY.FREEID of main) released the HKID
     """,
     ("prefault-by-thread", "vcpu-moves-unflushed"): """
-        step 548: TDX_FLUSHVP_NOT_DONE: vCPU 0 is associated with cpu0 since the beginning
+        step 549: TDX_FLUSHVP_NOT_DONE: vCPU 0 is associated with cpu0 since the
+          beginning
     """,
     ("convert-one-page", "module-demote-pending"): """
         GFN 0x80000 was 2M blocked mapped, and is 4K pending since step 18
@@ -141,19 +144,20 @@ WHY = {
           (TDH.MEM.PAGE.DEMOTE of vcpu0)
     """,
     ("accept-against-convert", "module-accept-skips-chunk"): """
-        GFN 0x80201, at that frame, was 2M pending, and is mapped since step 8
-          (TDG.MEM.PAGE.ACCEPT of vcpu0), where it went on from step 6, which was
+        GFN 0x80201, at that frame, was 2M pending, and is mapped since step 9
+          (TDG.MEM.PAGE.ACCEPT of vcpu0), where it went on from step 7, which was
           interrupted
     """,
     ("write-against-convert", "module-entry-unflushed"): """
-        GFN 0x80005 is not mapped since step 15 (TDH.MEM.PAGE.REMOVE of host.convert); cpu0
-          entered the TD in epoch 3 after step 10 and kept it in its TLB
+        GFN 0x80005 is not mapped since step 16 (TDH.MEM.PAGE.REMOVE of host.convert);
+          cpu0 entered the TD in epoch 3 after step 11 and kept it in its TLB
     """,
     ("accept-against-block", "module-busy-keeps-tdr"): """
-        step 5: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by vcpu0, inside
-          TDG.MEM.PAGE.ACCEPT, which ends at step 6
-        step 2599: TDX_OPERAND_BUSY|RCX: the lock of the TDR is held by TDH.MEM.RANGE.BLOCK
-          of host.convert, which ended at step 5 with TDX_OPERAND_BUSY|RCX
+        step 6: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by vcpu0,
+          inside TDG.MEM.PAGE.ACCEPT, which ends at step 7
+        step 2600: TDX_OPERAND_BUSY|RCX: the lock of the TDR is held by
+          TDH.MEM.RANGE.BLOCK of host.convert, which ended at step 6 with
+          TDX_OPERAND_BUSY|RCX
     """,
 }
 
@@ -179,7 +183,7 @@ def test_a_seeded_bug_is_told_why(scenario: str, bug: str) -> None:
 def test_a_vcpu_that_nobody_kicked_is_named() -> None:
     """TDH.MEM.TRACK has succeeded: it is not what is missing."""
     assert why_of("convert-against-accept", "bug-no-kick", "random", 1) == (
-        "step 9: TDX_TLB_TRACKING_NOT_DONE|RCX: step 8 began epoch 2, but vcpu0 (since step 2) is"
+        "step 10: TDX_TLB_TRACKING_NOT_DONE|RCX: step 9 began epoch 2, but vcpu0 (since step 2) is"
         " in the TD in epoch 1, and no kick has made it leave"
     )
 
