@@ -26,10 +26,6 @@ class _AnyBreak(ScenarioSubject):
 
     __slots__ = ()
 
-    @property
-    def may_break(self) -> bool:
-        return False
-
     def expects(self, finding: Finding) -> bool:
         return False
 

@@ -55,12 +55,6 @@ class ScenarioSubject:
         return msgspec.msgpack.encode(recipe_for_token(self.scenario, self._design, self.check))
 
     @property
-    def may_break(self) -> bool:
-        """The scenario says that promises break."""
-        expect = self.scenario.expect
-        return bool(expect.broken or expect.may_break)
-
-    @property
     def may_fail(self) -> bool:
         """The scenario allows failures."""
         return bool(self.scenario.document.failures.allow)

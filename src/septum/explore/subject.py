@@ -61,10 +61,6 @@ class Subject(Protocol):
         """What must be reached."""
 
     @property
-    def may_break(self) -> bool:
-        """Whether some findings are as the scenario says, so that a run goes on after one."""
-
-    @property
     def may_fail(self) -> bool:
         """Whether there is a failure that a search may inject."""
 

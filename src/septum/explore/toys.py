@@ -307,11 +307,6 @@ class Toy:
         return f"toy:{self._name}".encode()
 
     @property
-    def may_break(self) -> bool:
-        """Toys break by surprise."""
-        return False
-
-    @property
     def may_fail(self) -> bool:
         """A program has an operation that can fail."""
         return any(op[0] == "fail" for program in self.programs for op in program)
