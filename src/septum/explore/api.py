@@ -8,6 +8,7 @@ import msgspec
 
 from septum import __version__
 from septum.explore import budget
+from septum.explore.bounds import WORKERS_MAX
 from septum.explore.parallel import Workers
 from septum.explore.portfolio import BATCH_RUNS, RUNS_MAX, Batch, Portfolio
 from septum.explore.progress import Progress
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from septum.explore.subject import Options, Subject
 
-JOBS_MIN, JOBS_MAX = 8, 96
+JOBS_MIN, JOBS_MAX = 8, WORKERS_MAX
 JOB_STATES = 40
 """The search within a bound is cut into one job for so many states of that without preemptions."""
 LEVELS_MAX = 8

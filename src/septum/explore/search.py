@@ -83,8 +83,8 @@ class Found(msgspec.Struct, frozen=True):
 
 class JobResult(msgspec.Struct):
     """What a job saw. `complete`: all that it was to do is done. `foreseen`: what broke as the
-    scenario says, as (promise, text). `outcomes`: the ways in which its
-    random runs came out, as numbers that mean the same in all forks of a process."""
+    scenario says, as (promise, text). `outcomes`: the ways in which its random runs came out, as
+    numbers that mean the same in all forks of a process."""
 
     number: int
     complete: bool
