@@ -1,6 +1,5 @@
 """Every failure of the model is a named choice point, documented, and met by some scenario."""
 
-import ast
 import re
 from fnmatch import fnmatchcase
 from functools import cache
@@ -10,11 +9,11 @@ import pytest
 
 from septum.abi.leaves import SEAMCALL_NAMES
 from septum.scenarios.failures import Failures
+from septum.scenarios.model_names import ANYTHING, SEAMCALL, model_names
 from septum.scenarios.run import load_scenario, run_scenario
 from septum.scenarios.scenario import Scenario
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("linux", "module", "machine", "vmm")
 NOWHERE = "nowhere: "
 
 
@@ -25,38 +24,6 @@ def documented() -> dict[str, list[str]]:
     _, _, section = text.partition("\n## Choice points\n")
     rows = re.findall(r"^\| `(\S+)` \| .+ \| (.+) \|$", section.partition("\n## ")[0], re.MULTILINE)
     return {name: met.split(", ") for name, met in rows}
-
-
-def trees() -> list[ast.Module]:
-    paths = [path for room in ROOMS for path in sorted((ROOT / "src/septum" / room).rglob("*.py"))]
-    return [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
-
-
-def site_parameters(parsed: list[ast.Module]) -> dict[str, int]:
-    """Methods with a parameter `site`, and which one it is when they are called."""
-    return {
-        node.name: [arg.arg for arg in node.args.args].index("site") - 1
-        for tree in parsed
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef) and "site" in [arg.arg for arg in node.args.args]
-    }
-
-
-def in_the_code() -> set[str]:
-    """Choice points by the texts in the code."""
-    parsed = trees()
-    sites = site_parameters(parsed)
-    found = set()
-    for call in (node for tree in parsed for node in ast.walk(tree) if isinstance(node, ast.Call)):
-        if not isinstance(call.func, ast.Attribute):
-            continue
-        position = sites.get(call.func.attr, 0 if call.func.attr == "choose" else len(call.args))
-        if position >= len(call.args):
-            continue
-        text = call.args[position]
-        if isinstance(text, ast.Constant) and isinstance(text.value, str):
-            found.add(text.value if call.func.attr == "choose" else f"alloc:{text.value}")
-    return found
 
 
 def met_in(scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> set[str]:
@@ -75,8 +42,17 @@ def met_in(scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 
 def test_all_are_documented() -> None:
-    assert len(in_the_code()) >= 35
-    assert set(documented()) - {"seamcall:LEAF"} == in_the_code()
+    in_the_code = {name for name in model_names().choices if not name.startswith(SEAMCALL)}
+    assert len(in_the_code) >= 35
+    assert set(documented()) - {"seamcall:LEAF"} == in_the_code
+
+
+def test_every_name_in_the_code_is_known() -> None:
+    """A `*` would be a name that is put together in a way that `model_names` cannot follow."""
+    names = model_names()
+    assert [name for name in (*names.choices, *names.counters) if ANYTHING in name] == []
+    other = model_names("class X:\n  def f(self, a): self.sim.choose(a + 'x')")
+    assert [name for name in other.choices if ANYTHING in name] == [ANYTHING]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +62,8 @@ def test_each_is_met_where_it_is_said(name: str, monkeypatch: pytest.MonkeyPatch
     if name.startswith(NOWHERE):
         return
     met = met_in(load_scenario(name), monkeypatch)
+    known = model_names().choices
+    assert [each for each in met if Failures.is_failure(each) and each not in known] == []
     for point, scenarios in documented().items():
         if name in scenarios:
             assert any(fnmatchcase(each, point.replace("LEAF", "*")) for each in met)

@@ -181,14 +181,14 @@ def test_failures_come_only_where_they_are_allowed() -> None:
     assert 0 < len(injected) < len(always)
     assert all(outcome.ok for outcome in always if not outcome.failures)
     assert all(not outcome.held for outcome in injected)
-    closed = scenario(LOSING.replace("tdp_mmu_alloc_sp_for_split*", "nothing"))
+    closed = scenario(LOSING.replace("tdp_mmu_alloc_sp_for_split*", "kvm_vcpu"))
     for seed in range(12):
         outcome = run_scenario(closed, schedule=RandomRun(seed, failure_odds=1))
         assert outcome.ok and not outcome.failures
 
 
 def test_an_unknown_seamcall_is_an_input_error() -> None:
-    with pytest.raises(InputError, match=r"no SEAMCALL is called 'TDH.MEM.JUMP'"):
+    with pytest.raises(InputError, match=r"'seamcall:TDH.MEM.JUMP' is no choice point"):
         run_scenario(scenario(TOUCH + '[failures]\ninject = ["seamcall:TDH.MEM.JUMP=busy"]'))
 
 

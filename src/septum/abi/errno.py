@@ -19,7 +19,7 @@ ENOSPC = 28
 EOPNOTSUPP = 95
 EHWPOISON = 133
 
-_NAMES = {
+ERRNO_NAMES = {
     EPERM: "EPERM",
     ENOENT: "ENOENT",
     EINTR: "EINTR",
@@ -43,6 +43,6 @@ _NAMES = {
 
 def errno_name(value: int) -> str:
     """`-ENOMEM` for -12, `0` for 0: how a kernel developer writes a return value."""
-    if value < 0 and -value in _NAMES:
-        return f"-{_NAMES[-value]}"
+    if value < 0 and -value in ERRNO_NAMES:
+        return f"-{ERRNO_NAMES[-value]}"
     return str(value)

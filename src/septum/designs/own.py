@@ -124,6 +124,12 @@ def _where(path: Path, error: Exception) -> str:
     return f"line {line or 1}: {type(error).__name__}: {' '.join(text.split())}"
 
 
+def own_source(design: Design) -> str:
+    """The text of the file that a user's design is in; "" for a design of the registry."""
+    match = _NAME.fullmatch(design.name)
+    return Path(match["path"]).read_text(encoding="utf-8") if match is not None else ""
+
+
 def blame(error: BaseException) -> str:
     """One sentence for an error that a user's design raised while it ran; "" for any other."""
     if not _loaded:

@@ -10,6 +10,7 @@ from septum.designs import find_design
 from septum.designs.registry import V3
 from septum.explore.subject import Built, Witness
 from septum.scenarios.failures import Failures
+from septum.scenarios.names import check_names
 from septum.scenarios.outcome import EXPECTATION, beside_promises, unmet_expectations
 from septum.scenarios.run import load_scenario, recipe_for_token
 from septum.scenarios.world import ScenarioWorld
@@ -31,6 +32,7 @@ class ScenarioSubject:
         """Raises InputError for an unknown scenario."""
         self.scenario = load_scenario(scenario) if isinstance(scenario, str) else scenario
         found = find_design(design)
+        check_names(self.scenario, found)  # here, and not first where a worker builds a world
         self._design = found.name
         self._changes_v3 = found.base == V3.name
         self.check: Mode = check

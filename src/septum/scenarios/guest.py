@@ -17,7 +17,7 @@ from septum.guest.cpu import LEVEL_2M, LEVEL_4K, LEVEL_SIZES, VirtualizationExce
 from septum.guest.program import Guest
 from septum.guest.tdcpu import TdGuestCpu
 from septum.guest.unaccepted import tdx_accept_memory
-from septum.scenarios.ops import OK
+from septum.scenarios.results import LOST, MIXED, OK, REFUSED, TDX, VE
 from septum.scenarios.shared_access import shared_access
 from septum.sim import ALTERNATIVE
 
@@ -27,23 +27,18 @@ if TYPE_CHECKING:
     from septum.scenarios.record import Record
     from septum.scenarios.scenario import Vm
 
-VE = "#VE"
-LOST = "lost"
-REFUSED = "refused"
 BUSY_RETRIES_MAX = 100
 VE_RETRIES_MAX = 20
 
 
 def status_word(status: int) -> str:
     """A TDX status without its prefix and its detail: `PAGE_SIZE_MISMATCH`; `ok` for success."""
-    return (
-        status_name(status & STATUS_MASK).removeprefix("TDX_").partition("|")[0] if status else OK
-    )
+    return status_name(status & STATUS_MASK).removeprefix(TDX).partition("|")[0] if status else OK
 
 
 def token_word(tokens: set[int]) -> str:
     """What was read: `0x22`, `mixed` when pages differ."""
-    return f"{tokens.pop():#x}" if len(tokens) == 1 else "mixed"
+    return f"{tokens.pop():#x}" if len(tokens) == 1 else MIXED
 
 
 class ScenarioGuest(Guest):

@@ -10,7 +10,7 @@ from septum.abi.types import PAGE_SHIFT, PAGE_SIZE
 from septum.linux.kvm.gmem_attrs import KvmMemoryAttributes2
 from septum.linux.kvm.gmem_range import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from septum.scenarios.guest import token_word
-from septum.scenarios.ops import OK
+from septum.scenarios.results import OK, SIGBUS
 from septum.scenarios.vmm import RAM_BLOCK
 from septum.sim import ALTERNATIVE
 from septum.vmm.qemu import STOP_SHUTDOWN
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from septum.scenarios.ops import Op
     from septum.scenarios.record import Record
     from septum.scenarios.vmm import ScenarioVmm
-
-SIGBUS = "SIGBUS"
 
 
 def ret_word(ret: int) -> str:

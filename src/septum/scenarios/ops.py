@@ -13,12 +13,12 @@ import msgspec
 
 from septum.guest.cpu import LEVEL_1G, LEVEL_2M, LEVEL_4K
 from septum.scenarios.area import HOW, Area, parse_area
+from septum.scenarios.results import ANY, OK, TDX, may_come, words
+from septum.scenarios.spelling import meant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ANY = "any"
-OK = "ok"
 LEVELS = {"4K": LEVEL_4K, "2M": LEVEL_2M, "1G": LEVEL_1G}
 
 
@@ -92,14 +92,21 @@ def _area(text: str) -> Area:
     return area
 
 
-def _split_results(line: str) -> tuple[str, tuple[str, ...]]:
+def _split_results(line: str, *, guest: bool) -> tuple[str, tuple[str, ...]]:
     what, arrow, results = line.partition("=>")
     if not arrow:
         return what.strip(), (OK,)
-    words = tuple(part.strip() for part in results.split(" or "))
-    if not all(words):
+    right = tuple(part.strip() for part in results.split(" or "))
+    if not all(right):
         raise OpError("nothing stands after `=>`; write what is right there, such as `=> ok`")
-    return what.strip(), () if ANY in words else words
+    for word in right:
+        if not may_come(word, guest):
+            who = "a guest" if guest else "a VMM"
+            raise OpError(
+                f"no operation of {who} comes to {word!r};"
+                f" {meant(word, words(guest), 'docs/scenarios.md lists the results')}"
+            )
+    return what.strip(), () if ANY in right else right
 
 
 def _match(pattern: str, what: str, like: str) -> re.Match[str]:
@@ -142,7 +149,7 @@ def parse_guest_op(line: str) -> Op:
     line = line.strip()
     if line.startswith("choose:"):
         return Op(text=line, verb="choose:", alternatives=_choose(line, parse_guest_op))
-    what, results = _split_results(line)
+    what, results = _split_results(line, guest=True)
     verb = what.split(" ", 1)[0] if what else ""
     fields: dict[str, object] = {}
     if verb == "accept":
@@ -204,7 +211,7 @@ def parse_host_op(line: str) -> Op:
     line = line.strip()
     if line.startswith("choose:"):
         return Op(text=line, verb="choose:", alternatives=_choose(line, parse_host_op))
-    what, results = _split_results(line)
+    what, results = _split_results(line, guest=False)
     verb = what.split(" ", 1)[0] if what else ""
     match = re.fullmatch(r"(.+) in (\w+)", what)
     bare, vm = (match[1], match[2]) if match is not None else (what, "")
@@ -226,4 +233,4 @@ def _same(right: str, result: str) -> bool:
             return int(right, 16) == int(result, 0)
         except ValueError:
             return False
-    return right.removeprefix("TDX_") == result
+    return right.removeprefix(TDX) == result

@@ -20,7 +20,9 @@ from septum.scenarios.scenario import (
     Step,
     Vm,
     VmShape,
+    placed,
 )
+from septum.scenarios.spelling import meant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,10 +53,7 @@ class _Reader:
 
     def error(self, what: str, *, near: str = "") -> InputError:
         """`what` went wrong, at the first line that holds `near`."""
-        for number, line in enumerate(self.text.splitlines(), 1):
-            if near and near in line:
-                return InputError(f"{self.where}, line {number}: {what}")
-        return InputError(f"{self.where}: {what}")
+        return InputError(f"{placed(self.where, self.text, near)}: {what}")
 
     def _decode(self) -> Document:
         try:
@@ -295,7 +294,8 @@ class _Reader:
             name = entry.partition(": ")[0]
             if name not in known:
                 raise self.error(
-                    f"expect: no promise is called {name!r}; there are {', '.join(known)}",
+                    f"expect: no promise is called {name!r};"
+                    f" {meant(name, known, 'there are ' + ', '.join(known))}",
                     near=name,
                 )
         for name in expect.dead if isinstance(expect.dead, list) else ():
@@ -318,11 +318,13 @@ class _Reader:
         vm = vm if colon else next(iter(self.shapes))
         if area is None or vm not in self.shapes:
             raise self.error(f"expect.pages: {key!r} names no pages; {HOW}", near=key)
-        if any(part not in PAGE_STATES for part in state.split(" or ")):
-            raise self.error(
-                f"expect.pages: a page cannot be {state!r}; it is {', '.join(PAGE_STATES)}",
-                near=state,
-            )
+        for part in state.split(" or "):
+            if part not in PAGE_STATES:
+                raise self.error(
+                    f"expect.pages: a page cannot be {part!r};"
+                    f" {meant(part, PAGE_STATES, 'it is ' + ', '.join(PAGE_STATES))}",
+                    near=state,
+                )
         return key, vm, area, state
 
     def _use(self, used: dict[str, int], vm: str, vcpu: int, ops: tuple[Op, ...]) -> None:
@@ -360,6 +362,7 @@ class _Reader:
             injections=self.injections(),
             pages=self.check_expect(),
             text=self.text,
+            where=self.where,
         )
 
 

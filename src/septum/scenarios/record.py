@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from septum.scenarios.ops import result_fits
+from septum.scenarios.results import STOPPED
 
 if TYPE_CHECKING:
     from septum.guest.tdcpu import TdGuestCpu
     from septum.scenarios.ops import Op
     from septum.sim import WaitQueue
-
-
-STOPPED = "stopped"
-"""The result of an operation that does not end, as its vCPU is stopped in it."""
 
 
 class Result(msgspec.Struct, frozen=True):

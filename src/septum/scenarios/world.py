@@ -18,6 +18,7 @@ from septum.scenarios.counts import count_all, difference, pages_state
 from septum.scenarios.failures import Failures
 from septum.scenarios.guest import ScenarioGuest
 from septum.scenarios.host import HostThread
+from septum.scenarios.names import check_names
 from septum.scenarios.record import Record, Result
 from septum.scenarios.vmm import ScenarioVmm
 from septum.sim import RoundRobin, RunStopped, Schedule, WaitQueue
@@ -88,6 +89,7 @@ class ScenarioWorld:
         """Raises InputError when the scenario's VMs cannot be built."""
         self.scenario = scenario
         found = find_design(design)
+        check_names(scenario, found)
         self.design = found.name
         self.world = World(
             recipe_of(scenario),

@@ -14,6 +14,7 @@ from septum.linux.kvm.mmu import KvmMmu
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from septum.linux.kvm.main_requests import SplitCause
     from septum.linux.kvm.types import GmemInode, Kvm, KvmGfnRange
 
 
@@ -64,7 +65,7 @@ class GmemZapsWhole(GuestMemfd):
     __slots__ = ()
 
     def kvm_gmem_split_private(
-        self, inode: GmemInode, start: int, end: int, cause: str = "conversion"
+        self, inode: GmemInode, start: int, end: int, cause: SplitCause = "conversion"
     ) -> int:
         return 0
 

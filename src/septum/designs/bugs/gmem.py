@@ -10,6 +10,7 @@ from septum.designs.bugs._seeded import seeded
 from septum.linux.kvm.guest_memfd import GuestMemfd
 
 if TYPE_CHECKING:
+    from septum.linux.kvm.main_requests import SplitCause
     from septum.linux.kvm.types import Folio, GmemInode
 
 
@@ -19,7 +20,7 @@ class OnlyFirstVm(GuestMemfd):
     __slots__ = ()
 
     def kvm_gmem_split_private(
-        self, inode: GmemInode, start: int, end: int, cause: str = "conversion"
+        self, inode: GmemInode, start: int, end: int, cause: SplitCause = "conversion"
     ) -> int:
         return self._kvm_gmem_split_private(inode.file_list[0], start, end)
 

@@ -18,6 +18,7 @@ from septum.linux.kvm.types import KVM_FILTER_PRIVATE, KVM_FILTER_SHARED, KvmGfn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from septum.linux.kvm.main_requests import SplitCause
     from septum.linux.kvm.types import Folio, GmemFile, GmemInode, Kvm, KvmMemorySlot
 
 FALLOC_FL_KEEP_SIZE = 1 << 0
@@ -125,7 +126,7 @@ class GmemRange(GmemFolios):
         return ret
 
     def kvm_gmem_split_private(
-        self, inode: GmemInode, start: int, end: int, cause: str = "conversion"
+        self, inode: GmemInode, start: int, end: int, cause: SplitCause = "conversion"
     ) -> int:
         """The same in every VM; stops at the first failure, which leaves earlier VMs split."""
         previous = self.host.main.set_cause(cause)

@@ -5,7 +5,7 @@ A request whose flags say WAIT returns when every vCPU that was in guest mode ha
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from septum.abi.kvm import (
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from septum.linux.host import Host
     from septum.linux.kvm.types import Kvm, KvmVcpu
+
+SplitCause = Literal["accept", "conversion", "punch_hole", "fault"]
+"""What a huge page is split for, as Septum counts it."""
 
 # Flags of requests: KVM_REQUEST_WAIT, KVM_REQUEST_NO_WAKEUP, KVM_REQUEST_NO_ACTION.
 _WAIT = frozenset(
@@ -45,7 +48,7 @@ class KvmMainState:
         # thread.
         self.running_vcpu: dict[int, KvmVcpu] = {}
         # By task index: what a task splits huge pages for, for statistics and traces.
-        self.cause: dict[int, str] = {}
+        self.cause: dict[int, SplitCause] = {}
 
 
 class MainRequests(Unit):
@@ -68,18 +71,18 @@ class MainRequests(Unit):
         vcpu = self.kvm_get_running_vcpu()
         return vcpu is not None and vcpu.signal_pending
 
-    def set_cause(self, cause: str) -> str:
+    def set_cause(self, cause: SplitCause | Literal[""]) -> SplitCause | Literal[""]:
         """Say what the current thread will split for ("": nothing); returns what it was before."""
         causes = self.state.cause
         index = self.sim.current.index
-        previous = causes.get(index, "")
+        previous: SplitCause | Literal[""] = causes.get(index, "")
         if cause:
             causes[index] = cause
         else:
             causes.pop(index, None)
         return previous
 
-    def current_cause(self) -> str:
+    def current_cause(self) -> SplitCause:
         """What the current thread splits for: accept, conversion, punch_hole or fault."""
         return self.state.cause.get(self.sim.current.index, "fault")
 

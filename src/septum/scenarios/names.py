@@ -1,0 +1,129 @@
+"""The names in a scenario that the model gives: choice points, counters, what a search reaches.
+
+A misspelt one would allow no failure, or look as if the host were wrong. A design may have choice
+points and counters of its own, so that a scenario is held to the names of the design that it runs
+on.
+"""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from septum.abi.kvm import KVM_EXIT_NAMES
+from septum.abi.leaves import SEAMCALL_NAMES, TDCALL_NAMES
+from septum.abi.sept import STATE_NAMES
+from septum.abi.status import STATUS_NAMES
+from septum.designs.own import own_source
+from septum.errors import InputError
+from septum.scenarios.failures import BUSY_ONLY
+from septum.scenarios.model_names import ANYTHING, ModelNames, model_names
+from septum.scenarios.scenario import placed
+from septum.scenarios.spelling import meant
+from septum.sim import ALTERNATIVE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from septum.designs.registry import Design
+    from septum.scenarios.scenario import Scenario
+
+SEE = "docs/scenarios.md lists them"
+REACHED = ("call", "sept", "choice", "tdcall", "wait", "contend")
+"""What a witness begins with."""
+_FAULT = re.compile(r"fault\.(private|shared) page -?\d+( \d+K)?")
+_COUNTED_OF_VM = (
+    "splits",
+    "mmu_lock_read",
+    "mmu_lock_write",
+    "exits.failed conversion",
+    *(f"exits.{why}" for why in KVM_EXIT_NAMES.values()),
+)
+"""What `counts.count_all` and the VMM count beside KVM's statistics."""
+_LEAVES = tuple(SEAMCALL_NAMES.values())
+_STATES = (*STATE_NAMES.values(), "none")
+_STATUSES = tuple(STATUS_NAMES.values())
+
+
+def check_names(scenario: Scenario, design: Design) -> None:
+    """Raises InputError for the first name that nothing in a run on `design` can have."""
+    failures = scenario.document.failures
+    expect = scenario.expect
+    if not (failures.allow or scenario.injections or expect.counts or expect.witnesses):
+        return
+    names = model_names(own_source(design))
+    for pattern in failures.allow:
+        _check_choice(scenario, names, "allow", pattern)
+    for injection in scenario.injections:
+        _check_choice(scenario, names, "inject", injection.name)
+    for name in expect.counts:
+        _check_count(scenario, names, name)
+    for text in expect.witnesses:
+        _check_witness(scenario, names, text)
+
+
+def _error(scenario: Scenario, near: str, what: str) -> InputError:
+    return InputError(f"{placed(scenario.where, scenario.text, near)}: {what}")
+
+
+def _exists(name: str, known: Iterable[str]) -> bool:
+    """`name` may have `*`, and so may what is known."""
+    return any(fnmatchcase(each, name) or fnmatchcase(name, each) for each in known)
+
+
+def _check_choice(scenario: Scenario, names: ModelNames, key: str, pattern: str) -> None:
+    name = pattern.removesuffix(BUSY_ONLY)
+    if not _exists(name, names.choices):
+        what = "matches no choice point" if ANYTHING in name else "is no choice point"
+        raise _error(
+            scenario,
+            pattern,
+            f"failures.{key}: {name!r} {what} of the model; {meant(name, names.choices, SEE)}",
+        )
+
+
+def _check_count(scenario: Scenario, names: ModelNames, name: str) -> None:
+    of_vm = [*names.counters, *_COUNTED_OF_VM]
+    if len(scenario.vms) > 1:
+        of_vm = [f"{vm.name}.{counter}" for vm in scenario.vms for counter in of_vm]
+    known = [*of_vm, *(f"seamcall.{leaf}" for leaf in _LEAVES)]
+    if any(fnmatchcase(name, each) for each in known) or _FAULT.fullmatch(name):
+        return
+    near = meant(name, known, "docs/scenarios.md says what is counted")
+    raise _error(scenario, name, f"expect.counts: nothing is counted as {name!r}; {near}")
+
+
+def _check_witness(scenario: Scenario, names: ModelNames, text: str) -> None:
+    """The items are those of `septum.explore.coverage`; a witness is how one begins."""
+    kind, _, rest = text.partition(":")
+    if kind == "choice":
+        name, equals, _ = rest.partition("=")
+        if not name.startswith(ALTERNATIVE) and not _exists(
+            name if equals else name + ANYTHING, names.choices
+        ):
+            raise _no_witness(scenario, text, name, meant(name, names.choices, SEE))
+        return
+    for number, (part, known) in enumerate(zip(text.split(":"), _parts_of(kind), strict=False)):
+        whole = text.count(":") > number
+        if not any(part == each if whole else each.startswith(part) for each in known):
+            near = meant(part, known, f"there is {', '.join(known[:6])}")
+            raise _no_witness(scenario, text, part, near)
+
+
+def _parts_of(kind: str) -> tuple[tuple[str, ...], ...]:
+    """What may stand between the colons of a witness; of locks and tasks, anything."""
+    parts = {
+        "call": (_LEAVES, _STATUSES),
+        "sept": (_STATES, _LEAVES, _STATUSES),
+        "tdcall": (tuple(map(hex, TDCALL_NAMES)), _STATUSES),
+    }
+    return (REACHED, *parts.get(kind, ()))
+
+
+def _no_witness(scenario: Scenario, text: str, part: str, near: str) -> InputError:
+    return _error(
+        scenario,
+        text,
+        f"expect.witnesses: no search reaches {text!r}, as {part!r} is no name; {near}",
+    )
