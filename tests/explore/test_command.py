@@ -379,7 +379,7 @@ def test_a_token_is_read_as_a_mail_quotes_it(capsys: pytest.CaptureFixture[str])
     for before in ("> ", "# ", "  # ", ">> > ", ""):
         quoted = "\n".join(f"{before}{piece}" for piece in ["token: " + pieces[0], *pieces[1:]])
         assert cli("replay", quoted) == 1
-        assert capsys.readouterr().out.startswith("BROKEN: toy:rare")
+        assert capsys.readouterr().out.startswith("BROKEN: promise toy in scenario toy:rare")
         assert cli("report", quoted) == 2
         assert "toys have no pictures" in capsys.readouterr().err
     assert cli("replay", f"note: {token}") == 2

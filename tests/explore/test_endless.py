@@ -81,7 +81,7 @@ def test_a_replay_ends_where_the_search_ended(
         assert f"broken: progress: {finding.text}" in " ".join(out.split())
         assert printed in ("", out)
         printed = out
-        token = out.split("septum replay ")[1].strip()
+        token = out.rsplit("septum replay ", 1)[1].strip()
 
 
 def test_its_report_ends_too(

@@ -1,5 +1,8 @@
 """A run is a function of its schedule, and its token brings it back."""
 
+import zlib
+from base64 import urlsafe_b64decode
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,7 +79,14 @@ def test_answers_that_do_not_fit_are_counted() -> None:
 @given(
     st.text(max_size=8),
     st.binary(max_size=40),
-    st.sampled_from([RoundRobin(3), RandomSchedule(99), ListSchedule([0, 1, 2, 300])]),
+    st.sampled_from(
+        [
+            RoundRobin(3),
+            RandomSchedule(99),
+            ListSchedule([0, 1, 2, 300]),
+            ListSchedule([0, 1, 1], 1, [2]),
+        ]
+    ),
 )
 def test_tokens_round_trip(version: str, recipe: bytes, schedule: Schedule) -> None:
     token = encode_token(version, recipe, schedule)
@@ -85,6 +95,17 @@ def test_tokens_round_trip(version: str, recipe: bytes, schedule: Schedule) -> N
     if isinstance(schedule, ListSchedule):
         assert isinstance(got, ListSchedule)
         assert got.answers == schedule.answers
+    assert got.for_nothing() == schedule.for_nothing()
+
+
+def test_a_token_of_old_is_read_and_made_as_ever() -> None:
+    """What lets others run at no cost takes no room where there is none of it."""
+    old = "septum1.eNqbutDoCFNS0pKczOISxsmMDIwAQEIF6Q"
+    new = encode_token("2", b"bb", ListSchedule([1, 0, 1], 1))
+    inside, today = (zlib.decompress(urlsafe_b64decode(token[8:] + "==")) for token in (old, new))
+    assert inside == today
+    assert decode_token(old)[2].given() == [1, 0, 1]
+    assert decode_token(old)[2].for_nothing() == []
 
 
 @pytest.mark.parametrize("text", ["", "abc", "septum1.", "septum1.!!", "septum1.AAAA"])

@@ -156,7 +156,7 @@ def decode_run(token: str) -> tuple[BootRecipe | ScenarioRecipe, Schedule]:
     if isinstance(recipe, ScenarioRecipe) and schedule.spec() == ("list", SEARCHED):
         from septum.explore.replay import Again
 
-        return recipe, Again(schedule.given())
+        return recipe, Again(schedule.given(), schedule.for_nothing())
     return recipe, schedule
 
 
@@ -178,7 +178,8 @@ def _toy(packed: bytes) -> str:
 
 
 def _replay_toy(name: str, schedule: Schedule, trace: Path | None) -> int:
-    from septum.explore.replay import replay_answers
+    from septum.explore.replay import find_subject, replay_answers
+    from septum.explore.retell import retell_subject
 
     if trace is not None:
         raise InputError(f"{name} leaves no trace; replay it without --trace")
@@ -186,6 +187,7 @@ def _replay_toy(name: str, schedule: Schedule, trace: Path | None) -> int:
     if finding is None:
         print(f"HELD: {name}")
         return OK
+    print("\n".join([*retell_subject(find_subject(name), schedule), ""]))
     print(f"BROKEN: {name}\n  {finding.promise}: {finding.text}")
     return BROKEN
 

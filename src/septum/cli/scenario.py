@@ -116,11 +116,18 @@ def _reported(
 def replay_one(
     recipe: ScenarioRecipe, schedule: Schedule, *, trace: Path | None, as_json: bool
 ) -> int:
-    """Run again what a token stands for. Raises InputError when the scenario has changed."""
+    """Run again what a token stands for, and tell the story of what breaks in it.
+
+    Raises InputError when the scenario has changed.
+    """
     scenario = scenario_of_recipe(recipe)
     check = cast("Mode", recipe.check)
     outcome = _outcome(scenario, recipe.design, schedule, check, trace)
     check_fit(recipe, schedule)
+    if not as_json and not (outcome.ok and outcome.held):
+        from septum.explore.retell import retell_outcome
+
+        print("\n".join([*retell_outcome(scenario, recipe.design, outcome, check), ""]))
     return _show(outcome, as_json=as_json, ktap=False)
 
 

@@ -372,7 +372,7 @@ class Search:
                 passing = shrunk.passing
                 steps, preemptions, failures = run.steps, run.preemptions, run.failures
                 finding = run.finding
-        schedule = ListSchedule(list(answers), SEARCHED)
+        schedule = ListSchedule(list(answers), SEARCHED, free)
         token = encode_token(__version__, self._subject.recipe, schedule)
         return Counterexample(
             finding=finding,

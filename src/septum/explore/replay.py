@@ -35,6 +35,9 @@ class Again(Replaying):
     def given(self) -> list[int]:
         return self.answers
 
+    def for_nothing(self) -> list[int]:
+        return sorted(self._for_nothing)
+
     def spec(self) -> tuple[str, int]:
         return ("list", SEARCHED)
 

@@ -17,12 +17,14 @@ TOKEN = "'TOKEN'"
 
 def command_lines(name: str, design: str, check: str, options: Options) -> list[str]:
     """What to type. `name` is the scenario as the user gave it, by name or file."""
-    return [
+    lines = [
         "TOKEN is the word above, with or without its line breaks, between quotes.",
         *_wrapped("Again:", f"septum replay {TOKEN}"),
-        *_wrapped("Picture:", f"septum report {TOKEN} --html it.html --mermaid it.mmd"),
-        *_wrapped("Test:", f"{explore_words(name, design, check, options)} --emit-test test_it.py"),
     ]
+    if design:  # toys have no pictures
+        lines += _wrapped("Picture:", f"septum report {TOKEN} --html it.html --mermaid it.mmd")
+    test = f"{explore_words(name, design, check, options)} --emit-test test_it.py"
+    return [*lines, *_wrapped("Test:", test)]
 
 
 def explore_words(

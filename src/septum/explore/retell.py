@@ -6,19 +6,29 @@ from typing import TYPE_CHECKING
 
 from septum import __version__
 from septum.explore.recording import Recording
+from septum.explore.reproduce import command_lines
 from septum.explore.run import Replaying, Runner
 from septum.explore.scenario import ScenarioSubject
+from septum.explore.shrink import nearest_passing
 from septum.explore.story import consequence_of, heading, story_lines
 from septum.explore.subject import Options
 from septum.explore.verdict import Counterexample
-from septum.scenarios.run import run_scenario
+from septum.report.words import wrap
+from septum.scenarios.run import SUFFIX, run_scenario
 from septum.sim import ListSchedule, decode_token, encode_token
 from septum.sim.schedule import SEARCHED
 
 if TYPE_CHECKING:
     from septum.checks.checker import Mode
+    from septum.explore.subject import Subject
+    from septum.scenarios.outcome import ScenarioOutcome
     from septum.scenarios.scenario import Scenario
     from septum.sim import Finding, Schedule
+
+_NOT_TOLD = (
+    "How long the schedule was before it was shrunk, and the seed and the bounds of the search, are"
+    " not in the token: the test is of a search with the usual ones."
+)
 
 
 class _AnyBreak(ScenarioSubject):
@@ -36,21 +46,55 @@ def retell(scenario: Scenario, design: str, schedule: Schedule, check: Mode) -> 
 
     Nothing is shrunk: the run is told as it was made.
     """
-    outcome = run_scenario(scenario, design, schedule, check)
-    _, _, replayed = decode_token(outcome.token)
-    assert isinstance(replayed, ListSchedule)
+    return retell_outcome(scenario, design, run_scenario(scenario, design, schedule, check), check)
+
+
+def retell_outcome(
+    scenario: Scenario, design: str, outcome: ScenarioOutcome, check: Mode
+) -> list[str]:
+    """`retell` of a run that came to `outcome`."""
+    _, _, schedule = decode_token(outcome.token)
     foreseen = all(outcome.foreseen)
     subject = (_AnyBreak if foreseen else ScenarioSubject)(scenario, design, check)
+    said = ", as the scenario foresees" * (foreseen and outcome.ok)
+    return retell_subject(subject, schedule, check, said)
+
+
+def retell_subject(
+    subject: Subject, schedule: Schedule, check: str = "end", said: str = ""
+) -> list[str]:
+    """The story of the run of `schedule`, up to its first news; none if it breaks nothing. Of the
+    schedule of a search it is what `septum explore` says, as far as the token knows it.
+
+    `said` stands behind the verdict.
+    """
     runner = Runner(subject, Options(preemptions=None))
-    run = runner.run(Replaying(list(replayed.answers)))
+    runner.verify_every = 1  # what is said of neighbours must not come from what runs leave behind
+    run = runner.run(Replaying(schedule.given(), schedule.for_nothing()))
     if run.finding is None:
         return []
+    searched = schedule.spec() == ("list", SEARCHED)
     numbers = (run.steps, run.preemptions, run.failures)
     answers = list(run.answers)
-    token = encode_token(__version__, subject.recipe, ListSchedule(answers, SEARCHED))
-    example = Counterexample(run.finding, answers, *numbers, *numbers, token=token, free=run.free)
-    said = heading(run.finding, scenario.name, subject.design, None)
-    said += ", as the scenario foresees" * foreseen
-    consequence = consequence_of(run.finding, subject.design)
-    recording = Recording(runner, answers, run.finding, run.free)
-    return story_lines(example, recording, said, consequence, searched=False)
+    token = encode_token(__version__, subject.recipe, ListSchedule(answers, SEARCHED, run.free))
+    passing = nearest_passing(runner, answers, run.free) if searched else None
+    example = Counterexample(
+        run.finding, answers, *numbers, *numbers, token=token, free=run.free, passing=passing
+    )
+    lines = story_lines(
+        example,
+        Recording(runner, answers, run.finding, run.free),
+        heading(run.finding, subject.name, subject.design, None) + said,
+        consequence_of(run.finding, subject.design),
+        schedule="The schedule of the token" if searched else "The run",
+        searched=searched,
+    )
+    if searched:
+        usual = Options(failures=int(subject.may_fail))
+        name = subject.name
+        said = _NOT_TOLD
+        if isinstance(subject, ScenarioSubject) and not subject.of_library:
+            name += SUFFIX
+            said += f" {name} stands for the scenario's file."
+        lines += ["", *command_lines(name, subject.design, check, usual), *wrap(said)]
+    return lines

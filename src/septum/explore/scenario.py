@@ -57,6 +57,11 @@ class ScenarioSubject:
         return msgspec.msgpack.encode(recipe_for_token(self.scenario, self._design, self.check))
 
     @property
+    def of_library(self) -> bool:
+        """The scenario is one of the tree, and can be named."""
+        return not recipe_for_token(self.scenario, self._design, self.check).text
+
+    @property
     def may_fail(self) -> bool:
         """The scenario allows failures."""
         return bool(self.scenario.document.failures.allow)

@@ -246,6 +246,24 @@ def trim(answers: list[int]) -> list[int]:
     return answers[:end]
 
 
+def nearest_passing(
+    runner: Runner, answers: list[int], free: Iterable[int] = ()
+) -> list[int] | None:
+    """The answers of the nearest run to that of `answers` that breaks nothing; None when none was
+    found near it, or it breaks nothing itself. `free` as for `shrink`.
+
+    No clock ends it: of runs that have no end few are tried.
+    """
+    runner.clean()
+    rounds = Rounds()
+    first = runner.run(Repeating(answers, free, rounds))
+    if first.finding is None:
+        return None
+    shrinker = Shrinker(runner, first, rounds)
+    shrinker.tries_max = min(shrinker.tries_max, max(1, STEPS_MAX // max(1, first.steps)))
+    return shrinker.nearest_passing()
+
+
 def shrink(
     runner: Runner, answers: list[int], free: Iterable[int] = (), until: float = 0.0
 ) -> Shrunk | None:

@@ -71,9 +71,11 @@ def story_lines(
     heading: str,
     consequence: str = "",
     *,
+    schedule: str = "The shortest schedule found",
     searched: bool = True,
 ) -> list[str]:
-    """The report of a counterexample. `searched`: it was shrunk, and its neighbours were tried."""
+    """The report of a counterexample. `schedule`: what its schedule is; `searched`: its neighbours
+    were tried."""
     finding = example.finding
     lines = _wrap(heading, "")
     lines += _wrap(f"token: {example.token}", "", break_long=True)
@@ -83,8 +85,8 @@ def story_lines(
     if consequence:
         lines += _wrap(consequence, "")
     lines.append("")
-    found = "The shortest schedule found" + " before the time for shrinking ended" * example.late
-    lines += _wrap(_size(example, found if searched else "The run"), "")
+    schedule += " before the time for shrinking ended" * example.late
+    lines += _wrap(_size(example, schedule), "")
     lines += _wrap(
         f"{PREEMPTED} preempted here; {INJECTED} injected; {BROKEN} broken; below a step, what it "
         "changed: old -> new.",

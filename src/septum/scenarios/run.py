@@ -158,7 +158,8 @@ def run_in(
     run.run(schedule)
     recipe = recipe_for_token(run.scenario, run.design, run.checker.mode)
     kind, seed = schedule.spec()
-    made = ListSchedule(list(run.sim.answers), seed if kind == "list" else 0)
+    origin = seed if kind == "list" else 0
+    made = ListSchedule(list(run.sim.answers), origin, schedule.for_nothing())
     token = encode_token(__version__, msgspec.msgpack.encode(recipe), made)
     outcome = outcome_of(run, token, kind, seed)
     if sink is not None:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from septum.sim.sim import Sim
 
 TOKEN_PREFIX = "septum1."
@@ -40,6 +42,10 @@ class Schedule(ABC):
 
     def given(self) -> list[int]:
         """The answers that it was given to repeat; none where it makes them."""
+        return []
+
+    def for_nothing(self) -> list[int]:
+        """The numbers of those of `given` that let others run at no cost: a task goes round."""
         return []
 
     def fits(self) -> bool:
@@ -128,14 +134,16 @@ class ListSchedule(Schedule):
 
     An answer that does not fit its question (the model changed since the recording) is taken
     modulo the number of alternatives and counted in `misfits`. `origin` SEARCHED: the answers are
-    of a search, which brings a run to an end that has none.
+    of a search, which brings a run to an end that has none; those with the numbers `free` let
+    others run where it saw that a task goes round.
     """
 
-    __slots__ = ("_at", "answers", "misfits", "origin")
+    __slots__ = ("_at", "_free", "answers", "misfits", "origin")
 
-    def __init__(self, answers: list[int], origin: int = 0) -> None:
+    def __init__(self, answers: list[int], origin: int = 0, free: Iterable[int] = ()) -> None:
         self.answers = answers
         self.origin = origin
+        self._free = sorted(free)
         self.misfits = 0
         self._at = 0
 
@@ -158,6 +166,9 @@ class ListSchedule(Schedule):
     def given(self) -> list[int]:
         return self.answers
 
+    def for_nothing(self) -> list[int]:
+        return self._free
+
     def fits(self) -> bool:
         return not self.misfits and not any(self.answers[self._at :])
 
@@ -166,19 +177,23 @@ class ListSchedule(Schedule):
 
 
 class TokenBody(msgspec.Struct, array_like=True):
-    """What a replay token carries."""
+    """What a replay token carries. `free`, of a schedule that has such, is the last."""
 
     version: str
     recipe: bytes
     kind: str
     seed: int
     answers: list[int] = []
+    free: list[int] = []
 
 
 def encode_token(version: str, recipe: bytes, schedule: Schedule) -> str:
     """The replay token of a run: everything that the run is a function of, as one word."""
     kind, seed = schedule.spec()
-    body = msgspec.msgpack.encode(TokenBody(version, recipe, kind, seed, schedule.given()))
+    parts = [version, recipe, kind, seed, schedule.given()]
+    if free := schedule.for_nothing():
+        parts.append(free)
+    body = msgspec.msgpack.encode(parts)
     return TOKEN_PREFIX + base64.urlsafe_b64encode(zlib.compress(body, 9)).decode().rstrip("=")
 
 
@@ -203,10 +218,12 @@ def decode_token(token: str) -> tuple[str, bytes, Schedule]:
             f"the replay token is damaged (answer {wrong + 1} is {body.answers[wrong]}, which"
             " answers nothing); copy the whole word that the report printed"
         )
-    return body.version, body.recipe, make_schedule(body.kind, body.seed, body.answers)
+    return body.version, body.recipe, make_schedule(body.kind, body.seed, body.answers, body.free)
 
 
-def make_schedule(kind: str, seed: int, answers: list[int] | None = None) -> Schedule:
+def make_schedule(
+    kind: str, seed: int, answers: list[int] | None = None, free: Iterable[int] = ()
+) -> Schedule:
     """A schedule by name: "round-robin" (seed is the quantum), "random" or "list" (the origin).
 
     Raises ValueError for another name.
@@ -216,5 +233,5 @@ def make_schedule(kind: str, seed: int, answers: list[int] | None = None) -> Sch
     if kind == "random":
         return RandomSchedule(seed)
     if kind == "list":
-        return ListSchedule(answers or [], seed)
+        return ListSchedule(answers or [], seed, free)
     raise ValueError(f"no schedule is called {kind!r}; there are round-robin, random and list")
