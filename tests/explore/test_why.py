@@ -81,6 +81,9 @@ WHY = {
         step 10: TDX_EPT_WALK_FAILED|RCX: the S-EPT has no table below its 1G entry of GFN
           0x80000, and the mirror has one: vcpu0 made it at step 4, and no TDH.MEM.SEPT.ADD
           of it has succeeded
+        looked at at every step, mirror is broken before that, at step 4 (vcpu0): vm1: GFN
+          0x80000 at 1G: the mirror has a table, PFN 0xHOST (0x800000010023c907), the S-EPT
+          has FREE (0x80e0000000000000)
     """,
     ("fault-against-fault", "frozen-ignored"): """
         the mirror's entry of GFN 0x80000 is frozen since step 5 (vcpu0)
@@ -127,9 +130,15 @@ WHY = {
           (TDH.PHYMEM.PAMT.ADD of vcpu1)
         step 35: TDX_PAMT_PAGE_NOT_EMPTY|0: 1 of its 4 KB pages is in use, and the kernel
           counts 0: PFN 0xHOST since step 15 (TDH.MEM.PAGE.AUG of vcpu1)
+        looked at at every step, pamt is broken before that, after step 24 (vcpu0): the 2 MB
+          frame at PFN 0xHOST has a pair, 2 of its 4 KB pages are in TDX use, and the kernel
+          counts 1
     """,
     ("dead-vm-closes", "dead-vm-keeps-pages"): """
         step 12 (TDH.MNG.KEY.FREEID of main) released the HKID
+        looked at at every step, mapping-in-folio is broken before that, after step 6
+          (main): vm1: the 2M leaf at GFN 0x80000 maps PFN 0xHOST, but no memslot with a
+          guest_memfd is there
     """,
     ("prefault-by-thread", "vcpu-moves-unflushed"): """
         step 549: TDX_FLUSHVP_NOT_DONE: vCPU 0 is associated with cpu0 since the
@@ -138,6 +147,10 @@ WHY = {
     ("convert-one-page", "module-demote-pending"): """
         GFN 0x80000 was 2M blocked mapped, and is 4K pending since step 18
           (TDH.MEM.PAGE.DEMOTE of vcpu0)
+        looked at at every step, precise-zap is broken there, too, after step 18 (vcpu0):
+          vm1: GFNs [0x80000, 0x80005) (5 pages) lost the guest's ACCEPT though nobody asked
+          to take it (asked: KVM_SET_MEMORY_ATTRIBUTES2 [0x80005, 0x80006)); the S-EPT 4K
+          entry of GFN 0x80000 is now PENDING PFN 0xHOST
     """,
     ("accept-level-prefault", "module-demote-accepts"): """
         GFN 0x80006, at that frame, was 2M blocked pending, and is mapped since step 8
@@ -147,6 +160,9 @@ WHY = {
         GFN 0x80201, at that frame, was 2M pending, and is mapped since step 9
           (TDG.MEM.PAGE.ACCEPT of vcpu0), where it went on from step 7, which was
           interrupted
+        looked at at every step, guest-data is broken before that, at step 10 (vcpu0): vm1:
+          GFN 0x80201, where the guest wrote 0x0, is PFN 0xHOST, which was last written with
+          HKID 0 and not with the TD's 33
     """,
     ("write-against-convert", "module-entry-unflushed"): """
         GFN 0x80005 is not mapped since step 16 (TDH.MEM.PAGE.REMOVE of host.convert);

@@ -15,12 +15,12 @@ from septum.explore.api import DidNotRepeat, Search
 from septum.explore.artefacts import Artefacts
 from septum.explore.bounds import check_bounds
 from septum.explore.ktap import verdict_case
-from septum.explore.recording import Recording
 from septum.explore.replay import find_subject
 from septum.explore.reproduce import command_lines
 from septum.explore.steady import check_steady
-from septum.explore.story import WIDTH, consequence_of, heading, story_lines, untold_lines
+from septum.explore.story import WIDTH, heading
 from septum.explore.subject import UNBOUNDED, Options, Strategy
+from septum.explore.telling import tell
 from septum.explore.verdict import Outcome, Verdict, bounds_text
 from septum.explore.watch import watching
 from septum.report.ktap import Case, ktap_lines
@@ -242,14 +242,6 @@ def stories(verdict: Verdict, runner: Runner, how: list[str]) -> list[list[str]]
     are the commands at its end (see `reproduce.command_lines`)."""
     told = []
     for example in verdict.counterexamples:
-        finding = example.finding
-        said = heading(finding, verdict.subject, verdict.design, verdict.seed)
-        try:
-            recording = Recording(runner, example.answers, finding, example.free)
-            consequence = consequence_of(finding, verdict.design)
-            story = story_lines(example, recording, said, consequence)
-        except KeyboardInterrupt:
-            # To look at the world at each of many steps takes its time; the token has it all.
-            story = untold_lines(example, said)
-        told.append([*story, "", *how])
+        said = heading(example.finding, verdict.subject, verdict.design, verdict.seed)
+        told.append([*tell(runner, example, said), "", *how])
     return told

@@ -13,7 +13,6 @@ from septum.explore.run import Replaying
 from septum.scenarios.changes import changes, lock_changes
 from septum.scenarios.states import StateWatcher
 from septum.scenarios.world import ScenarioWorld
-from septum.sim import Finding
 from septum.sim.events import ChoiceEvent, Event, FindingEvent, LockEvent, SwitchEvent
 from septum.trace.via import kernel_path
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from septum.explore.run import Runner
     from septum.scenarios.ops import Op
     from septum.scenarios.states import WorldState
+    from septum.sim import Finding
 
 PATH_DEPTH = 6
 ENTRY_DEPTH = 64
@@ -97,22 +97,17 @@ class Recording:
             runner.sink = None
         if again is None or (again.promise, again.text) != (finding.promise, finding.text):
             raise RuntimeError(f"a finding did not repeat: {finding.promise}: {finding.text}")
-        self._cut_after_finding()
         self.tasks = list(dict.fromkeys(beat.event.task for beat in self.beats))
 
-    def _cut_after_finding(self) -> None:
-        """What happens after the promise is broken is no part of the story."""
-        for at, beat in enumerate(self.beats):
-            event = beat.event
-            if isinstance(event, FindingEvent) and self._runner.is_news(
-                Finding(event.promise, event.text, "", event.task, event.time_ns)
-            ):
-                del self.beats[at + 1 :]
-                return
+    def _is_broken(self) -> bool:
+        """The run is over, and no event tells of that. What follows comes of unwinding: locks that
+        are given back in no run."""
+        findings = self._runner.built.sim.findings
+        return bool(findings) and self._runner.is_news(findings[-1])
 
     def _see(self, event: Event) -> None:
         steering = self._steering
-        if steering.sim is None:
+        if steering.sim is None or self._is_broken():
             return
         if steering.fair_from >= 0:
             self._in_turns += 1

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum import __version__
-from septum.explore.recording import Recording
 from septum.explore.reproduce import command_lines
 from septum.explore.run import Replaying, Runner
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.shrink import nearest_passing
-from septum.explore.story import consequence_of, heading, story_lines
+from septum.explore.story import heading
 from septum.explore.subject import Options
+from septum.explore.telling import tell
 from septum.explore.verdict import Counterexample
 from septum.report.words import wrap
 from septum.scenarios.run import SUFFIX, run_scenario
@@ -81,11 +81,10 @@ def retell_subject(
     example = Counterexample(
         run.finding, answers, *numbers, *numbers, token=token, free=run.free, passing=passing
     )
-    lines = story_lines(
+    lines = tell(
+        runner,
         example,
-        Recording(runner, answers, run.finding, run.free),
         heading(run.finding, subject.name, subject.design, None) + said,
-        consequence_of(run.finding, subject.design),
         schedule="The schedule of the token" if searched else "The run",
         searched=searched,
     )

@@ -13,6 +13,7 @@ from septum.checks import PROMISES, consequence
 from septum.explore.origin import patch_of
 from septum.explore.parting import first_difference, parting_words
 from septum.explore.recording import changes_between
+from septum.explore.told import Told
 from septum.explore.why import failure_words, why_lines
 from septum.linux.kvm.events import KvmTdpMmuSpteChanged
 from septum.module.events import SeamcallEvent
@@ -24,6 +25,7 @@ from septum.trace.ladder import folded, is_quiet
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator
 
+    from septum.explore.damage import Damage
     from septum.explore.recording import Beat, Recording
     from septum.explore.verdict import Counterexample
     from septum.scenarios.states import WorldState
@@ -66,8 +68,7 @@ class Row:
 
 
 def story_lines(
-    example: Counterexample,
-    recording: Recording,
+    damage: Damage,
     heading: str,
     consequence: str = "",
     *,
@@ -76,17 +77,19 @@ def story_lines(
 ) -> list[str]:
     """The report of a counterexample. `schedule`: what its schedule is; `searched`: its neighbours
     were tried."""
+    example, recording = damage.example, damage.recording
     finding = example.finding
     lines = _wrap(heading, "")
     lines += _wrap(f"token: {example.token}", "", break_long=True)
     lines.append("")
     rows = _rows(recording, finding)
-    lines += _wrap(cause(finding, rows), "")
+    lines += _wrap(cause(finding, rows, cut=bool(damage.cut)), "")
     if consequence:
         lines += _wrap(consequence, "")
     lines.append("")
     schedule += " before the time for shrinking ended" * example.late
     lines += _wrap(_size(example, schedule), "")
+    lines += _wrap(damage.cut, "")
     lines += _wrap(
         f"{PREEMPTED} preempted here; {INJECTED} injected; {BROKEN} broken; below a step, what it "
         "changed: old -> new.",
@@ -96,6 +99,7 @@ def story_lines(
     lines += _lanes(recording.tasks, rows)
     numbers = {id(row.beat): row.number for row in rows if row.beat is not None}
     why = why_lines(recording, numbers, finding)
+    why += _broken_before(damage, numbers)
     if why:
         lines += ["", "Why:"]
         for line in why:
@@ -103,6 +107,21 @@ def story_lines(
     if searched:
         lines += ["", *_passing(example, recording, rows)]
     return lines
+
+
+def _broken_before(damage: Damage, numbers: dict[int, int]) -> list[str]:
+    """Another promise that is broken before, and where."""
+    if damage.other is None:
+        return []
+    finding = damage.other.finding
+    told = Told(damage.recording, numbers)
+    at = [at for at, beat in enumerate(told.beats) if not isinstance(beat.event, FindingEvent)]
+    before = damage.other.nr_events - 1
+    when = told.when(at[before]) if before >= 0 else "before step 1"
+    when = f"at {when}" if when.startswith("step") else when
+    also = "before that, " if before + 1 < len(at) else "there, too, "
+    words = f"looked at at every step, {finding.promise} is broken {also}{when} ({finding.task})"
+    return [f"{words}: {finding.text}"]
 
 
 def heading(finding: Finding, scenario: str, design: str, seed: int | None) -> str:
@@ -143,9 +162,10 @@ def untold_lines(example: Counterexample, heading: str) -> list[str]:
     return lines
 
 
-def cause(finding: Finding, rows: list[Row]) -> str:
-    """One sentence: what broke, in whom, and what had to happen on the way."""
-    where = f"{finding.task}, {finding.where}" if finding.where else finding.task
+def cause(finding: Finding, rows: list[Row], *, cut: bool = False) -> str:
+    """One sentence: what broke, in whom, and what had to happen on the way. `cut`: where it was
+    seen is any scheduling point, and says nothing."""
+    where = f"{finding.task}, {finding.where}" if finding.where and not cut else finding.task
     unexpected = "the scenario does not expect that " * (finding.promise == EXPECTATION)
     text = f"Cause: {unexpected}{finding.text} ({where})"
     needs = []
@@ -212,11 +232,10 @@ def _rows(recording: Recording, finding: Finding) -> list[Row]:
     if quiet:
         _add_fold(rows, quiet, state, locks)
     rows = list(_folded(rows))
-    if not any(row.mark == BROKEN for row in rows):
-        text = f"promise {finding.promise} is broken"
-        if finding.promise == EXPECTATION:
-            text = _NOT_EXPECTED
-        rows.append(Row(number + 1, finding.task, BROKEN, text, None))
+    text = f"promise {finding.promise} is broken"
+    if finding.promise == EXPECTATION:
+        text = _NOT_EXPECTED
+    rows.append(Row(number + 1, finding.task, BROKEN, text, None))
     return rows
 
 
@@ -252,15 +271,17 @@ def _mark(beat: Beat) -> str:
     event = beat.event
     if isinstance(event, SwitchEvent):
         return PREEMPTED if beat.preempted else ""
-    if isinstance(event, ChoiceEvent):
-        return INJECTED if not event.name.startswith("choose:") else ""
-    return BROKEN if isinstance(event, FindingEvent) else ""
+    injects = isinstance(event, ChoiceEvent) and not event.name.startswith("choose:")
+    return INJECTED if injects else ""
 
 
 def _text(beat: Beat) -> str:
     event = beat.event
     if isinstance(event, SwitchEvent):
         return f"{event.to} runs, {event.task} {beat.yields or 'is'} at {_place(beat)}"
+    if isinstance(event, FindingEvent):
+        # With what is news the run ends, and no event tells of it.
+        return f"breaks, as the scenario foresees: {event.promise}: {event.text}"
     step = describe(event)
     where = "" if isinstance(event, SeamcallEvent | ChoiceEvent) else step.where
     said = failure_words(event) if isinstance(event, ChoiceEvent) else step.text

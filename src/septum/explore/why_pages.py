@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NUMBER = r"(0x[0-9a-f]+)"
 NOT_ACCEPTED = re.compile(rf"Guest access before accepting {NUMBER}")
-PENDING_AGAIN = re.compile(rf"(vm\d+): GFN {NUMBER} .*is pending again")
+PENDING_AGAIN = re.compile(rf"(vm\d+): GFNs? \[?{NUMBER}[ ,].*(?:is|are) pending again")
 WRONG_KEY = re.compile(rf"machine check: frame {NUMBER} read with HKID")
 RETRIED = re.compile(rf"(vm\d+): vCPU \d+: the fault of GPA {NUMBER} is retried")
 FROZEN = re.compile(rf"WARN: gfn {NUMBER} frozen")

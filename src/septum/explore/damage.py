@@ -1,0 +1,156 @@
+"""Where the damage of a run is done: the same schedule once more, with promises looked at at every
+step.
+
+A search that looks when runs have ended finds what is broken then, and the run has gone on for long
+since it broke. What every step is looked at for is no other run: the promises only look.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from septum.explore.parting import first_difference
+from septum.explore.recording import Recording
+from septum.explore.run import Replaying, Run, Runner
+from septum.explore.scenario import ScenarioSubject
+from septum.explore.shrink import nearest_passing
+from septum.sim import Finding
+from septum.sim.events import FindingEvent
+
+if TYPE_CHECKING:
+    from septum.explore.recording import Beat
+    from septum.explore.verdict import Counterexample
+
+SCHEDULER = "scheduler"
+"""Where a finding is of a run that has no end: its end is where that is seen."""
+
+
+class Other(msgspec.Struct, frozen=True):
+    """A promise that is broken before the one that the story is of: after `nr_events` events."""
+
+    finding: Finding
+    nr_events: int
+
+
+class Damage(msgspec.Struct, frozen=True):
+    """What every step tells of a counterexample.
+
+    `example` and `recording` are what is to be told: up to where its promise is broken first, and
+    then `cut` says so in words; else as they were. `other` is broken before that.
+    """
+
+    example: Counterexample
+    recording: Recording
+    cut: str = ""
+    other: Other | None = None
+
+
+class _EveryStep(ScenarioSubject):
+    """What a search went through, with every step looked at; with `only`, for that promise."""
+
+    __slots__ = ("_only", "_subject")
+
+    def __init__(self, subject: ScenarioSubject, only: str = "") -> None:
+        super().__init__(subject.scenario, subject.design, "every-step")
+        self._subject = subject
+        self._only = only
+
+    def expects(self, finding: Finding) -> bool:
+        if self._only and finding.promise != self._only:
+            return True
+        return self._subject.expects(finding)
+
+
+def damage_of(
+    runner: Runner, example: Counterexample, recording: Recording, *, searched: bool = True
+) -> Damage:
+    """Where the damage of `example` is done, whose whole run is `recording`, made by `runner`.
+
+    `searched`: a schedule near it that passes is wanted: one that breaks nothing at any step.
+    """
+    subject = runner.subject
+    promise = example.finding.promise
+    told = Damage(example, recording)
+    if (
+        not isinstance(subject, ScenarioSubject)
+        or subject.check == "every-step"
+        or example.finding.where == SCHEDULER
+    ):
+        return told
+    careful = Runner(_EveryStep(subject), runner.options)
+    run = _again(careful, example)
+    other = None
+    if run.finding is not None and run.finding.promise != promise:
+        seen = Recording(careful, example.answers, run.finding, example.free)
+        if not _is_part(seen, recording):
+            return told
+        other = Other(run.finding, _nr_events(seen))
+        told = Damage(example, recording, other=other)
+        careful = Runner(_EveryStep(subject, promise), runner.options)
+        run = _again(careful, example)
+    if run.finding is None or run.finding.promise != promise:
+        return told
+    seen = Recording(careful, example.answers, run.finding, example.free)
+    if not _is_part(seen, recording) or _nr_events(seen) == _nr_events(recording):
+        return told
+    # What is broken before that is told once, and is not foreseen.
+    seen.beats = [beat for beat in seen.beats if not _is_news(beat, subject)]
+    passing = _passing(careful, example, run) if searched else None
+    cut = msgspec.structs.replace(example, finding=run.finding, passing=passing)
+    who = "The search" if searched else "Who made the run"
+    return Damage(cut, seen, _cut_words(example, run.finding, subject.check, seen, who), other)
+
+
+def _again(runner: Runner, example: Counterexample) -> Run:
+    return runner.run(Replaying(list(example.answers), example.free))
+
+
+def _is_news(beat: Beat, subject: ScenarioSubject) -> bool:
+    event = beat.event
+    if not isinstance(event, FindingEvent):
+        return False
+    return not subject.expects(Finding(event.promise, event.text, "", event.task, event.time_ns))
+
+
+def _nr_events(recording: Recording) -> int:
+    """Those that the run itself makes: what breaks as foreseen is told when it is looked for."""
+    return sum(not isinstance(beat.event, FindingEvent) for beat in recording.beats)
+
+
+def _is_part(part: Recording, whole: Recording) -> bool:
+    """The same run up to where it was ended: no look has changed it."""
+    one, other = (
+        [beat.event for beat in recording.beats if not isinstance(beat.event, FindingEvent)]
+        for recording in (part, whole)
+    )
+    return one == other[: len(one)]
+
+
+def _passing(careful: Runner, example: Counterexample, run: Run) -> list[int] | None:
+    """The one that the search found, if it parts before the damage and does none; else another."""
+    passing = example.passing
+    if passing is not None and first_difference(example.answers, passing) < len(run.answers):
+        near = careful.run(Replaying(list(passing)))
+        if near.finding is None and not near.cut:
+            return passing
+    careful.verify_every = 1
+    return nearest_passing(careful, list(example.answers), example.free)
+
+
+def _cut_words(
+    example: Counterexample, finding: Finding, check: str, cut: Recording, who: str
+) -> str:
+    late = example.finding
+    where = ", ".join(word for word in (late.task, late.where) if word)
+    what = f"the same later ({where})" if late.text == finding.text else f"{late.text} ({where})"
+    text = (
+        "The story is cut where the damage is done: it looks at promises at every step."
+        f" {who}, with --check {check}, saw {what}."
+    )
+    hidden = example.preemptions - sum(beat.preempted for beat in cut.beats)
+    hidden += example.failures - sum(beat.injected for beat in cut.beats)
+    if hidden > 0:
+        text += f" Of its preemptions and failures {hidden} come after that."
+    return text
