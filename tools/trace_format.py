@@ -60,6 +60,7 @@ WORDS = {
     "op": "`lock`, `unlock` or `wait`",
     "lock": "its name, with the VM",
     "mode": "`ex` or `sh`",
+    "holders": "of a wait, who has the lock: task names with `, ` between them",
     "to": "the task that runs now",
     "at": "the kind of scheduling point",
     "preempted": "the one before could have gone on",

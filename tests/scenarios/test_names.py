@@ -98,6 +98,10 @@ def read(body: str, head: str = HEAD) -> Scenario:
             "'MAPED' is no name; did you mean 'MAPPED'?",
         ),
         (
+            '[expect]\nwitnesses = ["error:kvm_mmu_faultin_pn:-EFAULT"]',
+            "'kvm_mmu_faultin_pn' is no name; did you mean 'kvm_mmu_faultin_pfn'?",
+        ),
+        (
             '[expect]\nwitnesses = ["choice:need_reschd=1"]',
             "'need_reschd' is no name; did you mean 'need_resched'?",
         ),
@@ -147,7 +151,8 @@ def test_what_there_is_can_be_named() -> None:
             '[failures]\nallow = ["seamcall:*=busy", "tdx_*"]\n[expect]\ncounts = { splits = 0,'
             ' "exits.memory_fault" = 0, "pf_fixed.private.2m" = 1, "fault.private page 3 8K" = 0}\n'
             'witnesses = ["ca", "call:TDH.MEM", "wait:mmu_lock:ex", "choice:alloc:td",'
-            ' "tdcall:0x6:TDX_SUCCESS", "sept:none:TDH.MEM.PAGE.AUG:TDX_"]\n'
+            ' "tdcall:TDG.MEM.PAGE.ACCEPT:TDX_SUCCESS", "sept:FREE:TDH.MEM.PAGE.AUG:TDX_",'
+            ' "error:kvm_gmem_convert:-ENOMEM", "sept:PENDING:TDG.MEM.PAGE.ACCEPT:exit"]\n'
         ),
         find_design("v3"),
     )

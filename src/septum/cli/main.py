@@ -299,6 +299,9 @@ def explore(
     ktap: Annotated[
         bool, typer.Option("--ktap", help="Verdicts as KTAP on stdout, for kernel CI.")
     ] = False,
+    coverage: Annotated[
+        bool, typer.Option("--coverage", help="Print all that was reached, too.")
+    ] = False,
     watch: Annotated[
         bool, typer.Option("--watch/--no-watch", help="Show how far it is, on a terminal.")
     ] = True,
@@ -324,6 +327,7 @@ def explore(
             report,
             emit_test,
             ktap=ktap,
+            coverage=coverage,
             watch=watch,
             page=write_token_page,
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from septum.errors import InputError
+from septum.explore.covered import coverage_lines
 from septum.explore.emit import Emitted, regression_tests
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class Artefacts:
     ) -> None:
         stem = self._stem(verdict)
         (folder / f"{stem}.json").write_bytes(msgspec.json.format(msgspec.json.encode(verdict)))
+        if verdict.coverage and not stories:
+            _write(folder / f"{stem}-coverage.txt", "\n".join(coverage_lines(verdict)) + "\n")
         for number, (story, test) in enumerate(zip(stories, emitted, strict=True), 1):
             _write(folder / f"{stem}-{number}.txt", "\n".join(story) + "\n")
             name = f"test_{stem.replace('-', '_')}_{number}.py"

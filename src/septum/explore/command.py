@@ -14,6 +14,7 @@ from septum.errors import InputError
 from septum.explore.api import DidNotRepeat, Search
 from septum.explore.artefacts import Artefacts
 from septum.explore.bounds import check_bounds
+from septum.explore.covered import coverage_lines, summary
 from septum.explore.ktap import verdict_case
 from septum.explore.replay import find_subject
 from septum.explore.reproduce import command_lines
@@ -36,18 +37,6 @@ if TYPE_CHECKING:
 SCHEMA = "septum-explore-1"
 INTERRUPTED = 130
 _SEVERITY = (1, INTERRUPTED, 3, 0)
-_REACHED = {
-    "call": ("SEAMCALL outcome",),
-    "tdcall": ("TDCALL outcome",),
-    "choice": ("choice other than the ordinary", "choices other than the ordinary"),
-    "wait": ("lock waited for", "locks waited for"),
-    "sept": (
-        "outcome of a SEAMCALL on an S-EPT state",
-        "outcomes of a SEAMCALL on an S-EPT state",
-    ),
-    "contend": ("pair of tasks at a lock", "pairs of tasks at a lock"),
-}
-"""What kinds of items are called: one of them, and many."""
 
 
 class ExploreReport(msgspec.Struct):
@@ -75,12 +64,14 @@ def explore_command(
     keep_going: bool = False,
     ktap: bool = False,
     watch: bool = True,
+    coverage: bool = False,
     page: Callable[[str, Path], None] | None = None,
 ) -> int:
     """Explore scenarios one after the other; returns the exit code of the worst verdict.
 
     `failures` None: one where the scenario allows any, else none. `page` writes the page of a
-    token's run to a file: for counterexamples, beside their text.
+    token's run to a file: for counterexamples, beside their text. `coverage`: print all that was
+    reached, too.
     Raises InputError before anything is searched: for unknown names and values, and for files that
     cannot be written.
     """
@@ -115,6 +106,9 @@ def explore_command(
                 for story in told:
                     print()
                     print("\n".join(story))
+                if coverage:
+                    print()
+                    print("\n".join(coverage_lines(verdict)))
             artefacts.add(verdict, told, name, check, options)
             if verdict.interrupted:
                 break
@@ -221,20 +215,11 @@ def verdict_lines(verdict: Verdict, options: Options) -> list[str]:
     if verdict.missing_witnesses:
         said.append(f"never reached: {', '.join(verdict.missing_witnesses)}")
     if verdict.outcome is not Outcome.BROKEN and verdict.coverage:
-        said.append(_reached(verdict))
+        said.append(summary(verdict.coverage))
     lines = [f"{word}: {verdict.subject}{on} (seed {verdict.seed})"]
     for text in said:
         lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
     return lines
-
-
-def _reached(verdict: Verdict) -> str:
-    kinds: dict[str, int] = {}
-    for item in verdict.coverage:
-        kind = item.partition(":")[0]
-        kinds[kind] = kinds.get(kind, 0) + 1
-    words = (plural(count, *_REACHED.get(kind, (kind, kind))) for kind, count in kinds.items())
-    return f"reached: {', '.join(words)}"
 
 
 def stories(verdict: Verdict, runner: Runner, how: list[str]) -> list[list[str]]:

@@ -213,7 +213,7 @@ class Recording(Steering):
         value = given[met] if met < len(given) else 0
         self._choices.append(Choice(self.is_failure(name), n, value))
         if value:
-            self._tracker.reach(f"choice:{name}={value}")
+            self._tracker.coverage.reach(f"choice:{name}={value}")
         return value
 
     def _close(self, sim: Sim, forced: bool) -> None:

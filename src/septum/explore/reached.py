@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from septum.abi.leaves import GPA_LEAVES, SEAMCALL_NAMES
-from septum.abi.sept import state_name
-from septum.abi.status import STATUS_MASK, status_name
+from septum.abi.leaves import LEAF_MASK, TDH_VP_ENTER
+from septum.module import Module
 from septum.sim.locks import _Lock
 
 if TYPE_CHECKING:
@@ -17,57 +16,66 @@ if TYPE_CHECKING:
 
     Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-LEAF_MASK = 0xFFFF
-
 
 def reached_hooks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
     """(class, method, wrapper) of what tells: calls with their statuses and the S-EPT state that
-    they met, waits with whoever was in the way."""
-    from septum.module import Module
-    from septum.module.telling import sept_entry
-
+    they met, waits with whoever had the lock."""
     log = tracker.log
+    sim = tracker.sim
 
     def seamcall(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(m: Any, lp: Any, regs: Any) -> None:
+            mark = len(log)
             leaf = regs.rax & LEAF_MASK
-            state = ""
-            if leaf in GPA_LEAVES:
-                mark = len(log)
-                entry = sept_entry(m, m.td_by_hpa.get(regs.rdx & ~0xFFF), regs.rcx)
-                state = state_name(entry) if entry >= 0 else "none"
-                del log[mark:]
+            tracker.coverage.call_begins(sim.current.name)
+            del log[mark:]
             method(m, lp, regs)
-            if leaf:
-                status = status_name(regs.rax & STATUS_MASK)
-                name = SEAMCALL_NAMES.get(leaf, hex(leaf))
-                tracker.reach(f"call:{name}:{status}")
-                if state:
-                    tracker.reach(f"sept:{state}:{name}:{status}")
+            if leaf != TDH_VP_ENTER:
+                mark = len(log)
+                tracker.coverage.seamcall(leaf, regs.rax, sim.current.name)
+                del log[mark:]
 
         return call
 
-    def tdcall(method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(m: Any, lp: Any, regs: Any) -> None:
+    def vp_enter(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(m: Any, lp: Any, regs: Any) -> bool:
+            entered: bool = method(m, lp, regs)
+            # A TD that is entered leaves with the registers of its exit, and not with a status.
+            if not entered:
+                mark = len(log)
+                tracker.coverage.seamcall(TDH_VP_ENTER, regs.rax, sim.current.name)
+                del log[mark:]
+            return entered
+
+        return call
+
+    def tdcall_step(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(m: Any, lp: Any, regs: Any) -> Any:
+            mark = len(log)
             leaf = regs.rax & LEAF_MASK
-            method(m, lp, regs)
-            tracker.reach(f"tdcall:{leaf:#x}:{status_name(regs.rax & STATUS_MASK)}")
+            tracker.coverage.call_begins(sim.current.name)
+            del log[mark:]
+            outcome = method(m, lp, regs)
+            mark = len(log)
+            tracker.coverage.tdcall(leaf, outcome.kind, regs.rax, sim.current.name)
+            del log[mark:]
+            return outcome
 
         return call
 
     def wait(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(lock: Any, mode: str) -> None:
-            tracker.reach(f"wait:{lock.name}:{mode}")
-            owner = getattr(lock, "owner", None) or getattr(lock, "writer", None)
-            holders = [owner] if owner is not None else getattr(lock, "readers", [])
-            for holder in holders:
-                tracker.reach(f"contend:{lock.name}:{tracker.sim.current.name}:{holder.name}")
+            mark = len(log)
+            holders = [holder.name for holder in lock.holders()]
+            tracker.coverage.waits(lock.name, mode, sim.current.name, holders)
+            del log[mark:]
             method(lock, mode)
 
         return call
 
     return [
         (Module, "seamcall", seamcall),
-        (Module, "tdcall", tdcall),
+        (Module, "vp_enter", vp_enter),
+        (Module, "tdcall_step", tdcall_step),
         (_Lock, "_wait", wait),
     ]

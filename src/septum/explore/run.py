@@ -20,6 +20,7 @@ from septum.sim.state import Snapshot
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from septum.explore.coverage import Coverage
     from septum.explore.subject import Built, Options, Subject
     from septum.sim import Event
 
@@ -164,13 +165,14 @@ class Runner:
             or (part.owner is not None and part.owner.obj is sim)
         )
 
-    def track(self) -> Tracker:
-        """From now on see what each step touches. Raises NotTrackable.
+    def track(self, coverage: Coverage) -> Tracker:
+        """From now on see what each step touches, and tell `coverage` what it reaches. Raises
+        NotTrackable.
 
         Ends with `untrack`: the tracker patches the model's classes for the whole process.
         """
         self.clean()
-        tracker = Tracker(self.built.sim)
+        tracker = Tracker(self.built.sim, coverage)
         tracker.adopt(self.snapshot)
         self._capture()
         tracker.install(self.snapshot)
@@ -246,6 +248,7 @@ class Runner:
     def begin(self, steering: Steering) -> None:
         """Put the world back and make it ready for a run."""
         self.clear()
+        self.built.is_over = False
         sim = self.built.sim
         if self.tracker is not None:
             self.tracker.begin()

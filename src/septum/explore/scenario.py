@@ -99,6 +99,7 @@ class ScenarioSubject:
         # process.
         end = world.remains()
         if end not in self._torn_down:
+            built.is_over = True
             world.teardown()
             # Not before: an end that breaks a promise must break it again when it is replayed.
             self._torn_down.add(end)

@@ -119,7 +119,7 @@ class Searcher:
         self.subject = subject
         self.options = options
         self.runner = Runner(subject, options)
-        self.coverage = Coverage()
+        self.coverage = Coverage(self.runner.built)
         self.tracker: Tracker | None = None
         self.transitions: Transitions | None = None
         self.note = ""
@@ -162,15 +162,18 @@ class Searcher:
 
     def do(self, job: Job) -> JobResult:
         """Do a job."""
-        self.coverage.begin()
         self.runner.foreseen.clear()
         self.runner.until = job.until
-        if budget.passed(job.until):
-            result = JobResult(job.number, complete=False)
-        elif job.strategy in (Strategy.PCT, Strategy.RANDOM):
-            result = self._sample(job)
-        else:
-            result = self._exhaust(job)
+        self.coverage.begin()
+        try:
+            if budget.passed(job.until):
+                result = JobResult(job.number, complete=False)
+            elif job.strategy in (Strategy.PCT, Strategy.RANDOM):
+                result = self._sample(job)
+            else:
+                result = self._exhaust(job)
+        finally:
+            self.coverage.end()
         result.coverage = self.coverage.items()
         result.foreseen = sorted(self.runner.foreseen)
         result.note = self.note
@@ -362,12 +365,12 @@ class Searcher:
         """Learn what tasks share, before the first exhaustive job. Raises NotTrackable and
         OutOfTime."""
         if self.tracker is None:
-            self.tracker = self.runner.track()
-            self.tracker.reach = self.coverage.reach
+            self.tracker = self.runner.track(self.coverage)
             self.transitions = Transitions(
                 self.tracker, self.subject.forgets, keeps=self.subject.goes_on
             )
-            self._learn(self.tracker)
+            with self.coverage.not_counting():
+                self._learn(self.tracker)
 
     def _start_over(self, transitions: Transitions) -> None:
         """More counts than a search knew of."""

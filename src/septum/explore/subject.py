@@ -30,15 +30,17 @@ class Witness(msgspec.Struct, frozen=True):
 class Built:
     """A world that is ready to run, before any task exists.
 
-    `roots` lead to all of its mutable state (the simulator's is found by itself).
+    `roots` lead to all of its mutable state (the simulator's is found by itself). `is_over`: what
+    follows takes the world down, and is no part of the run.
     """
 
-    __slots__ = ("roots", "sim", "world")
+    __slots__ = ("is_over", "roots", "sim", "world")
 
     def __init__(self, sim: Sim, roots: Sequence[object], world: object = None) -> None:
         self.sim = sim
         self.roots = [sim, *roots]
         self.world = world
+        self.is_over = False
 
 
 class Subject(Protocol):

@@ -60,6 +60,7 @@ from septum.sim.state import Snapshot, slots_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from septum.explore.coverage import Coverage
     from septum.explore.stand import Own
     from septum.sim import Task
     from septum.sim.state import Part
@@ -83,6 +84,7 @@ class Tracker:
         "building",
         "changed",
         "contents",
+        "coverage",
         "footprints",
         "lock_of",
         "log",
@@ -94,7 +96,6 @@ class Tracker:
         "own",
         "patches",
         "places",
-        "reach",
         "running",
         "sim",
         "stacks",
@@ -105,11 +106,11 @@ class Tracker:
         "watched",
     )
 
-    def __init__(self, sim: Sim) -> None:
+    def __init__(self, sim: Sim, coverage: Coverage) -> None:
         self.sim = sim
         self.steps = Steps(self)
         self.log = self.steps.log
-        self.reach: Callable[[str], None] = lambda item: None  # is told what runs reach
+        self.coverage = coverage  # is told what runs reach
         self.changed = Changed()
         self.footprints = Footprints()
         self.running = False

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from septum.abi import leaves
+from septum.abi.errno import ERRNO_NAMES
 from septum.abi.leaves import LEAF_MASK, seamcall_name
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 ROOMS = ("linux", "module", "machine", "vmm", "designs")
 """The packages that have choice points or counters."""
+HOST = ("septum.linux.", "septum.designs.")
+"""Of these, errors of the host are told."""
 ROOT = Path(__file__).parents[1]
 ANYTHING = "*"
 """Stands in a name for what only a run can tell."""
@@ -34,10 +37,12 @@ _CHOICES = {"choose": "{}", "fails": "alloc:{}"}
 
 class ModelNames(NamedTuple):
     """`choices`: names of choice points, and `seamcall:LEAF` of each leaf that the kernel calls by
-    its wrapper. `counters`: KVM's statistics. A `*` in a name is what only a run can tell."""
+    its wrapper. `counters`: KVM's statistics. A `*` in a name is what only a run can tell.
+    `errors`: functions of the host and the errors that begin in them, `FUNCTION:-ERRNO`."""
 
     choices: frozenset[str]
     counters: frozenset[str]
+    errors: frozenset[str]
 
 
 @cache
@@ -50,7 +55,9 @@ def model_names(own: str = "") -> ModelNames:
             sources.read(".".join(within.parts), path.read_text(encoding="utf-8"))
     if own:
         sources.read("", own)
-    return ModelNames(frozenset(sources.choices()), frozenset(sources.counters()))
+    return ModelNames(
+        frozenset(sources.choices()), frozenset(sources.counters()), frozenset(sources.errors)
+    )
 
 
 class _Expr(NamedTuple):
@@ -68,13 +75,14 @@ class _Call(NamedTuple):
 
 
 class _Sources:
-    """Files that were read: calls of methods by name, return types by function, and stores by
-    index."""
+    """Files that were read: calls of methods by name, return types by function, stores by index,
+    and errors of the host."""
 
     def __init__(self) -> None:
         self.calls: dict[str, list[_Call]] = {}
         self.returns: dict[str, tuple[str, str]] = {}
         self.stores: list[tuple[ast.expr, _Expr]] = []
+        self.errors: set[str] = set()
 
     def read(self, module: str, text: str) -> None:
         """Add a file. `module` is its name, "" for one that is no part of Septum."""
@@ -90,7 +98,11 @@ class _Sources:
         elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
             self.stores.append((node.value, _Expr(node.slice, function, module)))
         for child in ast.iter_child_nodes(node):
-            self._walk(child, function, module)
+            if _is_error(child) and not isinstance(node, ast.Compare) and function is not None:
+                if module.startswith(HOST) or not module:
+                    self.errors.add(f"{function.name}:{ast.unparse(child)}")
+            else:
+                self._walk(child, function, module)
 
     # What is named
 
@@ -173,6 +185,16 @@ class _Sources:
         for value in given or node.args[position : position + 1]:
             return self._texts(_Expr(value, function, module))
         return set()
+
+
+def _is_error(node: ast.AST) -> bool:
+    """`-ENOMEM`, or another error."""
+    return (
+        isinstance(node, ast.UnaryOp)
+        and isinstance(node.op, ast.USub)
+        and isinstance(node.operand, ast.Name)
+        and node.operand.id in ERRNO_NAMES.values()
+    )
 
 
 def _last_name(node: ast.expr) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from septum.scenarios.scenario import Scenario
 
 SEE = "docs/scenarios.md lists them"
-REACHED = ("call", "sept", "choice", "tdcall", "wait", "contend")
+REACHED = ("call", "sept", "choice", "error", "tdcall", "wait", "contend")
 """What a witness begins with."""
 _FAULT = re.compile(r"fault\.(private|shared) page -?\d+( \d+K)?")
 _COUNTED_OF_VM = (
@@ -42,8 +42,11 @@ _COUNTED_OF_VM = (
 )
 """What `counts.count_all` and the VMM count beside KVM's statistics."""
 _LEAVES = tuple(SEAMCALL_NAMES.values())
-_STATES = (*STATE_NAMES.values(), "none")
+_STATES = tuple(STATE_NAMES.values())
 _STATUSES = tuple(STATUS_NAMES.values())
+_TDCALLS = tuple(TDCALL_NAMES.values())
+_ENDED = (*_STATUSES, "exit", "interrupted", "event")
+"""How TDCALLs end."""
 
 
 def check_names(scenario: Scenario, design: Design) -> None:
@@ -104,19 +107,22 @@ def _check_witness(scenario: Scenario, names: ModelNames, text: str) -> None:
         ):
             raise _no_witness(scenario, text, name, meant(name, names.choices, SEE))
         return
-    for number, (part, known) in enumerate(zip(text.split(":"), _parts_of(kind), strict=False)):
+    parts = _parts_of(kind, names)
+    for number, (part, known) in enumerate(zip(text.split(":"), parts, strict=False)):
         whole = text.count(":") > number
         if not any(part == each if whole else each.startswith(part) for each in known):
             near = meant(part, known, f"there is {', '.join(known[:6])}")
             raise _no_witness(scenario, text, part, near)
 
 
-def _parts_of(kind: str) -> tuple[tuple[str, ...], ...]:
+def _parts_of(kind: str, names: ModelNames) -> tuple[tuple[str, ...], ...]:
     """What may stand between the colons of a witness; of locks and tasks, anything."""
+    errors = [error.split(":") for error in sorted(names.errors)]
     parts = {
         "call": (_LEAVES, _STATUSES),
-        "sept": (_STATES, _LEAVES, _STATUSES),
-        "tdcall": (tuple(map(hex, TDCALL_NAMES)), _STATUSES),
+        "sept": (_STATES, (*_LEAVES, *_TDCALLS), _ENDED),
+        "tdcall": (_TDCALLS, _ENDED),
+        "error": tuple(zip(*errors, strict=True)),
     }
     return (REACHED, *parts.get(kind, ()))
 

@@ -25,12 +25,16 @@ class SwitchEvent(Event, tag="switch", frozen=True):
     preempted: bool = False
 
 
-class LockEvent(Event, tag="lock", frozen=True):
-    """A lock operation: `op` is lock, unlock or wait; `mode` is ex or sh."""
+class LockEvent(Event, tag="lock", frozen=True, omit_defaults=True):
+    """A lock operation: `op` is lock, unlock or wait; `mode` is ex or sh.
+
+    `holders`: of a wait, the tasks that have the lock, with a comma and a blank between them.
+    """
 
     op: str
     lock: str
     mode: str
+    holders: str = ""
 
 
 class ChoiceEvent(Event, tag="choice", frozen=True):

@@ -67,8 +67,13 @@ class _Lock:
         sim = self.sim
         if sim.tracing:
             task = sim.current
-            sim.emit(LockEvent(task.time_ns, task.name, task.cpu, "wait", self.name, mode))
+            holders = ", ".join([holder.name for holder in self.holders()])
+            sim.emit(LockEvent(task.time_ns, task.name, task.cpu, "wait", self.name, mode, holders))
         sim.block(self.waiters, self.name)
+
+    def holders(self) -> list[Task]:
+        """The tasks that have it now."""
+        raise NotImplementedError
 
 
 class _Exclusive(_Lock):
@@ -124,6 +129,9 @@ class _Exclusive(_Lock):
         tb: TracebackType | None,
     ) -> None:
         self.unlock()
+
+    def holders(self) -> list[Task]:
+        return [self.owner] if self.owner is not None else []
 
     def locked(self) -> bool:
         """Whether anybody holds it."""
@@ -204,6 +212,9 @@ class _ReaderWriter(_Lock):
         self.write_taken_at_ns = 0
         self.write_free_at_ns = 0
         self.read_free_at_ns = 0
+
+    def holders(self) -> list[Task]:
+        return [self.writer] if self.writer is not None else self.readers
 
     def _read(self) -> None:
         sim = self.sim
