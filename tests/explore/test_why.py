@@ -101,7 +101,7 @@ WHY = {
           when vcpu0 left the TD, before step 1
     """,
     ("accept-level-prefault", "accept-level-off-by-one"): """
-        step 194 asks for GFN 0x80005 at 4K, and it is 2M pending: nothing has split it
+        step 5 asks for GFN 0x80005 at 4K, and it is 2M pending: nothing has split it
     """,
     ("convert-against-fault-there", "seq-not-bumped"): """
         step 8: it maps GFN 0x80001, which is not private since step 6 (host.convert);

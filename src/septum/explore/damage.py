@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from septum.explore.endless import SCHEDULER
 from septum.explore.parting import first_difference
-from septum.explore.recording import Recording
+from septum.explore.recording import Recording, is_over
 from septum.explore.run import Replaying, Run, Runner
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.shrink import nearest_passing
@@ -22,9 +23,7 @@ from septum.sim.events import FindingEvent
 if TYPE_CHECKING:
     from septum.explore.recording import Beat
     from septum.explore.verdict import Counterexample
-
-SCHEDULER = "scheduler"
-"""Where a finding is of a run that has no end: its end is where that is seen."""
+    from septum.sim.events import Event
 
 
 class Other(msgspec.Struct, frozen=True):
@@ -80,21 +79,17 @@ def damage_of(
     ):
         return told
     careful = Runner(_EveryStep(subject), runner.options)
-    run = _again(careful, example)
+    whole = [beat.event for beat in recording.beats if not isinstance(beat.event, FindingEvent)]
+    run, events = _again(careful, example)
     other = None
-    if run.finding is not None and run.finding.promise != promise:
-        seen = Recording(careful, example.answers, run.finding, example.free)
-        if not _is_part(seen, recording):
-            return told
-        other = Other(run.finding, _nr_events(seen))
+    if run.finding is not None and run.finding.promise != promise and _is_part(events, whole):
+        other = Other(run.finding, len(events))
         told = Damage(example, recording, other=other)
         careful = Runner(_EveryStep(subject, promise), runner.options)
-        run = _again(careful, example)
-    if run.finding is None or run.finding.promise != promise:
+        run, events = _again(careful, example)
+    if run.finding is None or run.finding.promise != promise or not _is_part(events, whole):
         return told
     seen = Recording(careful, example.answers, run.finding, example.free)
-    if not _is_part(seen, recording) or _nr_events(seen) == _nr_events(recording):
-        return told
     # What is broken before that is told once, and is not foreseen.
     seen.beats = [beat for beat in seen.beats if not _is_news(beat, subject)]
     passing = _passing(careful, example, run) if searched else None
@@ -103,8 +98,20 @@ def damage_of(
     return Damage(cut, seen, _cut_words(example, run.finding, subject.check, seen, who), other)
 
 
-def _again(runner: Runner, example: Counterexample) -> Run:
-    return runner.run(Replaying(list(example.answers), example.free))
+def _again(runner: Runner, example: Counterexample) -> tuple[Run, list[Event]]:
+    """The run, with its events: but for those that tell what breaks as foreseen, of which there are
+    the more the more is looked at."""
+    events: list[Event] = []
+
+    def see(event: Event) -> None:
+        if not isinstance(event, FindingEvent) and not is_over(runner):
+            events.append(event)
+
+    runner.sink = see
+    try:
+        return runner.run(Replaying(list(example.answers), example.free)), events
+    finally:
+        runner.sink = None
 
 
 def _is_news(beat: Beat, subject: ScenarioSubject) -> bool:
@@ -114,18 +121,9 @@ def _is_news(beat: Beat, subject: ScenarioSubject) -> bool:
     return not subject.expects(Finding(event.promise, event.text, "", event.task, event.time_ns))
 
 
-def _nr_events(recording: Recording) -> int:
-    """Those that the run itself makes: what breaks as foreseen is told when it is looked for."""
-    return sum(not isinstance(beat.event, FindingEvent) for beat in recording.beats)
-
-
-def _is_part(part: Recording, whole: Recording) -> bool:
-    """The same run up to where it was ended: no look has changed it."""
-    one, other = (
-        [beat.event for beat in recording.beats if not isinstance(beat.event, FindingEvent)]
-        for recording in (part, whole)
-    )
-    return one == other[: len(one)]
+def _is_part(part: list[Event], whole: list[Event]) -> bool:
+    """The same run, and ended earlier: no look has changed it."""
+    return len(part) < len(whole) and part == whole[: len(part)]
 
 
 def _passing(careful: Runner, example: Counterexample, run: Run) -> list[int] | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from septum.abi.types import PAGE_SHIFT
+from septum.explore.endless import SCHEDULER, Marks, stays
 from septum.explore.module_watch import ModuleWatcher
 from septum.explore.parting import asked_at
 from septum.explore.run import Replaying
@@ -14,6 +15,7 @@ from septum.scenarios.changes import changes, lock_changes
 from septum.scenarios.states import StateWatcher
 from septum.scenarios.world import ScenarioWorld
 from septum.sim.events import ChoiceEvent, Event, FindingEvent, LockEvent, SwitchEvent
+from septum.trace.ladder import is_quiet
 from septum.trace.via import kernel_path
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from septum.explore.run import Runner
     from septum.scenarios.ops import Op
     from septum.scenarios.states import WorldState
-    from septum.sim import Finding
+    from septum.sim import Finding, Sim
 
 PATH_DEPTH = 6
 ENTRY_DEPTH = 64
@@ -54,32 +56,66 @@ class Beat(msgspec.Struct):
     entry: str = ""
 
 
+class _Marked(Replaying):
+    """Replays answers, watched point by point where that is wanted."""
+
+    __slots__ = ("_marks",)
+
+    def __init__(self, answers: list[int], free: Iterable[int], marks: Marks | None) -> None:
+        self._marks = marks
+        super().__init__(answers, free)
+
+    def begin(self, sim: Sim, runner: Runner) -> None:
+        super().begin(sim, runner)
+        if self._marks is not None:
+            self._marks.begin(sim)
+
+
+def is_over(runner: Runner) -> bool:
+    """The run under way has broken a promise, and no event tells of that. What follows comes of
+    unwinding: locks that are given back in no run."""
+    findings = runner.built.sim.findings
+    return bool(findings) and runner.is_news(findings[-1])
+
+
 class Recording:
     """A run, event by event, up to where it broke."""
 
     __slots__ = (
         "_failures",
         "_in_turns",
+        "_marks",
         "_module",
         "_runner",
         "_steering",
         "_under_way",
         "_watcher",
         "beats",
+        "loops",
         "start",
+        "stays",
         "tasks",
     )
 
     def __init__(
-        self, runner: Runner, answers: list[int], finding: Finding, free: Iterable[int] = ()
+        self,
+        runner: Runner,
+        answers: list[int],
+        finding: Finding,
+        free: Iterable[int] = (),
+        points: int = 0,
     ) -> None:
-        """`free`: the numbers of the answers that let others run where a task goes round.
+        """`free`: the numbers of the answers that let others run where a task goes round; `points`:
+        so many scheduling points the run has, 0 for not known.
+
+        `loops` are of who goes round at its end, and `stays` is what they find every time.
 
         Raises RuntimeError when the run does not break as it did: a defect of Septum.
         """
         self._runner = runner
         self.beats: list[Beat] = []
-        self._steering = Replaying(answers, free)
+        self._marks = Marks(points) if finding.promise == "progress" else None
+        self._steering = _Marked(answers, free, self._marks)
         self._failures = 0
         self._in_turns = 0
         self._under_way: dict[str, Op] = {}  # by task of a VMM
@@ -95,19 +131,30 @@ class Recording:
             again = runner.run(self._steering).finding
         finally:
             runner.sink = None
+            if self._marks is not None:
+                self._marks.end()
         if again is None or (again.promise, again.text) != (finding.promise, finding.text):
             raise RuntimeError(f"a finding did not repeat: {finding.promise}: {finding.text}")
+        self._fold(finding)
         self.tasks = list(dict.fromkeys(beat.event.task for beat in self.beats))
 
-    def _is_broken(self) -> bool:
-        """The run is over, and no event tells of that. What follows comes of unwinding: locks that
-        are given back in no run."""
-        findings = self._runner.built.sim.findings
-        return bool(findings) and self._runner.is_news(findings[-1])
+    def _fold(self, finding: Finding) -> None:
+        """Of what goes round at the end one round is enough."""
+        self.loops = self._marks.loops(finding) if self._marks is not None else []
+        self.stays: list[str] = []
+        if not self.loops or finding.where == SCHEDULER:
+            return
+        (loop,) = self.loops
+        kept = [mark.beat for mark in loop.first if mark.beat >= 0]
+        if kept:
+            shows = any(not is_quiet(self.beats[at].event) for at in kept)
+            del self.beats[kept[-1] + 1 if shows else kept[0] :]
+        state = self._watcher.look() if self._watcher is not None else None
+        self.stays = stays(self._runner.built.world, state, finding)
 
     def _see(self, event: Event) -> None:
         steering = self._steering
-        if steering.sim is None or self._is_broken():
+        if steering.sim is None or is_over(self._runner):
             return
         if steering.fair_from >= 0:
             self._in_turns += 1
@@ -129,6 +176,8 @@ class Recording:
             beat.state = self._watcher.after(event)
         if self._module is not None:
             beat.module = self._module.after(event, len(self.beats))
+        if self._marks is not None:
+            self._marks.event(event, len(self.beats))
         self.beats.append(beat)
 
     def _begins(self, task: str) -> str:

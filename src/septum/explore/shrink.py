@@ -26,6 +26,8 @@ TRIES_MAX = 600
 TRIES_MIN = 20
 STEPS_MAX = 800_000
 """Tries stop after about so many scheduling points: runs that do not end are long."""
+LONG_MAX = 400_000
+"""The same, where there is no time for shrinking."""
 
 
 class Shrunk:
@@ -260,7 +262,7 @@ def nearest_passing(
     if first.finding is None:
         return None
     shrinker = Shrinker(runner, first, rounds)
-    shrinker.tries_max = min(shrinker.tries_max, max(1, STEPS_MAX // max(1, first.steps)))
+    shrinker.tries_max = min(shrinker.tries_max, max(1, LONG_MAX // max(1, first.steps)))
     return shrinker.nearest_passing()
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator
 
     from septum.explore.damage import Damage
+    from septum.explore.endless import Loop
     from septum.explore.recording import Beat, Recording
     from septum.explore.verdict import Counterexample
     from septum.scenarios.states import WorldState
@@ -37,6 +38,7 @@ INJECTED = "!!"
 BROKEN = "XX"
 CHANGES_MAX = 6
 NEEDS_MAX = 3
+PLACES_MAX = 12
 _NOT_EXPECTED = "an end that is not expected"
 _UNSAID = ("tdh_", "_", "trace_")
 """Functions that do not say where a step is: wrappers, which the SEAMCALL names, and helpers."""
@@ -46,7 +48,7 @@ class Row:
     """A line of the ladder: a step with its number, or a fold (number 0). `begins`: an operation of
     the scenario, of which `beat` is the first event."""
 
-    __slots__ = ("beat", "begins", "changes", "mark", "number", "task", "text")
+    __slots__ = ("beat", "begins", "changes", "mark", "number", "sign", "task", "text")
 
     def __init__(
         self,
@@ -64,6 +66,7 @@ class Row:
         self.mark = mark
         self.text = text
         self.beat = beat
+        self.sign = "~"  # before each of `changes`: "=" for what does not change
         self.changes: list[str] = []
 
 
@@ -232,11 +235,52 @@ def _rows(recording: Recording, finding: Finding) -> list[Row]:
     if quiet:
         _add_fold(rows, quiet, state, locks)
     rows = list(_folded(rows))
+    number = _add_rounds(rows, number, recording)
     text = f"promise {finding.promise} is broken"
     if finding.promise == EXPECTATION:
         text = _NOT_EXPECTED
     rows.append(Row(number + 1, finding.task, BROKEN, text, None))
     return rows
+
+
+def _add_rounds(rows: list[Row], number: int, recording: Recording) -> int:
+    """What goes round at the end: a round, unless it shows already, and how often it comes again.
+    Returns the number of the last step."""
+    beats = {id(beat): at for at, beat in enumerate(recording.beats)}
+    for loop in recording.loops:
+        kept = {mark.beat for mark in loop.first if mark.beat >= 0}
+        shown = [row for row in rows if row.number and beats.get(id(row.beat)) in kept]
+        places = [] if shown else _places(loop)
+        for text in places:
+            number += 1
+            rows.append(Row(number, loop.task, "", text, None))
+        rows.append(_again(loop, len(shown) or len(places), recording))
+    return number
+
+
+def _again(loop: Loop, nr: int, recording: Recording) -> Row:
+    """The row that stands for all rounds but the one that shows, which is of `nr` steps."""
+    if loop.endless:
+        return Row(0, "", "", f"... {loop.task} goes on like that without end ...", None)
+    what = f"last {nr} steps come" if nr > 1 else "last step comes"
+    text = f"... the {what} again {_count(loop.times, 'time')}"
+    row = Row(0, "", "", f"{text}, and this stays:" if recording.stays else f"{text} ...", None)
+    row.changes = recording.stays
+    row.sign = "="
+    return row
+
+
+def _places(loop: Loop) -> list[str]:
+    """The scheduling points of a round, where no event tells of it."""
+    places = []
+    for mark in loop.first:
+        functions = " < ".join(_said(mark.path.split(" < "))[:2])
+        if mark.kind:
+            places.append(f"`{mark.kind}` in {functions}" if functions else f"`{mark.kind}`")
+    if len(places) > PLACES_MAX:
+        left = len(places) - PLACES_MAX + 1
+        places = [*places[: PLACES_MAX - 1], f"and {left} more scheduling points"]
+    return places
 
 
 def _folded(rows: list[Row]) -> Iterator[Row]:
@@ -328,7 +372,7 @@ def _lanes(tasks: list[str], rows: Iterable[Row]) -> list[str]:
             told = [*told[: CHANGES_MAX - 1], f"and {len(told) - CHANGES_MAX + 1} more changes"]
         for change in told:
             for nr, piece in enumerate(textwrap.wrap(change, WIDTH - len(plain) - 4)):
-                lines.append(f"{plain}{'  ' if nr else '~ '}{piece}")
+                lines.append(f"{plain}{' ' if nr else row.sign} {piece}")
     return lines
 
 

@@ -24,7 +24,7 @@ def tell(
     """The lines of its story, in the world of `runner`. `heading`, `schedule`: what it is, and its
     schedule; `searched`: its neighbours were tried."""
     try:
-        recording = Recording(runner, example.answers, example.finding, example.free)
+        recording = Recording(runner, example.answers, example.finding, example.free, example.steps)
         damage = damage_of(runner, example, recording, searched=searched)
     except KeyboardInterrupt:
         # To look at the world at each of many steps takes its time; the token has it all.

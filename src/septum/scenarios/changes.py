@@ -85,6 +85,11 @@ def _pieces(old: tuple[Pages, ...], new: tuple[Pages, ...]) -> Iterator[Piece]:
         yield first, end, _text(before, frame), _text(after, came)
 
 
+def text_at(pages: tuple[Pages, ...], gfn: int) -> str:
+    """Level and state of what maps a GFN; "" for nothing."""
+    return _text(_at(pages, gfn))
+
+
 def _at(pages: tuple[Pages, ...], gfn: int) -> Pages | None:
     return next((page for page in pages if page.first_gfn <= gfn < page.end_gfn), None)
 
