@@ -8,7 +8,7 @@ import msgspec
 
 from septum import __version__
 from septum.explore import budget
-from septum.explore.bounds import WORKERS_MAX
+from septum.explore.bounds import WORKERS_MAX, searched_text
 from septum.explore.parallel import Workers
 from septum.explore.portfolio import BATCH_RUNS, RUNS_MAX, Batch, Portfolio
 from septum.explore.progress import Progress
@@ -149,7 +149,7 @@ class Search:
             preemptions=options.preemptions,
             failures=options.failures,
             complete=complete,
-            why="; ".join([why, *self.totals.notes]),
+            why="; ".join([why, *self._workers.lost, *self.totals.notes]),
             schedules=self.totals.schedules,
             states=self.totals.states,
             steps=self.totals.steps,
@@ -179,6 +179,7 @@ class Search:
     def _stop_now(self) -> bool:
         return (
             self._workers.interrupted
+            or bool(self._workers.lost)
             or self._out_of_time()
             or (bool(self.totals.found) and not self._options.keep_going)
         )
@@ -200,7 +201,12 @@ class Search:
             self.progress.begin("random schedules", len(batches))
             jobs = [self._batch(batch) for batch in batches]
             results = self._do(iter(jobs))
-            told = list(zip(batches, results, strict=False))
+            by_number = {result.number: result for result in results}
+            told = [
+                (batch, by_number[job.number])
+                for batch, job in zip(batches, jobs, strict=True)
+                if job.number in by_number
+            ]
             for batch, result in told:
                 name = batch.dice.name
                 self.totals.drawn[name] = self.totals.drawn.get(name, 0) + result.schedules
@@ -262,7 +268,7 @@ class Search:
             rounds = rounds[-1:]
         done = ""
         for level, failures in rounds:
-            words = _bounds(level, failures)
+            words = searched_text(level, failures)
             if done:
                 if self._stop_now():
                     return False, f"{self._why_stopped()} before the search of {words}; {done}"
@@ -280,6 +286,8 @@ class Search:
             return "interrupted"
         if self.totals.found and not self._options.keep_going:
             return "found"
+        if self._workers.lost:
+            return "not all workers were left"
         return "a budget ran out"
 
     @property
@@ -318,7 +326,7 @@ class Search:
                     until=self._until,
                 )
             )
-        self.progress.begin(_bounds(preemptions, failures), len(jobs))
+        self.progress.begin(searched_text(preemptions, failures), len(jobs))
         results = self._do(iter(jobs))
         if single:
             states = sum(result.states for result in results)
@@ -400,9 +408,3 @@ def explore(subject: Subject, options: Options) -> Verdict:
     search = Search(subject, options)
     search.start()
     return search.run()
-
-
-def _bounds(preemptions: int, failures: int) -> str:
-    most = plural(preemptions, "preemption")
-    some = "all schedules" if preemptions == UNBOUNDED else f"all with {most}"
-    return f"{some}, {plural(failures, 'failure')}"

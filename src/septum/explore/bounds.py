@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from septum.errors import InputError
+from septum.explore.subject import UNBOUNDED
+from septum.report.words import plural
 
 WORKERS_MAX = 96
 """A search is cut into at most so many parts, so that more processes would find nothing to do."""
@@ -39,3 +41,10 @@ def check_bounds(
     for name, value in (("failures", failures), ("schedules", schedules), ("seed", seed)):
         if value is not None and abs(value) > NUMBER_MAX:
             raise InputError(f"--{name} {value}: give a number of at most {NUMBER_MAX}")
+
+
+def searched_text(preemptions: int, failures: int) -> str:
+    """`all with 2 preemptions, 1 failure`: what one search within bounds goes through."""
+    most = plural(preemptions, "preemption")
+    some = "all schedules" if preemptions == UNBOUNDED else f"all with {most}"
+    return f"{some}, {plural(failures, 'failure')}"

@@ -6,6 +6,9 @@ something, those before it are still finished, and the first in order is the ans
 For the random search each fork builds its world. The exhaustive search is begun by the first of
 them; the others are then forked anew from it, so that they know what it has learned, and tell each
 other what they learn (Exchange).
+
+A worker that the system ends takes its job with it: the others finish theirs, and what the search
+says then is that this part was not searched.
 """
 
 from __future__ import annotations
@@ -13,27 +16,33 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.sharedctypes import RawArray
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 import msgspec
 
 from septum.errors import InputError
+from septum.explore.bounds import searched_text
 from septum.explore.exchange import make_files
 from septum.explore.search import Job, JobResult, Searcher
+from septum.explore.subject import Strategy
+from septum.report.words import plural
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from ctypes import Array, c_ulonglong
+    from collections.abc import Callable, Iterable, Iterator
+    from ctypes import Array, c_int, c_ulonglong
     from multiprocessing.process import BaseProcess
 
     from septum.explore.subject import Options, Subject
 
 CORES_MAX = 16
 """So many processes are started where nobody says how many."""
+LOOK_S, LOOKS = 1.0, 100
+"""So long, and so often, it is looked how a worker ended that is not there any more."""
 
 _ENCODE = msgspec.msgpack.Encoder()
 _JOB = msgspec.msgpack.Decoder(Job)
@@ -50,6 +59,7 @@ def cores() -> int:
 class _Reply(msgspec.Struct):
     result: JobResult | None = None
     error: str = ""
+    out_of_memory: bool = False
 
 
 _REPLY = msgspec.msgpack.Decoder(_Reply)
@@ -65,12 +75,15 @@ class Workers:
     __slots__ = (
         "_connections",
         "_counts",
+        "_ended",
+        "_gone",
         "_local",
         "_options",
         "_processes",
         "_spread",
         "_subject",
         "interrupted",
+        "lost",
     )
 
     def __init__(self, subject: Subject, options: Options, local: Searcher) -> None:
@@ -82,7 +95,13 @@ class Workers:
         self._spread: list[int] = []  # processes that the first worker has forked
         # Runs that each fork has made, written by itself.
         self._counts = RawArray("Q", max(1, options.workers))
+        # How those ended that the first worker has forked, as it saw it: exit code plus 1, or minus
+        # the signal.
+        self._ended = RawArray("i", max(1, options.workers))
+        self._gone: list[Connection] = []
         self.interrupted = False
+        self.lost: list[str] = []
+        """Of each worker that ended before its time, a sentence; then nothing more is begun."""
 
     def nr_runs(self) -> int:
         """Runs made so far, also by jobs that go on."""
@@ -105,7 +124,9 @@ class Workers:
         context = multiprocessing.get_context("fork")
         pipes = [context.Pipe() for _ in range(count)]
         ends = [theirs for _, theirs in pipes]
-        team = _Team(self._subject, self._options, self._counts, ends, make_files(count))
+        team = _Team(
+            self._subject, self._options, self._counts, self._ended, ends, make_files(count)
+        )
         self._connections = [ours for ours, _ in pipes]
         for index in range(count):
             args = (index, self._connections)
@@ -117,7 +138,7 @@ class Workers:
 
     def spread(self) -> None:
         """The exhaustive search has been begun, by the first worker: let all know what it does."""
-        if len(self._connections) < 2 or self._spread or self.interrupted:
+        if len(self._connections) < 2 or self._spread or self.interrupted or self.lost:
             return
         for process in self._processes[1:]:
             process.terminate()
@@ -130,12 +151,14 @@ class Workers:
         except KeyboardInterrupt:
             self.interrupted = True
         except (EOFError, OSError):
-            raise SearchDefect("a worker is gone") from None
+            self._lose(first)
 
     def stop(self) -> None:
         """End the forks."""
         # Before the pipes are closed: who is at work would find nobody to hand its result to.
-        for process_id in self._spread:
+        for index, process_id in enumerate(self._spread, 1):
+            if self._ended[index]:
+                continue  # the number may be another's by now
             with suppress(ProcessLookupError):
                 os.kill(process_id, signal.SIGKILL)
         self._spread.clear()
@@ -172,26 +195,32 @@ class Workers:
         told: Callable[[JobResult], None],
         stop_at_first: bool,
     ) -> None:
-        idle = self._connections[::-1]
-        busy: dict[Connection, int] = {}
+        idle = [each for each in self._connections[::-1] if each not in self._gone]
+        busy: dict[Connection, Job] = {}
         first_found: int | None = None
-        more = True
+        waiting = next(jobs, None)
         while True:
-            while idle and more:
-                job = next(jobs, None)
-                if job is None or first_found is not None:
-                    more = False
-                    break
+            while idle and waiting is not None and first_found is None:
                 connection = idle.pop()
-                connection.send_bytes(_ENCODE.encode(job))
-                busy[connection] = job.number
-            if not any(first_found is None or number < first_found for number in busy.values()):
+                try:
+                    connection.send_bytes(_ENCODE.encode(waiting))
+                except OSError:
+                    self._lose(connection)
+                    continue
+                busy[connection] = waiting
+                waiting = next(jobs, None)
+            if not any(first_found is None or job.number < first_found for job in busy.values()):
                 return
-            for ready in wait(list(busy)):
-                assert isinstance(ready, Connection)
-                reply = _REPLY.decode(ready.recv_bytes())
-                del busy[ready]
-                idle.append(ready)
+            for ready, ended in self._wait(busy).items():
+                job = busy.pop(ready)
+                reply = _reply_of(ready, ended)
+                if reply is None or reply.out_of_memory:
+                    self._lose(ready, job, "ran out of memory" if reply else "")
+                    continue
+                if ended:
+                    self._lose(ready)
+                else:
+                    idle.append(ready)
                 if reply.result is None:
                     raise SearchDefect(reply.error)
                 result = reply.result
@@ -200,6 +229,74 @@ class Workers:
                 if result.found and stop_at_first:
                     lowest = result.number if first_found is None else first_found
                     first_found = min(lowest, result.number)
+
+    def _wait(self, busy: Iterable[Connection]) -> dict[Connection, bool]:
+        """Those of `busy` that have a reply, or whose worker has ended: then true."""
+        # Of the first worker and of those that it has not forked: that the pipe has no other end
+        # any more is seen late, as the first was given all ends.
+        ends = {
+            process.sentinel: connection
+            for process, connection in zip(self._processes, self._connections, strict=False)
+            if connection in busy
+        }
+        # All that are waited for are pipes, or ends of processes.
+        ready = cast("list[Connection | int]", wait([*busy, *ends]))
+        found = {each: False for each in ready if not isinstance(each, int)}
+        return found | {ends[each]: True for each in ready if isinstance(each, int)}
+
+    def _lose(self, connection: Connection, job: Job | None = None, how: str = "") -> None:
+        """The worker is not there any more, nor, with it, what `job` would have searched."""
+        self._gone.append(connection)
+        index = self._connections.index(connection)
+        how = how or _ending_text(self._ending(index))
+        words = [f"worker {index + 1} of {len(self._connections)} {how}"]
+        if job is not None:
+            words.append(f", so that {_part_text(job)} was not searched")
+        if how in _SHORT_OF_MEMORY:
+            words.append("; if memory is short, give fewer --workers")
+        self.lost.append("".join(words))
+
+    def _ending(self, index: int) -> int | None:
+        """How the worker of that number ended: its exit code, or minus a signal."""
+        if index < len(self._processes):
+            process = self._processes[index]
+            process.join(LOOK_S)
+            return process.exitcode
+        # Its parent is told a moment later than those who wait at its pipe.
+        for _ in range(LOOKS):
+            code: int = self._ended[index]
+            if code:
+                return code - 1 if code > 0 else code
+            time.sleep(LOOK_S / LOOKS)
+        return None
+
+
+def _reply_of(connection: Connection, ended: bool) -> _Reply | None:
+    """What the worker says; None when it has ended without a word, or in the middle of one."""
+    try:
+        if ended:
+            os.set_blocking(connection.fileno(), False)
+        return _REPLY.decode(connection.recv_bytes())
+    except (EOFError, OSError):
+        return None
+
+
+def _ending_text(code: int | None) -> str:
+    if code is None or code == 0:
+        return "ended before its time"
+    if code > 0:
+        return f"ended with exit code {code}"
+    return f"was killed by {signal.Signals(-code).name}"
+
+
+_SHORT_OF_MEMORY = ("ran out of memory", _ending_text(-signal.SIGKILL))
+
+
+def _part_text(job: Job) -> str:
+    """What a job searches."""
+    if job.strategy in (Strategy.EXHAUSTIVE, Strategy.PLAIN):
+        return f"a part of {searched_text(job.preemptions, job.failures)}"
+    return plural(job.count, "random schedule")
 
 
 def _in_order(results: dict[int, JobResult], stop_at_first: bool) -> list[JobResult]:
@@ -215,20 +312,33 @@ class _Team:
     """What each worker has. `ends` are the workers' ends of all connections, `files` what they
     tell each other by."""
 
-    __slots__ = ("_counts", "_ends", "_files", "_index", "_options", "_searcher", "_subject")
+    __slots__ = (
+        "_counts",
+        "_ended",
+        "_ends",
+        "_files",
+        "_forked",
+        "_index",
+        "_options",
+        "_searcher",
+        "_subject",
+    )
 
     def __init__(
         self,
         subject: Subject,
         options: Options,
         counts: Array[c_ulonglong],
+        ended: Array[c_int],
         ends: list[Connection],
         files: list[IO[bytes]],
     ) -> None:
         self._subject = subject
         self._options = options
         self._counts = counts
+        self._ended = ended
         self._ends = ends
+        self._forked: list[int] = []
         self._files = files
         self._index = 0
         self._searcher: Searcher | None = None
@@ -239,6 +349,8 @@ class _Team:
         for other in others:
             other.close()  # a copy: who waits must see that the one who asks is gone
         self._index = index
+        if index:
+            self._keep_own_end()  # only the first worker forks
         while True:
             try:
                 message = self._ends[self._index].recv_bytes()
@@ -249,6 +361,9 @@ class _Team:
                 continue
             try:
                 reply = _Reply(self._do(_JOB.decode(message)))
+            except MemoryError:
+                self._searcher = None  # which gives back most of it
+                reply = _Reply(out_of_memory=True)
             except Exception:
                 reply = _Reply(error=traceback.format_exc())
             self._send(reply)
@@ -269,14 +384,32 @@ class _Team:
 
     def _fork(self) -> None:
         """Become as many as there are connections."""
-        forked: list[int] = []
+        signal.signal(signal.SIGCHLD, self._note_endings)
         for index in range(1, len(self._ends)):
             process_id = os.fork()
             if not process_id:
                 self._index = index
+                self._forked.clear()
                 break
-            forked.append(process_id)
+            self._forked.append(process_id)
+        self._keep_own_end()
         if self._searcher is not None:
             self._searcher.exchange_by(self._files, self._index)
         if not self._index:
-            self._send(forked)
+            self._send(self._forked)
+
+    def _keep_own_end(self) -> None:
+        """Close the copies of the others' ends: who waits must see that a worker is gone."""
+        for index, end in enumerate(self._ends):
+            if index != self._index:
+                end.close()
+
+    def _note_endings(self, signum: int, frame: object) -> None:
+        """A process that this one has forked may have ended: say how, for the one who asks."""
+        for index, process_id in enumerate(self._forked, 1):
+            if self._ended[index]:
+                continue
+            ended, status = os.waitpid(process_id, os.WNOHANG)
+            if ended:
+                code = os.waitstatus_to_exitcode(status)
+                self._ended[index] = code if code < 0 else code + 1
