@@ -15,7 +15,7 @@ BUILD = ROOT / "build"
 
 NAV: dict[str, tuple[str, ...]] = {
     "Start": ("index", "tutorial", "reading-guide"),
-    "The v3 series": ("series", "findings", "designs", "seeded-bugs", "verdicts"),
+    "The v3 series": ("series", "findings", "designs", "seeded-bugs", "verdicts", "coverage"),
     "Use it": ("scenarios", "search", "page", "pytest", "your-own-design", "compare"),
     "Reference": ("promises", "fidelity", "trace-format", "formats"),
 }

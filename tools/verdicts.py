@@ -1,4 +1,5 @@
-"""Searches every scenario of the library against v3 and writes what came of it: docs/verdicts.md.
+"""Searches every scenario of the library against v3 and writes what came of it: docs/verdicts.md,
+and what was reached: docs/coverage.md.
 
     python tools/verdicts.py [--time SECONDS] [--write] [SCENARIO...]
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import reached_page
 
 from septum.explore import Options, explore
 from septum.explore.scenario import ScenarioSubject
@@ -57,6 +59,7 @@ class Row(msgspec.Struct, frozen=True):
     seconds: float
     findings: list[str]
     tokens: list[str]
+    reached: list[str] = []
 
 
 def search(task: tuple[str, float]) -> Row:
@@ -78,6 +81,7 @@ def search(task: tuple[str, float]) -> Row:
         round(verdict.seconds, 1),
         [f"{c.finding.promise}: {c.finding.text}" for c in verdict.counterexamples],
         [c.token for c in verdict.counterexamples],
+        list(verdict.coverage),
     )
 
 
@@ -135,6 +139,8 @@ def main() -> int:
     text = page(rows, given.time)
     if given.write:
         PAGE.write_text(text, encoding="utf-8")
+        reached = {row.name: row.reached for row in rows}
+        reached_page.PAGE.write_text(reached_page.page(reached), encoding="utf-8")
     else:
         sys.stdout.write("\n" + text.split("\n\n")[3] + "\n")
     words = {row.verdict for row in rows}

@@ -21,6 +21,7 @@ from septum.module import Module, tdg
 from septum.scenarios.model_names import model_names
 from septum.scenarios.names import check_names
 from septum.scenarios.reader import read_scenario
+from septum.scenarios.run import LIBRARY
 
 SMALL = {
     "accept-4k-against-2m": 1,
@@ -191,3 +192,14 @@ def test_the_command_tells_and_keeps_it(tmp_path: Path) -> None:
     table = (tmp_path / "convert-against-accept-coverage.txt").read_text()
     assert "MAPPED              TDX_SUCCESS" in table
     assert table in told.output and table not in plain.output
+
+
+def test_one_of_several_is_a_witness_enough(tmp_path: Path) -> None:
+    """Designs come to the same in different ways."""
+    text = (LIBRARY / "convert-against-accept.toml").read_text().partition("[expect]")[0]
+    for witness, code in (("wait:x or call:TDH.MEM.TRACK:", 0), ("wait:x or wait:y", 3)):
+        path = tmp_path / "f.toml"
+        path.write_text(f'{text}[expect]\nwitnesses = ["{witness}"]\n')
+        result = CliRunner().invoke(app, ["explore", str(path), "--preemptions", "0"])
+        assert result.exit_code == code
+        assert (f"never reached: {witness}" in " ".join(result.output.split())) == bool(code)

@@ -52,7 +52,7 @@ def test_budget_is_undetermined() -> None:
 
 def test_missing_witness_is_undetermined() -> None:
     """Silence about a scenario that never got where it should is no verdict."""
-    toy = Toy("w", LOCKED_UPDATE.programs, witnesses=[Witness("a call", "call:TDH.")])
+    toy = Toy("w", LOCKED_UPDATE.programs, witnesses=[Witness("a call", ("call:TDH.",))])
     verdict = explore(toy, Options(strategy=Strategy.EXHAUSTIVE))
     assert verdict.outcome is Outcome.UNDETERMINED
     assert verdict.missing_witnesses == ["a call"]

@@ -88,6 +88,10 @@ def read(body: str, head: str = HEAD) -> Scenario:
                 " 'TDH.MEM.PAGE.DEMOT' is no name; did you mean 'TDH.MEM.PAGE.DEMOTE'?"
             ),
         ),
+        (
+            '[expect]\nwitnesses = ["wait: or cal:TDH.MEM"]',
+            "'cal' is no name; did you mean 'call'?",
+        ),
         ('[expect]\nwitnesses = ["cal:TDH.MEM.TRACK:"]', "'cal' is no name; did you mean 'call'?"),
         (
             '[expect]\nwitnesses = ["call:TDH.MEM.TRACK:TDX_SUCESS"]',
@@ -152,7 +156,7 @@ def test_what_there_is_can_be_named() -> None:
             ' "exits.memory_fault" = 0, "pf_fixed.private.2m" = 1, "fault.private page 3 8K" = 0}\n'
             'witnesses = ["ca", "call:TDH.MEM", "wait:mmu_lock:ex", "choice:alloc:td",'
             ' "tdcall:TDG.MEM.PAGE.ACCEPT:TDX_SUCCESS", "sept:FREE:TDH.MEM.PAGE.AUG:TDX_",'
-            ' "error:kvm_gmem_convert:-ENOMEM", "sept:PENDING:TDG.MEM.PAGE.ACCEPT:exit"]\n'
+            ' "error:kvm_gmem_convert:-ENOMEM", "wait: or sept:PENDING:TDG.MEM.PAGE.ACCEPT:exit"]\n'
         ),
         find_design("v3"),
     )

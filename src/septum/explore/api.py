@@ -135,7 +135,7 @@ class Search:
         missing = [
             witness.name
             for witness in self._subject.witnesses
-            if not any(item.startswith(witness.prefix) for item in self.totals.coverage)
+            if not witness.is_in(self.totals.coverage)
         ]
         if missing and outcome is Outcome.HELD:
             outcome = Outcome.UNDETERMINED

@@ -38,7 +38,7 @@ class ScenarioSubject:
         self.check: Mode = check
         self._torn_down: set[tuple[object, ...]] = set()
         self.witnesses: Sequence[Witness] = tuple(
-            Witness(text, text) for text in self.scenario.expect.witnesses
+            Witness(text, tuple(text.split(" or "))) for text in self.scenario.expect.witnesses
         )
 
     @property

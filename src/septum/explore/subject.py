@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from septum.sim import Finding, Sim
 
@@ -19,12 +19,16 @@ UNBOUNDED = 1 << 20
 class Witness(msgspec.Struct, frozen=True):
     """Something that a scenario says must be reached, or its silence means nothing.
 
-    It counts as reached when a coverage item begins with `prefix`, such as
+    It counts as reached when a coverage item begins with one of `prefixes`, such as
     "call:TDH.MEM.PAGE.DEMOTE:" or "choice:seamcall:TDH.MEM.RANGE.BLOCK=1".
     """
 
     name: str
-    prefix: str
+    prefixes: tuple[str, ...]
+
+    def is_in(self, coverage: Iterable[str]) -> bool:
+        """Whether it was reached."""
+        return any(item.startswith(self.prefixes) for item in coverage)
 
 
 class Built:

@@ -46,10 +46,10 @@ class ModelNames(NamedTuple):
 
 
 @cache
-def model_names(own: str = "") -> ModelNames:
+def model_names(own: str = "", rooms: tuple[str, ...] = ROOMS) -> ModelNames:
     """Those of the model and of its designs; with those of a user's design, whose text is `own`."""
     sources = _Sources()
-    for room in ROOMS:
+    for room in rooms:
         for path in sorted((ROOT / room).rglob("*.py")):
             within = path.relative_to(ROOT.parent).with_suffix("")
             sources.read(".".join(within.parts), path.read_text(encoding="utf-8"))

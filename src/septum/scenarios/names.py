@@ -63,7 +63,8 @@ def check_names(scenario: Scenario, design: Design) -> None:
     for name in expect.counts:
         _check_count(scenario, names, name)
     for text in expect.witnesses:
-        _check_witness(scenario, names, text)
+        for one in text.split(" or "):
+            _check_witness(scenario, names, one)
 
 
 def _error(scenario: Scenario, near: str, what: str) -> InputError:

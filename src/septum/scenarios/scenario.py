@@ -78,8 +78,8 @@ class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     `dead`: VMs that are dead or bugged then (names, or true for the only one). `ends`: why VMMs
     gave up, as parts of what they say; `may_end` in some runs. `broken`: promises that this
     breaks in every run; `may_break` in some; each by name, or as `name: part of the finding` when
-    only that is meant. `counts` by name, `pages` by area. `witnesses`: what
-    a search must have reached.
+    only that is meant. `counts` by name, `pages` by area. `witnesses`: what a search must have
+    reached, each with " or " between what will do.
     """
 
     dead: bool | list[str] = False
