@@ -1,11 +1,11 @@
 """Searches every scenario of the library against v3 and writes what came of it: docs/verdicts.md,
 and what was reached: docs/coverage.md.
 
-    python tools/verdicts.py [--time SECONDS] [--write] [SCENARIO...]
+    python tools/verdicts.py [--time SECONDS] [--again SECONDS] [--write] [SCENARIO...]
 
 Two preemptions, and one failure where the scenario allows any, with the promises looked at after
 every operation. A scenario whose search does not get through in its time is undetermined; how far
-it came is said.
+it came is said. With `--again` it is searched once more, by all workers and for so long.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ HEAD = """# Verdicts
 
 What `septum explore` says of v3 in every scenario of the library: {preemptions} preemptions, one
 failure where the scenario allows any, promises looked at after every operation (`--check quiet`),
-{time} s of one core each. `make verdicts` makes this page; where time decides, another machine
-comes further or less far.
+{time}. `make verdicts` makes this page; where
+time decides, another machine comes further or less far.
 
 *held*: complete within these bounds. *as foreseen*: complete, and nothing but what the scenario
 says of v3 (see [findings.md](findings.md)). *broken*: a promise breaks that the scenario does not
@@ -62,12 +62,16 @@ class Row(msgspec.Struct, frozen=True):
     reached: list[str] = []
 
 
-def search(task: tuple[str, float]) -> Row:
+def search(task: tuple[str, float], workers: int = 1) -> Row:
     """The verdict on one scenario, in a process of its own."""
     name, time_s = task
     subject = ScenarioSubject(name, "v3", "quiet")
     options = Options(
-        preemptions=PREEMPTIONS, failures=int(subject.may_fail), time_s=time_s, keep_going=True
+        preemptions=PREEMPTIONS,
+        failures=int(subject.may_fail),
+        time_s=time_s,
+        keep_going=True,
+        workers=workers,
     )
     try:
         verdict = explore(subject, options)
@@ -94,12 +98,15 @@ def word_of(verdict: Verdict) -> str:
     return "undetermined"
 
 
-def page(rows: list[Row], time_s: float) -> str:
+def page(rows: list[Row], time_s: float, again: str = "") -> str:
     """The page as Markdown."""
     counts = Counter(row.verdict for row in rows)
     words = ", ".join(f"{counts[word]} {word}" for word in sorted(counts))
     text = HEAD.format(
-        preemptions=PREEMPTIONS, time=round(time_s), counts=f"{len(rows)} scenarios: {words}."
+        preemptions=PREEMPTIONS,
+        time=round(time_s),
+        again=again,
+        counts=f"{len(rows)} scenarios: {words}.",
     )
     for row in rows:
         text += f"| {row.name} | {row.verdict} | {row.why} | {row.seconds} |\n"
@@ -113,10 +120,18 @@ def page(rows: list[Row], time_s: float) -> str:
     return text
 
 
+def tell(row: Row) -> None:
+    """Print a verdict."""
+    print(f"{row.name:45} {row.verdict:13} {row.seconds:6} s  {row.why}", flush=True)
+    for finding in row.findings:
+        print(f"    {finding}", flush=True)
+
+
 def main() -> int:
     """Search, print, and write when asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--time", type=float, default=20.0)
+    parser.add_argument("--again", type=float, default=0.0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("scenario", nargs="*")
@@ -133,10 +148,17 @@ def main() -> int:
                 why = f"did not come back within {PATIENCE * time_s:.0f} s"
                 row = Row(name, "undetermined", why, PATIENCE * time_s, [], [])
             rows.append(row)
-            print(f"{row.name:45} {row.verdict:13} {row.seconds:6} s  {row.why}", flush=True)
-            for finding in row.findings:
-                print(f"    {finding}", flush=True)
-    text = page(rows, given.time)
+            tell(row)
+    again = ""
+    if given.again:
+        again = (
+            f", and {given.again:.0f} s of {given.workers} cores for who was not through by then"
+        )
+        for at, row in enumerate(rows):
+            if row.verdict == "undetermined":
+                rows[at] = search((row.name, given.again), given.workers)
+                tell(rows[at])
+    text = page(rows, given.time, again)
     if given.write:
         PAGE.write_text(text, encoding="utf-8")
         reached = {row.name: row.reached for row in rows}
