@@ -98,14 +98,13 @@ def word_of(verdict: Verdict) -> str:
     return "undetermined"
 
 
-def page(rows: list[Row], time_s: float, again: str = "") -> str:
-    """The page as Markdown."""
+def page(rows: list[Row], time: str) -> str:
+    """The page as Markdown. `time`: how long each was searched, in words."""
     counts = Counter(row.verdict for row in rows)
     words = ", ".join(f"{counts[word]} {word}" for word in sorted(counts))
     text = HEAD.format(
         preemptions=PREEMPTIONS,
-        time=round(time_s),
-        again=again,
+        time=time,
         counts=f"{len(rows)} scenarios: {words}.",
     )
     for row in rows:
@@ -149,16 +148,14 @@ def main() -> int:
                 row = Row(name, "undetermined", why, PATIENCE * time_s, [], [])
             rows.append(row)
             tell(row)
-    again = ""
+    time = f"{given.time:.0f} s of one core each"
     if given.again:
-        again = (
-            f", and {given.again:.0f} s of {given.workers} cores for who was not through by then"
-        )
+        time += f", {given.again:.0f} s of {given.workers} where that is too little"
         for at, row in enumerate(rows):
             if row.verdict == "undetermined":
                 rows[at] = search((row.name, given.again), given.workers)
                 tell(rows[at])
-    text = page(rows, given.time, again)
+    text = page(rows, time)
     if given.write:
         PAGE.write_text(text, encoding="utf-8")
         reached = {row.name: row.reached for row in rows}
