@@ -1,5 +1,7 @@
 """What a search says it reached is what its runs reached: whoever makes them, and no more."""
 
+import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from septum.scenarios.names import check_names
 from septum.scenarios.reader import read_scenario
 from septum.scenarios.run import LIBRARY
 
+ROOT = Path(__file__).parents[2]
 SMALL = {
     "accept-4k-against-2m": 1,
     "accept-against-convert": 1,
@@ -203,3 +206,15 @@ def test_one_of_several_is_a_witness_enough(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, ["explore", str(path), "--preemptions", "0"])
         assert result.exit_code == code
         assert (f"never reached: {witness}" in " ".join(result.output.split())) == bool(code)
+
+
+def test_the_page_tells_what_nobody_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/coverage.md: what one scenario reaches is not among what none does."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    page = runpy.run_path(str(ROOT / "tools" / "reached_page.py"))["page"]
+    verdict = searched("convert-against-accept", Strategy.RANDOM, schedules=200)
+    some, nothing = page({"a": verdict.coverage, "b": []}), page({"a": []})
+    for name in ("TDH.MEM.TRACK", "tdp_mmu_split_huge_pages_root: -ENOMEM", "need_resched"):
+        assert re.search(rf"[,:-] {name}", nothing) and not re.search(rf"[,:-] {name}", some)
+    assert "| TDH.MEM.RANGE.BLOCK | MAPPED | TDX_SUCCESS (1) |" in some
+    assert "| mmu_lock | a vCPU for user space (1) |" in some
