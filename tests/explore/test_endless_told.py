@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from septum.explore.api import Search
@@ -88,6 +88,10 @@ def test_who_waits_goes_round_nowhere() -> None:
 marks = st.integers(0, 3).map(lambda nr: Mark("t", "point", "", f"f{nr}", -1))
 
 
+A, B = (Mark("t", "point", "", name, -1) for name in "ab")
+
+
+@example([], [A, A, A, B, A], 8)
 @given(st.lists(marks, max_size=6), st.lists(marks, min_size=1, max_size=5), st.integers(0, 9))
 def test_a_round_is_what_comes_again_up_to_the_end(
     head: list[Mark], body: list[Mark], times: int

@@ -125,8 +125,11 @@ def loop_of(marks: Sequence[Mark]) -> Loop | None:
     nr = len(keys)
     best, most = 0, 0
     for period in range(1, min(PERIOD_MAX, nr // FOLD_FROM) + 1):
-        if best and not period % best:
-            continue  # it comes to the same
+        before = nr - most - 1  # who reaches back further repeats this one, too
+        if before < 0:
+            break
+        if before + period < nr and keys[before] != keys[before + period]:
+            continue
         alike = 0
         while alike < nr - period and keys[nr - 1 - alike] == keys[nr - 1 - alike - period]:
             alike += 1

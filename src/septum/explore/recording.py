@@ -92,6 +92,7 @@ class Recording:
         "_watcher",
         "beats",
         "loops",
+        "setup",
         "start",
         "stays",
         "tasks",
@@ -108,7 +109,8 @@ class Recording:
         """`free`: the numbers of the answers that let others run where a task goes round; `points`:
         so many scheduling points the run has, 0 for not known.
 
-        `loops` are of who goes round at its end, and `stays` is what they find every time.
+        `start` is the world when the run begins, after the steps `setup`. `loops` are of who goes
+        round at its end, and `stays` is what they find every time.
 
         Raises RuntimeError when the run does not break as it did: a defect of Septum.
         """
@@ -122,6 +124,7 @@ class Recording:
         world = runner.built.world
         self._watcher = StateWatcher(world.world) if isinstance(world, ScenarioWorld) else None
         self._module = ModuleWatcher(world.world) if isinstance(world, ScenarioWorld) else None
+        self.setup = world.scenario.document.setup if isinstance(world, ScenarioWorld) else []
         runner.sink = self._see
         try:
             runner.clean()

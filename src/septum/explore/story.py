@@ -10,6 +10,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from septum.checks import PROMISES, consequence
+from septum.explore.beginning import beginning_lines
 from septum.explore.origin import patch_of
 from septum.explore.parting import first_difference, parting_words
 from septum.explore.recording import changes_between
@@ -99,6 +100,8 @@ def story_lines(
         "",
     )
     lines.append("")
+    if beginning := beginning_lines(recording, finding):
+        lines += [*beginning, ""]
     lines += _lanes(recording.tasks, rows)
     numbers = {id(row.beat): row.number for row in rows if row.beat is not None}
     why = why_lines(recording, numbers, finding)
