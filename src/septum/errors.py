@@ -3,3 +3,10 @@
 
 class InputError(ValueError):
     """What was wrong, where, and what would be right, in one sentence without a full stop."""
+
+
+class EndlessLoop(BaseException):
+    """A user's design goes round for ever; the text is a sentence for the user.
+
+    No Exception, so that neither the design nor a search takes it for something to try again.
+    """

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from septum.errors import InputError
+from septum.errors import EndlessLoop, InputError
 
 OK = 0
 BROKEN = 1
@@ -23,9 +23,9 @@ class Interrupted(Exception):
 def guarded(command: Callable[[], None]) -> int:
     """Run `command`; returns the exit code. SystemExit passes its own code through.
 
-    InputError, or an error in a user's own design, is one sentence on stderr and 2; an interrupt is
-    130; anything else that escapes is a defect of Septum: 70, with the traceback and a word about
-    it.
+    InputError, or an error or an endless loop in a user's own design, is one sentence on stderr and
+    2; an interrupt is 130; anything else that escapes is a defect of Septum: 70, with the traceback
+    and a word about it.
     """
     try:
         command()
@@ -35,6 +35,9 @@ def guarded(command: Callable[[], None]) -> int:
         return stop.code if isinstance(stop.code, int) else USAGE
     except InputError as error:
         print(f"septum: {error}", file=sys.stderr)
+        return USAGE
+    except EndlessLoop as endless:
+        print(f"septum: {endless}", file=sys.stderr)
         return USAGE
     except (KeyboardInterrupt, Interrupted):
         print("septum: interrupted", file=sys.stderr)

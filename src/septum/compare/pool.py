@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from septum.errors import InputError
+from septum.errors import EndlessLoop, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -128,7 +128,7 @@ def _work(connection: Connection, task: Callable[[], object]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         reply = _Reply(result=_ENCODE.encode(task()))
-    except InputError as error:
+    except (InputError, EndlessLoop) as error:
         reply = _Reply(mistake=str(error))
     except KeyboardInterrupt:
         reply = _Reply()

@@ -21,6 +21,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING
 
 from septum.designs.ambient import ambient_use, outliving_use
+from septum.designs.endless import WATCHDOG
 from septum.designs.registry import Design, find_design
 from septum.errors import InputError
 from septum.linux.unit import Unit
@@ -96,6 +97,7 @@ def _load(path: Path, *, in_token: bool) -> tuple[str, ModuleType]:
     known = _loaded.get(where)
     if known is not None and known[0] == digest:
         return known
+    WATCHDOG.watch(str(path))
     module = ModuleType(f"{_PARENT}.{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module

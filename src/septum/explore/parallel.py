@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, cast
 
 import msgspec
 
-from septum.errors import InputError
+from septum.errors import EndlessLoop, InputError
 from septum.explore.bounds import searched_text
 from septum.explore.exchange import make_files
 from septum.explore.search import Job, JobResult, Searcher
@@ -59,6 +59,8 @@ def cores() -> int:
 class _Reply(msgspec.Struct):
     result: JobResult | None = None
     error: str = ""
+    refused: str = ""
+    """What is to be said to the user, whose design cannot be searched."""
     out_of_memory: bool = False
 
 
@@ -221,6 +223,8 @@ class Workers:
                     self._lose(ready)
                 else:
                     idle.append(ready)
+                if reply.refused:
+                    raise InputError(reply.refused)
                 if reply.result is None:
                     raise SearchDefect(reply.error)
                 result = reply.result
@@ -361,6 +365,8 @@ class _Team:
                 continue
             try:
                 reply = _Reply(self._do(_JOB.decode(message)))
+            except (InputError, EndlessLoop) as error:
+                reply = _Reply(refused=str(error))
             except MemoryError:
                 self._searcher = None  # which gives back most of it
                 reply = _Reply(out_of_memory=True)

@@ -18,6 +18,7 @@ from septum.scenarios.counts import count_all, difference, pages_state
 from septum.scenarios.failures import Failures
 from septum.scenarios.guest import ScenarioGuest
 from septum.scenarios.host import HostThread
+from septum.scenarios.limit import limit, limited
 from septum.scenarios.names import check_names
 from septum.scenarios.record import Record, Result
 from septum.scenarios.vmm import ScenarioVmm
@@ -114,6 +115,17 @@ class ScenarioWorld:
         }
         self.checker = Checker(self.world, mode=check, guests=self.guests)
         self.checker.start()
+        with limited(self.sim, f"scenario {scenario.name}: before its programs begin"):
+            self._bring_up()
+        x86 = self.world.host.x86_tdx.state
+        x86.inject = self.failures.seamcall_leaves()
+        x86.inject_busy_only = self.failures.busy_leaves()
+        self.world.host.mm.state.pcp.refill_all()
+        self.sim.answers = []
+
+    def _bring_up(self) -> None:
+        """The VMs up to where their vCPUs wait in user space, and the steps of `setup`."""
+        scenario = self.scenario
         for name, vmm in self.vmms.items():
             if not vmm.vm_spec.shape.later and vmm.build():
                 raise InputError(f"scenario {scenario.name}: VM {name}: {vmm.fatal[0]}")
@@ -125,11 +137,6 @@ class ScenarioWorld:
             self._take(step)
         for vmm in self.vmms.values():
             vmm.renew_guest()
-        x86 = self.world.host.x86_tdx.state
-        x86.inject = self.failures.seamcall_leaves()
-        x86.inject_busy_only = self.failures.busy_leaves()
-        self.world.host.mm.state.pcp.refill_all()
-        self.sim.answers = []
 
     def _add_vm(self, name: str) -> None:
         scenario = self.scenario
@@ -271,7 +278,8 @@ class ScenarioWorld:
     def begin(self, schedule: Schedule) -> None:
         """The tasks of the programs, under `schedule`. The scheduler has not run yet."""
         self.sim.schedule = schedule
-        schedule.attach(self.sim)
+        limit(self.sim)
+        schedule.attach(self.sim)  # which may bring a run to an end in its own way
         self.spawn()
 
     def run(self, schedule: Schedule) -> None:

@@ -1,0 +1,51 @@
+"""An end for runs of scenarios that have none."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from septum.errors import InputError
+from septum.sim import RunStopped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from septum.sim import Sim
+
+POINTS_MAX = 2_000_000
+"""So many scheduling points no scenario comes to: that of the library with most has some 10,000."""
+
+
+def limit(sim: Sim) -> None:
+    """From now on, what has no end after POINTS_MAX scheduling points is a finding of `progress`,
+    and the run is stopped."""
+
+    def alarm() -> None:
+        running = ", ".join(task.name for task in sim.tasks if not task.done and not task.daemon)
+        sim.find(
+            "progress",
+            f"no end after {POINTS_MAX} scheduling points; still running: {running}",
+            where="scheduler",
+        )
+        raise RunStopped
+
+    sim.alarm_at = sim.nr_points + POINTS_MAX
+    sim.set_alarm(alarm)
+
+
+@contextmanager
+def limited(sim: Sim, when: str) -> Iterator[None]:
+    """What has no end in here, which no schedule has a part in, is an InputError; `when` begins its
+    sentence. Nothing is counted of what ends."""
+    counted = sim.nr_points
+    limit(sim)
+    try:
+        yield
+    except RunStopped:
+        text = sim.findings[-1].text if sim.findings else "a run was stopped"
+        raise InputError(f"{when}: {text}; nothing can be run or searched") from None
+    finally:
+        sim.set_alarm(None)
+        sim.alarm_at = 0
+        sim.nr_points = counted
