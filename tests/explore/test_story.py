@@ -12,7 +12,9 @@ import pytest
 from septum.abi.leaves import TDH_MEM_PAGE_AUG
 from septum.cli.main import app
 from septum.cli.run import decode_run
+from septum.explore.api import Search
 from septum.explore.command import explore_command, verdict_lines
+from septum.explore.command import stories as tell_stories
 from septum.explore.origin import patch_of
 from septum.explore.recording import Beat, Recording
 from septum.explore.replay import find_subject
@@ -22,12 +24,13 @@ from septum.explore.story import WIDTH, Row, cause
 from septum.explore.subject import Options
 from septum.explore.verdict import Outcome, Verdict
 from septum.explore.why import why_lines
-from septum.module.events import SeamcallEvent
+from septum.module.events import SeamcallEvent, TdcallEvent, TdExitEvent
 from septum.scenarios.changes import changes, lock_changes
 from septum.scenarios.run import load_scenario
 from septum.scenarios.states import Pages, VmState, WorldState
 from septum.sim import Finding, RoundRobin
 from septum.sim.events import ChoiceEvent, Event, LockEvent, SwitchEvent
+from septum.trace.describe import describe
 
 GOLDEN = Path(__file__).parent / "golden"
 RACE = """\
@@ -188,6 +191,46 @@ def test_the_test_command_of_a_story_runs(
         app(words[1:], standalone_mode=False)
     assert stop.value.code == 1
     assert "replay_answers" in (tmp_path / "test_it.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("scenario", "design"),
+    [
+        ("accept-against-block", "bug-block-busy-ignored"),
+        ("convert-against-write", "bug-kick-before-track"),
+        ("write-against-convert", "bug-module-entry-unflushed"),
+    ],
+)
+def test_a_place_in_the_module_has_its_leaf(scenario: str, design: str) -> None:
+    """Of every task that another one follows, it is the call that this task then ends; where it is
+    told, and in the cause."""
+    search = Search(find_subject(scenario, design), Options())
+    search.start()
+    verdict = search.run()
+    (found,) = verdict.counterexamples
+    (story,) = tell_stories(verdict, search.runner_searcher.runner, [])
+    text = " ".join(" ".join(story).replace("|", " ").split())
+    places = re.findall(r"`module\.\w+`(?: of (TD[HG]\.[A-Z.]+[A-Z]))?", text)
+    assert len(places) >= 2 and all(places)
+    runner = search.runner_searcher.runner
+    recording = Recording(runner, found.answers, found.finding, found.free)
+    told = recording.beats
+    switches = [at for at, beat in enumerate(told) if isinstance(beat.event, SwitchEvent)]
+    named = 0
+    for at in switches:
+        event, call = told[at].event, told[at].call
+        assert isinstance(event, SwitchEvent)
+        assert bool(call) == event.at.startswith("module.")
+        asked = recording.asked_at(found.answers, told[at].decision)  # of who parts from it there
+        assert asked is not None and asked.call == (call if told[at].preempted else "")
+        later = (beat.event for beat in told[at + 1 :] if beat.event.task == event.task)
+        ends = (SeamcallEvent, TdcallEvent, TdExitEvent)
+        ended = next((one for one in later if isinstance(one, ends)), None)
+        if call and ended is not None:
+            enters = isinstance(ended, TdExitEvent) and call in ("TDH.VP.ENTER", "TDG.VP.VMCALL")
+            assert enters or describe(ended).verb == call
+            named += 1
+    assert named
 
 
 # Why; what the module and the pages have to do with it is in test_why.py

@@ -14,6 +14,7 @@ import msgspec
 
 from septum.abi.kvm import KVM_MEMSLOT_INVALID
 from septum.abi.types import PAGE_SHIFT
+from septum.explore.module_watch import call_under_way
 from septum.scenarios.changes import text_at
 from septum.scenarios.world import ScenarioWorld
 from septum.sim.events import SwitchEvent
@@ -39,8 +40,9 @@ _PAGE = re.compile(r"(vm\d+): vCPU \d+: .*GPA (0x[0-9a-f]+)")
 
 
 class Mark(NamedTuple):
-    """A scheduling point of that kind, or (kind "") an event in words, with its beat (-1: not
-    kept); `path` are the kernel functions around it, innermost first."""
+    """A scheduling point of that kind, in the call of the module that `words` name, or (kind "") an
+    event in words, with its beat (-1: not kept); `path` are the kernel functions around it,
+    innermost first."""
 
     task: str
     kind: str
@@ -94,7 +96,8 @@ class Marks:
             self._earlier(kind)
         sim = self._sim
         if sim is not None and sim.nr_points >= self._from:
-            self.marks.append(Mark(sim.current.name, kind, "", kernel_path(PATH_DEPTH), -1))
+            path = kernel_path(PATH_DEPTH)
+            self.marks.append(Mark(sim.current.name, kind, call_under_way(), path, -1))
 
     def event(self, event: Event, beat: int) -> None:
         """An event, which is the beat of that number; that another task runs is of no round."""

@@ -7,6 +7,8 @@ changed since the last one.
 
 from __future__ import annotations
 
+import sys
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -27,7 +29,7 @@ from septum.module.vp_enter import enter
 if TYPE_CHECKING:
     from array import array
     from collections.abc import Iterator
-    from types import CodeType
+    from types import CodeType, FrameType
 
     from septum.machine import TablePage
     from septum.module.state import Td
@@ -108,10 +110,23 @@ class Word(NamedTuple):
 FREE = Word(False, 0, False)
 
 
+@cache
 def _call_names() -> dict[CodeType, str]:
     names = {function.__code__: seamcall_name(leaf) for leaf, function in SEAMCALLS.items()}
     names |= {function.__code__: tdcall_name(leaf) for leaf, function in TDCALLS.items()}
     return names | {enter.__code__: seamcall_name(0)}
+
+
+def call_under_way() -> str:
+    """The call of the module that the running task is in: "TDH.MEM.PAGE.DEMOTE"; "" for none."""
+    names = _call_names()
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = names.get(frame.f_code)
+        if name is not None:
+            return name
+        frame = frame.f_back
+    return ""
 
 
 class ModuleWatcher:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from septum.explore.module_watch import call_under_way
 from septum.explore.run import Replaying
 from septum.explore.why import failure_words
 from septum.sim import ALTERNATIVE
@@ -23,7 +24,8 @@ _THEIRS = "In the nearest schedule that passes"
 
 class Asked(msgspec.Struct, frozen=True):
     """What a schedule was asked, and its answer: who `runs` next (`why` is "" when `task` could go
-    on, else what became of it), or how the choice point `choice` of `task` comes out."""
+    on, else what became of it), or how the choice point `choice` of `task` comes out. `path`: the
+    kernel functions around the task, `call`: the call of the module that it would go on in."""
 
     answer: int
     task: str
@@ -31,6 +33,7 @@ class Asked(msgspec.Struct, frozen=True):
     why: str = ""
     choice: str = ""
     path: tuple[str, ...] = ()
+    call: str = ""
 
 
 class Asking(Replaying):
@@ -55,7 +58,8 @@ class Asking(Replaying):
             if forced:
                 why = "has ended" if task.done else "has to wait" if task in sim.tasks else "begins"
             runs = sim.ready_ring(forced)[answer].name
-            self._is(Asked(answer, task.name, runs, why, path=_path()))
+            call = "" if forced else call_under_way()
+            self._is(Asked(answer, task.name, runs, why, path=_path(), call=call))
         return answer
 
     def choose_value(self, name: str, n: int) -> int:

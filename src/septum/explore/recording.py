@@ -8,7 +8,7 @@ import msgspec
 
 from septum.abi.types import PAGE_SHIFT
 from septum.explore.endless import SCHEDULER, Marks, stays
-from septum.explore.module_watch import ModuleWatcher
+from septum.explore.module_watch import ModuleWatcher, call_under_way
 from septum.explore.parting import asked_at
 from septum.explore.run import Replaying
 from septum.scenarios.changes import changes, lock_changes
@@ -41,7 +41,7 @@ class Beat(msgspec.Struct):
     the latest answer of the schedule before it; `injected` and `preempted` are the schedule's wish;
     `yields`: another task runs because this one "goes round" or "has run for long"; `begins`: what
     the scenario has this task of the VMM do, at the first event of it, and `entry` the kernel
-    function that it called.
+    function that it called; `call`: in which call of the module another task, or a choice, comes.
     """
 
     event: Event
@@ -54,6 +54,7 @@ class Beat(msgspec.Struct):
     injected: bool = False
     begins: str = ""
     entry: str = ""
+    call: str = ""
 
 
 class _Marked(Replaying):
@@ -165,6 +166,8 @@ class Recording:
                 return
         path = tuple(kernel_path(PATH_DEPTH).split(" < "))
         beat = Beat(event, path, len(self._runner.built.sim.answers) - 1)
+        if isinstance(event, SwitchEvent | ChoiceEvent):
+            beat.call = call_under_way()
         if isinstance(event, SwitchEvent):
             beat.preempted = steering.preempting
             if steering.yields and event.preempted:

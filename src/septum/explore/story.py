@@ -205,7 +205,10 @@ def _passing(example: Counterexample, recording: Recording, rows: list[Row]) -> 
             continue
         elif row.beat.decision == first and isinstance(row.beat.event, SwitchEvent | ChoiceEvent):
             step = row.number
-    place = " < ".join(_said(theirs.path if theirs is not None else ())[:2])
+    place = ""
+    if theirs is not None:
+        call = [theirs.call] if theirs.call else []
+        place = " < ".join([*call, *_said(theirs.path)[:2]])
     return _wrap(parting_words(ours, theirs, step, before, place), "")
 
 
@@ -277,9 +280,9 @@ def _places(loop: Loop) -> list[str]:
     """The scheduling points of a round, where no event tells of it."""
     places = []
     for mark in loop.first:
-        functions = " < ".join(_said(mark.path.split(" < "))[:2])
         if mark.kind:
-            places.append(f"`{mark.kind}` in {functions}" if functions else f"`{mark.kind}`")
+            functions = " < ".join(_said(mark.path.split(" < "))[:2])
+            places.append(_point(mark.kind, mark.words, functions))
     if len(places) > PLACES_MAX:
         left = len(places) - PLACES_MAX + 1
         places = [*places[: PLACES_MAX - 1], f"and {left} more scheduling points"]
@@ -347,12 +350,17 @@ def _said(path: Iterable[str]) -> list[str]:
 
 
 def _place(beat: Beat) -> str:
-    """Where a task stands: the kind of scheduling point, and the kernel function around it."""
-    at = beat.event.at if isinstance(beat.event, SwitchEvent) else ""
+    """Where a task stands: the kind of scheduling point, the leaf of the module that it is in, and
+    the kernel functions around it."""
     functions = " < ".join(_said(beat.path)[:2])
-    if not functions:
-        return f"`{at}`"
-    return f"`{at}` in {functions}" if at else functions
+    if not isinstance(beat.event, SwitchEvent):
+        return functions or beat.call
+    return _point(beat.event.at, beat.call, functions)
+
+
+def _point(kind: str, call: str, functions: str) -> str:
+    text = f"`{kind}` of {call}" if call else f"`{kind}`"
+    return f"{text} in {functions}" if functions else text
 
 
 def _lanes(tasks: list[str], rows: Iterable[Row]) -> list[str]:
