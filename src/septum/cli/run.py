@@ -32,6 +32,7 @@ from septum.sim import (
     encode_token,
 )
 from septum.sim.schedule import SEARCHED
+from septum.stamp import differs, stamp, version_of
 from septum.trace.header import TraceHeader
 from septum.trace.writer import TraceWriter
 from septum.vmm.layout import check_memory_size, parse_memory_size
@@ -114,12 +115,13 @@ def replay_token(
 ) -> int:
     """Run again what `token` stands for; returns the exit code.
 
-    Raises InputError for a damaged token, one of another version, or a firmware that is not here.
+    Of one that another state of the model made, stderr says so. Raises InputError for a damaged
+    token, one of another version, or a firmware that is not here.
     """
     packed, schedule = _decode(token)
     if packed.startswith(TOY):
         return _replay_toy(_toy(packed), schedule, trace)
-    recipe, schedule = decode_run(token)
+    recipe, schedule = _run_of(packed, schedule)
     if isinstance(recipe, ScenarioRecipe):
         return replay_one(recipe, schedule, trace=trace, as_json=json)
     firmware = firmware_of(recipe, image)
@@ -141,7 +143,10 @@ def decode_run(token: str) -> tuple[BootRecipe | ScenarioRecipe, Schedule]:
 
     Raises InputError when it is damaged, of another version, or of a toy of the explorer.
     """
-    packed, schedule = _decode(token)
+    return _run_of(*_decode(token))
+
+
+def _run_of(packed: bytes, schedule: Schedule) -> tuple[BootRecipe | ScenarioRecipe, Schedule]:
     if packed.startswith(TOY):
         raise InputError(f"the token is of {_toy(packed)}: toys have no pictures; replay it")
     try:
@@ -162,14 +167,18 @@ def decode_run(token: str) -> tuple[BootRecipe | ScenarioRecipe, Schedule]:
 
 def _decode(token: str) -> tuple[bytes, Schedule]:
     try:
-        version, packed, schedule = decode_token(bare_token(token))
+        stamped, packed, schedule = decode_token(bare_token(token))
     except ValueError as error:
         raise InputError(str(error)) from None
+    version = version_of(stamped)
     if version != __version__:
         raise InputError(
             f"the token is of Septum {version}, this is {__version__}; "
             "a run replays on the version that made it"
         )
+    note = differs(stamped)
+    if note:
+        print(f"septum: {note}", file=sys.stderr)
     return packed, schedule
 
 
@@ -220,7 +229,7 @@ def _boot(
         for line in (*firmware.passed_over, firmware.sentence):
             print(line, file=sys.stderr)
     boot = Boot(recipe, firmware.image, schedule=schedule, check=cast("Mode", options.check))
-    token = encode_token(__version__, msgspec.msgpack.encode(recipe), schedule)
+    token = encode_token(stamp(), msgspec.msgpack.encode(recipe), schedule)
     nr_events = 0
     with watched(boot):
         if options.trace is None:

@@ -26,6 +26,7 @@ from septum.scenarios.run import (
     scenario_of_recipe,
 )
 from septum.sim import RoundRobin, Schedule, encode_token
+from septum.stamp import stamp
 from septum.trace.header import TraceHeader
 from septum.trace.writer import TraceWriter
 
@@ -178,7 +179,7 @@ def record_scenario(
         design=find_design(design).name,
         schedule=kind,
         seed=seed,
-        token=encode_token(__version__, msgspec.msgpack.encode(recipe), schedule),
+        token=encode_token(stamp(), msgspec.msgpack.encode(recipe), schedule),
     )
     with TraceWriter(path, header) as writer:
         return run_scenario(scenario, design, schedule, check, writer.write)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from septum import __version__
 from septum.explore import budget
 from septum.explore.bounds import WORKERS_MAX, searched_text
 from septum.explore.parallel import Workers
@@ -21,6 +20,7 @@ from septum.explore.verdict import Counterexample, Outcome, Verdict
 from septum.report.words import plural
 from septum.sim import ListSchedule, encode_token
 from septum.sim.schedule import SEARCHED
+from septum.stamp import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -381,7 +381,7 @@ class Search:
                 steps, preemptions, failures = run.steps, run.preemptions, run.failures
                 finding = run.finding
         schedule = ListSchedule(list(answers), SEARCHED, free)
-        token = encode_token(__version__, self._subject.recipe, schedule)
+        token = encode_token(stamp(), self._subject.recipe, schedule)
         return Counterexample(
             finding=finding,
             answers=told,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum import __version__
 from septum.explore.reproduce import command_lines
 from septum.explore.run import Replaying, Runner
 from septum.explore.scenario import ScenarioSubject
@@ -17,6 +16,7 @@ from septum.report.words import wrap
 from septum.scenarios.run import SUFFIX, run_scenario
 from septum.sim import ListSchedule, decode_token, encode_token
 from septum.sim.schedule import SEARCHED
+from septum.stamp import stamp
 
 if TYPE_CHECKING:
     from septum.checks.checker import Mode
@@ -76,7 +76,7 @@ def retell_subject(
     searched = schedule.spec() == ("list", SEARCHED)
     numbers = (run.steps, run.preemptions, run.failures)
     answers = list(run.answers)
-    token = encode_token(__version__, subject.recipe, ListSchedule(answers, SEARCHED, run.free))
+    token = encode_token(stamp(), subject.recipe, ListSchedule(answers, SEARCHED, run.free))
     passing = nearest_passing(runner, answers, run.free) if searched else None
     example = Counterexample(
         run.finding, answers, *numbers, *numbers, token=token, free=run.free, passing=passing

@@ -9,13 +9,13 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from septum import __version__
 from septum.explore import budget
 from septum.explore.adopt import parts_apart
 from septum.explore.steering import Cut, Replaying, Steering, standing
 from septum.explore.track import Tracker
 from septum.sim import Coroutine, Finding, ListSchedule, RunStopped, encode_token
 from septum.sim.state import Snapshot
+from septum.stamp import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -240,7 +240,7 @@ class Runner:
         try:
             self.run(Replaying(answers))
         except Exception as error:
-            token = encode_token(__version__, self.subject.recipe, ListSchedule(answers))
+            token = encode_token(stamp(), self.subject.recipe, ListSchedule(answers))
             error.add_note(f"scenario {self.subject.name}; replay with: septum replay {token}")
             raise
         raise StateMissed(since, ["something that made the model raise"])

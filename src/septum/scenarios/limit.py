@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from septum.sim import Sim
 
 POINTS_MAX = 2_000_000
-"""So many scheduling points no scenario comes to: that of the library with most has some 10,000."""
+"""So many scheduling points no scenario comes to: that of the library with most has some 90,000."""
 
 
 def limit(sim: Sim) -> None:

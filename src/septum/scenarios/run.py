@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from septum import __version__
 from septum.designs import find_design
 from septum.errors import InputError
 from septum.scenarios.failures import Failures
@@ -23,6 +22,7 @@ from septum.scenarios.reader import read_scenario
 from septum.scenarios.world import ScenarioWorld
 from septum.sim import ListSchedule, RandomSchedule, RoundRobin, Schedule, encode_token
 from septum.sim.events import FindingEvent
+from septum.stamp import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,7 +160,7 @@ def run_in(
     kind, seed = schedule.spec()
     origin = seed if kind == "list" else 0
     made = ListSchedule(list(run.sim.answers), origin, schedule.for_nothing())
-    token = encode_token(__version__, msgspec.msgpack.encode(recipe), made)
+    token = encode_token(stamp(), msgspec.msgpack.encode(recipe), made)
     outcome = outcome_of(run, token, kind, seed)
     if sink is not None:
         # A trace is all that some readers have: it says what is not as the scenario says, too.
