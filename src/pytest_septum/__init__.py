@@ -24,7 +24,7 @@ MARKER = "septum"
 DESIGN = "septum_design"
 EXPLORE = "septum_explore"
 SEARCH_KEYS = frozenset(
-    ("preemptions", "failures", "time_s", "schedules", "strategy", "seed", "check")
+    ("preemptions", "failures", "time_s", "schedules", "strategy", "seed", "check", "fail")
 )
 """What a marker may say of the search; None or absent: the command line's, or the default."""
 TABLES = frozenset(("guest", "host", "vm"))
@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "septum(scenario, designs=['v3'], preemptions=2, failures=0, time_s=60, schedules=None,"
-        " strategy='auto', seed=0, check='end'): search the schedules of a scenario on each"
+        " strategy='auto', seed=0, check='end', fail=[]): search the schedules of a scenario on each"
         " design; the test fails with the counterexample. The body runs after a search that held.",
     )
 

@@ -296,6 +296,13 @@ def explore(
     emit_test: Annotated[
         Path | None, typer.Option("--emit-test", help="Write a pytest regression test here.")
     ] = None,
+    fail: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A choice point that may fail beside those that the scenario allows, such as"
+            " 'alloc:*' or 'seamcall:*=busy'."
+        ),
+    ] = None,
     ktap: Annotated[
         bool, typer.Option("--ktap", help="Verdicts as KTAP on stdout, for kernel CI.")
     ] = False,
@@ -326,6 +333,7 @@ def explore(
             json,
             report,
             emit_test,
+            fail=fail or (),
             ktap=ktap,
             coverage=coverage,
             watch=watch,

@@ -140,7 +140,8 @@ def check_fit(recipe: ScenarioRecipe, schedule: Schedule) -> None:
     from septum.explore.reproduce import explore_words, misfit_text
     from septum.explore.subject import Options
 
-    options = Options(failures=int(bool(scenario_of_recipe(recipe).document.failures.allow)))
+    may_fail = bool(scenario_of_recipe(recipe).may_fail)
+    options = Options(failures=int(may_fail), fail=recipe.fail)
     words = explore_words(recipe.name, find_design(recipe.design).name, recipe.check, options)
     raise InputError(misfit_text(words))
 

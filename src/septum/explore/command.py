@@ -62,6 +62,7 @@ def explore_command(
     emit_test: Path | None = None,
     ignore: Sequence[str] = (),
     keep_going: bool = False,
+    fail: Sequence[str] = (),
     ktap: bool = False,
     watch: bool = True,
     coverage: bool = False,
@@ -69,7 +70,8 @@ def explore_command(
 ) -> int:
     """Explore scenarios one after the other; returns the exit code of the worst verdict.
 
-    `failures` None: one where the scenario allows any, else none. `page` writes the page of a
+    `failures` None: one where the scenario allows any, else none. `fail`: choice points that may
+    fail beside those that it allows. `page` writes the page of a
     token's run to a file: for counterexamples, beside their text. `coverage`: print all that was
     reached, too.
     Raises InputError before anything is searched: for unknown names and values, and for files that
@@ -79,7 +81,7 @@ def explore_command(
         raise InputError("--json and --ktap both write to stdout: give one of them")
     asked = []
     for name in names:
-        subject = find_subject(name, design, check)
+        subject = find_subject(name, design, check, fail)
         options = make_options(
             strategy,
             preemptions,
@@ -90,6 +92,7 @@ def explore_command(
             seed,
             ignore,
             keep_going,
+            fail,
         )
         asked.append((name, subject, options))
     artefacts = Artefacts(report, emit_test, page)
@@ -156,6 +159,7 @@ def make_options(
     seed: int,
     ignore: Sequence[str] = (),
     keep_going: bool = False,
+    fail: Sequence[str] = (),
 ) -> Options:
     """Options from what a user wrote. Raises InputError; `preemptions` of -1 is no bound."""
     try:
@@ -186,6 +190,7 @@ def make_options(
         seed=seed,
         ignore=tuple(ignore),
         keep_going=keep_going,
+        fail=tuple(fail),
     )
 
 

@@ -10,9 +10,12 @@ from septum.explore.run import Replaying, Runner
 from septum.explore.subject import Options
 from septum.explore.toybox import find_toy
 from septum.scenarios.failures import Failures
+from septum.scenarios.run import load_scenario
 from septum.sim.schedule import SEARCHED
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from septum.explore.subject import Subject
     from septum.sim import Finding, Sim
 
@@ -42,11 +45,16 @@ class Again(Replaying):
         return ("list", SEARCHED)
 
 
-def find_subject(name: str, design: str = "v3", check: str = "end") -> Subject:
-    """The scenario called `name`, or the toy `toy:NAME`. Raises InputError."""
+def find_subject(
+    name: str, design: str = "v3", check: str = "end", fail: Sequence[str] = ()
+) -> Subject:
+    """The scenario called `name`, or the toy `toy:NAME`. `fail`: choice points that may fail beside
+    those that the scenario allows. Raises InputError."""
     from septum.explore.scenario import ScenarioSubject
 
     if name.startswith("toy:"):
+        if fail:
+            raise InputError(f"--fail {fail[0]!r}: {name} has no choice points of the model")
         try:
             return find_toy(name.removeprefix("toy:"))
         except (KeyError, ValueError):
@@ -54,11 +62,16 @@ def find_subject(name: str, design: str = "v3", check: str = "end") -> Subject:
     if check not in ("end", "quiet", "every-step"):
         raise InputError(f"--check {check!r}: choose from end, quiet, every-step")
     # `check` was just found to be one of the literals.
-    return ScenarioSubject(name, design, check)  # type: ignore[arg-type]
+    return ScenarioSubject(load_scenario(name).allowing(fail), design, check)  # type: ignore[arg-type]
 
 
 def replay_answers(
-    name: str, design: str, answers: list[int], check: str = "end", again: str = ""
+    name: str,
+    design: str,
+    answers: list[int],
+    check: str = "end",
+    again: str = "",
+    fail: Sequence[str] = (),
 ) -> Finding | None:
     """The first finding of the run of `answers` that the scenario does not expect, or None.
 
@@ -66,9 +79,9 @@ def replay_answers(
     found, but the run could not follow the answers: it says nothing then.
     """
     replaying = Replaying(list(answers))
-    subject = find_subject(name, design, check)
+    subject = find_subject(name, design, check, fail)
     finding = Runner(subject, Options()).run(replaying).finding
     if finding is None and not replaying.fits():
-        options = Options(failures=int(subject.may_fail))
+        options = Options(failures=int(subject.may_fail), fail=tuple(fail))
         raise InputError(misfit_text(again or explore_words(name, design, check, options)))
     return finding

@@ -38,6 +38,8 @@ def explore_words(
         words += ["--strategy", options.strategy.value]
     preemptions = -1 if options.preemptions is None else options.preemptions
     words += ["--preemptions", str(preemptions), "--failures", str(options.failures)]
+    for pattern in options.fail:
+        words += ["--fail", pattern]
     if every or check != "end":
         words += ["--check", check]
     words += ["--seed", str(options.seed)]

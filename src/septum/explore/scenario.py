@@ -64,7 +64,7 @@ class ScenarioSubject:
     @property
     def may_fail(self) -> bool:
         """The scenario allows failures."""
-        return bool(self.scenario.document.failures.allow)
+        return bool(self.scenario.may_fail)
 
     @property
     def forgets(self) -> bool:

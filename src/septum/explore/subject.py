@@ -122,8 +122,9 @@ class Options(msgspec.Struct, frozen=True):
     take turns from there on; if even so it has no end, that is a finding of `progress`.
     `spin_points`: a task that ran so many scheduling points in a row lets others go first, which
     costs no preemption. `keep_going`: collect findings of different kinds instead of stopping at
-    the first; with `per_promise`, one for each promise. `ignore`: texts; a finding whose "promise:
-    text" has one of them does not count.
+    the first; with `per_promise`, one for each promise. `fail`: choice points that may fail beside
+    those that the scenario allows (the subject was made so). `ignore`: texts; a finding whose
+    "promise: text" has one of them does not count.
     """
 
     strategy: Strategy = Strategy.AUTO
@@ -141,6 +142,7 @@ class Options(msgspec.Struct, frozen=True):
     shrink: bool = True
     reduce: bool = True
     ignore: tuple[str, ...] = ()
+    fail: tuple[str, ...] = ()
 
     def max_preemptions(self) -> int:
         """The bound as a number."""

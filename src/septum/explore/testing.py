@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from septum.explore.api import Search
 from septum.explore.command import make_options, stories, verdict_lines
 from septum.explore.replay import find_subject
 from septum.explore.reproduce import command_lines
 from septum.explore.verdict import Outcome, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def search_for_test(
@@ -20,13 +25,16 @@ def search_for_test(
     strategy: str = "auto",
     seed: int = 0,
     check: str = "end",
+    fail: Sequence[str] = (),
 ) -> tuple[Verdict, str]:
     """(verdict, "" when it held, else the story of what broke or why there is no answer).
 
     Raises InputError for unknown names and values.
     """
-    options = make_options(strategy, preemptions, failures, time_s, schedules, 1, seed)
-    search = Search(find_subject(scenario, design, check), options)
+    options = make_options(
+        strategy, preemptions, failures, time_s, schedules, 1, seed, fail=tuple(fail)
+    )
+    search = Search(find_subject(scenario, design, check, fail), options)
     search.start()
     verdict = search.run()
     if verdict.outcome is Outcome.HELD:

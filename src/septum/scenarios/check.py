@@ -64,7 +64,7 @@ def schedules(bounds: Bounds, scenario: Scenario) -> Iterator[Schedule]:
     yield RoundRobin(50)
     for seed in range(bounds.first, bounds.first + bounds.seeds):
         yield RandomRun(seed)
-    if scenario.document.failures.allow:
+    if scenario.may_fail:
         for seed in range(bounds.first, bounds.first + bounds.failing):
             yield RandomRun(seed, FAILURE_ODDS)
 

@@ -53,9 +53,13 @@ def check_names(scenario: Scenario, design: Design) -> None:
     """Raises InputError for the first name that nothing in a run on `design` can have."""
     failures = scenario.document.failures
     expect = scenario.expect
-    if not (failures.allow or scenario.injections or expect.counts or expect.witnesses):
+    if not (scenario.may_fail or scenario.injections or expect.counts or expect.witnesses):
         return
     names = model_names(own_source(design))
+    for pattern in scenario.also_fail:
+        wrong = _no_choice(names, pattern)
+        if wrong:
+            raise InputError(f"--fail {wrong}")
     for pattern in failures.allow:
         _check_choice(scenario, names, "allow", pattern)
     for injection in scenario.injections:
@@ -77,14 +81,18 @@ def _exists(name: str, known: Iterable[str]) -> bool:
 
 
 def _check_choice(scenario: Scenario, names: ModelNames, key: str, pattern: str) -> None:
+    wrong = _no_choice(names, pattern)
+    if wrong:
+        raise _error(scenario, pattern, f"failures.{key}: {wrong}")
+
+
+def _no_choice(names: ModelNames, pattern: str) -> str:
+    """What is wrong with a name of choice points; "" for nothing."""
     name = pattern.removesuffix(BUSY_ONLY)
-    if not _exists(name, names.choices):
-        what = "matches no choice point" if ANYTHING in name else "is no choice point"
-        raise _error(
-            scenario,
-            pattern,
-            f"failures.{key}: {name!r} {what} of the model; {meant(name, names.choices, SEE)}",
-        )
+    if _exists(name, names.choices):
+        return ""
+    what = "matches no choice point" if ANYTHING in name else "is no choice point"
+    return f"{name!r} {what} of the model; {meant(name, names.choices, SEE)}"
 
 
 def _check_count(scenario: Scenario, names: ModelNames, name: str) -> None:

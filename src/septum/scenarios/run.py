@@ -37,13 +37,15 @@ SUFFIX = ".toml"
 
 class ScenarioRecipe(msgspec.Struct, frozen=True, tag="scenario", omit_defaults=True):
     """What a replay token carries of a scenario. Of one in the library `digest` is that of its
-    text; of another, `text` is all of it, so that the file need not be there."""
+    text; of another, `text` is all of it, so that the file need not be there. `fail`: choice points
+    that could fail beside those that the scenario allows."""
 
     name: str
     design: str = "v3"
     check: str = "quiet"
     digest: bytes = b""
     text: str = ""
+    fail: tuple[str, ...] = ()
 
 
 def recipe_for_token(scenario: Scenario, design: str, check: str) -> ScenarioRecipe:
@@ -51,21 +53,23 @@ def recipe_for_token(scenario: Scenario, design: str, check: str) -> ScenarioRec
     design = find_design(design).reference
     path = LIBRARY / f"{scenario.name}{SUFFIX}"
     if path.is_file() and path.read_text(encoding="utf-8") == scenario.text:
-        return ScenarioRecipe(scenario.name, design, check, digest=_digest(scenario.text))
-    return ScenarioRecipe(scenario.name, design, check, text=scenario.text)
+        told = ScenarioRecipe(scenario.name, design, check, digest=_digest(scenario.text))
+    else:
+        told = ScenarioRecipe(scenario.name, design, check, text=scenario.text)
+    return msgspec.structs.replace(told, fail=scenario.also_fail)
 
 
 def scenario_of_recipe(recipe: ScenarioRecipe) -> Scenario:
     """The scenario that a token names. Raises InputError when it is not what it was."""
     if recipe.text:
-        return read_scenario(recipe.name, recipe.text, recipe.name)
+        return read_scenario(recipe.name, recipe.text, recipe.name).allowing(recipe.fail)
     scenario = load_scenario(recipe.name)
     if _digest(scenario.text) != recipe.digest:
         raise InputError(
             f"scenario {recipe.name} is not the one that the token was made with;"
             " a run replays on the version that made it"
         )
-    return scenario
+    return scenario.allowing(recipe.fail)
 
 
 def _digest(text: str) -> bytes:

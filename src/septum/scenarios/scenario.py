@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from septum.scenarios.area import Area
 from septum.scenarios.ops import Op
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Backing = Literal["4k", "thp", "hugetlb-2m", "hugetlb-1g"]
 
@@ -182,6 +185,17 @@ class Scenario(msgspec.Struct, frozen=True):
     text: str
     where: str = ""
     """What its file is called in a sentence about it."""
+    also_fail: tuple[str, ...] = ()
+    """Choice points that may fail beside those that the file allows."""
+
+    def allowing(self, patterns: Iterable[str]) -> Scenario:
+        """The same where these choice points may fail, too."""
+        return msgspec.structs.replace(self, also_fail=(*self.also_fail, *patterns))
+
+    @property
+    def may_fail(self) -> tuple[str, ...]:
+        """Patterns of the choice points that a search may let fail."""
+        return (*self.document.failures.allow, *self.also_fail)
 
     @property
     def summary(self) -> str:

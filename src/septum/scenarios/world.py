@@ -98,7 +98,7 @@ class ScenarioWorld:
             module=found.module_class(),
         )
         self.sim = self.world.sim
-        self.failures = Failures(tuple(scenario.document.failures.allow), scenario.injections)
+        self.failures = Failures(scenario.may_fail, scenario.injections)
         self.sim.choice_rules = self.failures
         self.record = Record(WaitQueue(self.sim, "a flag, or a change of the VM"))
         # As `finish` finds them: counters since the VMs were finalized, VMs that are dead, pages.
