@@ -49,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "septum(scenario, designs=['v3'], preemptions=2, failures=0, time_s=60, schedules=None,"
         " strategy='auto', seed=0, check='end', fail=[]): search the schedules of a scenario on"
-        " each design; the test fails with the counterexample. The body runs after a search that held.",
+        " each design; the test fails with the counterexample. The body runs after one that held.",
     )
 
 
