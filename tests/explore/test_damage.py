@@ -95,6 +95,14 @@ def test_what_the_search_said_stays() -> None:
     assert size in found.whole
 
 
+def test_what_the_cut_hides_is_counted() -> None:
+    """A schedule is as long as the search says; the ladder may end before its last preemption."""
+    found = Found(*SEEN_LATE)
+    assert "Not shown" not in found.damage().cut
+    more = msgspec.structs.replace(found.example, preemptions=found.example.preemptions + 1)
+    assert "Not shown, as later: 1 of the schedule's preemptions" in found.damage(more).cut
+
+
 def test_what_is_seen_at_once_is_told_as_it_is() -> None:
     found = Found("convert-against-write", "bug-no-kick")
     assert found.told == found.whole

@@ -78,7 +78,7 @@ def damage_of(
         or example.finding.where == SCHEDULER
     ):
         return told
-    careful = Runner(_EveryStep(subject), runner.options)
+    careful = every = Runner(_EveryStep(subject), runner.options)
     whole = [beat.event for beat in recording.beats if not isinstance(beat.event, FindingEvent)]
     run, events = _again(careful, example)
     other = None
@@ -92,10 +92,11 @@ def damage_of(
     seen = Recording(careful, example.answers, run.finding, example.free)
     # What is broken before that is told once, and is not foreseen.
     seen.beats = [beat for beat in seen.beats if not _is_news(beat, subject)]
-    passing = _passing(careful, example, run) if searched else None
+    passing = _passing(every, example, run) if searched else None
     cut = msgspec.structs.replace(example, finding=run.finding, passing=passing)
-    who = "The search" if searched else "Who made the run"
-    return Damage(cut, seen, _cut_words(example, run.finding, subject.check, seen, who), other)
+    mode = f"with --check {subject.check},"
+    who = f"The search, {mode} saw" if searched else f"The run, {mode} shows"
+    return Damage(cut, seen, _cut_words(example, run.finding, seen, who), other)
 
 
 def _again(runner: Runner, example: Counterexample) -> tuple[Run, list[Event]]:
@@ -126,29 +127,29 @@ def _is_part(part: list[Event], whole: list[Event]) -> bool:
     return len(part) < len(whole) and part == whole[: len(part)]
 
 
-def _passing(careful: Runner, example: Counterexample, run: Run) -> list[int] | None:
-    """The one that the search found, if it parts before the damage and does none; else another."""
+def _passing(every: Runner, example: Counterexample, run: Run) -> list[int] | None:
+    """The one that the search found, if it parts before the damage, and breaks nothing at any step;
+    else another that does so."""
     passing = example.passing
     if passing is not None and first_difference(example.answers, passing) < len(run.answers):
-        near = careful.run(Replaying(list(passing)))
+        near = every.run(Replaying(list(passing)))
         if near.finding is None and not near.cut:
             return passing
-    careful.verify_every = 1
-    return nearest_passing(careful, list(example.answers), example.free)
+    every.verify_every = 1
+    return nearest_passing(every, list(example.answers), example.free)
 
 
-def _cut_words(
-    example: Counterexample, finding: Finding, check: str, cut: Recording, who: str
-) -> str:
+def _cut_words(example: Counterexample, finding: Finding, cut: Recording, who: str) -> str:
+    """That the story is cut, and what `who` saw or shows of the rest."""
     late = example.finding
     where = ", ".join(word for word in (late.task, late.where) if word)
-    what = f"the same later ({where})" if late.text == finding.text else f"{late.text} ({where})"
+    what = "the same later" if late.text == finding.text else f"later: {late.text}"
     text = (
         "The story is cut where the damage is done: it looks at promises at every step."
-        f" {who}, with --check {check}, saw {what}."
+        f" {who} {what} ({where})."
     )
     hidden = example.preemptions - sum(beat.preempted for beat in cut.beats)
     hidden += example.failures - sum(beat.injected for beat in cut.beats)
     if hidden > 0:
-        text += f" Of its preemptions and failures {hidden} come after that."
+        text += f" Not shown, as later: {hidden} of the schedule's preemptions and failures."
     return text

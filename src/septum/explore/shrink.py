@@ -70,11 +70,11 @@ class Shrinker:
 
     __slots__ = (
         "_best",
-        "_first",
         "_kind",
         "_rounds",
         "_runner",
         "_seen",
+        "first",
         "interrupted",
         "late",
         "tries",
@@ -84,7 +84,7 @@ class Shrinker:
     def __init__(self, runner: Runner, first: Run, rounds: Rounds) -> None:
         assert first.finding is not None
         self._runner = runner
-        self._first = self._best = first
+        self.first = self._best = first
         self._rounds = rounds
         self._kind = kind_of(first.finding)
         self._seen: set[tuple[int, ...]] = set()
@@ -111,7 +111,7 @@ class Shrinker:
     def _accept(self, run: Run) -> bool:
         if run.finding is None or kind_of(run.finding) != self._kind:
             return False
-        first = self._first
+        first = self.first
         if run.preemptions > first.preemptions or len(run.free) > len(first.free):
             return False
         if size_of(run) >= size_of(self._best):
@@ -124,15 +124,15 @@ class Shrinker:
         first = self._replay(self._answers())
         # What the zeros at its end say is as it was, unless a task went round there.
         same = first is not None and (first.finding, size_of(first)) == (
-            self._first.finding,
-            size_of(self._first),
+            self.first.finding,
+            size_of(self.first),
         )
         if first is not None and not same:
             self._accept(first)
         better = True
         while better and not self._over():
             better = self._replan() | self._quieten() | self._delete() | self._move()
-        whole = self._best is self._first and not same
+        whole = self._best is self.first and not same
         return Shrunk(self._best, told(self._best) if whole else self._answers())
 
     def _replan(self) -> bool:
@@ -248,6 +248,14 @@ def trim(answers: list[int]) -> list[int]:
     return answers[:end]
 
 
+def _shrinker(runner: Runner, answers: list[int], free: Iterable[int]) -> Shrinker | None:
+    """Of the run of `answers`; None when it does not break anything again."""
+    runner.clean()
+    rounds = Rounds()
+    first = runner.run(Repeating(answers, free, rounds))
+    return Shrinker(runner, first, rounds) if first.finding is not None else None
+
+
 def nearest_passing(
     runner: Runner, answers: list[int], free: Iterable[int] = ()
 ) -> list[int] | None:
@@ -256,13 +264,10 @@ def nearest_passing(
 
     No clock ends it: of runs that have no end few are tried.
     """
-    runner.clean()
-    rounds = Rounds()
-    first = runner.run(Repeating(answers, free, rounds))
-    if first.finding is None:
+    shrinker = _shrinker(runner, answers, free)
+    if shrinker is None:
         return None
-    shrinker = Shrinker(runner, first, rounds)
-    shrinker.tries_max = min(shrinker.tries_max, max(1, LONG_MAX // max(1, first.steps)))
+    shrinker.tries_max = min(shrinker.tries_max, max(1, LONG_MAX // max(1, shrinker.first.steps)))
     return shrinker.nearest_passing()
 
 
@@ -274,12 +279,9 @@ def shrink(
     `free`: the numbers of those that let others run because a task went round. `until`, by
     `budget.now`: when to be content with what there is; 0: never.
     """
-    runner.clean()
-    rounds = Rounds()
-    first = runner.run(Repeating(answers, free, rounds))
-    if first.finding is None:
+    shrinker = _shrinker(runner, answers, free)
+    if shrinker is None:
         return None
-    shrinker = Shrinker(runner, first, rounds)
     runner.until = until
     try:
         shrunk = shrinker.shrink()
