@@ -29,7 +29,8 @@ def test_every_document_that_is_linked_exists() -> None:
 
 
 def test_every_command_of_the_readme_exists() -> None:
-    from septum.cli.main import app, module_app
+    from septum.cli.app import module_app
+    from septum.cli.main import app
 
     names = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
     names |= {f"module {c.name}" for c in module_app.registered_commands}

@@ -1,0 +1,54 @@
+"""The `septum` command without its subcommands."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+from septum.cli.exits import Interrupted
+
+
+class Commands(typer.core.TyperGroup):
+    """The subcommands; an interrupt goes through to `guarded`, which says so."""
+
+    def invoke(self, ctx: Any) -> object:
+        """Raises Interrupted, of which typer knows nothing, where it would end without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted from None
+
+
+app = typer.Typer(
+    name="septum",
+    help="A TDX host that runs in a Python process: boot a TD, look at it, hold it to account.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    rich_markup_mode=None,
+    cls=Commands,
+)
+module_app = typer.Typer(
+    help="The TDX module by itself.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(module_app, name="module")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from septum import __version__
+
+        print(f"septum {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def septum(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it and leave.")
+    ] = False,
+) -> None:
+    """A TDX host that runs in a Python process."""
