@@ -9,12 +9,24 @@ import msgspec
 import pytest
 
 from septum import __version__
+from septum.cli.exits import guarded
 from septum.cli.main import app
 from septum.explore.replay import find_subject
+from septum.explore.run import DidNotRepeat
 from septum.scenarios.outcome import ScenarioOutcome, outcome_lines
 from septum.sim import ListSchedule, encode_token
 from septum.sim.schedule import SEARCHED
 
+NO_TRACK = """
+from septum.linux.kvm.tdx import KvmTdxUnit
+
+
+class NoTrack(KvmTdxUnit):
+    __slots__ = ()
+
+    def tdx_track(self, kvm):
+        return
+"""
 Printed = Callable[..., tuple[int, str]]
 
 
@@ -86,6 +98,25 @@ def test_a_scenario_that_is_not_of_the_tree_is_a_file(tmp_path: Path, printed: P
     assert code == 1
     assert "septum explore mine.toml --design v3-without-08" in text
     assert "mine.toml stands for the scenario's file" in " ".join(text.split())
+
+
+def test_a_design_that_does_not_do_the_same_twice_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the run of a story comes out in another way than the one before; of a design of the
+    tree that is a defect of Septum."""
+    (tmp_path / "mine.py").write_text(NO_TRACK)
+
+    def again(*args: object) -> None:
+        raise DidNotRepeat("a finding did not repeat")
+
+    monkeypatch.setattr("septum.explore.telling.Recording", again)
+    for design, code in ((f"{tmp_path}/mine.py:NoTrack", 2), ("bug-no-track", 70)):
+        recipe = find_subject("convert-against-write", design).recipe
+        token = encode_token(__version__, recipe, ListSchedule([], SEARCHED))
+        assert guarded(lambda token=token: app(["replay", token])) == code
+        told = " ".join(capsys.readouterr().err.split())
+        assert ("mine.py:NoTrack is not deterministic" in told) == (code == 2)
 
 
 def outcome_of(token: str, printed: Printed) -> tuple[int, ScenarioOutcome]:

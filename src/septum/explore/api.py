@@ -11,7 +11,7 @@ from septum.explore.bounds import WORKERS_MAX, searched_text
 from septum.explore.parallel import Workers
 from septum.explore.portfolio import BATCH_RUNS, RUNS_MAX, Batch, Portfolio
 from septum.explore.progress import Progress
-from septum.explore.run import OutOfTime
+from septum.explore.run import DidNotRepeat, OutOfTime
 from septum.explore.search import Found, Job, JobResult, Searcher
 from septum.explore.shrink import Shrunk, kind_of, shrink, words_of
 from septum.explore.split import split
@@ -34,10 +34,6 @@ LEVELS_MAX = 8
 """Up to so many preemptions are searched one by one; a bound above that comes next."""
 EXAMPLES_MAX = 12
 NOTHING_FAILS = "nothing fails here: the scenario's [failures] allow names no choice point"
-
-
-class DidNotRepeat(Exception):
-    """One schedule came out in two ways: the host, or what is done to repeat runs, is not sound."""
 
 
 class Totals:

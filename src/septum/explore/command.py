@@ -11,13 +11,14 @@ import msgspec
 
 from septum.designs.own import is_own, unsteady_text
 from septum.errors import InputError
-from septum.explore.api import DidNotRepeat, Search
+from septum.explore.api import Search
 from septum.explore.artefacts import Artefacts
 from septum.explore.bounds import check_bounds
 from septum.explore.covered import coverage_lines, summary
 from septum.explore.ktap import verdict_case
 from septum.explore.replay import find_subject
 from septum.explore.reproduce import command_lines
+from septum.explore.run import DidNotRepeat
 from septum.explore.steady import check_steady
 from septum.explore.story import WIDTH, heading
 from septum.explore.subject import UNBOUNDED, Options, Strategy
@@ -138,15 +139,15 @@ def _searched(
         check_steady(subject, options)
     search = Search(subject, options)
     search.start()
-    with watching(search.progress, wanted=watch):
-        try:
+    try:
+        with watching(search.progress, wanted=watch):
             verdict = search.run()
-        except DidNotRepeat:
-            if not is_own(subject.design):
-                raise
-            raise InputError(unsteady_text(subject.design)) from None
-    how = command_lines(name, verdict.design, check, options)
-    return verdict, stories(verdict, search.runner_searcher.runner, how)
+        how = command_lines(name, verdict.design, check, options)
+        return verdict, stories(verdict, search.runner_searcher.runner, how)
+    except DidNotRepeat:
+        if not is_own(subject.design):
+            raise
+        raise InputError(unsteady_text(subject.design)) from None
 
 
 def make_options(

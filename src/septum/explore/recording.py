@@ -10,7 +10,7 @@ from septum.abi.types import PAGE_SHIFT
 from septum.explore.endless import SCHEDULER, Marks, stays
 from septum.explore.module_watch import ModuleWatcher, call_under_way
 from septum.explore.parting import asked_at
-from septum.explore.run import Replaying
+from septum.explore.run import DidNotRepeat, Replaying
 from septum.scenarios.changes import changes, lock_changes
 from septum.scenarios.states import StateWatcher
 from septum.scenarios.world import ScenarioWorld
@@ -113,7 +113,7 @@ class Recording:
         `start` is the world when the run begins, after the steps `setup`. `loops` are of who goes
         round at its end, and `stays` is what they find every time.
 
-        Raises RuntimeError when the run does not break as it did: a defect of Septum.
+        Raises DidNotRepeat when the run does not break as it did.
         """
         self._runner = runner
         self.beats: list[Beat] = []
@@ -138,7 +138,7 @@ class Recording:
             if self._marks is not None:
                 self._marks.end()
         if again is None or (again.promise, again.text) != (finding.promise, finding.text):
-            raise RuntimeError(f"a finding did not repeat: {finding.promise}: {finding.text}")
+            raise DidNotRepeat(f"a finding did not repeat: {finding.promise}: {finding.text}")
         self._fold(finding)
         self.tasks = list(dict.fromkeys(beat.event.task for beat in self.beats))
 

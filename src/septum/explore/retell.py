@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from septum.designs.own import is_own, unsteady_text
+from septum.errors import InputError
 from septum.explore.reproduce import command_lines
-from septum.explore.run import Replaying, Runner
+from septum.explore.run import DidNotRepeat, Replaying, Runner
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.shrink import nearest_passing
 from septum.explore.story import heading
@@ -66,7 +68,8 @@ def retell_subject(
     """The story of the run of `schedule`, up to its first news; none if it breaks nothing. Of the
     schedule of a search it is what `septum explore` says, as far as the token knows it.
 
-    `said` stands behind the verdict.
+    `said` stands behind the verdict. Raises InputError for a user's design that does not do the
+    same twice.
     """
     runner = Runner(subject, Options(preemptions=None))
     runner.verify_every = 1  # what is said of neighbours must not come from what runs leave behind
@@ -81,13 +84,18 @@ def retell_subject(
     example = Counterexample(
         run.finding, answers, *numbers, *numbers, token=token, free=run.free, passing=passing
     )
-    lines = tell(
-        runner,
-        example,
-        heading(run.finding, subject.name, subject.design, None) + said,
-        schedule="The schedule of the token" if searched else "The run",
-        searched=searched,
-    )
+    try:
+        lines = tell(
+            runner,
+            example,
+            heading(run.finding, subject.name, subject.design, None) + said,
+            schedule="The schedule of the token" if searched else "The run",
+            searched=searched,
+        )
+    except DidNotRepeat:
+        if not is_own(subject.design):
+            raise
+        raise InputError(unsteady_text(subject.design)) from None
     if searched:
         usual = Options(failures=int(subject.may_fail))
         name = subject.name

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Abandoned",
     "Cut",
+    "DidNotRepeat",
     "Findings",
     "OutOfTime",
     "Replaying",
@@ -56,6 +57,10 @@ class StateMissed(Abandoned):
     def __init__(self, since: int, paths: list[str]) -> None:
         super().__init__(f"runs since {since} changed {', '.join(paths[:3])}")
         self.since = since
+
+
+class DidNotRepeat(RuntimeError):
+    """One schedule came out in two ways: the host, or what is done to repeat runs, is not sound."""
 
 
 class OutOfTime(Abandoned):
