@@ -10,7 +10,7 @@ from septum.cli.exits import OK
 from septum.designs import KINDS, designs
 from septum.designs.registry import V3
 from septum.errors import InputError
-from septum.report.words import wrap
+from septum.words import wrap
 
 if TYPE_CHECKING:
     from septum.designs import Design

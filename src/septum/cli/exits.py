@@ -1,4 +1,4 @@
-"""Exit codes, and the one place that turns what went wrong into one of them."""
+"""The one place that turns what went wrong into an exit code."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from septum.codes import BROKEN as BROKEN
+from septum.codes import DEFECT as DEFECT
+from septum.codes import INTERRUPTED as INTERRUPTED
+from septum.codes import OK as OK
+from septum.codes import UNDETERMINED as UNDETERMINED
+from septum.codes import USAGE as USAGE
 from septum.errors import EndlessLoop, InputError
-
-OK = 0
-BROKEN = 1
-USAGE = 2
-UNDETERMINED = 3
-DEFECT = 70
-INTERRUPTED = 130
 
 
 class Interrupted(Exception):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from septum import __version__
-from septum.cli.exits import BROKEN, DEFECT, INTERRUPTED, OK, UNDETERMINED
+from septum.codes import BROKEN, DEFECT, INTERRUPTED, OK, UNDETERMINED
 from septum.compare.cost import LOADS, measure
 from septum.compare.plan import Plan, make_plan
 from septum.compare.pool import Pool

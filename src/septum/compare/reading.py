@@ -16,7 +16,7 @@ from septum.compare.words import (
     tried,
 )
 from septum.designs import KINDS
-from septum.report.words import plural, time_text
+from septum.words import plural, time_text
 
 if TYPE_CHECKING:
     from septum.compare.result import Comparison, Cost, Example, Row

@@ -13,7 +13,7 @@ from septum.compare.reading import (
 )
 from septum.compare.words import MEANINGS
 from septum.report.lines import Lines, Span
-from septum.report.words import WIDTH, wrap
+from septum.words import WIDTH, wrap
 
 if TYPE_CHECKING:
     from septum.compare.reading import CostRow, Load, RowRead

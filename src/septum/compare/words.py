@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from septum.checks import PROMISES, consequence, sentence
 from septum.compare.result import AS_EXPECTED, V3, Mark
-from septum.report.words import plural
+from septum.words import plural
 
 if TYPE_CHECKING:
     from septum.compare.result import Bounds, Cell, Comparison, Row

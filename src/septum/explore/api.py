@@ -17,10 +17,10 @@ from septum.explore.shrink import Shrunk, kind_of, shrink, words_of
 from septum.explore.split import split
 from septum.explore.subject import UNBOUNDED, Strategy
 from septum.explore.verdict import Counterexample, Outcome, Verdict
-from septum.report.words import plural
 from septum.sim import ListSchedule, encode_token
 from septum.sim.schedule import SEARCHED
 from septum.stamp import stamp
+from septum.words import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

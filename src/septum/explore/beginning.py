@@ -14,9 +14,9 @@ from septum.linux.kvm.events import (
     KvmTdpMmuSpteChanged,
 )
 from septum.module.events import SeamcallEvent, TdcallEvent
-from septum.report.words import plural, wrap
 from septum.scenarios.changes import text_at
 from septum.scenarios.states import Pages
+from septum.words import plural, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

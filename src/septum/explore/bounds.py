@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from septum.errors import InputError
 from septum.explore.subject import UNBOUNDED
-from septum.report.words import plural
+from septum.words import plural
 
 WORKERS_MAX = 96
 """A search is cut into at most so many parts, so that more processes would find nothing to do."""

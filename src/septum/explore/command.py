@@ -26,7 +26,7 @@ from septum.explore.telling import tell
 from septum.explore.verdict import Outcome, Verdict, bounds_text
 from septum.explore.watch import watching
 from septum.report.ktap import Case, ktap_lines
-from septum.report.words import count_text, plural
+from septum.words import count_text, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

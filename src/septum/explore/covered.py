@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from septum.report.words import plural
+from septum.words import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -30,7 +30,7 @@ from septum.explore.bounds import searched_text
 from septum.explore.exchange import make_files
 from septum.explore.search import Job, JobResult, Searcher
 from septum.explore.subject import Strategy
-from septum.report.words import plural
+from septum.words import plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -14,11 +14,11 @@ from septum.explore.story import heading
 from septum.explore.subject import Options
 from septum.explore.telling import tell
 from septum.explore.verdict import Counterexample
-from septum.report.words import wrap
 from septum.scenarios.run import SUFFIX, run_scenario
 from septum.sim import ListSchedule, decode_token, encode_token
 from septum.sim.schedule import SEARCHED
 from septum.stamp import stamp
+from septum.words import wrap
 
 if TYPE_CHECKING:
     from septum.checks.checker import Mode

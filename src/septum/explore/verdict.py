@@ -6,8 +6,8 @@ from enum import StrEnum
 
 import msgspec
 
-from septum.report.words import plural
 from septum.sim import Finding
+from septum.words import plural
 
 
 class Outcome(StrEnum):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
 from septum.report.lines import make_console
-from septum.report.words import count_text, plural
+from septum.words import count_text, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

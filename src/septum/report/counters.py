@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.report.lines import Lines, Span
-from septum.report.words import count_text, time_text
+from septum.words import count_text, time_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

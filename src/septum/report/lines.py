@@ -8,7 +8,7 @@ import os
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from septum.report.palette import RICH_STYLES
-from septum.report.words import WIDTH, wrap
+from septum.words import WIDTH, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -10,7 +10,7 @@ from septum.report.cells import MIXED, BankCells, bank_title, cell_size, count_k
 from septum.report.lines import Lines, Span
 from septum.report.palette import LABELS, LETTERS
 from septum.report.result import PageKind
-from septum.report.words import gpa_text, plural, size_text
+from septum.words import gpa_text, plural, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

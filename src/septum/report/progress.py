@@ -11,7 +11,7 @@ import time
 from typing import IO, TYPE_CHECKING
 
 from septum.report.lines import make_console
-from septum.report.words import count_text
+from septum.words import count_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from septum.report.result import RunResult
-from septum.report.words import count_text, plural, size_text
+from septum.words import count_text, plural, size_text
 
 PUBLISHED_MEMORY_BYTES = 4 << 30
 PUBLISHED_NR_VCPUS = 8

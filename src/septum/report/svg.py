@@ -13,7 +13,7 @@ from septum.abi.types import PAGE_SHIFT
 from septum.report.cells import MIXED, BankCells, Cell, bank_title, cell_size, count_kinds, cut
 from septum.report.memory_map import leaves_text
 from septum.report.palette import COLOURS, LABELS
-from septum.report.words import count_text, gpa_text, size_text
+from septum.words import count_text, gpa_text, size_text
 
 if TYPE_CHECKING:
     from septum.report.cells import Counts

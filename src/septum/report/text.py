@@ -9,7 +9,7 @@ from septum.report.counters import counter_lines
 from septum.report.lines import Lines, Span
 from septum.report.memory_map import memory_map_lines
 from septum.report.published import SOURCE, figures
-from septum.report.words import WIDTH, count_text, plural, size_text, time_text, wrap
+from septum.words import WIDTH, count_text, plural, size_text, time_text, wrap
 
 if TYPE_CHECKING:
     from septum.report.result import FindingRecord, PromiseResult, RunResult

@@ -10,9 +10,9 @@ import msgspec
 
 from septum.abi.leaves import seamcall_name
 from septum.module.pamt import PT_PAMT
-from septum.report.words import count_text, size_text, wrap
 from septum.scenarios.boot import Boot, BootRecipe
 from septum.sim import RoundRobin
+from septum.words import count_text, size_text, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

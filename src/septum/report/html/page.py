@@ -19,10 +19,10 @@ from septum.report.html.functions import Known, functions_of
 from septum.report.html.memory import LAYER_NAMES, Change, MemoryFold
 from septum.report.html.steps import FormTable, Steps, StepTable, Strings
 from septum.report.html.verdict import VerdictText, verdict_of
-from septum.report.words import size_text
 from septum.sim.events import FindingEvent
 from septum.trace.opening import OPENING
 from septum.trace.reader import TraceReader
+from septum.words import size_text
 
 if TYPE_CHECKING:
     from septum.trace.header import TraceHeader
