@@ -2,6 +2,8 @@
 points, in a run, in a replay, and in the workers of a search."""
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,3 +171,22 @@ def test_before_the_programs_begin(
             " points; still running: host; nothing can be run or searched\n"
         )
     assert septum("run", str(path)) == 0
+
+
+def test_the_timer_outlives_nothing() -> None:
+    """The interpreter takes its handlers back before it has ended; the signal would kill it."""
+    program = (
+        "from septum.designs import endless\n"
+        "endless.TICK_S = 0.0001\n"
+        "endless.WATCHDOG.watch('any.py')\n"
+        "import septum.scenarios.run\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False)
+    assert done.returncode == 0
+
+
+def test_a_file_that_never_ends_to_be_read(loops: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loops.write_text("while True:\n    pass\n")
+    assert septum("run", SCENARIO, "--design", f"{loops}:Deaf") == USAGE
+    err = capsys.readouterr().err
+    assert err.startswith(f"septum: {loops}, line ") and " in <module>: it goes round" in err

@@ -9,6 +9,7 @@ from septum.cli.exits import USAGE, guarded
 from septum.designs import find_design
 from septum.errors import InputError
 from septum.explore.scenario import ScenarioSubject
+from septum.scenarios.check import main
 from septum.scenarios.model_names import model_names
 from septum.scenarios.names import check_names
 from septum.scenarios.reader import read_scenario
@@ -226,3 +227,12 @@ def test_from_the_command_line(
         f"septum: {path}, line 5: failures.allow: 'need_reshed' is no choice point of the model;"
         " did you mean 'need_resched'?\n"
     )
+
+
+def test_from_the_judge_of_all_scenarios(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "f.toml"
+    path.write_text(HEAD + "[expect]\ncounts = { splitts = 0 }\n")
+    assert main([str(path)]) == USAGE
+    assert "nothing is counted as 'splitts'; did you mean 'splits'?" in capsys.readouterr().err

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 TICK_S = 0.5
 """Seconds of the processor between two looks."""
 PATIENCE = 8
-"""After so many looks at the same call of a function its calls are watched for one more."""
+"""After so many looks at the same call of a function its calls are watched."""
+WATCHED = 4
+"""For so many looks: then one of them was a scheduling point, or none will be."""
 
 _POINT = Sim.point.__code__
 
@@ -44,18 +46,19 @@ class Watchdog:
         self._looks = 0
         self._patience = PATIENCE
         self._points = 0
-        self._watching = False
+        self._watching = 0  # looks that its calls are still to be watched for
+        self._set = False
 
     def watch(self, path: str) -> None:
         """Look at the functions of that file, too."""
-        first = not self.paths
         self.paths.add(path)
         # Only the main thread is interrupted, and only who has no use for this timer.
         if (
-            first
+            not self._set
             and threading.current_thread() is threading.main_thread()
             and signal.getsignal(signal.SIGVTALRM) is signal.SIG_DFL
         ):
+            self._set = True
             signal.signal(signal.SIGVTALRM, self.look)
             set_timer(TICK_S)
             os.register_at_fork(after_in_child=partial(set_timer, TICK_S))
@@ -74,15 +77,18 @@ class Watchdog:
         # Functions that were here at every look: the innermost of them goes round.
         pairs = takewhile(lambda pair: pair[0] == pair[1], zip(calls, self._calls, strict=False))
         common = [call for call, _ in pairs]
-        if self._watching:
-            self._unwatch()
-            if not self._points:
-                raise EndlessLoop(_sentence(own[len(common) - 1]))
-            self._looks, self._patience = 0, 2 * self._patience
-        elif self._looks >= self._patience and sys.getprofile() is None:
-            self._points, self._watching = 0, True
-            sys.setprofile(self._called)
         self._calls = common
+        if self._watching:
+            self._watching -= 1
+            if self._points:
+                self._unwatch()
+                self._looks, self._patience = 0, 2 * self._patience
+            elif not self._watching:
+                sys.setprofile(None)
+                raise EndlessLoop(_sentence(own[len(common) - 1]))
+        elif self._looks >= self._patience and sys.getprofile() is None:
+            self._points, self._watching = 0, WATCHED
+            sys.setprofile(self._called)
 
     def _own_calls(self, frame: FrameType | None) -> Iterator[FrameType]:
         """The functions of users' files on the stack, from the outermost."""
@@ -99,7 +105,7 @@ class Watchdog:
 
     def _unwatch(self) -> None:
         if self._watching:
-            self._watching = False
+            self._watching = 0
             sys.setprofile(None)
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from septum.designs.ambient import ambient_use, outliving_use
 from septum.designs.endless import WATCHDOG
 from septum.designs.registry import Design, find_design
-from septum.errors import InputError
+from septum.errors import EndlessLoop, InputError
 from septum.linux.unit import Unit
 from septum.module import Module
 
@@ -104,6 +104,9 @@ def _load(path: Path, *, in_token: bool) -> tuple[str, ModuleType]:
     _loaded[where] = digest, module
     try:
         exec(compile(source, str(path), "exec"), vars(module))
+    except EndlessLoop:
+        del _loaded[where], sys.modules[module.__name__]
+        raise
     except Exception as error:
         del _loaded[where], sys.modules[module.__name__]
         raise InputError(f"{path} does not import: {_where(path, error)}") from None

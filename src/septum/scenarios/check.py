@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from septum.designs import find_design
 from septum.errors import InputError
 from septum.scenarios.bench import ScenarioBench
+from septum.scenarios.names import check_names
 from septum.scenarios.run import RandomRun, load_scenario, run_scenario, scenario_names
 from septum.sim import RoundRobin, Schedule
 
@@ -157,7 +159,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         names = asked.scenario or list(scenario_names())
         for name in names:
-            load_scenario(name)
+            check_names(load_scenario(name), find_design("v3"))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
