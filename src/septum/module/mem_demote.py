@@ -164,6 +164,8 @@ def _split_pamt_dynamic(m: Module, page0: int, page1: int, entry: PamtEntry2M) -
         if pamt.entry_2m(hpa) is None:
             return TDX_OPERAND_ADDR_RANGE_ERROR | operand
     status, walks = lock_free_pair(m, ((page0, OPERAND_ID_R12), (page1, OPERAND_ID_R13)))
+    # Others meet the locks here: PAMT.ADD and PAMT.REMOVE of the pages' own 2 MB.
+    m.sim.point("module.pamt")
     if not status:
         if not pamt.mark_pamt_page(page0):
             status = TDX_PAGE_NOT_FREE | OPERAND_ID_R12

@@ -6,6 +6,7 @@ changes, this looks the schedules up again and writes them into the file.
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -23,15 +24,18 @@ if TYPE_CHECKING:
     from septum.scenarios.outcome import ScenarioOutcome
 
 PREEMPT_WITHIN = 120
+NEAR = 5
 
 
 class Finding(msgspec.Struct, frozen=True):
     """A token of the file: the section that it is in, the scenario that shows it, and a part of
-    what it shows."""
+    what it shows. `near`: about so many points lie before a first preemption and between that and
+    a second one, where one does not show it."""
 
     id: str
     scenario: str
     shows: str
+    near: tuple[int, int] = (0, 0)
 
 
 FINDINGS = (
@@ -52,11 +56,18 @@ FINDINGS = (
     Finding("F13", "finding-duplicate-metadata", "duplicate metadata"),
     Finding("F14", "finding-stale-page", "read page 5 in b: 0x22"),
     Finding("F15", "finding-punch-pinned", "all-or-nothing"),
+    Finding("F16", "finding-demote-meets-pamt-add", "TDH_MEM_PAGE_DEMOTE failed", (53, 46)),
+    Finding("F17", "finding-demote-meets-pamt-add", "TDH_MEM_PAGE_AUG failed", (53, 52)),
 )
 
 
-def _schedules() -> Iterator[Schedule]:
-    """Round-robin, then one task after the other with a single preemption, earliest first."""
+def _schedules(near: tuple[int, int]) -> Iterator[Schedule]:
+    """Round-robin, then one task after the other with a single preemption, earliest first; or with
+    two, `near` these places."""
+    if any(near):
+        for first, second in itertools.product(*(range(at - NEAR, at + NEAR) for at in near)):
+            yield ListSchedule([0] * first + [1] + [0] * second + [1])
+        return
     yield RoundRobin()
     for after in range(PREEMPT_WITHIN):
         for first in (0, 1):
@@ -72,7 +83,7 @@ def shown(outcome: ScenarioOutcome) -> list[str]:
 def token_of(finding: Finding) -> str:
     """The token of the first simple schedule that shows the finding, and nothing that its scenario
     does not say. Raises InputError when none does."""
-    for schedule in _schedules():
+    for schedule in _schedules(finding.near):
         outcome = run_scenario(finding.scenario, schedule=schedule)
         if outcome.ok and any(finding.shows in text for text in shown(outcome)):
             return outcome.token
