@@ -1,5 +1,6 @@
-"""`--fail`: choice points that a scenario's file does not allow to fail, asked for by the user."""
+"""`--fail`, `--ignore` and `--keep-going`: what the user asks for beside what a file says."""
 
+import json
 import runpy
 import shlex
 from pathlib import Path
@@ -15,6 +16,7 @@ from septum.scenarios.run import LIBRARY
 
 SPLIT = "alloc:gmem_split_entries"
 """Fails when the folio is split, after the guest's page was zapped (F3)."""
+BUSY = "seamcall:TDH.PHYMEM.PAGE.WBINVD=busy"
 BOUNDS = ["--preemptions", "0"]
 
 
@@ -28,6 +30,12 @@ def broken(name: str, tmp_path: Path) -> tuple[str, Path]:
     result = septum("explore", name, *BOUNDS, "--fail", SPLIT, "--emit-test", str(test))
     assert result.exit_code == 1
     return result.output, test
+
+
+def run_only_test(path: Path) -> None:
+    functions = runpy.run_path(str(path))
+    [function] = [function for key, function in functions.items() if key.startswith("test_")]
+    function()
 
 
 def test_without_it_nothing_fails() -> None:
@@ -57,10 +65,8 @@ def test_what_was_found_comes_again(tmp_path: Path, own: bool) -> None:
         assert SPLIT in test_text
     replayed = septum("replay", token)
     assert replayed.exit_code == 1 and "all-or-nothing" in replayed.output
-    functions = runpy.run_path(str(test))
-    [test_function] = [f for key, f in functions.items() if key.startswith("test_")]
     with pytest.raises(AssertionError, match="all-or-nothing"):
-        test_function()
+        run_only_test(test)
 
 
 def test_the_command_of_a_search_has_it() -> None:
@@ -99,3 +105,54 @@ def test_a_test_may_ask_for_it() -> None:
     """So a pytest marker may, too."""
     verdict, story = search_for_test("convert-one-page", preemptions=0, failures=1, fail=[SPLIT])
     assert verdict.counterexamples and "all-or-nothing" in story
+
+
+ALL = ["convert-one-page", *BOUNDS, "--fail", SPLIT, "--fail", BUSY]
+
+
+def verdict_of(*more: str) -> dict[str, object]:
+    result = septum("explore", *ALL, "--json", *more)
+    [verdict] = json.loads(result.output.splitlines()[0])["verdicts"]
+    return {"exit": result.exit_code, **verdict}
+
+
+def found(verdict: dict[str, object]) -> list[str]:
+    examples = verdict["counterexamples"]
+    assert isinstance(examples, list)
+    return [f"{one['finding']['promise']}: {one['finding']['text']}" for one in examples]
+
+
+def test_a_search_goes_on_and_leaves_out_what_is_known() -> None:
+    """All that is found, one of each kind; without the first of them the others; without all of
+    them it holds, which is complete."""
+    everything = found(verdict_of("--keep-going"))
+    assert len(everything) > 1 and len(found(verdict_of())) == 1
+    known = everything[0].partition(",")[0]
+    rest = found(verdict_of("--keep-going", "--ignore", known))
+    assert rest == [text for text in everything if known not in text] and rest
+    ignored: list[str] = []
+    nothing = verdict_of("--keep-going")
+    while found(nothing) and len(ignored) < 12:  # a run goes on, and may break more after that
+        for text in found(nothing):
+            ignored += ["--ignore", text.partition(": ")[0]]
+        nothing = verdict_of("--keep-going", *ignored)
+    assert (nothing["exit"], nothing["outcome"], nothing["complete"]) == (0, "held", True)
+    assert not nothing["foreseen"]
+
+
+def test_what_was_found_beside_what_is_known_comes_again(tmp_path: Path) -> None:
+    """Token and test come to the finding that counted."""
+    everything = found(verdict_of("--keep-going", "--check", "every-step"))
+    known = everything[0].partition(": ")[0]
+    test = tmp_path / "test_it.py"
+    verdict = verdict_of(
+        "--check", "every-step", "--ignore", f"{known}: ", "--emit-test", str(test)
+    )
+    [text] = found(verdict)
+    assert known not in text
+    story = septum("replay", verdict["counterexamples"][0]["token"])  # type: ignore[index]
+    assert story.exit_code == 1
+    assert f"promise {text.partition(': ')[0]}" in story.output.splitlines()[0]
+    assert f"--ignore '{known}: '" in " ".join(story.output.split())
+    with pytest.raises(AssertionError, match=text.partition(": ")[0]):
+        run_only_test(test)

@@ -141,7 +141,7 @@ def check_fit(recipe: ScenarioRecipe, schedule: Schedule) -> None:
     from septum.explore.subject import Options
 
     may_fail = bool(scenario_of_recipe(recipe).may_fail)
-    options = Options(failures=int(may_fail), fail=recipe.fail)
+    options = Options(failures=int(may_fail), fail=recipe.fail, ignore=recipe.ignore)
     words = explore_words(recipe.name, find_design(recipe.design).name, recipe.check, options)
     raise InputError(misfit_text(words))
 

@@ -57,6 +57,13 @@ def explore(
             " 'alloc:*' or 'seamcall:*=busy'."
         ),
     ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(help="A finding that does not count: a part of its `promise: text`."),
+    ] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Do not stop at the first finding.")
+    ] = False,
     ktap: Annotated[
         bool, typer.Option("--ktap", help="Verdicts as KTAP on stdout, for kernel CI.")
     ] = False,
@@ -88,6 +95,8 @@ def explore(
             report,
             emit_test,
             fail=fail or (),
+            ignore=ignore or (),
+            keep_going=keep_going,
             ktap=ktap,
             coverage=coverage,
             watch=watch,

@@ -82,7 +82,7 @@ def explore_command(
         raise InputError("--json and --ktap both write to stdout: give one of them")
     asked = []
     for name in names:
-        subject = find_subject(name, design, check, fail)
+        subject = find_subject(name, design, check, fail, ignore)
         options = make_options(
             strategy,
             preemptions,

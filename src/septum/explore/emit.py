@@ -43,7 +43,7 @@ def test_{name}() -> None:
     again = {again}
     scenario = {scenario}
     design = {design}
-    finding = replay_answers(scenario, design, answers, {check}, again{fail})
+    finding = replay_answers(scenario, design, answers, {check}, again{asked})
     assert finding is None, f"{{finding.promise}}: {{finding.text}}"
 '''
 
@@ -96,7 +96,11 @@ def _test(one: Emitted, folder: Path, names: dict[str, int]) -> str:
         scenario=_scenario(one.scenario, folder),
         design=_design(one.verdict.design, folder),
         check=_quoted(one.check),
-        fail=f", {list(one.options.fail)}" if one.options.fail else "",
+        asked="".join(
+            f", {key}={list(words)}"
+            for key, words in (("fail", one.options.fail), ("ignore", one.options.ignore))
+            if words
+        ),
     )
 
 

@@ -46,10 +46,15 @@ class Again(Replaying):
 
 
 def find_subject(
-    name: str, design: str = "v3", check: str = "end", fail: Sequence[str] = ()
+    name: str,
+    design: str = "v3",
+    check: str = "end",
+    fail: Sequence[str] = (),
+    ignore: Sequence[str] = (),
 ) -> Subject:
     """The scenario called `name`, or the toy `toy:NAME`. `fail`: choice points that may fail beside
-    those that the scenario allows. Raises InputError."""
+    those that the scenario allows; `ignore`: parts of findings, as `promise: text`, that do not
+    count. Raises InputError."""
     from septum.explore.scenario import ScenarioSubject
 
     if name.startswith("toy:"):
@@ -62,7 +67,7 @@ def find_subject(
     if check not in ("end", "quiet", "every-step"):
         raise InputError(f"--check {check!r}: choose from end, quiet, every-step")
     # `check` was just found to be one of the literals.
-    return ScenarioSubject(load_scenario(name).allowing(fail), design, check)  # type: ignore[arg-type]
+    return ScenarioSubject(load_scenario(name).asked(fail, ignore), design, check)  # type: ignore[arg-type]
 
 
 def replay_answers(
@@ -72,16 +77,18 @@ def replay_answers(
     check: str = "end",
     again: str = "",
     fail: Sequence[str] = (),
+    ignore: Sequence[str] = (),
 ) -> Finding | None:
     """The first finding of the run of `answers` that the scenario does not expect, or None.
 
-    `again` is the command that searches for another such run. Raises InputError when nothing is
-    found, but the run could not follow the answers: it says nothing then.
+    `fail` and `ignore` are those of `find_subject`; `again` is the command that searches for
+    another such run. Raises InputError when nothing is found, but the run could not follow the
+    answers: it says nothing then.
     """
     replaying = Replaying(list(answers))
-    subject = find_subject(name, design, check, fail)
+    subject = find_subject(name, design, check, fail, ignore)
     finding = Runner(subject, Options()).run(replaying).finding
     if finding is None and not replaying.fits():
-        options = Options(failures=int(subject.may_fail), fail=tuple(fail))
+        options = Options(failures=int(subject.may_fail), fail=tuple(fail), ignore=tuple(ignore))
         raise InputError(misfit_text(again or explore_words(name, design, check, options)))
     return finding

@@ -40,6 +40,10 @@ def explore_words(
     words += ["--preemptions", str(preemptions), "--failures", str(options.failures)]
     for pattern in options.fail:
         words += ["--fail", pattern]
+    for text in options.ignore:
+        words += ["--ignore", text]
+    if options.keep_going:
+        words.append("--keep-going")
     if every or check != "end":
         words += ["--check", check]
     words += ["--seed", str(options.seed)]

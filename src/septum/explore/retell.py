@@ -97,7 +97,12 @@ def retell_subject(
             raise
         raise InputError(unsteady_text(subject.design)) from None
     if searched:
-        usual = Options(failures=int(subject.may_fail))
+        asked = subject.scenario if isinstance(subject, ScenarioSubject) else None
+        usual = Options(
+            failures=int(subject.may_fail),
+            fail=asked.also_fail if asked is not None else (),
+            ignore=asked.ignored if asked is not None else (),
+        )
         name = subject.name
         said = _NOT_TOLD
         if isinstance(subject, ScenarioSubject) and not subject.of_library:

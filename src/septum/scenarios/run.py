@@ -38,7 +38,7 @@ SUFFIX = ".toml"
 class ScenarioRecipe(msgspec.Struct, frozen=True, tag="scenario", omit_defaults=True):
     """What a replay token carries of a scenario. Of one in the library `digest` is that of its
     text; of another, `text` is all of it, so that the file need not be there. `fail`: choice points
-    that could fail beside those that the scenario allows."""
+    that could fail beside those that the scenario allows, `ignore`: findings that did not count."""
 
     name: str
     design: str = "v3"
@@ -46,6 +46,7 @@ class ScenarioRecipe(msgspec.Struct, frozen=True, tag="scenario", omit_defaults=
     digest: bytes = b""
     text: str = ""
     fail: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
 
 
 def recipe_for_token(scenario: Scenario, design: str, check: str) -> ScenarioRecipe:
@@ -56,20 +57,22 @@ def recipe_for_token(scenario: Scenario, design: str, check: str) -> ScenarioRec
         told = ScenarioRecipe(scenario.name, design, check, digest=_digest(scenario.text))
     else:
         told = ScenarioRecipe(scenario.name, design, check, text=scenario.text)
-    return msgspec.structs.replace(told, fail=scenario.also_fail)
+    return msgspec.structs.replace(told, fail=scenario.also_fail, ignore=scenario.ignored)
 
 
 def scenario_of_recipe(recipe: ScenarioRecipe) -> Scenario:
     """The scenario that a token names. Raises InputError when it is not what it was."""
     if recipe.text:
-        return read_scenario(recipe.name, recipe.text, recipe.name).allowing(recipe.fail)
+        return read_scenario(recipe.name, recipe.text, recipe.name).asked(
+            recipe.fail, recipe.ignore
+        )
     scenario = load_scenario(recipe.name)
     if _digest(scenario.text) != recipe.digest:
         raise InputError(
             f"scenario {recipe.name} is not the one that the token was made with;"
             " a run replays on the version that made it"
         )
-    return scenario.allowing(recipe.fail)
+    return scenario.asked(recipe.fail, recipe.ignore)
 
 
 def _digest(text: str) -> bytes:

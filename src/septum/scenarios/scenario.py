@@ -187,10 +187,15 @@ class Scenario(msgspec.Struct, frozen=True):
     """What its file is called in a sentence about it."""
     also_fail: tuple[str, ...] = ()
     """Choice points that may fail beside those that the file allows."""
+    ignored: tuple[str, ...] = ()
+    """Parts of findings, as `promise: text`, that the user does not want to hear of."""
 
-    def allowing(self, patterns: Iterable[str]) -> Scenario:
-        """The same where these choice points may fail, too."""
-        return msgspec.structs.replace(self, also_fail=(*self.also_fail, *patterns))
+    def asked(self, fail: Iterable[str] = (), ignore: Iterable[str] = ()) -> Scenario:
+        """The same where these choice points may fail, too, and findings with these texts do not
+        count."""
+        return msgspec.structs.replace(
+            self, also_fail=(*self.also_fail, *fail), ignored=(*self.ignored, *ignore)
+        )
 
     @property
     def may_fail(self) -> tuple[str, ...]:
