@@ -111,19 +111,30 @@ def run_boot(options: RunOptions) -> int:
 
 
 def replay_token(
-    token: str, image: Path | None, *, trace: Path | None, json: bool, report: Path
+    token: str,
+    image: Path | None,
+    *,
+    trace: Path | None,
+    json: bool,
+    report: Path,
+    emit_test: Path | None = None,
 ) -> int:
-    """Run again what `token` stands for; returns the exit code.
+    """Run again what `token` stands for; returns the exit code. `emit_test`: a file for a pytest
+    test of a scenario's run.
 
     Of one that another state of the model made, stderr says so. Raises InputError for a damaged
     token, one of another version, or a firmware that is not here.
     """
     packed, schedule = _decode(token)
+    if emit_test is not None and packed.startswith(TOY):
+        raise InputError(f"--emit-test: the token is of {_toy(packed)}, which has no tests")
     if packed.startswith(TOY):
         return _replay_toy(_toy(packed), schedule, trace)
     recipe, schedule = _run_of(packed, schedule)
     if isinstance(recipe, ScenarioRecipe):
-        return replay_one(recipe, schedule, trace=trace, as_json=json)
+        return replay_one(recipe, schedule, trace=trace, as_json=json, emit_test=emit_test)
+    if emit_test is not None:
+        raise InputError("--emit-test: the token is of a boot; a test replays a scenario's run")
     firmware = firmware_of(recipe, image)
     options = RunOptions(trace=trace, json=json, report=report)
     command = ["septum", "replay", token]

@@ -120,11 +120,17 @@ def replay(
     report: Annotated[Path, typer.Option(help="Folder for the report and the picture.")] = Path(
         "septum-report"
     ),
+    emit_test: Annotated[
+        Path | None,
+        typer.Option("--emit-test", help="Write a pytest test of a scenario's run here."),
+    ] = None,
 ) -> None:
     """Run again exactly what a token stands for."""
     from septum.cli.run import replay_token
 
-    raise SystemExit(replay_token(token, firmware, trace=trace, json=json, report=report))
+    raise SystemExit(
+        replay_token(token, firmware, trace=trace, json=json, report=report, emit_test=emit_test)
+    )
 
 
 @app.command()

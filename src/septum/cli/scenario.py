@@ -115,11 +115,17 @@ def _reported(
 
 
 def replay_one(
-    recipe: ScenarioRecipe, schedule: Schedule, *, trace: Path | None, as_json: bool
+    recipe: ScenarioRecipe,
+    schedule: Schedule,
+    *,
+    trace: Path | None,
+    as_json: bool,
+    emit_test: Path | None = None,
 ) -> int:
-    """Run again what a token stands for, and tell the story of what breaks in it.
+    """Run again what a token stands for, and tell the story of what breaks in it. `emit_test`: a
+    file for a test of it.
 
-    Raises InputError when the scenario has changed.
+    Raises InputError when the scenario has changed, and when there is nothing to test.
     """
     scenario = scenario_of_recipe(recipe)
     check = cast("Mode", recipe.check)
@@ -129,6 +135,10 @@ def replay_one(
         from septum.explore.retell import retell_outcome
 
         print("\n".join([*retell_outcome(scenario, recipe.design, outcome, check), ""]))
+    if emit_test is not None:
+        from septum.explore.mailed import write_test
+
+        write_test(scenario, recipe.design, schedule, check, emit_test)
     return _show(outcome, as_json=as_json, ktap=False)
 
 

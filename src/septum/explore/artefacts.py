@@ -44,7 +44,7 @@ class Artefacts:
         self._stems: dict[str, int] = {}
         self.failed = ""
         if emit_test is not None:
-            _try_file(emit_test)
+            try_file(emit_test)
         if report is not None:
             _try_folder(report)
 
@@ -57,7 +57,10 @@ class Artefacts:
         options: Options,
     ) -> None:
         """Another verdict; `name` is the scenario as the user gave it."""
-        emitted = [Emitted(verdict, x, name, check, options) for x in verdict.counterexamples]
+        emitted = [
+            Emitted(verdict.subject, verdict.design, x, name, check, options)
+            for x in verdict.counterexamples
+        ]
         self._emitted += emitted
         try:
             if self._report is not None:
@@ -110,8 +113,9 @@ def _try_folder(folder: Path) -> None:
         ) from None
 
 
-def _try_file(path: Path) -> None:
-    """As it is: a file that is there keeps what is in it."""
+def try_file(path: Path) -> None:
+    """Raises InputError for a test file that cannot be written. One that is there keeps what is in
+    it."""
     try:
         there = path.exists()
         with path.open("a"):

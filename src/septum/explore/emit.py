@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from septum.explore.subject import Options
-    from septum.explore.verdict import Counterexample, Verdict
+    from septum.explore.verdict import Counterexample
 
 WIDTH = 96
 _DOC_WIDTH = 88
@@ -49,19 +49,20 @@ def test_{name}() -> None:
 
 
 class Emitted(msgspec.Struct, frozen=True):
-    """A counterexample, and the search that found it. `scenario` is what the user called it, by
-    name or file."""
+    """A counterexample, and the search that found it, or would find another. `scenario` is what the
+    user called it, by name or file; `source`: who wrote the token, where no search did."""
 
-    verdict: Verdict
+    subject: str
+    design: str
     example: Counterexample
     scenario: str
     check: str
     options: Options
+    source: str = ""
 
     def command(self) -> str:
         """The search, as a command line with its bounds."""
-        design = self.verdict.design
-        return explore_words(self.scenario, design, self.check, self.options, every=True)
+        return explore_words(self.scenario, self.design, self.check, self.options, every=True)
 
 
 def regression_tests(emitted: Sequence[Emitted], folder: Path) -> str:
@@ -83,10 +84,10 @@ def regression_tests(emitted: Sequence[Emitted], folder: Path) -> str:
 
 def _test(one: Emitted, folder: Path, names: dict[str, int]) -> str:
     finding = one.example.finding
-    name = _name(f"{one.verdict.subject} {finding.promise}")
+    name = _name(f"{one.subject} {finding.promise}")
     nr = names[name] = names.get(name, 0) + 1
     text = finding.text if len(finding.text) < 80 else finding.text[:77] + "..."
-    found = [f"Found by `{one.command()}`", f"Token: {one.example.token}"]
+    found = [one.source or f"Found by `{one.command()}`", f"Token: {one.example.token}"]
     return TEST.format(
         name=name if nr == 1 else f"{name}_{nr}",
         promise=_harmless(f"{finding.promise}: {text}"),
@@ -94,7 +95,7 @@ def _test(one: Emitted, folder: Path, names: dict[str, int]) -> str:
         answers=_filled(repr(one.example.answers)),
         again=_pieces(one.command()),
         scenario=_scenario(one.scenario, folder),
-        design=_design(one.verdict.design, folder),
+        design=_design(one.design, folder),
         check=_quoted(one.check),
         asked="".join(
             f", {key}={list(words)}"

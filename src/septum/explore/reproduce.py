@@ -17,14 +17,25 @@ TOKEN = "'TOKEN'"
 
 def command_lines(name: str, design: str, check: str, options: Options) -> list[str]:
     """What to type. `name` is the scenario as the user gave it, by name or file."""
+    test = f"{explore_words(name, design, check, options)} --emit-test test_it.py"
+    return [*token_lines(design), *_wrapped("Test:", test)]
+
+
+def replayed_lines(design: str) -> list[str]:
+    """What to type with a token alone."""
+    test = f"septum replay {TOKEN} --emit-test test_it.py"
+    return [*token_lines(design), *(_wrapped("Test:", test) if design else [])]
+
+
+def token_lines(design: str) -> list[str]:
+    """What a token is good for, by itself. Toys, which have no design, have no pictures."""
     lines = [
         "TOKEN is the word above, with or without its line breaks, between quotes.",
         *_wrapped("Again:", f"septum replay {TOKEN}"),
     ]
-    if design:  # toys have no pictures
+    if design:
         lines += _wrapped("Picture:", f"septum report {TOKEN} --html it.html --mermaid it.mmd")
-    test = f"{explore_words(name, design, check, options)} --emit-test test_it.py"
-    return [*lines, *_wrapped("Test:", test)]
+    return lines
 
 
 def explore_words(

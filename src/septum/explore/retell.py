@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from septum.designs.own import is_own, unsteady_text
 from septum.errors import InputError
-from septum.explore.reproduce import command_lines
+from septum.explore.reproduce import replayed_lines
 from septum.explore.run import DidNotRepeat, Replaying, Runner
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.shrink import nearest_passing
@@ -14,7 +16,7 @@ from septum.explore.story import heading
 from septum.explore.subject import Options
 from septum.explore.telling import tell
 from septum.explore.verdict import Counterexample
-from septum.scenarios.run import SUFFIX, run_scenario
+from septum.scenarios.run import run_scenario
 from septum.sim import ListSchedule, decode_token, encode_token
 from septum.sim.schedule import SEARCHED
 from septum.stamp import stamp
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 _NOT_TOLD = (
     "How long the schedule was before it was shrunk, and the seed and the bounds of the search, are"
-    " not in the token: the test is of a search with the usual ones."
+    " not in the token."
 )
 
 
@@ -73,22 +75,18 @@ def retell_subject(
     """
     runner = Runner(subject, Options(preemptions=None))
     runner.verify_every = 1  # what is said of neighbours must not come from what runs leave behind
-    run = runner.run(Replaying(schedule.given(), schedule.for_nothing()))
-    if run.finding is None:
+    example = example_of(runner, schedule)
+    if example is None:
         return []
     searched = schedule.spec() == ("list", SEARCHED)
-    numbers = (run.steps, run.preemptions, run.failures)
-    answers = list(run.answers)
-    token = encode_token(stamp(), subject.recipe, ListSchedule(answers, SEARCHED, run.free))
-    passing = nearest_passing(runner, answers, run.free) if searched else None
-    example = Counterexample(
-        run.finding, answers, *numbers, *numbers, token=token, free=run.free, passing=passing
-    )
+    if searched:
+        passing = nearest_passing(runner, example.answers, example.free)
+        example = msgspec.structs.replace(example, passing=passing)
     try:
         lines = tell(
             runner,
             example,
-            heading(run.finding, subject.name, subject.design, None) + said,
+            heading(example.finding, subject.name, subject.design, None) + said,
             schedule="The schedule of the token" if searched else "The run",
             searched=searched,
         )
@@ -97,16 +95,25 @@ def retell_subject(
             raise
         raise InputError(unsteady_text(subject.design)) from None
     if searched:
-        asked = subject.scenario if isinstance(subject, ScenarioSubject) else None
-        usual = Options(
-            failures=int(subject.may_fail),
-            fail=asked.also_fail if asked is not None else (),
-            ignore=asked.ignored if asked is not None else (),
-        )
-        name = subject.name
-        said = _NOT_TOLD
-        if isinstance(subject, ScenarioSubject) and not subject.of_library:
-            name += SUFFIX
-            said += f" {name} stands for the scenario's file."
-        lines += ["", *command_lines(name, subject.design, check, usual), *wrap(said)]
+        lines += ["", *replayed_lines(subject.design), *wrap(_NOT_TOLD)]
     return lines
+
+
+def example_of(runner: Runner, schedule: Schedule) -> Counterexample | None:
+    """The run of `schedule` up to its first news, as it was made; None if it breaks nothing."""
+    run = runner.run(Replaying(schedule.given(), schedule.for_nothing()))
+    if run.finding is None:
+        return None
+    numbers = (run.steps, run.preemptions, run.failures)
+    answers = list(run.answers)
+    recipe = runner.subject.recipe
+    token = encode_token(stamp(), recipe, ListSchedule(answers, SEARCHED, run.free))
+    return Counterexample(run.finding, answers, *numbers, *numbers, token=token, free=run.free)
+
+
+def usual_options(subject: Subject) -> Options:
+    """Those of a search that would find such a run, as far as a token knows them."""
+    if not isinstance(subject, ScenarioSubject):
+        return Options(failures=int(subject.may_fail))
+    asked = subject.scenario
+    return Options(failures=int(subject.may_fail), fail=asked.also_fail, ignore=asked.ignored)

@@ -1,0 +1,68 @@
+"""A token that somebody sent, as a pytest test: beside it the scenario, where that is not of the
+library."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from septum.errors import InputError
+from septum.explore.artefacts import try_file
+from septum.explore.emit import Emitted, regression_tests
+from septum.explore.retell import example_of, usual_options
+from septum.explore.run import Runner
+from septum.explore.scenario import ScenarioSubject
+from septum.explore.subject import Options
+from septum.scenarios.run import SUFFIX
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from septum.checks.checker import Mode
+    from septum.scenarios.scenario import Scenario
+    from septum.sim import Schedule
+
+SOURCE = "Made by `septum replay` of this token; `again` is a search with the usual bounds."
+
+
+def write_test(
+    scenario: Scenario, design: str, schedule: Schedule, check: Mode, path: Path
+) -> None:
+    """Write a test of the run of `schedule` to `path`.
+
+    Raises InputError when the run breaks nothing but what the scenario foresees, when the file
+    cannot be written, or when another scenario is where this one's file is to be.
+    """
+    subject = ScenarioSubject(scenario, design, check)
+    example = example_of(Runner(subject, Options(preemptions=None)), schedule)
+    if example is None:
+        raise InputError(
+            "--emit-test: the run breaks nothing that its scenario does not foresee, so that there"
+            " is nothing to test"
+        )
+    try_file(path)
+    name = subject.name
+    if not subject.of_library:
+        name = str(_beside(scenario, path))
+    options = usual_options(subject)
+    emitted = Emitted(subject.name, subject.design, example, name, check, options, SOURCE)
+    path.write_text(regression_tests([emitted], path.parent), encoding="utf-8")
+    print(f"septum: the test is in {path}", file=sys.stderr)
+
+
+def _beside(scenario: Scenario, path: Path) -> Path:
+    """The scenario's file beside the test at `path`; it is written if it is not there."""
+    file = path.parent / f"{scenario.name}{SUFFIX}"
+    try:
+        if not file.exists():
+            file.write_text(scenario.text, encoding="utf-8")
+            print(f"septum: the scenario is in {file}", file=sys.stderr)
+        there = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--emit-test: {file} cannot be used ({error})") from None
+    if there != scenario.text:
+        raise InputError(
+            f"--emit-test: {file} is there and is not the token's scenario; name a test in another"
+            " folder"
+        )
+    return file
