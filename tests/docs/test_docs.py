@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from septum.explore.verdict import Counterexample, Outcome, Verdict
+from septum.sim import Finding
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -43,3 +46,13 @@ def test_every_file_named_in_the_reading_guide_exists() -> None:
     guide = (ROOT / "docs" / "reading-guide.md").read_text()
     for name in set(re.findall(r"`((?:linux|module)/[a-z_/0-9]+\.py)`", guide)):
         assert (ROOT / "src" / "septum" / name).exists(), name
+
+
+def test_every_field_of_a_verdict_is_told() -> None:
+    """docs/formats.md names all that `septum explore --json` prints, and nothing else."""
+    section = (ROOT / "docs" / "formats.md").read_text().partition("## JSON of a search")[2]
+    told = set(re.findall(r"`([a-z_]+)`", section)) - set(map(str, Outcome))
+    fields = {
+        field for kind in (Verdict, Counterexample, Finding) for field in kind.__struct_fields__
+    }
+    assert told == fields
