@@ -88,6 +88,7 @@ def test_the_command_of_a_search_has_it() -> None:
             ("convert-one-page", "--fail", "aloc:*"),
             "--fail 'aloc:*' matches no choice point of the model",
         ),
+        (("convert-one-page", "--ignore", ""), "--ignore '': that is a part of every finding"),
         (("toy:rare", "--fail", "alloc:*"), "toy:rare has no choice points of the model"),
     ],
 )
@@ -137,7 +138,9 @@ def test_a_search_goes_on_and_leaves_out_what_is_known() -> None:
             ignored += ["--ignore", text.partition(": ")[0]]
         nothing = verdict_of("--keep-going", *ignored)
     assert (nothing["exit"], nothing["outcome"], nothing["complete"]) == (0, "held", True)
-    assert not nothing["foreseen"]
+    assert not nothing["foreseen"] and nothing["ignored"]
+    told = " ".join(septum("explore", *ALL, *ignored).output.split())
+    assert "breaks, and is ignored: all-or-nothing: " in told
 
 
 def test_what_was_found_beside_what_is_known_comes_again(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ class Totals:
         "drawn",
         "foreseen",
         "found",
+        "ignored",
         "notes",
         "schedules",
         "started",
@@ -59,6 +60,7 @@ class Totals:
         self.coverage: dict[str, int] = {}
         self.notes: list[str] = []
         self.foreseen: dict[tuple[str, str], str] = {}  # by what makes findings the same
+        self.ignored: dict[tuple[str, str], str] = {}
         self.drawn: dict[str, int] = {}  # random schedules, by kind
         self.started = budget.now()
 
@@ -68,8 +70,9 @@ class Totals:
         self.steps += result.steps
         self.states += result.states
         self.found += result.found
-        for promise, text in result.foreseen:
-            self.foreseen.setdefault(words_of(promise, text), f"{promise}: {text}")
+        for into, told in ((self.foreseen, result.foreseen), (self.ignored, result.ignored)):
+            for promise, text in told:
+                into.setdefault(words_of(promise, text), f"{promise}: {text}")
         for item, count in result.coverage.items():
             self.coverage[item] = self.coverage.get(item, 0) + count
         if result.note and result.note not in self.notes:
@@ -155,6 +158,7 @@ class Search:
             missing_witnesses=missing,
             drawn=self.totals.drawn,
             foreseen=sorted(self.totals.foreseen.values()),
+            ignored=sorted(self.totals.ignored.values()),
             interrupted=self._workers.interrupted,
             level=self.level,
             timed_out=timed_out,

@@ -78,6 +78,8 @@ def explore_command(
     Raises InputError before anything is searched: for unknown names and values, and for files that
     cannot be written.
     """
+    if not all(text.strip() for text in ignore):
+        raise InputError("--ignore '': that is a part of every finding; give more of its text")
     if as_json and ktap:
         raise InputError("--json and --ktap both write to stdout: give one of them")
     asked = []
@@ -218,6 +220,7 @@ def verdict_lines(verdict: Verdict, options: Options) -> list[str]:
         drawn = ", ".join(f"{count_text(count)} by {name}" for name, count in verdict.drawn.items())
         said.append(f"random schedules: {drawn}")
     said += [f"breaks, as the scenario says of v3: {text}" for text in verdict.foreseen]
+    said += [f"breaks, and is ignored: {text}" for text in verdict.ignored]
     if verdict.missing_witnesses:
         said.append(f"never reached: {', '.join(verdict.missing_witnesses)}")
     if verdict.outcome is not Outcome.BROKEN and verdict.coverage:

@@ -126,6 +126,7 @@ class Runner:
         "_verified_at",
         "built",
         "foreseen",
+        "ignored",
         "nr_runs",
         "nr_steps",
         "options",
@@ -145,6 +146,7 @@ class Runner:
         self.nr_steps = 0
         # What broke as the scenario says, as (promise, text), since somebody emptied it.
         self.foreseen: dict[tuple[str, str], None] = {}
+        self.ignored: dict[tuple[str, str], None] = {}  # the same of what the user ignores
         self.sink: Callable[[Event], None] | None = None  # where the events of runs go
         self.until = 0.0  # by `budget.now`: when runs are broken off; 0: never
         self._verified_at = self._captured_at = 0
@@ -226,8 +228,9 @@ class Runner:
             raise OutOfTime
         finding = self._first_finding()
         for other in sim.findings:
-            if not self.is_news(other) and not self.options.ignores(other):
-                self.foreseen[other.promise, other.text] = None
+            if not self.is_news(other):
+                told = self.ignored if self.options.ignores(other) else self.foreseen
+                told[other.promise, other.text] = None
         steering.broken = finding is not None
         run = Run(finding, not finished and finding is None, sim.answers, steering, sim.nr_points)
         self.nr_steps += steering.decisions

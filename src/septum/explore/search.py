@@ -83,8 +83,9 @@ class Found(msgspec.Struct, frozen=True):
 
 class JobResult(msgspec.Struct):
     """What a job saw. `complete`: all that it was to do is done. `foreseen`: what broke as the
-    scenario says, as (promise, text). `outcomes`: the ways in which its random runs came out, as
-    numbers that mean the same in all forks of a process."""
+    scenario says, `ignored`: what the user does not want to hear of, as (promise, text).
+    `outcomes`: the ways in which its random runs came out, as numbers that mean the same in all
+    forks of a process."""
 
     number: int
     complete: bool
@@ -95,6 +96,7 @@ class JobResult(msgspec.Struct):
     coverage: dict[str, int] = {}
     outcomes: list[int] = []
     foreseen: list[tuple[str, str]] = []
+    ignored: list[tuple[str, str]] = []
     note: str = ""
 
 
@@ -163,6 +165,7 @@ class Searcher:
     def do(self, job: Job) -> JobResult:
         """Do a job."""
         self.runner.foreseen.clear()
+        self.runner.ignored.clear()
         self.runner.until = job.until
         self.coverage.begin()
         try:
@@ -176,6 +179,7 @@ class Searcher:
             self.coverage.end()
         result.coverage = self.coverage.items()
         result.foreseen = sorted(self.runner.foreseen)
+        result.ignored = sorted(self.runner.ignored)
         result.note = self.note
         return result
 

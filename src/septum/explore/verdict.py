@@ -50,6 +50,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
     `level` is the largest number of preemptions of which all schedules were tried; -1 none.
     `foreseen`: what broke as the scenario says of v3, as "promise: text"; a search goes on then.
+    `ignored`: what broke and does not count as the user said so.
     `drawn`: how many random schedules of which kind a search of several kinds has drawn.
     `timed_out`: the clock ended the search, not another budget.
     """
@@ -71,6 +72,7 @@ class Verdict(msgspec.Struct, frozen=True):
     coverage: dict[str, int] = {}
     missing_witnesses: list[str] = []
     foreseen: list[str] = []
+    ignored: list[str] = []
     drawn: dict[str, int] = {}
     interrupted: bool = False
     level: int = -1
