@@ -189,7 +189,7 @@ def test_all_of_it_is_told_in_80_columns(items: list[str]) -> None:
 
 def test_the_command_tells_and_keeps_it(tmp_path: Path) -> None:
     """On the screen with `--coverage`, and in the folder of the report."""
-    given = ["explore", "convert-against-accept", "--preemptions", "0", "--report", str(tmp_path)]
+    given = ["explore", "convert-against-accept", "--preemptions", "1", "--report", str(tmp_path)]
     plain, told = (CliRunner().invoke(app, [*given, *more]) for more in ([], ["--coverage"]))
     assert plain.exit_code == told.exit_code == 0
     table = (tmp_path / "convert-against-accept-coverage.txt").read_text()
