@@ -30,6 +30,7 @@ SMALL = {
     "accept-4k-against-2m": 1,
     "accept-against-convert": 1,
     "convert-against-accept": 1,
+    "busy-once": 0,
     "convert-against-convert": 2,
     "memory-failure-against-fault": 1,
     "slot-delete-against-prefault": 1,

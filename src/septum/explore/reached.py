@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from septum.abi.leaves import LEAF_MASK, TDH_VP_ENTER
 from septum.module import Module
+from septum.scenarios.failures import Failures
 from septum.sim.locks import _Lock
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def reached_hooks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
     """(class, method, wrapper) of what tells: calls with their statuses and the S-EPT state that
-    they met, waits with whoever had the lock."""
+    they met, waits with whoever had the lock, failures that the scenario injects."""
     log = tracker.log
     sim = tracker.sim
 
@@ -63,6 +64,15 @@ def reached_hooks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
 
         return call
 
+    def settled(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(rules: Any, name: str) -> Any:
+            value = method(rules, name)
+            if value:
+                tracker.coverage.reach(f"choice:{name}={value}")
+            return value
+
+        return call
+
     def wait(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(lock: Any, mode: str) -> None:
             mark = len(log)
@@ -78,4 +88,5 @@ def reached_hooks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
         (Module, "vp_enter", vp_enter),
         (Module, "tdcall_step", tdcall_step),
         (_Lock, "_wait", wait),
+        (Failures, "settled", settled),
     ]
