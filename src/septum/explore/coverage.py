@@ -5,7 +5,7 @@ Items are texts, and a scenario's witness is the beginning of one:
     call:TDH.MEM.TRACK:TDX_OPERAND_BUSY            a SEAMCALL, and its status
     tdcall:TDG.MEM.PAGE.ACCEPT:TDX_SUCCESS         a TDCALL; "exit": it ended in a TD exit
     sept:PENDING:TDH.MEM.RANGE.BLOCK:TDX_SUCCESS   either, with the S-EPT state that it worked on
-    error:tdp_mmu_alloc_sp_for_split:-ENOMEM:kvm_vm_ioctl_set_mem_attributes
+    error:tdp_mmu_split_huge_pages_root:-ENOMEM:kvm_gmem_set_attributes
                                                    an error of the host: where it began, and the
                                                    kernel function that the task was in with it
     wait:vm1 mmu_lock:ex                           a lock that somebody waited for
