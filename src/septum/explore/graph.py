@@ -38,7 +38,7 @@ from septum.explore.footprint import (
 )
 from septum.explore.learn import Recording, Translating
 from septum.explore.loops import Row, looks_at, still_spinning
-from septum.explore.node import Node, Visited, inherit_sleep, order
+from septum.explore.node import Node, inherit_sleep, order
 from septum.explore.real import RealRuns, Restart
 from septum.explore.subject import UNBOUNDED
 from septum.explore.tails import slide
@@ -277,7 +277,9 @@ class GraphSearch:
             child.alive |= fresh
             if step.end == DONE:
                 child.alive -= {task}
-        child.preemptions_left = node.preemptions_left - (node.answer > 0 and not node.free)
+        child.preemptions_left = node.preemptions_left
+        if self.bounded and node.answer > 0 and not node.free:
+            child.preemptions_left -= 1
         child.failures_left = node.failures_left - _nr_failures(step.choices)
         child.current = task if step.end == POINT else -1
         child.depth = node.depth + 1 + len(step.choices)
@@ -314,12 +316,12 @@ class GraphSearch:
         node.asleep = node.sleep
         node.mark = self._state.mark()
         node.key = hash((self._state.value, ready, node.alive, *sorted(node.spinning)))
-        for visited in self._visited.get(node.key, ()):
-            if visited.covers(node):
-                self.nr_paths += 1
-                if parent is not None:
-                    join_into(parent.below, visited.below)
-                return
+        below = self._visited.below(node)
+        if below is not None:
+            self.nr_paths += 1
+            if parent is not None:
+                join_into(parent.below, below)
+            return
         awake = [
             answer
             for answer, task in enumerate(node.tasks)
@@ -370,7 +372,7 @@ class GraphSearch:
         self._on_path.discard(node.key)
         self.nr_states += 1
         if node.whole:
-            self._visited.setdefault(node.key, []).append(Visited(node))
+            self._visited.add(node)
         if self._path:
             join_into(self._path[-1].below, node.below)
 

@@ -80,30 +80,6 @@ class Node:
         self.below: Summary = {}
 
 
-class Visited:
-    """What was explored from one state: with how much to spend, without which sleepers."""
-
-    __slots__ = ("below", "current", "failures_left", "preemptions_left", "sleep")
-
-    def __init__(self, node: Node) -> None:
-        self.current = node.current
-        self.preemptions_left = node.preemptions_left
-        self.failures_left = node.failures_left
-        self.sleep = frozenset(node.asleep)
-        self.below = node.below
-
-    def covers(self, node: Node) -> bool:
-        """Whether entering the state as `node` would find nothing new."""
-        need = node.preemptions_left
-        if self.current != node.current:
-            need += 1
-        return (
-            self.preemptions_left >= need
-            and self.failures_left >= node.failures_left
-            and self.sleep <= node.sleep.keys()
-        )
-
-
 def order(node: Node) -> None:
     """Who could run, the running one first."""
     current = node.current

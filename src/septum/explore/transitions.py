@@ -32,12 +32,12 @@ from septum.explore.fingerprint import (
 from septum.explore.footprint import EVERYWHERE, NO_NUMBERS, X
 from septum.explore.run import Abandoned
 from septum.explore.stand import Stand
+from septum.explore.visited import Visited
 
 if TYPE_CHECKING:
     from septum.explore.alike import Others
     from septum.explore.exchange import Exchange, Key
     from septum.explore.footprint import Masks
-    from septum.explore.node import Visited
     from septum.explore.own import Noted
     from septum.explore.stacks import Moved
     from septum.explore.stand import Own
@@ -192,7 +192,7 @@ class Transitions:
         # began, and where runs ended, by the state.
         self.looks: dict[Look, Finding | None] = {}
         self.ends: dict[int, Finding | None] = {}
-        self.visited: dict[int, list[Visited]] = {}  # by what stands for a state
+        self.visited = Visited()
         self.tails: dict[tuple[Kind, int], list[Tail]] = {}  # steps in a row, by where they begin
         self.exchange: Exchange | None = None  # with other workers
 
