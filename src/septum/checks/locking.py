@@ -57,7 +57,7 @@ class Locking(Promise):
             self._after.setdefault(outer, {})[inner] = "documented"
 
     def start(self) -> None:
-        """Be told of every lock that is taken."""
+        """Be told of every lock that is taken inside another."""
         sim = self.checker.world.sim
         self._previous = sim.lock_observer
         sim.lock_observer = self._observe
@@ -71,15 +71,14 @@ class Locking(Promise):
     def _observe(self, task: Task, lock: Named, op: str) -> None:
         if self._previous is not None:
             self._previous(task, lock, op)
-        held = task.held
-        if len(held) < 2 or op != "lock":
+        if op != "lock":
             return
         inner = lock.name
         known = self._inside.get(inner)
         if known is None:
             known = self._inside[inner] = set()
-        for outer, _ in held[:-1]:
-            if outer.name not in known:
+        for outer, _ in task.held:
+            if outer.name not in known and outer is not lock:
                 known.add(outer.name)
                 self._take_inside(task, self._classes[outer.name], self._classes[inner])
 

@@ -262,7 +262,6 @@ class Runner:
             self.tracker.begin()
         sim.answers = []
         sim.skip_points(0)
-        sim.nr_skipped = 0
         sim.findings = Findings(self.is_news)
         sim.schedule = steering
         sim.stop_on_finding = False  # Findings stops at the first that is news

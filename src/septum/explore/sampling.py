@@ -126,8 +126,8 @@ class Sampled(Steering):
         on."""
         if self._in_row < LOOK_FROM:
             return self.sim.current.in_vain
-        # `pick_task` calls this; between it and `Sim.point` are two more.
-        return self.sim.current.in_vain or self._goes_round(standing(6, MODEL_FRAMES))
+        # `pick_task` calls this; between it and `Sim.point` is one more.
+        return self.sim.current.in_vain or self._goes_round(standing(5, MODEL_FRAMES))
 
     def _goes_round(self, place: tuple[int, ...]) -> bool:
         sim = self.sim
@@ -163,7 +163,9 @@ class RandomWalk(Sampled):
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
         if forced:
             return int(self._random() * n)
-        if not spins and self.goes_round():
+        # `goes_round`, where there is something to look at.
+        looks = self._in_row >= LOOK_FROM or self.sim.current.in_vain
+        if looks and not spins and self.goes_round():
             self.yields = spins = True
         if spins:
             return 1 + self._below(n - 1)

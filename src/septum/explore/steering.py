@@ -70,6 +70,7 @@ class Steering(Schedule):
         "_asked_at",
         "_clock_at",
         "_in_row",
+        "_look_at",
         "_no_end_at",
         "_nr_turns",
         "_row_task",
@@ -119,6 +120,7 @@ class Steering(Schedule):
         self._until = 0.0
         self._no_end_at = 0
         self._clock_at = CLOCK_EVERY
+        self._look_at = 0  # the number of the first decision that is not like any other
         self._asked_at = 0  # the number of the scheduling point at which somebody was asked last
         self._turn_left = 0
         self._nr_turns = 0
@@ -143,9 +145,10 @@ class Steering(Schedule):
         self.spin_points = options.spin_points
         self.is_failure = is_failure
         self._no_end_at = self.max_points * (1 + FAIR_TIMES)
+        self._look_at = min(self._clock_at, self.max_points + 1)
         self._asked_at = sim.nr_points
-        sim.alarm_at = self._asked_at + CLOCK_EVERY
-        sim.set_alarm(self.alone)
+        self._skipped = sim.nr_skipped
+        sim.set_alarm(self.alone, self._asked_at + CLOCK_EVERY)
 
     def begins_unheard(self) -> bool:
         """Whether nothing need be logged of what the run begins with."""
@@ -157,29 +160,30 @@ class Steering(Schedule):
     def stop(self) -> None:
         """End the run here."""
         self.stopped = True
+        self._look_at = 0
         raise Cut
 
     def _look_at_clock(self) -> None:
         self._clock_at = self.decisions + CLOCK_EVERY
+        self._look_at = min(self._clock_at, self.max_points + 1)
         if budget.passed(self._until):
             self.late = True
             self.stop()
 
     def pick(self, n: int, forced: bool) -> int:
-        if self.stopped:
-            raise Cut
         sim = self.sim
         self._asked_at = sim.nr_points
-        if sim.nr_skipped != self._skipped:
+        if sim.granted != self._skipped:  # all of which has been used up when somebody is asked
             self.count_skipped()
         decisions = self.decisions = self.decisions + 1
-        if decisions >= self._clock_at:
-            self._look_at_clock()
-        if decisions > self.max_points:
-            return self._take_turns(forced)
-        if forced or sim.current is not self._row_task:
+        if decisions >= self._look_at:
+            self._maybe_last()
+            if decisions > self.max_points:
+                return self._take_turns(forced)
+        current = sim.current
+        if forced or current is not self._row_task:
             self._in_row = 0
-            self._row_task = sim.current
+            self._row_task = current
             self.yields = spins = False
         else:
             in_row = self._in_row = self._in_row + 1
@@ -196,6 +200,14 @@ class Steering(Schedule):
                     self.preempting = True
                     self.preemptions += 1
         return answer
+
+    def _maybe_last(self) -> None:
+        """At a decision that may be the last. Raises Cut."""
+        if self.stopped:
+            self.decisions -= 1
+            raise Cut
+        if self.decisions >= self._clock_at:
+            self._look_at_clock()
 
     def _take_turns(self, forced: bool) -> int:
         """The next in the run queue, once the current task has had its turn. Turns are of several
@@ -226,7 +238,8 @@ class Steering(Schedule):
             self._no_end(passed)
         if passed >= CLOCK_EVERY:
             self._look_at_clock()
-        sim.alarm_at = sim.nr_points + min(CLOCK_EVERY - passed % CLOCK_EVERY, ALONE_MAX - passed)
+        ahead = min(CLOCK_EVERY - passed % CLOCK_EVERY, ALONE_MAX - passed)
+        sim.set_alarm(self.alone, sim.nr_points + ahead)
 
     def only_one(self) -> None:
         """A task that goes on alone is no endless one, up to a limit."""
@@ -258,6 +271,7 @@ class Steering(Schedule):
         decision."""
         sim = self.sim
         self.stopped = True
+        self._look_at = 0
         names = ", ".join(t.name for t in sim.tasks if not t.done)
         nr_fair = self.decisions - 1 - self.max_points
         turns = f", the last {nr_fair} in turns" if self.fair_from >= 0 else ""

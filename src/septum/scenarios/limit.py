@@ -30,8 +30,7 @@ def limit(sim: Sim) -> None:
         )
         raise RunStopped
 
-    sim.alarm_at = sim.nr_points + POINTS_MAX
-    sim.set_alarm(alarm)
+    sim.set_alarm(alarm, sim.nr_points + POINTS_MAX)
 
 
 @contextmanager
@@ -47,5 +46,4 @@ def limited(sim: Sim, when: str) -> Iterator[None]:
         raise InputError(f"{when}: {text}; nothing can be run or searched") from None
     finally:
         sim.set_alarm(None)
-        sim.alarm_at = 0
         sim.nr_points = counted

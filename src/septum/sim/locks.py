@@ -35,8 +35,9 @@ class _Lock:
     def _acquired(self, mode: str, op: str = "lock") -> None:
         sim = self.sim
         task = sim.current
-        task.held.append((self, mode))
-        if sim.lock_observer is not None:
+        held = task.held
+        held.append((self, mode))
+        if sim.lock_observer is not None and len(held) > 1:
             sim.lock_observer(task, self, op)
         if sim.tracing:
             sim.emit(LockEvent(task.time_ns, task.name, task.cpu, "lock", self.name, mode))
@@ -233,9 +234,12 @@ class _ReaderWriter(_Lock):
 
     def _unread(self) -> None:
         task = self.sim.current
-        if task not in self.readers:
-            raise SimDefect(f"{task.name} releases {self.name} (sh) that it does not hold")
-        self.readers.remove(task)
+        try:
+            self.readers.remove(task)
+        except ValueError:
+            raise SimDefect(
+                f"{task.name} releases {self.name} (sh) that it does not hold"
+            ) from None
         if self.read_free_at_ns < task.time_ns:
             self.read_free_at_ns = task.time_ns
         self._released("sh")
@@ -251,8 +255,12 @@ class _ReaderWriter(_Lock):
         self.nr_writers_waiting -= 1
         self.writer = task
         self.nr_write_locks += 1
-        task.time_ns = max(task.time_ns, self.write_free_at_ns, self.read_free_at_ns)
-        self.write_taken_at_ns = task.time_ns
+        now = task.time_ns
+        if now < self.write_free_at_ns:
+            now = self.write_free_at_ns
+        if now < self.read_free_at_ns:
+            now = self.read_free_at_ns
+        task.time_ns = self.write_taken_at_ns = now
         self._acquired("ex")
 
     def _unwrite(self) -> None:
@@ -261,7 +269,9 @@ class _ReaderWriter(_Lock):
             raise SimDefect(f"{task.name} releases {self.name} (ex) that it does not hold")
         self.writer = None
         self.write_free_at_ns = task.time_ns
-        self.max_write_hold_ns = max(self.max_write_hold_ns, task.time_ns - self.write_taken_at_ns)
+        held_ns = task.time_ns - self.write_taken_at_ns
+        if held_ns > self.max_write_hold_ns:
+            self.max_write_hold_ns = held_ns
         self._released("ex")
 
     def held_write(self) -> bool:
@@ -363,4 +373,5 @@ class WaitQueue:
 
     def wake_up_all(self, preempt: bool = True) -> None:
         """wake_up_all(): the waiters test their conditions again (see `Sim.wake`)."""
-        self.sim.wake(self.waiters, preempt)
+        if self.waiters:
+            self.sim.wake(self.waiters, preempt)

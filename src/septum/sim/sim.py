@@ -50,6 +50,10 @@ class ChoiceRules(Protocol):
         """The schedule chose an outcome other than the ordinary one."""
 
 
+NEVER = 1 << 62
+"""The number of a scheduling point that no run comes to."""
+
+
 class Sim:
     """A deterministic kernel. Outside `run()` the task `main` is current and never switches."""
 
@@ -63,15 +67,15 @@ class Sim:
         "_skip",
         "_skip_look",
         "_solo",
+        "_watched_from",
         "_woken",
-        "alarm_at",
         "answers",
         "choice_rules",
         "current",
         "findings",
+        "granted",
         "lock_observer",
         "nr_points",
-        "nr_skipped",
         "nr_switches",
         "point_observer",
         "schedule",
@@ -100,17 +104,17 @@ class Sim:
         # Asked before the schedule; what it answers itself (not None) is no answer of the schedule.
         self.choice_rules: ChoiceRules | None = None
         self.nr_points = 0
-        self._skip = 0  # scheduling points at which the schedule need not be asked
+        self._skip = 0  # scheduling points to come at which the schedule need not be asked
+        self.granted = 0  # those, and all that were skipped
         self._skip_look: Callable[[], bool] | None = None
-        self.nr_skipped = 0
         self.nr_switches = 0
-        # Called at the scheduling point of number `alarm_at`, for who puts that off each time.
-        self._alarm: Callable[[], None] | None = None
-        self.alarm_at = 0
+        # The number of the first scheduling point that the alarm or the observer is for.
+        self._watched_from = NEVER
+        self._alarm: tuple[Callable[[], None], int] | None = None
         # Called at every scheduling point while tasks run, for checks of every step.
         self.point_observer: Callable[[str], None] | None = None
-        # Called as (task, lock, op) when a lock was taken, for checks of their order; op is lock or
-        # trylock.
+        # Called as (task, lock, op) when a lock was taken inside another, to check their order;
+        # op is lock or trylock.
         self.lock_observer: Callable[[Task, Named, str], None] | None = None
 
     # Tasks
@@ -125,7 +129,7 @@ class Sim:
         start(task, fn, self._hub if self._hub is not None else getcurrent())
         self.tasks.append(task)
         self._ready.append(task)
-        self._skip = 0
+        self.skip_points(0)
         self._update_solo()
         return task
 
@@ -145,7 +149,7 @@ class Sim:
                 if not self._ready:
                     self._deadlock()
                     break
-                self._enter(self._pick(True))
+                self._enter(self._next())
         finally:
             self.current = self._main
             self._hub = None
@@ -161,7 +165,7 @@ class Sim:
         last = self.current
         if last.done:
             self._ready.remove(last)
-            self._skip = 0
+            self.skip_points(0)
             self._main.time_ns = max(self._main.time_ns, last.time_ns)
             self._update_solo()
 
@@ -177,35 +181,34 @@ class Sim:
         lines = "; ".join(f"{t.name} waits for {t.blocked_on}" for t in stuck)
         self.find("progress", f"no task can go on: {lines}", where="scheduler")
 
-    def _pick(self, forced: bool) -> Task:
-        """Ask the schedule who runs next. The run queue has the current task at its head, unless
-        that one ended or blocked (`forced`)."""
+    def _next(self) -> Task:
+        """Ask the schedule who runs next, where the current task ended or blocked."""
         ready = self._ready
         n = len(ready)
         if n == 1:
-            if forced:
-                self.schedule.only_one()
+            self.schedule.only_one()
             return ready[0]
-        woken = self._woken
-        if woken is None:
-            answer = self.schedule.pick(n, forced)
-        else:
-            self._woken = None
-            if woken in ready:
-                answer = self.schedule.pick_woken(n, forced, ready.index(woken))
-            else:
-                answer = self.schedule.pick(n, forced)
+        answer = self._ask(n, True) if self._woken is not None else self.schedule.pick(n, True)
         self.answers.append(answer)
-        if not answer:
-            return ready[0]
+        if answer:
+            ready.insert(0, ready.pop(answer))
+        return ready[0]
+
+    def _preempt(self, answer: int, kind: str) -> None:
+        """The current task, at the head of the run queue, goes to its end; another one runs."""
+        ready = self._ready
         task = ready.pop(answer)
-        if forced:
-            ready.insert(0, task)
-        else:
-            # Who is preempted goes to the end of the queue.
-            ready.append(ready[0])
-            ready[0] = task
-        return task
+        ready.append(ready[0])
+        ready[0] = task
+        self._switch(task, kind, True)
+
+    def _ask(self, n: int, forced: bool) -> int:
+        """Ask the schedule, where a task was made ready since it was asked last."""
+        woken = self._woken
+        self._woken = None
+        if woken in self._ready:
+            return self.schedule.pick_woken(n, forced, self._ready.index(woken))
+        return self.schedule.pick(n, forced)
 
     @property
     def hub(self) -> greenlet.greenlet | None:
@@ -236,22 +239,30 @@ class Sim:
         if self._solo:
             return
         nr = self.nr_points = self.nr_points + 1
-        if nr == self.alarm_at and self._alarm is not None:
-            self._alarm()
-        if self.point_observer is not None:
-            self.point_observer(kind)
+        if nr >= self._watched_from:
+            self._watched(kind, nr)
         # Nobody else becomes ready without ending this.
-        if self._skip:
+        skip = self._skip
+        if skip:
             if self._skip_look is None or not self._skip_look():
-                self._skip -= 1
-                self.nr_skipped += 1
+                self._skip = skip - 1
                 self.answers.append(0)
                 return
-            self._skip = 0
-        if len(self._ready) > 1:
-            task = self._pick(False)
-            if task is not self.current:
-                self._switch(task, kind, True)
+            self.skip_points(0)
+        n = len(self._ready)
+        if n > 1:
+            woken = self._woken
+            answer = self.schedule.pick(n, False) if woken is None else self._ask(n, False)
+            self.answers.append(answer)
+            if answer:
+                self._preempt(answer, kind)
+
+    def _watched(self, kind: str, nr: int) -> None:
+        """Scheduling point `nr` is one that somebody waits for."""
+        if self._alarm is not None and nr == self._alarm[1]:
+            self._alarm[0]()
+        if self.point_observer is not None:
+            self.point_observer(kind)
 
     def retry(self, kind: str) -> None:
         """A scheduling point at which the current task is about to try again what came to nothing.
@@ -264,7 +275,7 @@ class Sim:
         task = self.current
         task.in_vain = task.retried_at == self.nr_switches
         if task.in_vain:
-            self._skip = 0
+            self.skip_points(0)
         task.retrying = True
         self.point(kind)
         task.retrying = False
@@ -274,8 +285,14 @@ class Sim:
     def skip_points(self, count: int, look: Callable[[], bool] | None = None) -> None:
         """The answer at the next `count` scheduling points is 0, if nobody else becomes ready, and
         until `look`, which is called at each, says that the schedule is to be asked after all."""
+        self.granted += count - self._skip
         self._skip = count
         self._skip_look = look
+
+    @property
+    def nr_skipped(self) -> int:
+        """So many scheduling points were passed without asking the schedule."""
+        return self.granted - self._skip
 
     def choose(self, name: str, n: int = 2) -> int:
         """The outcome 0..n-1 of a named choice point; 0 is the ordinary one."""
@@ -326,12 +343,12 @@ class Sim:
         current.blocked_on = reason
         current.retried_at = -1
         self._ready.remove(current)
-        self._skip = 0
+        self.skip_points(0)
         self._update_solo()
         if self.point_observer is not None:
             self.point_observer("block")
         if self._ready:
-            task = self._pick(True)
+            task = self._next()
             self._switch(task, reason)
         else:
             current.glet = getcurrent()
@@ -353,7 +370,7 @@ class Sim:
         if preempt:
             self._woken = waiters[0]
         self._ready.extend(waiters)
-        self._skip = 0
+        self.skip_points(0)
         waiters.clear()
         self._update_solo()
 
@@ -390,11 +407,16 @@ class Sim:
     def set_point_observer(self, observer: Callable[[str], None] | None) -> None:
         """Called at every scheduling point while tasks run (also when only one is ready)."""
         self.point_observer = observer
-        self._update_solo()
+        self._watch()
 
-    def set_alarm(self, alarm: Callable[[], None] | None) -> None:
-        """Called at the scheduling point of number `alarm_at`, also when only one task is ready."""
-        self._alarm = alarm
+    def set_alarm(self, alarm: Callable[[], None] | None, at: int = NEVER) -> None:
+        """Called at the scheduling point of number `at`, also when only one task is ready."""
+        self._alarm = (alarm, at) if alarm is not None else None
+        self._watch()
+
+    def _watch(self) -> None:
+        at = self._alarm[1] if self._alarm is not None else NEVER
+        self._watched_from = at if self.point_observer is None else 0
         self._update_solo()
 
     def find(self, promise: str, text: str, *, where: str = "") -> None:
