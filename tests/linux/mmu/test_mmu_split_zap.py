@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from septum.abi.errno import EIO, EOPNOTSUPP
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE, RET_PF_FIXED
 from septum.linux.kvm.types import KVM_FILTER_PRIVATE, KvmGfnRange
