@@ -315,6 +315,10 @@ def test_changes_are_told_page_by_page_and_joined() -> None:
     assert changes(world(), world(tlbs={3: (huge,)})) == [
         "TLB of cpu3 GFN 0x200+0x200: none -> 2M mapped at PFN 0x1000"
     ]
+    frozen = Pages(0, 1 << 27, 4, "frozen", 0)
+    assert changes(world(), world(mirror=(frozen,))) == [
+        "mirror GFN 0x0+0x8000000: none -> 512G frozen"
+    ]
     hole = world(sept=(first, last))
     assert changes(hole, world(sept=(split,))) == [
         "S-EPT GFN 0x205: none -> 4K mapped at PFN 0x1005"  # its own, not that of the stretch

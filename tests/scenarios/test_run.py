@@ -172,6 +172,29 @@ allow = ["alloc:tdp_mmu_alloc_sp_for_split*"]
 """
 
 
+def test_shared_memory_outlives_a_closed_guest_memfd() -> None:
+    """It goes with the process."""
+    text = """
+summary = "Memory is closed; what is faulted in then is shared."
+source = "test"
+[vm]
+vcpus = 1
+[host]
+vmm = ["close memory", "prefault page 0 by vcpu0"]
+"""
+    outcome = run_scenario(read_scenario("closed", text, "closed.toml"))
+    assert outcome.ok, outcome.unmet
+
+
+def test_memory_that_is_closed_during_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot of it cannot be made: an error of the build."""
+    monkeypatch.setattr(
+        "septum.scenarios.vmm.ScenarioVmm.region", lambda self, number, delete: None
+    )
+    results = run_scenario("build-closed").results
+    assert [done.result for done in results if done.op == "build vm"] == ["-EBADF"]
+
+
 def test_failures_come_only_where_they_are_allowed() -> None:
     always = [
         run_scenario(scenario(LOSING), schedule=RandomRun(seed, failure_odds=2))

@@ -156,6 +156,7 @@ class HostThread:
         block = vmm.blocks.pop(RAM_BLOCK, None)
         if block is None:
             return ret_word(-EBADF)
+        vmm.closed.append(block)
         self.host.gmem.fput(block.gmem)
         return OK
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
+from septum.abi.errno import EBADF
 from septum.abi.kvm import (
     GUEST_MEMFD_FLAG_INIT_SHARED,
     GUEST_MEMFD_FLAG_MMAP,
@@ -70,7 +71,7 @@ def layout_of(vm: Vm) -> GuestLayout:
 class ScenarioVmm(Vmm):
     """A VMM whose memory may be that of another VM, too."""
 
-    __slots__ = ("guest_cpus", "lender", "record", "vm_spec")
+    __slots__ = ("closed", "guest_cpus", "lender", "record", "vm_spec")
 
     def __init__(
         self,
@@ -93,6 +94,8 @@ class ScenarioVmm(Vmm):
         self.record = record
         self.guest_cpus = guest_cpus
         self.lender = lender
+        # Blocks whose guest_memfd user space has closed: the shared memory is still mapped.
+        self.closed: list[RamBlock] = []
 
     def create_memory(self) -> int:
         """A guest_memfd for each block, or a file of its own of the other VM's inode; slots."""
@@ -105,7 +108,8 @@ class ScenarioVmm(Vmm):
             self.blocks[name] = block
         for slot in self.layout.slots:
             mem = self.region(slot.id, delete=False)
-            assert mem is not None
+            if mem is None:
+                return -EBADF  # another thread has closed the memory
             ret = main.kvm_vm_ioctl_set_memory_region(kvm, mem)
             if not ret and self.host.params.vm_memory_attributes:
                 ret = main.kvm_vm_ioctl_set_memory_attributes(
@@ -160,6 +164,9 @@ class ScenarioVmm(Vmm):
 
     def exit(self) -> None:
         """The process ends; what it has closed by itself is not closed again."""
+        for block in self.closed:
+            self.host.mm.madvise_dontneed(block.hva, block.size_bytes)
+        self.closed.clear()
         if self.kvm is not None:
             self.teardown()
         else:
