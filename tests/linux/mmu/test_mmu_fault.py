@@ -7,14 +7,17 @@ from types import SimpleNamespace
 from septum.abi.errno import EBUSY, EFAULT, EIO, ENOMEM, EOPNOTSUPP
 from septum.abi.kvm import (
     KVM_EXIT_MEMORY_FAULT,
+    KVM_EXIT_UNKNOWN,
     KVM_MEMORY_EXIT_FLAG_PRIVATE,
     KVM_MEMSLOT_INVALID,
+    KVM_PFN_ERR_FAULT,
     RET_PF_EMULATE,
     RET_PF_FIXED,
     RET_PF_RETRY,
     RET_PF_SPURIOUS,
 )
 from septum.abi.spte import FROZEN_SPTE
+from septum.linux.kvm.types import KvmPageFault
 from septum.sim import RwSem
 
 GUEST_PFN = 0x40000
@@ -144,6 +147,14 @@ def test_attribute_mismatch_is_a_memory_fault_exit(world):
     world.kvm.mem_attr_array = []
     assert world.fault(0x123) == -EFAULT
     assert world.vcpu.run.flags == KVM_MEMORY_EXIT_FLAG_PRIVATE
+
+
+def test_no_host_page_is_an_error_without_an_exit_reason(world):
+    world.vcpu.run.exit_reason = KVM_EXIT_UNKNOWN
+    fault = KvmPageFault(0x400000, 0, 0x400, 3)
+    fault.pfn = KVM_PFN_ERR_FAULT
+    assert world.mmu.kvm_handle_error_pfn(world.vcpu, fault) == -EFAULT
+    assert world.vcpu.run.exit_reason == KVM_EXIT_UNKNOWN
 
 
 def test_mmio_is_marked_and_left_to_the_guest(world):

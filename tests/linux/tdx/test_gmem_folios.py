@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from septum.abi.errno import EFAULT, EHWPOISON, EINVAL, EIO, ENOMEM, EOPNOTSUPP
+from septum.abi.errno import EEXIST, EFAULT, EHWPOISON, EINVAL, EIO, ENOMEM, EOPNOTSUPP
 from septum.abi.kvm import (
     GUEST_MEMFD_FLAG_INIT_SHARED,
     KVM_MEM_GUEST_MEMFD,
@@ -151,6 +151,17 @@ def test_thp_falls_back_to_small_pages(bench: Benches) -> None:
     assert get_pfn(b, FREE + 3)[2] == 0
     assert get_pfn(b, FREE + 4)[2] == 0
     assert get_pfn(b, FREE + 512)[2] == 9
+
+
+def test_a_huge_folio_does_not_go_where_a_small_one_is(bench: Benches) -> None:
+    """__filemap_add_folio(): whatever is in the range of the folio is in its way."""
+    b = bench()
+    b.choices.wanted["alloc:gmem_folio_2m"] = [1]
+    assert get_pfn(b, FREE)[2] == 0
+    folio = b.host.mm.alloc_folio(9, "gmem_folio_2m")
+    add = b.host.gmem.filemap_add_folio
+    assert add(b.gmem.inode, folio, FREE + 5) == -EEXIST
+    assert add(b.gmem.inode, folio, FREE + 517) == 0
 
 
 def test_no_memory_for_a_page(bench: Benches) -> None:
@@ -349,6 +360,21 @@ def test_unbound_index_warns_only_when_another_slot_has_it(bench: Benches) -> No
     f.bindings = kept
 
 
+def test_no_memory_for_a_binding(bench: Benches) -> None:
+    """As posted: the slot is made, and its pointer to the file outlives the file."""
+    b = bench("4k")
+    main = b.host.main
+    _, f = b.host.gmem.kvm_gmem_create(b.kvm, MB)
+    b.choices.wanted["alloc:gmem_bindings"] = [1]
+    region = KvmUserspaceMemoryRegion2(9, KVM_MEM_GUEST_MEMFD, 8 * GB, MB, 1 << 41, f)
+    b.ok(main.kvm_vm_ioctl_set_memory_region(b.kvm, region))
+    assert get_pfn(b, 8 * GB >> 12)[0] == -EIO
+    b.host.gmem.fput(f)
+    assert b.texts() == []
+    b.ok(main.kvm_vm_ioctl_set_memory_region(b.kvm, KvmUserspaceMemoryRegion2(9, 0, 8 * GB, 0)))
+    assert "use after free" in b.texts()[0]
+
+
 def test_huge_page_freed_last_is_taken_first(bench: Benches) -> None:
     """enqueue_hugetlb_folio() and dequeue work at the head of the free list."""
     b = bench("hugetlb-2m")
@@ -385,6 +411,16 @@ def test_a_refused_page_cache_entry_leaves_metadata(bench: Benches) -> None:
     assert get_pfn(b, FREE)[0] == -ENOMEM
     assert len(known - before) == 1 and b.texts() == []
     assert get_pfn(b, FREE)[0] == 0
+    assert b.texts() == ["WARN: Unexpected duplicate metadata registered"]
+
+
+def test_a_register_without_memory_warns_of_a_duplicate(bench: Benches) -> None:
+    """As posted: an error of the xarray is taken for what was there before."""
+    b = bench("hugetlb-2m")
+    known = b.host.mm.state.restructuring_metadata
+    before = set(known)
+    b.choices.wanted["alloc:hugetlb_restructuring_register"] = [1]
+    assert get_pfn(b, FREE)[0] == -ENOMEM and known == before
     assert b.texts() == ["WARN: Unexpected duplicate metadata registered"]
 
 

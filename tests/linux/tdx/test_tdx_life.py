@@ -181,6 +181,14 @@ def test_page_of_the_image_needs_a_source(bench: Benches, monkeypatch: pytest.Mo
     assert got and set(got) == {-EOPNOTSUPP} and b.texts() == []
 
 
+def test_prefault_must_not_wrap(bench: Benches) -> None:
+    """The end of the range is a u64, as in C."""
+    b = bench()
+    prefault = b.host.main.kvm_vcpu_ioctl_pre_fault_memory
+    left = (FREE_GPA, (1 << 64) - FREE_GPA)
+    assert prefault(b.vmm.vcpus[0], *left) == (-EINVAL, *left)
+
+
 def test_dead_vm_refuses_every_ioctl(bench: Benches) -> None:
     b = bench()
     main = b.host.main

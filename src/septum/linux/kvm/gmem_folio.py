@@ -116,9 +116,7 @@ class GmemFolios(GmemTrace):
         base = index >> PMD_ORDER << PMD_ORDER
         if base + (1 << PMD_ORDER) > inode.i_size >> 12 or base in inode.split_folios:
             return 0
-        if any(i in inode.folios for i in range(base, base + (1 << PMD_ORDER))):
-            return 0
-        return PMD_ORDER
+        return 0 if self._has_small_folios(inode, index) else PMD_ORDER
 
     def _alloc_folio(self, inode: GmemInode, index: int) -> Folio | None:
         mm = self.host.mm
@@ -160,7 +158,7 @@ class GmemFolios(GmemTrace):
         somebody was faster."""
         if self.host.mm.fails("gmem_filemap_add"):
             return -ENOMEM
-        if self._is_present(inode, index):
+        if self._is_taken(inode, folio, index):
             return -EEXIST
         folio.locked = True
         inode.folios[index & -folio.nr_pages] = folio
@@ -201,12 +199,20 @@ class GmemFolios(GmemTrace):
         small.locked = True
         return 0, small
 
-    def _is_present(self, inode: GmemInode, index: int) -> bool:
-        """Whether the page cache has a page at `index`."""
+    def _is_taken(self, inode: GmemInode, folio: Folio, index: int) -> bool:
+        """Whether the page cache has a page where `folio` would be, at `index` or around it."""
         if self._peek_folio(inode, index) is not None:
             return True
         split = self._split_at(inode, index)
-        return split is not None and index not in split.gone
+        if split is not None:
+            return index not in split.gone
+        # Of hugetlb's pages all 2 MB come and go at once.
+        return folio.order != inode.page_order and self._has_small_folios(inode, index)
+
+    def _has_small_folios(self, inode: GmemInode, index: int) -> bool:
+        """Whether the page cache has 4 KB pages in the 2 MB around `index`."""
+        base = index >> PMD_ORDER << PMD_ORDER
+        return any(i in inode.folios for i in range(base, base + (1 << PMD_ORDER)))
 
     # Restructuring
 

@@ -91,7 +91,13 @@ class GuestMemfd(GmemAttrs):
     # Bind
 
     def kvm_gmem_bind(self, kvm: Kvm, slot: KvmMemorySlot, f: GmemFile, offset: int) -> int:
-        """Give a new memslot its private memory. 0 or -EINVAL."""
+        """Give a new memslot its private memory. 0 or -EINVAL.
+
+        Suspect, kept: whether xa_store_range() had memory for its nodes is not looked at. Without,
+        the slot has a file that does not know of it: faults are -EIO, and its pointer to the file
+        outlives the file (see `kvm_gmem_unbind`).
+        MODEL: all of the slot is unbound then, where the kernel may have stored a part.
+        """
         size = slot.npages << PAGE_SHIFT
         if f.kvm is not kvm or f.released:
             return -EINVAL
@@ -109,7 +115,8 @@ class GuestMemfd(GmemAttrs):
         slot.flags |= KVM_MEM_GUEST_MEMFD
         if inode.flags & GUEST_MEMFD_FLAG_MMAP:
             slot.flags |= KVM_MEMSLOT_GMEM_ONLY
-        f.bindings.append((start, end, slot))
+        if not self.host.mm.fails("gmem_bindings"):
+            f.bindings.append((start, end, slot))
         inode.invalidate_lock.up_write()
         return 0
 
@@ -121,6 +128,15 @@ class GuestMemfd(GmemAttrs):
         """
         f = slot.gmem_file
         if f is None:
+            return
+        if f.released:
+            # kvm_gmem_release() forgot the file in the slots that are bound, and this one is not.
+            self.sim.find(
+                "no-bug",
+                f"use after free: memslot {slot.id} still points to a guest_memfd that is gone",
+                where="kvm_gmem_unbind",
+            )
+            slot.gmem_file = None
             return
         lock = f.inode.invalidate_lock
         active = self.kvm_gmem_get_file(slot) is not None

@@ -237,7 +237,8 @@ class KvmMain(MainAttrs):
     def _pre_fault_memory(
         self, vcpu: KvmVcpu, gpa: int, size: int, flags: int
     ) -> tuple[int, int, int]:
-        if flags or gpa % 4096 or size % 4096 or gpa + size <= gpa:
+        # The end wraps, as u64 do.
+        if flags or gpa % 4096 or size % 4096 or (gpa + size) % (1 << 64) <= gpa:
             return -EINVAL, gpa, size
         self.vcpu_load(vcpu)
         idx = vcpu.kvm.srcu.read_lock()

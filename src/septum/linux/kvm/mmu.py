@@ -180,10 +180,9 @@ class KvmMmu(MmuLoad):
         return RET_PF_CONTINUE
 
     def kvm_handle_error_pfn(self, vcpu: KvmVcpu, fault: KvmPageFault) -> int:
-        """The host has no page for the GFN. -EINTR or -EFAULT. Source: mmu.c."""
+        """The host has no page for the GFN: -EINTR, or -EFAULT with no exit. Source: mmu.c."""
         if fault.pfn == KVM_PFN_ERR_SIGPENDING:
             return -EINTR
-        self.kvm_mmu_prepare_memory_fault_exit(vcpu, fault)
         return -EFAULT
 
     def kvm_mmu_faultin_pfn_gmem(self, vcpu: KvmVcpu, fault: KvmPageFault) -> int:

@@ -102,20 +102,27 @@ class MmHugetlb(Unit):
         return folio
 
     def hugetlb_restructuring_metadata_store(self, folio: Folio) -> bool:
-        """Remember how large the folio was allocated; false without memory.
-
-        A WARN when there is something about its PFN already.
-        """
+        """Remember how large the folio was allocated; false without memory."""
         if self.fails("hugetlb_restructuring_metadata"):
             return False
+        return self.hugetlb_restructuring_metadata_register(folio.pfn)
+
+    def hugetlb_restructuring_metadata_register(self, pfn: int) -> bool:
+        """A WARN when there is something about the PFN already; false without memory.
+
+        Suspect, kept: the WARN comes for an error of the xarray, too, as what xa_store_order()
+        returns is tested for being there before it is tested for being an error.
+        """
         known = self.state.restructuring_metadata
-        if folio.pfn in known:
+        failed = self.fails("hugetlb_restructuring_register")
+        if failed or pfn in known:
             self.warn_on(
                 "Unexpected duplicate metadata registered",
                 "hugetlb_restructuring_metadata_register",
             )
-        known.add(folio.pfn)
-        return True
+        if not failed:
+            known.add(pfn)
+        return not failed
 
     def hugetlb_restructuring_metadata_restore(self, pfn: int) -> None:
         """The folio goes back to its pool as it came."""
