@@ -58,6 +58,9 @@ FINDINGS = (
     Finding("F15", "finding-punch-pinned", "all-or-nothing"),
     Finding("F16", "finding-demote-meets-pamt-add", "TDH_MEM_PAGE_DEMOTE failed", (53, 46)),
     Finding("F17", "finding-demote-meets-pamt-add", "TDH_MEM_PAGE_AUG failed", (53, 52)),
+    Finding("F18", "finding-demote-meets-pamt-remove", "TDH_PHYMEM_PAMT_REMOVE failed", (42, 36)),
+    Finding("F19", "finding-slot-without-binding", "use after free"),
+    Finding("F20", "finding-finalize-meets-zap", "TDH_MEM_RANGE_BLOCK failed", (326, 90)),
 )
 
 
