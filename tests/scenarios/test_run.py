@@ -247,6 +247,34 @@ def test_a_token_carries_a_file_that_is_not_in_the_library() -> None:
         replay_scenario(msgspec.structs.replace(library, digest=b"0"), ListSchedule([]))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ('summary = "', 'summary = "Now: ', True),
+        ("[guest]", "# What vCPUs do.\n[guest]", True),
+        ("[expect]", '[expect]\nwitnesses = ["call:TDH.MEM.TRACK:"]', True),
+        ("page 5", "page 6", False),
+        ("[expect]", '[expect]\nmay-break = ["mirror"]', False),
+        ("[expect]", "[kernel]\nfixup-zap-before-split = false\n[expect]", False),
+    ],
+)
+def test_a_token_stays_with_what_a_scenario_does(
+    monkeypatch: pytest.MonkeyPatch, old: str, new: str, same: bool
+) -> None:
+    """Whatever is said of it to readers, and of what a search must reach; nothing else."""
+    name = "convert-one-page"
+    recipe = msgspec.msgpack.decode(decode_token(run_scenario(name).token)[1], type=ScenarioRecipe)
+    text = load_scenario(name).text
+    assert old in text and "witnesses" not in text and "[kernel]" not in text
+    edited = read_scenario(name, text.replace(old, new, 1), name)
+    monkeypatch.setattr("septum.scenarios.run.load_scenario", lambda _: edited)
+    if same:
+        assert replay_scenario(recipe, ListSchedule([])).ok
+    else:
+        with pytest.raises(InputError, match="not the one that the token was made with"):
+            replay_scenario(recipe, ListSchedule([]))
+
+
 def test_the_checker_of_the_library_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert judge("convert-one-page", Bounds(seeds=1)).problems == ()
     broken_host(monkeypatch, gmem=NoSplit)

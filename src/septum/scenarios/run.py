@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from septum.checks.checker import Mode
-    from septum.scenarios.scenario import Scenario
+    from septum.scenarios.scenario import Document, Scenario
     from septum.sim import Event
 
 LIBRARY = Path(__file__).parent / "library"
@@ -36,8 +36,8 @@ SUFFIX = ".toml"
 
 
 class ScenarioRecipe(msgspec.Struct, frozen=True, tag="scenario", omit_defaults=True):
-    """What a replay token carries of a scenario. Of one in the library `digest` is that of its
-    text; of another, `text` is all of it, so that the file need not be there. `fail`: choice points
+    """What a replay token carries of a scenario. Of one in the library `digest` is that of what it
+    does; of another, `text` is all of it, so that the file need not be there. `fail`: choice points
     that could fail beside those that the scenario allows, `ignore`: findings that did not count."""
 
     name: str
@@ -54,7 +54,7 @@ def recipe_for_token(scenario: Scenario, design: str, check: str) -> ScenarioRec
     design = find_design(design).reference
     path = LIBRARY / f"{scenario.name}{SUFFIX}"
     if path.is_file() and path.read_text(encoding="utf-8") == scenario.text:
-        told = ScenarioRecipe(scenario.name, design, check, digest=_digest(scenario.text))
+        told = ScenarioRecipe(scenario.name, design, check, digest=_digest(scenario.document))
     else:
         told = ScenarioRecipe(scenario.name, design, check, text=scenario.text)
     return msgspec.structs.replace(told, fail=scenario.also_fail, ignore=scenario.ignored)
@@ -67,7 +67,7 @@ def scenario_of_recipe(recipe: ScenarioRecipe) -> Scenario:
             recipe.fail, recipe.ignore
         )
     scenario = load_scenario(recipe.name)
-    if _digest(scenario.text) != recipe.digest:
+    if _digest(scenario.document) != recipe.digest:
         raise InputError(
             f"scenario {recipe.name} is not the one that the token was made with;"
             " a run replays on the version that made it"
@@ -75,8 +75,13 @@ def scenario_of_recipe(recipe: ScenarioRecipe) -> Scenario:
     return scenario.asked(recipe.fail, recipe.ignore)
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()[:12]
+def _digest(document: Document) -> bytes:
+    """Of all that a run, and what is said of it, is a function of: not of what the file says to
+    readers, and of what a search must have reached."""
+    replace = msgspec.structs.replace
+    expect = replace(document.expect, witnesses=[])
+    plain = replace(document, summary="", source="", notes="", expect=expect)
+    return hashlib.sha256(msgspec.msgpack.encode(plain)).digest()[:12]
 
 
 class RandomRun(RandomSchedule):
