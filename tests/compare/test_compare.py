@@ -54,6 +54,19 @@ class Raises(KvmTdxUnit):
     def tdx_track(self, kvm):
         raise ValueError("no")
 '''
+KILLED = """\
+import os
+import signal
+
+from septum.linux.kvm.tdx import KvmTdxUnit
+
+
+class Killed(KvmTdxUnit):
+    __slots__ = ()
+
+    def tdx_track(self, kvm):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
 QUICK = ("--scenarios", "convert-one-page", "--preemptions", "1", "--no-cost")
 
 
@@ -157,6 +170,20 @@ def test_a_budget_that_runs_out_is_undetermined(tmp_path: Path) -> None:
     done = compare(*args, "--no-cost", "--json", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     assert marks(rows(done.stdout)["mine.py:Same"]) == {"undetermined"}
+
+
+def test_a_search_whose_process_is_killed_is_undetermined(tmp_path: Path) -> None:
+    """One sentence says which and how; what the others found is told."""
+    (tmp_path / "killed.py").write_text(KILLED)
+    done = compare("killed.py:Killed", *QUICK, "--json", "--workers", "1", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert marks(rows(done.stdout)["killed.py:Killed"]) == {"undetermined"}
+    assert marks(rows(done.stdout)["v3"]) == {"held"}
+    assert done.stderr.splitlines()[-1] == (
+        "septum: killed.py:Killed in convert-one-page: its process was killed by SIGKILL;"
+        " if memory is short, give fewer --workers"
+    )
+    assert "defect" not in done.stderr
 
 
 MISTAKES = [

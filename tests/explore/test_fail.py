@@ -43,6 +43,13 @@ def test_without_it_nothing_fails() -> None:
     assert result.exit_code == 0 and "0 failures" in result.output
 
 
+def test_where_only_failures_decide_and_none_may_come_one_run_is_all() -> None:
+    words = ("explore", "convert-one-page", *BOUNDS, "--fail", "alloc:*")
+    alone = septum(*words, "--failures", "0")
+    assert alone.exit_code == 0 and "1 schedule," in alone.output
+    assert septum(*words, "--failures", "1").exit_code == 1
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_what_was_found_comes_again(tmp_path: Path, own: bool) -> None:
     """By token, by test and by the commands of the story; of a file, wherever that is then."""

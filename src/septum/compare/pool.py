@@ -22,11 +22,19 @@ GRACE_S = 20.0
 """How long an interrupted task may take to hand in what it has found."""
 
 
+class Killed(str):
+    """How the process of a task was killed, in a sentence: most often because memory was short."""
+
+    __slots__ = ()
+
+
 class _Reply(msgspec.Struct):
-    """`result` is the encoded answer; `mistake` what the user must mend, `defect` a traceback.
-    Without any the task was interrupted before it had something to say."""
+    """`result` is the encoded answer; `mistake` what the user must mend, `defect` a traceback,
+    `killed` how the process ended that did not come to any. Without one of them the task was
+    interrupted before it had something to say."""
 
     result: bytes = b""
+    killed: str = ""
     mistake: str = ""
     defect: str = ""
 
@@ -52,7 +60,8 @@ class Pool:
         told: Callable[[int], None],
     ) -> list[T | str | None]:
         """The answers in the order of the tasks: a result, the traceback of a task that raised,
-        or None for one that was not done. `told` is called with the number of each that ends.
+        Killed, or None for one that was not done. `told` is called with the number of each that
+        ends.
 
         Raises InputError when a task did.
         """
@@ -70,9 +79,13 @@ class Pool:
                     for number, reply in self._ended(patience):
                         if reply.mistake:
                             raise InputError(reply.mistake)
-                        if reply.result or reply.defect:
+                        if reply.killed:
+                            answers[number] = Killed(reply.killed)
+                        elif reply.result or reply.defect:
                             answers[number] = reply.defect or decode(reply.result)
-                            told(number)
+                        else:
+                            continue
+                        told(number)
                     if deadline and time.monotonic() >= deadline:
                         break
                 except KeyboardInterrupt:
@@ -106,8 +119,7 @@ class Pool:
                 reply = _REPLY.decode(ready.recv_bytes())
             except EOFError:
                 process.join()
-                died = f"the process ended by itself, exit code {process.exitcode}"
-                reply = _Reply(defect="" if self.interrupted else died)
+                reply = _Reply() if self.interrupted else _died(process.exitcode or 0)
             del self._running[ready]
             ready.close()
             process.join()
@@ -120,6 +132,15 @@ class Pool:
             process.kill()
             process.join()
         self._running.clear()
+
+
+def _died(code: int) -> _Reply:
+    """What is to be said of a process that ended without a word, with this exit code."""
+    if code >= 0:
+        return _Reply(defect=f"the process ended by itself, exit code {code}")
+    name = signal.Signals(-code).name
+    hint = "; if memory is short, give fewer --workers" if -code == signal.SIGKILL else ""
+    return _Reply(killed=f"its process was killed by {name}{hint}")
 
 
 def _work(connection: Connection, task: Callable[[], object]) -> None:

@@ -50,9 +50,13 @@ class Length:
 
 
 class Measuring(Steering):
-    """An undisturbed run that counts what could be decided otherwise."""
+    """An undisturbed run that counts what could be decided otherwise. `fails`: failures, too."""
 
-    __slots__ = ("choices", "failure_points", "picks")
+    __slots__ = ("choices", "fails", "failure_points", "picks")
+
+    def __init__(self, *, fails: bool = True) -> None:
+        self.fails = fails
+        super().__init__()
 
     def reset(self) -> None:
         super().reset()
@@ -65,8 +69,9 @@ class Measuring(Steering):
         return 1 if spins else 0
 
     def choose_value(self, name: str, n: int) -> int:
-        self.choices += 1
-        self.failure_points += self.is_failure(name)
+        failure = self.is_failure(name)
+        self.choices += not failure or self.fails
+        self.failure_points += failure
         return 0
 
     @property

@@ -138,7 +138,7 @@ class Searcher:
     def _calibrate(self) -> None:
         """Learn how long runs are and what they change. Raises OutOfTime."""
         self.runner.verify_every = 1
-        measuring = Measuring()
+        measuring = Measuring(fails=self.options.failures > 0)
         self.runner.run(measuring)
         self.length = measuring.length()
         # Where there is nothing to decide, all runs are like this one.
