@@ -201,6 +201,8 @@ class Checker:
             self._histories[number].end(op, number)
         for promise in self._told_of_ends:
             promise.operation_end(op)
+        if self.mode == "end":
+            return
         self._nr_operations += 1
         if self._nr_operations % OPERATIONS_PER_THOROUGH_LOOK == 0:
             self.quiet_point(op.name, op.spans)
@@ -227,6 +229,8 @@ class Checker:
         """KVM has handled an EPT violation of the vCPU."""
         for promise in self._told_of_violations:
             promise.ept_violation_handled(vcpu)
+        if self.mode == "end":
+            return
         kvm = vcpu.kvm
         gfn = vcpu.tdx.exit_gpa >> 12
         if not gfn & kvm.arch.gfn_direct_bits:

@@ -26,33 +26,30 @@ class Aim(Enum):
     TO_PRIVATE_AFRESH = "it becomes private, and all that is mapped there is unmapped first"
 
 
+_TAKE = (Aim.TAKE, Aim.TO_SHARED)
+_GIVE = (Aim.TO_PRIVATE, Aim.TO_PRIVATE_AFRESH)
+
+
 class Operation:
     """One request of user space: an ioctl, fallocate, close, or a memory failure that it sees.
 
     `spans` are the GFNs that it names, `aim` says what for. `kept` are the GFNs that must be as
     before when it fails; an operation whose contract lets it stop half-way sets it to the rest.
-    `ret` is None while it is under way.
+    `ret` is None while it is under way. `takes`: it asks for private memory to go; `gives`: it
+    makes memory private, where it is not yet.
     """
 
-    __slots__ = ("aim", "kept", "name", "number", "ret", "spans")
+    __slots__ = ("aim", "gives", "kept", "name", "number", "ret", "spans", "takes")
 
     def __init__(self, number: int, name: str, spans: Spans, aim: Aim) -> None:
         self.number = number
         self.name = name
         self.spans = spans
         self.aim = aim
+        self.takes = aim in _TAKE
+        self.gives = aim in _GIVE
         self.kept = spans
         self.ret: int | None = None
-
-    @property
-    def takes(self) -> bool:
-        """It asks for private memory to go."""
-        return self.aim in (Aim.TAKE, Aim.TO_SHARED)
-
-    @property
-    def gives(self) -> bool:
-        """It makes memory private, where it is not yet."""
-        return self.aim in (Aim.TO_PRIVATE, Aim.TO_PRIVATE_AFRESH)
 
     def on(self, vm_id: int) -> Intervals:
         """The GFNs of one VM that it names."""

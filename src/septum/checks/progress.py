@@ -26,27 +26,21 @@ MAX_REPEATS_UNDER_CHANGE = 1 << 16
 class _Repeat:
     """What a vCPU does again and again, and which task it is.
 
-    `nr` counts all of a row, `nr_alone` those in it during which no other task got on.
+    `nr` counts all of a row, `nr_alone` those in it during which no other task got on. `at` is
+    where, and how often it got on, `state` what it finds; None: nobody looked, as most things
+    happen once.
     """
 
-    __slots__ = ("gfn", "nr", "nr_alone", "state", "task", "vcpu")
+    __slots__ = ("at", "gfn", "nr", "nr_alone", "state", "task", "vcpu")
 
     def __init__(self, vcpu: KvmVcpu) -> None:
         self.vcpu = vcpu
-        self.state: object = None
+        self.at: object = None
+        self.state: tuple[object, ...] | None = None
         self.gfn = 0
         self.task = 0
         self.nr = 0
         self.nr_alone = 0
-
-    def again(self, state: object, gfn: int, task: int) -> None:
-        """It happened in `state`."""
-        if state != self.state:
-            self.state = state
-            self.nr = self.nr_alone = 0
-        self.gfn = gfn
-        self.task = task
-        self.nr += 1
 
 
 class Progress(Promise):
@@ -84,7 +78,8 @@ class Progress(Promise):
     def fault_tried(self, vcpu: KvmVcpu, gpa: int, ret: int) -> None:
         """A fault is to be tried again, and nothing has changed since it was tried last."""
         if ret != RET_PF_RETRY:
-            self._faults.pop((vcpu.kvm.id, vcpu.vcpu_id), None)
+            if self._faults:
+                self._faults.pop((vcpu.kvm.id, vcpu.vcpu_id), None)
             return
         self._judge(self._faults, vcpu, gpa >> 12, lambda: f"the fault of GPA {gpa:#x} is retried")
 
@@ -101,20 +96,27 @@ class Progress(Promise):
                 "for ever",
             )
 
-    def _state_of(self, vcpu: KvmVcpu, gfn: int) -> tuple[object, ...]:
-        """What a repetition has not changed."""
-        kvm = vcpu.kvm
+    def _place_of(self, vcpu: KvmVcpu, gfn: int) -> tuple[int, ...]:
+        """Where a vCPU is, and how often it, and KVM beside it, got on."""
         tdx = vcpu.tdx
         at = self.checker.world.module.vcpus.get(tdx.tdvpr_page or -1)
         retired = at.nr_retired if at is not None else 0
-        seq = kvm.mmu_invalidate_seq
+        return gfn, tdx.ext_exit_qual, retired, vcpu.kvm.mmu_invalidate_seq
+
+    def _state_of(self, vcpu: KvmVcpu, gfn: int) -> tuple[object, ...]:
+        """What a repetition finds there, and has not changed."""
+        kvm = vcpu.kvm
         vm = self.checker.vm(kvm.id)
         if vm is None or not vm.has_key() or gfn & kvm.arch.gfn_direct_bits:
-            return gfn, tdx.ext_exit_qual, retired, seq
+            return ()
         td = vm.td
         assert td is not None
         # Another task that splits or zaps elsewhere gets on: epoch and number of pages change.
-        return gfn, tdx.ext_exit_qual, retired, seq, vm.walk(gfn), td.td_epoch, td.chldcnt
+        return vm.walk(gfn), td.td_epoch, td.chldcnt
+
+    def _is_as_it_was(self, repeat: _Repeat) -> bool:
+        vcpu, gfn = repeat.vcpu, repeat.gfn
+        return self._place_of(vcpu, gfn) == repeat.at and self._state_of(vcpu, gfn) == repeat.state
 
     def _others_get_on(self) -> bool:
         """Some other task can run, and is not itself a vCPU that repeats what changes nothing."""
@@ -123,7 +125,7 @@ class Progress(Promise):
             repeat.task
             for repeats in (self._violations, self._faults)
             for repeat in repeats.values()
-            if repeat.nr > MAX_REPEATS and self._state_of(repeat.vcpu, repeat.gfn) == repeat.state
+            if repeat.nr > MAX_REPEATS and self._is_as_it_was(repeat)
         }
         return any(
             task is not sim.current
@@ -146,7 +148,21 @@ class Progress(Promise):
         repeat = repeats.get(key)
         if repeat is None:
             repeat = repeats[key] = _Repeat(vcpu)
-        repeat.again(self._state_of(vcpu, gfn), gfn, self.checker.world.sim.current.index)
+        at = self._place_of(vcpu, gfn)
+        if at != repeat.at:
+            repeat.at = at
+            repeat.gfn = gfn
+            repeat.state = None
+            repeat.nr = 1
+            repeat.nr_alone = 0
+            return
+        state = self._state_of(vcpu, gfn)
+        # The second time nobody knows what it found the first time: it is taken for the same.
+        if repeat.state is not None and state != repeat.state:
+            repeat.nr = repeat.nr_alone = 0
+        repeat.state = state
+        repeat.task = self.checker.world.sim.current.index
+        repeat.nr += 1
         if repeat.nr > 1 and not self._others_get_on():
             repeat.nr_alone += 1
         if repeat.nr_alone < MAX_REPEATS and repeat.nr <= MAX_REPEATS_UNDER_CHANGE:
