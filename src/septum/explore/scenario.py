@@ -36,7 +36,8 @@ class ScenarioSubject:
         self._design = found.name
         self._changes_v3 = found.base == V3.name
         self.check: Mode = check
-        self._torn_down: set[tuple[object, ...]] = set()
+        # Ends of which VMs were taken down, with what broke there as the scenario says.
+        self._torn_down: dict[tuple[object, ...], list[Finding]] = {}
         self.witnesses: Sequence[Witness] = tuple(
             Witness(text, tuple(text.split(" or "))) for text in self.scenario.expect.witnesses
         )
@@ -102,11 +103,17 @@ class ScenarioSubject:
         # Taking a VM down costs more than most runs: ends that are alike are taken down once in a
         # process.
         end = world.remains()
-        if end not in self._torn_down:
+        broken = self._torn_down.get(end)
+        if broken is None:
+            before = len(world.sim.findings)
             built.is_over = True
             world.teardown()
             # Not before: an end that breaks a promise must break it again when it is replayed.
-            self._torn_down.add(end)
+            self._torn_down[end] = world.sim.findings[before:]
+        else:
+            # Whoever met this end first may not have been one who tells.
+            for finding in broken:
+                world.sim.find(finding.promise, finding.text, where=finding.where)
         for text in unmet:
             world.sim.find(EXPECTATION, text, where="end")
 
