@@ -55,6 +55,15 @@ def test_reading_with_a_wrong_private_key_is_a_machine_check() -> None:
     assert [f.promise for f in sim.findings] == ["no-bug"]
 
 
+def test_a_frame_that_nobody_wrote_to_is_zeros_by_the_hosts_key() -> None:
+    """Whether others of its 2 MB were written or not."""
+    mem = PhysMem(Sim(), MachineConfig())
+    for _ in range(2):
+        assert [mem.read(5, hkid) for hkid in (0, 3, 33)] == [0, GARBAGE, GARBAGE]
+        assert (mem.token_of(5), mem.key_of(5), mem.dirty_of(5)) == (0, 0, -1)
+        mem.write(6, 0, 1)
+
+
 @given(
     st.tuples(st.integers(0, 2**50), st.sampled_from([0, 1, 4096])),
     st.lists(st.tuples(st.integers(0, 511), st.integers(0, 2**64 - 1)), max_size=6),

@@ -65,7 +65,7 @@ class PhysMem:
         if block is None:
             if hkid >= self.hkid_min:
                 return self._integrity_failure(pfn, hkid, 0)
-            return 0
+            return GARBAGE if hkid else 0
         key = block.key
         if not isinstance(key, int):
             key = key[pfn & 511]
