@@ -20,7 +20,7 @@ from septum.explore.subject import Options, Strategy
 from septum.explore.track import Tracker
 from septum.explore.transitions import Transitions
 from septum.explore.values import Contents
-from septum.machine.mem import GARBAGE
+from septum.machine.mem import GARBAGE, PhysMem
 
 LOCATIONS = tuple(0x7F0000000000 + 0x1000 * nr + 8 for nr in range(12))
 
@@ -77,6 +77,19 @@ def test_integers_are_told_apart() -> None:
         assert contents.of_value((a, 0)) != contents.of_value((b, 0))
     assert of_int(5) == 5
     assert all_small((0, 5, True)) and not all_small((0, -1)) and not all_small((0, "a"))
+
+
+def test_all_of_memory_and_each_block() -> None:
+    """Block 0 goes by the number -1, block 1 by -2, which is the hash of both."""
+    searcher = Searcher(ScenarioSubject("convert-against-write", "v3", "end"), Options())
+    try:
+        searcher.prepare()
+        tracker = searcher.tracker
+        assert tracker is not None
+        [mem] = [obj for obj in tracker.of_base.values() if isinstance(obj, PhysMem)]
+        assert tracker.part_location(mem, -1) != tracker.part_location(mem, -2)
+    finally:
+        searcher.close()
 
 
 def stale_in(tracker: Tracker, task: int) -> list[int]:

@@ -39,6 +39,7 @@ from septum.explore.footprint import (
     kind_of_made,
 )
 from septum.explore.making import Making
+from septum.explore.mix import of_int
 from septum.explore.own import OWN_REFERENCES, OwnState
 from septum.explore.patches import Changed, Patches
 from septum.explore.places import Places
@@ -364,8 +365,9 @@ class Tracker:
         name = (self._names.get(oid, oid), key)
         found = self._parts.get(name)
         if found is None:
-            # The same in every worker, whoever comes to it first.
-            found = self._parts[name] = PART_LOCATION | hash(name) & PART_LOCATION - 1
+            # The same in every worker, whoever comes to it first. (Block 0 is -1, block 1 is -2.)
+            at = hash((name[0], of_int(key) if isinstance(key, int) else key))
+            found = self._parts[name] = PART_LOCATION | at & PART_LOCATION - 1
             within = (name[0] << 8) if oid in self.base or name[0] != oid else 0
             if isinstance(whole, PhysMem) and isinstance(key, int) and key >= 0:
                 within = self.part_location(whole, ~(key >> 9))
