@@ -20,7 +20,9 @@ from septum.explore.subject import Options, Strategy
 from septum.explore.track import Tracker
 from septum.explore.transitions import Transitions
 from septum.explore.values import Contents
+from septum.machine import MachineConfig
 from septum.machine.mem import GARBAGE, PhysMem
+from septum.sim import Sim
 
 LOCATIONS = tuple(0x7F0000000000 + 0x1000 * nr + 8 for nr in range(12))
 
@@ -79,14 +81,33 @@ def test_integers_are_told_apart() -> None:
     assert all_small((0, 5, True)) and not all_small((0, -1)) and not all_small((0, "a"))
 
 
+def test_how_memory_is_kept_does_not_count() -> None:
+    """A frame that nobody wrote to is one, whether the block that it is in has a record or not. And
+    512 frames that are alike are, in one number or in 512."""
+    contents = Contents(lambda oid: 0)
+    mem = PhysMem(Sim(), MachineConfig())
+    before = contents.of_part(mem, 513)
+    mem.write(512, 0, 7)
+    assert contents.of_part(mem, 513) == before
+    assert contents.of_part(mem, 512) != before
+    mem.fill(512, 512, 0, 0)
+    filled = contents.of_part(mem, ~1)
+    mem.write(600, 0, 7)
+    assert contents.of_part(mem, ~1) != filled
+    mem.write(600, 0, 0)
+    assert contents.of_part(mem, ~1) == filled
+
+
 def test_all_of_memory_and_each_block() -> None:
-    """Block 0 goes by the number -1, block 1 by -2, which is the hash of both."""
+    """Promises see all of it: they look at blocks without a word. Block 0 goes by the number -1,
+    block 1 by -2, which is the hash of both."""
     searcher = Searcher(ScenarioSubject("convert-against-write", "v3", "end"), Options())
     try:
         searcher.prepare()
         tracker = searcher.tracker
         assert tracker is not None
         [mem] = [obj for obj in tracker.of_base.values() if isinstance(obj, PhysMem)]
+        assert tracker.watched[id(mem) << 8]
         assert tracker.part_location(mem, -1) != tracker.part_location(mem, -2)
     finally:
         searcher.close()

@@ -172,15 +172,12 @@ class Fingerprint:
             self.value = self.value + change & MASK
         if table == SHOWN or (table != CHAINS and key < RESULTS and self._watched[key]):
             self.shown = self.shown + change & MASK
-        if table == CONTENTS:
+        if table in (CONTENTS, WHOLES):
+            digests = self.tables[DIGESTS]
             whole = self._whole_of.get(key)
-            if whole is not None:
-                digest = self.tables[DIGESTS].get(whole, 0)
-                if old is not None:
-                    digest -= spread(hash((key, old)))
-                if new is not None:
-                    digest += spread(hash((key, new)))
-                self._put(DIGESTS, whole, digest & MASK)
+            while whole is not None:
+                self._put(DIGESTS, whole, digests.get(whole, 0) + change & MASK)
+                whole = self._whole_of.get(whole)
 
     def _put(self, table: int, key: int, new: int | None) -> None:
         entries = self.tables[table]
@@ -304,12 +301,23 @@ class Fingerprint:
 
     def written(self, kinds: dict[int, int], tracker: Tracker) -> list[int]:
         """The locations that a step which touches `kinds` leaves with contents of its making."""
-        return [
+        found = [
             location
             for location, kind in kinds.items()
             if kind == X
             or (location not in self._parts and (kind == IX or location in tracker.waiting_at))
         ]
+        for whole in [at for at in found if tracker.places.is_in_parts(at)]:
+            found += self._told_in(whole)
+        return found
+
+    def _told_in(self, whole: int) -> Iterable[int]:
+        """The parts of it, and parts of parts, that are not as it was built or last written."""
+        _, contents, wholes, _, _ = self.tables
+        for part in self._parts.get(whole, ()):
+            if part in contents or part in wholes:
+                yield part
+            yield from self._told_in(part)
 
     def write(
         self,
@@ -328,21 +336,28 @@ class Fingerprint:
                 self._drop_parts(location)
         # Parts that were written together with their whole have their content again.
         for location, content in contents.items():
-            if kinds[location] == X and location not in parts:
+            if kinds.get(location, X) == X and location not in parts:
                 self._write_one(location, event, content, tracker)
 
     def _write_one(self, location: int, event: int, content: int | None, tracker: Tracker) -> None:
         new = event if content is None else content
-        # A part that is not in the table is as it was built, or as its whole was last written.
-        whole = self._whole_of.get(location)
         if (
             content is not None
-            and (whole is None or whole not in self.tables[WHOLES])
             and tracker.is_as_built(location, content)
+            and not self._is_in_written(location)
         ):
             self.set(CONTENTS, location, None)
         else:
             self.set(CONTENTS, location, new)
+
+    def _is_in_written(self, part: int) -> bool:
+        """Whether a part that is not in the table is as what it is part of was last written, and
+        not as it was built."""
+        wholes = self.tables[WHOLES]
+        whole = self._whole_of.get(part)
+        while whole is not None and whole not in wholes:
+            whole = self._whole_of.get(whole)
+        return whole is not None
 
     def _drop_parts(self, whole: int) -> None:
         _, contents, wholes, _, _ = self.tables

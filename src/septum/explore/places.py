@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from septum.explore.adopt import CONTAINERS
 from septum.explore.footprint import CLASS_AND_SLOT, made_in_run
 from septum.explore.special import AS_ONE
+from septum.machine.mem import PhysMem
 from septum.sim.state import slots_of
 
 if TYPE_CHECKING:
@@ -71,3 +72,7 @@ class Places:
         to write to it is not to look at it."""
         obj = self._tracker.of_base.get(location >> 8)
         return obj is not None and type(obj) not in self.told_by_hand
+
+    def is_in_parts(self, location: int) -> bool:
+        """Whether what is at a location is told by its parts alone: it is memory."""
+        return isinstance(self._tracker.of_base.get(location >> 8), PhysMem)

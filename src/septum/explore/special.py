@@ -432,6 +432,7 @@ def _machine(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
         (PhysMem, "copy_page", copy),
         (PhysMem, "clflush", frames(X, 0)),
         (PhysMem, "wbinvd_page", frames(X, None)),
+        (PhysMem, "wbinvd_pages", frames(X, 0)),
         (PhysMem, "movdir64b", frames(X, 0)),
         (PhysMem, "wbinvd", all_of(X)),
         (PhysMem, "token_of", frames(S, None)),

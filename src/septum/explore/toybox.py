@@ -117,7 +117,14 @@ MADE_OTHERWISE = Toy(
     ],
     goes_on=False,
 )
+# Who cleans all caches comes before, after or between who write to frames and to all of a block.
+CLEANED = Toy("cleaned", [(("wbinvd",),), (("store", 2, 0),), (("wipe", 1, 1),)])
+# A frame is as it was built again, and dirty, or as it was built and clean.
+AS_BUILT_AGAIN = Toy("as-built-again", [(("store", 1, 1),), (("store", 0, 1),), (("wbinvd",),)])
+# One of them writes to another block than the others.
+TWO_BLOCKS = Toy("two-blocks", [(("flush_block", 0),), (("store", 0, 0),), (("flush_block", 1),)])
 LISTS = (HANDED_ON, HELD, CUT_OFF, USED_AGAIN)
+MEMORY = (CLEANED, AS_BUILT_AGAIN, TWO_BLOCKS)
 TOYS = (
     LOST_UPDATE,
     LOCKED_UPDATE,
@@ -130,6 +137,7 @@ TOYS = (
     FAILING,
     MADE_OTHERWISE,
     *LISTS,
+    *MEMORY,
 )
 
 

@@ -1,7 +1,8 @@
 """Small systems with known answers, on which the explorer itself is judged and measured.
 
-A toy is a list of programs over shared cells and locks, one for each task, in a language of a
-dozen operations. To the explorer this module is a model's; which toys there are is in `toybox`.
+A toy is a list of programs over shared cells, locks and frames, one for each task, in a language of
+some forty operations. To the explorer this module is a model's; which toys there are is in
+`toybox`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from septum.explore.subject import Built, Witness
 from septum.linux.srcu import Srcu
+from septum.machine.config import MachineConfig
+from septum.machine.mem import PhysMem
 from septum.sim import Mutex, RwLock, Sim, WaitQueue
 
 if TYPE_CHECKING:
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 
 Op = tuple[str | int, ...]
 Program = tuple[Op, ...]
+
+FRAMES = (0, 512, 513)
+"""The frames that programs know, of two blocks of memory. The first is not as it always was."""
 
 
 class Cell:
@@ -67,6 +73,7 @@ class ToyState:
         "head",
         "label",
         "log",
+        "mem",
         "mutexes",
         "rwlocks",
         "seen",
@@ -87,6 +94,8 @@ class ToyState:
         self.head: Node | None = None
         self.label: Label | None = None
         self.basket: Basket | None = None
+        self.mem = PhysMem(sim, MachineConfig())
+        self.mem.write(FRAMES[0], 0, 1)
 
 
 class ToyTask:
@@ -204,8 +213,28 @@ class ToyTask:
         elif name == "append":
             sim.point("append")
             state.log.append(arg)
+        elif name in ("store", "load", "dirty", "flush", "flush_block", "wipe", "wbinvd"):
+            self._on_memory(name, arg, op)
         else:
             self._on_list(name, arg)
+
+    def _on_memory(self, name: str, arg: int, op: Op) -> None:
+        mem, seen = self._state.mem, self._state.seen[self._index]
+        self._sim.point(name)
+        if name == "store":
+            mem.write(FRAMES[arg], 0, int(op[2]))
+        elif name == "load":
+            seen.append(mem.read(FRAMES[arg], 0))
+        elif name == "dirty":
+            seen.append(mem.dirty_of(FRAMES[arg]))
+        elif name == "flush":
+            mem.wbinvd_page(FRAMES[arg])
+        elif name == "flush_block":  # the block that a frame is in
+            mem.wbinvd_pages(FRAMES[arg] & ~511, 512)
+        elif name == "wipe":
+            mem.fill(FRAMES[arg] & ~511, 512, 0, int(op[2]))
+        else:
+            mem.wbinvd()
 
     def _on_list(self, name: str, arg: int) -> None:
         sim, state, seen = self._sim, self._state, self._state.seen[self._index]
@@ -360,6 +389,7 @@ class Toy:
             tuple(sorted(state.table.items())),
             tuple(state.log),
             tuple(nodes),
+            tuple((state.mem.token_of(pfn), state.mem.dirty_of(pfn)) for pfn in FRAMES),
         )
 
     def came_out(self, built: Built) -> object:

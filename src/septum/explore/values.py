@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from septum.abi.types import PTRS_PER_TABLE
 from septum.explore.mix import all_small, of_int
 from septum.explore.private import PRIVATE
 from septum.linux.srcu import Srcu
@@ -31,6 +32,7 @@ _ATOMS = (str, bytes, float, range, Enum)
 _PLAIN_DEPTH = 4
 _NONE = 0x6C62272E07BB0142
 _ABSENT = _NONE + 1
+_IN_PARTS = _NONE + 2
 
 # Words of the module's locks: what counts while the lock is held exclusively. Attempts that fail
 # leave their increments, which the release wipes.
@@ -84,13 +86,16 @@ class Contents:
         self.held: set[int] = set()
 
     def of_slot(self, obj: object, k: int) -> int | None:
-        """Slot `k` of a slotted object; of a table page or frame block, all of it."""
+        """Slot `k` of a slotted object; of a table page or frame block, all of it; of memory, what
+        its parts do not tell: nothing."""
         if isinstance(obj, TablePage):
             entries = _entries(obj)
             return hash((_base(obj), _stride(obj), entries.tobytes() if entries else None))
         try:
             if isinstance(obj, FrameBlock):
                 return _of_block(obj)
+            if isinstance(obj, PhysMem):
+                return _IN_PARTS
             if isinstance(obj, Srcu):
                 counts = _srcu["nr_readers"].__get__(obj)
                 readers = sorted(task.index for task in _srcu["readers"].__get__(obj))
@@ -139,18 +144,10 @@ class Contents:
         if isinstance(whole, PhysMem):
             assert isinstance(key, int)
             pfn = key if key >= 0 else ~key << 9
-            block = dict.get(_blocks_of(whole), pfn >> 9)
-            if block is None:
-                return 0
+            block = dict.get(_blocks_of(whole), pfn >> 9, _UNTOUCHED)
             if key < 0:
                 return _of_block(block)
-            index = pfn & 511
-            return hash(
-                tuple(
-                    of_int(values[index] if isinstance(values, array) else values)
-                    for values in (_token(block), _key(block), _dirty(block))
-                )
-            )
+            return hash(tuple([_of_frame(values, pfn & 511) for values in _of_each(block)]))
         assert isinstance(whole, dict)
         try:
             return self._value(dict.get(whole, key, Unknown), _PLAIN_DEPTH)
@@ -259,12 +256,31 @@ class Contents:
         return hash((9, tuple([self._value(value, depth) for value in list.__iter__(obj)])))
 
 
+_UNTOUCHED = FrameBlock()
+"""What frames hold that nobody has written to."""
+
+
+def _of_each(block: FrameBlock) -> tuple[int | array[int], ...]:
+    """What it keeps of each of its frames."""
+    return _token(block), _key(block), _dirty(block)
+
+
+def _of_frame(values: int | array[int], index: int) -> int:
+    return of_int(array.__getitem__(values, index) if isinstance(values, array) else values)
+
+
 def _of_block(block: FrameBlock) -> int:
-    return hash(tuple(map(_frames, (_token(block), _key(block), _dirty(block)))))
+    """All of it. How it came to keep what it does, in one number or in 512, does not count."""
+    return hash(tuple(map(_of_frames, _of_each(block))))
 
 
-def _frames(values: array[int] | int) -> object:
-    return array.tobytes(values) if isinstance(values, array) else of_int(values)
+def _of_frames(values: int | array[int]) -> object:
+    if isinstance(values, array):
+        first = array.__getitem__(values, 0)
+        if array.count(values, first) < PTRS_PER_TABLE:
+            return array.tobytes(values)
+        values = first
+    return of_int(values)
 
 
 __all__ = ["Contents"]

@@ -1,7 +1,8 @@
 """What promises read, as looks show it: by class and slot, containers one by one.
 
 Where two states differ in nothing that a promise reads, one look judges both. Entries of tables,
-frames, values of dicts and locks count as read: who looks at a lock is not told of.
+frames, all of memory, values of dicts and locks count as read: who looks at a lock, or at a block
+of memory, is not told of.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ class Watched(dict[int, bool]):
 
     def __missing__(self, location: int) -> bool:
         lock = self._tracker.lock_of.get(location >> 8)
-        if PART_LOCATION <= location < PART_LOCATION << 8 or isinstance(lock, _Lock):
+        if (
+            PART_LOCATION <= location < PART_LOCATION << 8
+            or isinstance(lock, _Lock)
+            or self._tracker.places.is_in_parts(location)
+        ):
             answer = True
         else:
             kind = self._kind_of(location)
