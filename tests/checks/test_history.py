@@ -8,7 +8,7 @@ import pytest
 
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.abi.sept import FREE_ENTRY
-from septum.checks.operation import Aim
+from septum.checks.operation import Aim, vm_spans
 from septum.designs.registry import Design, designs
 from septum.linux.host import v3_units
 from septum.linux.kvm.guest_memfd import GuestMemfd
@@ -88,6 +88,27 @@ def take(world, checker, aim=Aim.TO_SHARED, ret=0):
 
     convert(world, checker, 0x200, 0x400, change, aim, ret)
     assert world.texts() == []
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("had", [(), [(0, 0x200)]])
+def test_a_slot_may_be_bound_while_its_memory_is_taken(world, checker, had, told):
+    """Who asked for a hole in a guest_memfd asked for the GFNs of the slot, too, that it is bound
+    to meanwhile."""
+    bound = [*had]
+
+    def named():
+        return vm_spans(world.kvm, bound) if bound else {}
+
+    op = checker.operation_begin("hole", named(), Aim.TAKE, named)
+    bound.append((0x200, 0x400))
+    if told:
+        checker.slot_bound()
+    world.unmap(0x200, 2)
+    world.memory.forget(0x200 << 12, 512)
+    checker.operation_end(op, 0)
+    checker.finish()
+    assert world.texts() == [] if told else world.texts()[0].startswith("precise-zap: ")
 
 
 def map_pending(world, checker):

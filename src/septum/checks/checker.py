@@ -17,7 +17,7 @@ from septum.checks.sept import END_GFN
 from septum.checks.view import VmView
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from septum.checks.intervals import Intervals
     from septum.checks.view import GuestView, WorldView
@@ -68,6 +68,7 @@ class Checker:
         "_told_of_ends",
         "_told_of_faults",
         "_told_of_violations",
+        "_under_way",
         "_vms",
         "_watching",
         "_writes",
@@ -126,6 +127,7 @@ class Checker:
         self._looking = False
         self.losses = NO_LOSSES  # what the look that goes on found lost, in its window
         self._next_operation = 1
+        self._under_way: list[Operation] = []
         self._nr_found: dict[str, int] = {}
         self._nr_steps = 0
         self._nr_violations = 0
@@ -181,10 +183,13 @@ class Checker:
 
     # What the host tells (septum.checks.observe)
 
-    def operation_begin(self, name: str, spans: Spans, aim: Aim) -> Operation:
+    def operation_begin(
+        self, name: str, spans: Spans, aim: Aim, named: Callable[[], Spans] | None = None
+    ) -> Operation:
         """User space is about to ask for `name` over `spans`, see Operation."""
-        op = Operation(self._next_operation, name, spans, aim)
+        op = Operation(self._next_operation, name, spans, aim, named)
         self._next_operation += 1
+        self._under_way.append(op)
         self._meet_vms()
         if op.takes and self.mode != "end":
             self._look(name, spans, light=True)  # so that what it loses is known
@@ -197,6 +202,7 @@ class Checker:
     def operation_end(self, op: Operation, ret: int) -> None:
         """The operation returned `ret`. What it named is looked at."""
         op.ret = ret
+        self._under_way.remove(op)
         for number in op.spans:
             self._histories[number].end(op, number)
         for promise in self._told_of_ends:
@@ -208,6 +214,14 @@ class Checker:
             self.quiet_point(op.name, op.spans)
         else:
             self.quiet_point(op.name, op.spans, _NEAR, _ROUND)
+
+    def slot_bound(self) -> None:
+        """A slot was given memory of a guest_memfd: who asks for something to be done to that
+        memory asks for the slot's GFNs, too."""
+        self._meet_vms()
+        for op in self._under_way:
+            for number, more in op.grow().items():
+                self._histories[number].grow(op, number, more)
 
     def quiet_point(
         self, where: str, spans: Spans | None = None, near: int = _ROUND, wide: int = 0

@@ -94,6 +94,14 @@ class VmHistory:
         elif op.gives:
             self.giving.append(op)
 
+    def grow(self, op: Operation, vm_id: int, more: Intervals) -> None:
+        """An operation under way names GFNs of this VM that it did not name before."""
+        if op not in self.active and op not in self.giving:
+            self.begin(op, vm_id)
+        elif op.takes:
+            self.taken = self.taken.union(more)
+            self.under_way = self.under_way.union(more)
+
     def end(self, op: Operation, vm_id: int) -> None:
         """It ended, well or not."""
         if op.takes:

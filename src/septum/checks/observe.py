@@ -7,6 +7,7 @@ and tells the observer before and after; it changes nothing, and costs a call pe
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from septum.abi.errno import EAGAIN
@@ -22,13 +23,15 @@ from septum.linux.kvm.tdp_mmu import TdpMmu
 from septum.linux.kvm.x86 import KvmX86
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from septum.checks.checker import Checker
     from septum.checks.operation import Operation, Spans
     from septum.linux.host import Host, HostUnits
     from septum.linux.kvm.gmem_attrs import KvmMemoryAttributes2
     from septum.linux.kvm.main import KvmUserspaceMemoryRegion2
     from septum.linux.kvm.tdx_defs import KvmTdxCmd
-    from septum.linux.kvm.types import GmemFile, GmemInode, Kvm, KvmVcpu
+    from septum.linux.kvm.types import GmemFile, GmemInode, Kvm, KvmMemorySlot, KvmVcpu
     from septum.linux.unit import Unit
     from septum.machine import TablePage
 
@@ -89,16 +92,23 @@ class _MainHooks(KvmMain):
 
 
 class _GmemHooks(GuestMemfd):
-    """ioctl, fallocate and close of guest_memfd, and memory failures."""
+    """ioctl, fallocate and close of guest_memfd, memory failures; and slots that are given it."""
 
     __slots__ = ()
+
+    def kvm_gmem_bind(self, kvm: Kvm, slot: KvmMemorySlot, f: GmemFile, offset: int) -> int:
+        ret = super().kvm_gmem_bind(kvm, slot, f, offset)
+        observer = _observer_of(self)
+        if observer is not None:
+            observer.slot_bound()
+        return ret
 
     def kvm_gmem_set_attributes(self, f: GmemFile, attrs: KvmMemoryAttributes2) -> int:
         start, end = attrs.offset >> 12, attrs.offset + attrs.size >> 12
         private = attrs.attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
-        spans = gmem_spans(f.inode, start, end)
+        named = partial(gmem_spans, f.inode, start, end)
         aim = Aim.TO_PRIVATE_AFRESH if private else Aim.TO_SHARED
-        op = _begin(self, "KVM_SET_MEMORY_ATTRIBUTES2", spans, aim)
+        op = _begin(self, "KVM_SET_MEMORY_ATTRIBUTES2", named(), aim, named)
         ret = super().kvm_gmem_set_attributes(f, attrs)
         if ret and op is not None:
             # One huge page is converted after the other. Those before the one with the reported
@@ -108,20 +118,21 @@ class _GmemHooks(GuestMemfd):
             stopped_at = attrs.error_offset >> 12
             if ret == -EAGAIN:
                 stopped_at -= stopped_at % self._kvm_gmem_batch_size(f.inode)
-            op.kept = gmem_spans(f.inode, max(start, stopped_at), end)
+            left = gmem_spans(f.inode, max(start, stopped_at), end)
+            op.kept = {n: left[n].intersect(spans) for n, spans in op.kept.items() if n in left}
         return _end(self, op, ret)
 
     def kvm_gmem_fallocate(self, f: GmemFile, mode: int, offset: int, length: int) -> int:
         hole = bool(mode & FALLOC_FL_PUNCH_HOLE)
-        spans = gmem_spans(f.inode, offset >> 12, offset + length >> 12)
+        named = partial(gmem_spans, f.inode, offset >> 12, offset + length >> 12)
         name = "fallocate(PUNCH_HOLE)" if hole else "fallocate"
-        op = _begin(self, name, spans, Aim.TAKE if hole else Aim.NEITHER)
+        op = _begin(self, name, named(), Aim.TAKE if hole else Aim.NEITHER, named)
         ret = super().kvm_gmem_fallocate(f, mode, offset, length)
         return _end(self, op, ret)
 
     def kvm_gmem_release(self, f: GmemFile) -> None:
-        spans = gmem_spans(f.inode, 0, MAX_INDEX, f)
-        op = _begin(self, "close of a guest_memfd", spans, Aim.TAKE)
+        named = partial(gmem_spans, f.inode, 0, MAX_INDEX, f)
+        op = _begin(self, "close of a guest_memfd", named(), Aim.TAKE, named)
         super().kvm_gmem_release(f)
         _end(self, op, 0)
 
@@ -131,7 +142,8 @@ class _GmemHooks(GuestMemfd):
         if piece is not None:
             start = index & -piece[1]
             end = start + piece[1]
-        op = _begin(self, "memory failure", gmem_spans(inode, start, end), Aim.TAKE)
+        named = partial(gmem_spans, inode, start, end)
+        op = _begin(self, "memory failure", named(), Aim.TAKE, named)
         ret = super().kvm_gmem_error_folio(inode, index)
         _end(self, op, 0)
         return ret
@@ -194,9 +206,11 @@ def _observer_of(unit: Unit) -> Checker | None:
     return observer
 
 
-def _begin(unit: Unit, name: str, spans: Spans, aim: Aim) -> Operation | None:
+def _begin(
+    unit: Unit, name: str, spans: Spans, aim: Aim, named: Callable[[], Spans] | None = None
+) -> Operation | None:
     observer = _observer_of(unit)
-    return observer.operation_begin(name, spans, aim) if observer is not None else None
+    return observer.operation_begin(name, spans, aim, named) if observer is not None else None
 
 
 def _end(unit: Unit, op: Operation | None, ret: int) -> int:

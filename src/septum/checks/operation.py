@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from septum.checks.intervals import Intervals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from septum.linux.kvm.types import GmemFile, GmemInode, Kvm
 
@@ -35,16 +35,25 @@ class Operation:
 
     `spans` are the GFNs that it names, `aim` says what for. `kept` are the GFNs that must be as
     before when it fails; an operation whose contract lets it stop half-way sets it to the rest.
-    `ret` is None while it is under way. `takes`: it asks for private memory to go; `gives`: it
+    `ret` is None while it is under way. `named` says anew which GFNs it names, where slots may get
+    memory that it is about. `takes`: it asks for private memory to go; `gives`: it
     makes memory private, where it is not yet.
     """
 
-    __slots__ = ("aim", "gives", "kept", "name", "number", "ret", "spans", "takes")
+    __slots__ = ("aim", "gives", "kept", "name", "named", "number", "ret", "spans", "takes")
 
-    def __init__(self, number: int, name: str, spans: Spans, aim: Aim) -> None:
+    def __init__(
+        self,
+        number: int,
+        name: str,
+        spans: Spans,
+        aim: Aim,
+        named: Callable[[], Spans] | None = None,
+    ) -> None:
         self.number = number
         self.name = name
         self.spans = spans
+        self.named = named
         self.aim = aim
         self.takes = aim in _TAKE
         self.gives = aim in _GIVE
@@ -54,6 +63,17 @@ class Operation:
     def on(self, vm_id: int) -> Intervals:
         """The GFNs of one VM that it names."""
         return self.spans.get(vm_id, _NOTHING)
+
+    def grow(self) -> Spans:
+        """A slot was given memory: the GFNs that it names and did not before. They are none of
+        those that it must keep."""
+        more: Spans = {}
+        for vm_id, spans in (self.named() if self.named is not None else {}).items():
+            fresh = spans.minus(self.on(vm_id))
+            if fresh:
+                more[vm_id] = fresh
+                self.spans = {**self.spans, vm_id: self.on(vm_id).union(fresh)}
+        return more
 
     def done(self, vm_id: int) -> Intervals:
         """Those for which it did what it was asked; it has ended."""
