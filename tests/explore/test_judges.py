@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from septum.explore import fingerprint, own, special, track
-from septum.explore.fingerprint import CONTENTS, WHOLES, Fingerprint
-from septum.explore.footprint import Context, Footprints
+from septum.explore.fingerprint import CONTENTS, WHOLES, Fingerprint, Seen
+from septum.explore.footprint import Context, Footprints, S
 from septum.explore.graph import GraphSearch
 from septum.explore.learn import Recording
 from septum.explore.loops import Row
@@ -25,6 +25,7 @@ from septum.explore.search import Job, Searcher
 from septum.explore.split import split
 from septum.explore.stacks import Stacks, _codes, _Stack
 from septum.explore.stand import Stand
+from septum.explore.steps import Steps
 from septum.explore.subject import Options, Strategy
 from septum.explore.toybox import (
     AS_BUILT_AGAIN,
@@ -35,6 +36,9 @@ from septum.explore.toybox import (
     LISTS,
     LIVELOCK,
     MADE_OTHERWISE,
+    NEW_GUARDS,
+    NEW_LOCKS,
+    NEW_QUEUE,
     RETRY,
     TOYS,
     TWO_BLOCKS,
@@ -44,6 +48,7 @@ from septum.explore.toybox import (
 from septum.explore.toys import Toy, ToyState
 from septum.explore.transitions import Step, Unfaithful, chain_of
 from septum.explore.values import Contents
+from septum.sim import Mutex, WaitQueue
 
 BOUNDS = (0, 1, 2, None)
 LIMIT = 3000
@@ -387,6 +392,70 @@ def test_what_is_not_told_of_memory_is_noticed(
     breaks(monkeypatch)
     with pytest.raises(AssertionError):
         compare(toy, None)
+
+
+def forgets_what_was_there(patch: pytest.MonkeyPatch) -> None:
+    def observe(self: Fingerprint, kinds: dict[int, int], untold: object) -> tuple[int, Seen]:
+        return original(self, kinds)
+
+    original = Fingerprint.observe
+    patch.setattr(Fingerprint, "observe", observe)
+
+
+def takes_new_locks_for_one(patch: pytest.MonkeyPatch) -> None:
+    def named_lock(self: Steps, lock: object) -> frozenset[int]:
+        return frozenset((self._tracker.name_of(id(lock)),))
+
+    patch.setattr(Steps, "_named_lock", named_lock)
+
+
+def waits_unheard(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(special, "waits", lambda told: S)
+
+
+@pytest.mark.parametrize(
+    "toy,breaks",
+    [
+        (NEW_LOCKS, forgets_what_was_there),
+        (NEW_GUARDS, takes_new_locks_for_one),
+        (NEW_QUEUE, waits_unheard),
+    ],
+)
+def test_what_is_not_told_of_locks_that_a_run_makes_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, toy: Toy, breaks: Patch
+) -> None:
+    """They have no names, and all of them count as one, of which nothing is told."""
+    compare(toy, 2)
+    breaks(monkeypatch)
+    with pytest.raises(AssertionError):
+        compare(toy, 2)
+
+
+class Everything(set[int]):
+    """All numbers but those that were taken away."""
+
+    def __init__(self) -> None:
+        self.others: set[int] = set()
+
+    def __contains__(self, number: object) -> bool:
+        return number not in self.others
+
+    def discard(self, number: int) -> None:
+        self.others.add(number)
+
+
+@pytest.mark.parametrize("kind", [Mutex, WaitQueue])
+def test_a_new_lock_is_not_taken_for_what_was_where_it_is(kind: type[Mutex | WaitQueue]) -> None:
+    """Of what is gone nobody asks. A lock that is made where such a thing was is told of."""
+    searcher = Searcher(NEW_LOCKS, options_for(NEW_LOCKS, 1))
+    try:
+        searcher.prepare()
+        assert searcher.tracker is not None
+        searcher.tracker._gone = Everything()
+        lock = kind(searcher.tracker.sim, "new")
+        assert not searcher.tracker.is_gone(id(lock.waiters))
+    finally:
+        searcher.close()
 
 
 def hands_nothing_on(patch: pytest.MonkeyPatch) -> None:

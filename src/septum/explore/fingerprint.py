@@ -16,7 +16,7 @@ from septum.explore.footprint import IX, S, X
 from septum.explore.mix import spread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
     from septum.explore.footprint import Footprints
     from septum.explore.track import Tracker
@@ -253,14 +253,16 @@ class Fingerprint:
 
     # Steps of a real run
 
-    def observe(self, kinds: dict[int, int]) -> tuple[int, Seen]:
-        """(what a step that touches `kinds` saw of them, as one number; on what that rests)."""
+    def observe(self, kinds: dict[int, int], untold: Container[int] = ()) -> tuple[int, Seen]:
+        """(what a step that touches `kinds` saw of them, as one number; on what that rests).
+        `untold`: what it leaves there cannot be told."""
         wholes = self.tables[WHOLES]
         parts = self._parts
         observed = 0
         seen: dict[int, int] = {}
         for location, kind in kinds.items():
-            if kind in (S, X):
+            # The step stands for what it leaves untold, so it must stand for what was there, too.
+            if kind in (S, X) or location in untold:
                 now = self.content(location)
                 at = ~location if location in parts else location
             else:

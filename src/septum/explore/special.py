@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from septum.explore.footprint import IS, IX, S, X
 from septum.explore.reached import reached_hooks
-from septum.sim.locks import RwLock, WaitQueue, _Exclusive, _ReaderWriter
+from septum.sim.locks import RwLock, WaitQueue, _Exclusive, _Lock, _ReaderWriter
 from septum.sim.sim import Sim
 from septum.sim.task import Coroutine
 
@@ -163,6 +163,12 @@ def _locks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
     ]
 
 
+def waits(told: bool) -> int:
+    """How who waits touches what it waits for. `told`: it is of the built world, and tells who
+    waits; of others nothing is told, and that somebody waits now is news."""
+    return S if told else X
+
+
 def _scheduler(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
     append = tracker.log.append
     touched = tracker.touched
@@ -176,7 +182,7 @@ def _scheduler(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
 
     def wrap_block(method: Callable[..., Any]) -> Callable[..., Any]:
         def block(sim: Sim, waiters: list[Any], reason: str) -> None:
-            append(id(waiters) << 10 | S)
+            append(id(waiters) << 10 | waits(id(waiters) << 8 in tracker.waiting_at))
             method(sim, waiters, reason)
 
         return block
@@ -187,6 +193,13 @@ def _scheduler(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
             method(wq, *args, **named)
 
         return wake_up_all
+
+    def wrap_init(method: Callable[..., Any]) -> Callable[..., Any]:
+        def init(of: Any, *args: object) -> None:
+            method(of, *args)
+            tracker.has_no_name(of.waiters)
+
+        return init
 
     def wrap_active(method: Callable[..., Any]) -> Callable[..., Any]:
         def active(wq: WaitQueue) -> Any:
@@ -208,6 +221,8 @@ def _scheduler(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
     return [
         (Coroutine, "resume", wrap_resume),
         (Sim, "block", wrap_block),
+        (_Lock, "__init__", wrap_init),
+        (WaitQueue, "__init__", wrap_init),
         (WaitQueue, "active", wrap_active),
         (WaitQueue, "wake_up_all", wrap_wake),
         (WaitQueue, "spin_until", wrap_spin),

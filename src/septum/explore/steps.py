@@ -84,11 +84,17 @@ class Steps:
             self.log.clear()
         return context
 
+    def _named_lock(self, lock: object) -> frozenset[int]:
+        """A lock by its name. One that a run made has none: it guards nothing, as nobody knows
+        which of them it is."""
+        name = self._tracker.name_of(id(lock))
+        return frozenset((name,)) if name else frozenset()
+
     def took(self, lock: object, exclusive: bool) -> None:
         """The running task has a lock now."""
         task = self._tracker.sim.current.index
         context = self._segment(task)
-        one = frozenset((self._tracker.name_of(id(lock)),))
+        one = self._named_lock(lock)
         self._contexts[task] = self._tracker.footprints.context(
             task, context.held | one, context.exclusive | one if exclusive else context.exclusive
         )
@@ -97,7 +103,7 @@ class Steps:
         """The running task gives a lock back."""
         task = self._tracker.sim.current.index
         context = self._segment(task)
-        one = frozenset((self._tracker.name_of(id(lock)),))
+        one = self._named_lock(lock)
         self._contexts[task] = self._tracker.footprints.context(
             task, context.held - one, context.exclusive - one
         )

@@ -123,8 +123,40 @@ CLEANED = Toy("cleaned", [(("wbinvd",),), (("store", 2, 0),), (("wipe", 1, 1),)]
 AS_BUILT_AGAIN = Toy("as-built-again", [(("store", 1, 1),), (("store", 0, 1),), (("wbinvd",),)])
 # One of them writes to another block than the others.
 TWO_BLOCKS = Toy("two-blocks", [(("flush_block", 0),), (("store", 0, 0),), (("flush_block", 1),)])
+# Locks that a run made. Who waits to write does so or not, though somebody has read elsewhere.
+NEW_LOCKS = Toy(
+    "new-locks",
+    [
+        (
+            *(("renew", 0), ("renew", 1), ("wake", 0)),
+            *(("rlock", 1), ("runlock", 1), ("wlock", 0), ("read", 2), ("wunlock", 0)),
+        ),
+        (("wait", 0, 1), ("wlock", 0), ("inc", 2), ("point",), ("wunlock", 0)),
+    ],
+)
+# An update is lost under two of them.
+NEW_GUARDS = Toy(
+    "new-guards",
+    [
+        (
+            *(("renew", 0), ("renew", 1), ("wake", 1)),
+            *(("lock", 0), ("inc", 0), ("point",), ("unlock", 0)),
+        ),
+        (("wait", 1, 1), ("lock", 1), ("inc", 0), ("point",), ("unlock", 1)),
+    ],
+)
+# Somebody waits at a queue that a run made, or nobody does.
+NEW_QUEUE = Toy(
+    "new-queue",
+    [
+        (("renew_queue",), ("atomic_inc", 0), ("wake", 1), ("read", 2)),
+        (("unless", 0, 1, 2), ("wait", 1, 1), ("read", 2)),
+        (("point",), ("point",)),
+    ],
+)
 LISTS = (HANDED_ON, HELD, CUT_OFF, USED_AGAIN)
 MEMORY = (CLEANED, AS_BUILT_AGAIN, TWO_BLOCKS)
+MADE_LOCKS = (NEW_LOCKS, NEW_GUARDS, NEW_QUEUE)
 TOYS = (
     LOST_UPDATE,
     LOCKED_UPDATE,
@@ -138,6 +170,7 @@ TOYS = (
     MADE_OTHERWISE,
     *LISTS,
     *MEMORY,
+    *MADE_LOCKS,
 )
 
 

@@ -186,6 +186,11 @@ class ToyTask:
             state.rwlocks[arg].write_lock()
         elif name == "wunlock":
             state.rwlocks[arg].write_unlock()
+        elif name == "renew":  # from now on there is another mutex and rwlock
+            state.mutexes[arg] = Mutex(sim, f"m{arg}")
+            state.rwlocks[arg] = RwLock(sim, f"rw{arg}")
+        elif name == "renew_queue":
+            state.wq = WaitQueue(sim, "wq")
         elif name == "enter":
             sim.point("srcu_read_lock")
             self._srcu_idx = state.srcu.read_lock()

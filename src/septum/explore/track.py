@@ -279,6 +279,11 @@ class Tracker:
         self._names.pop(oid, None)
         self._gone.add(oid)
 
+    def has_no_name(self, obj: object) -> None:
+        """An object of this run was made that gets no name. One that is gone may have been where
+        it is."""
+        self._gone.discard(id(obj))
+
     def _track_containers(self, obj: object) -> None:
         """An object of this run was made: give it tracked containers where it alone has them, and
         have the others logged whenever they are got hold of."""

@@ -309,13 +309,15 @@ class Transitions:
                 if at not in made and whole_of.get(at) not in made
             }
             kinds.update(dict.fromkeys(made, X))
-        observed, seen = state.observe(met)
+        contents, handed_on = tracker.own.reach(task, state.written(kinds, tracker))
+        untold = {at for at, content in contents.items() if content is None}
+        observed, seen = state.observe(met, untold)
         values = tuple(choice.value for choice in choices)
         chain = state.chain(task)
         observed = hash((observed, values, alone))
         step = Step(seen, observed, choices)
         step.raw = step.chain = hash((task, chain, observed)) or 1
-        contents, step.handed_on = tracker.own.reach(task, state.written(kinds, tracker))
+        step.handed_on = handed_on
         after: Stand | Own | None = None
         if ends.task is not None:
             after = tracker.stands(ends.task, step.raw)
