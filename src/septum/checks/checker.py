@@ -202,6 +202,7 @@ class Checker:
     def operation_end(self, op: Operation, ret: int) -> None:
         """The operation returned `ret`. What it named is looked at."""
         op.ret = ret
+        op.named = None  # what it names does not change any more
         self._under_way.remove(op)
         for number in op.spans:
             self._histories[number].end(op, number)
