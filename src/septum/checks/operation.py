@@ -36,8 +36,8 @@ class Operation:
     `spans` are the GFNs that it names, `aim` says what for. `kept` are the GFNs that must be as
     before when it fails; an operation whose contract lets it stop half-way sets it to the rest.
     `ret` is None while it is under way. `named` says anew which GFNs it names, where slots may get
-    memory that it is about. `takes`: it asks for private memory to go; `gives`: it
-    makes memory private, where it is not yet.
+    memory that it is about. `takes`: it asks for private memory to go; `gives`: it makes memory
+    private, where it is not yet.
     """
 
     __slots__ = ("aim", "gives", "kept", "name", "named", "number", "ret", "spans", "takes")

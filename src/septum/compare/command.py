@@ -142,28 +142,25 @@ def compare(wanted: Wanted, plan: Plan) -> tuple[Comparison, list[str], list[str
         defects += failed
         killed += killed_too
     table = Table(plan.designs, searches)
-    return (
-        Comparison(
-            septum_version=__version__,
-            command=wanted.command(),
-            bounds=wanted.bounds,
-            promises=list(COLUMNS),
-            rows=table.rows,
-            examples=[
-                msgspec.structs.replace(
-                    example, file=_story_name(example) if example.broken.token else ""
-                )
-                for example in table.examples
-            ],
-            searches=searches,
-            costs=costs,
-            loads=dict(LOADS) if costs else {},
-            interrupted=pool.interrupted,
-            left_out=len(plan.searches) + len(loads) - len(searches) - len(costs),
-        ),
-        defects,
-        killed,
+    comparison = Comparison(
+        septum_version=__version__,
+        command=wanted.command(),
+        bounds=wanted.bounds,
+        promises=list(COLUMNS),
+        rows=table.rows,
+        examples=[
+            msgspec.structs.replace(
+                example, file=_story_name(example) if example.broken.token else ""
+            )
+            for example in table.examples
+        ],
+        searches=searches,
+        costs=costs,
+        loads=dict(LOADS) if costs else {},
+        interrupted=pool.interrupted,
+        left_out=len(plan.searches) + len(loads) - len(searches) - len(costs),
     )
+    return comparison, defects, killed
 
 
 def _searches(pool: Pool, plan: Plan, bounds: Bounds) -> tuple[list[Searched], list[str]]:
