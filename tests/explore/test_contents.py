@@ -106,7 +106,7 @@ def test_all_of_memory_and_each_block() -> None:
         searcher.prepare()
         tracker = searcher.tracker
         assert tracker is not None
-        [mem] = [obj for obj in tracker.of_base.values() if isinstance(obj, PhysMem)]
+        [mem] = [obj for obj in tracker.names.of_base.values() if isinstance(obj, PhysMem)]
         assert tracker.watched[id(mem) << 8]
         assert tracker.part_location(mem, -1) != tracker.part_location(mem, -2)
     finally:
@@ -120,7 +120,7 @@ def stale_in(tracker: Tracker, task: int) -> list[int]:
     noted += [
         held._objects.get(name)
         for name in held._alone.get(task, ())
-        if getrefcount(tracker.objects[name]) > NOBODYS
+        if getrefcount(tracker.names.objects[name]) > NOBODYS
     ]
     return [
         location
@@ -173,7 +173,7 @@ def test_elements_that_were_there_when_the_world_was_built_are_parts() -> None:
         loose = [
             location
             for (whole, _), location in tracker._parts.items()
-            if whole in tracker.base and location not in tracker.footprints.whole_of
+            if whole in tracker.names.base and location not in tracker.footprints.whole_of
         ]
         assert tracker._parts and not loose
     finally:
@@ -186,10 +186,10 @@ def test_what_was_touched_goes_by_the_name_that_it_had_then() -> None:
     noted: list[set[int]] = []
     names = {100: NEW_LOCATION | 1, 200: NEW_LOCATION | 2}
     tracker: Any = SimpleNamespace(
-        name_of=lambda oid: names.get(oid, 0),
-        is_gone=lambda oid: False,
+        names=SimpleNamespace(
+            name_of=lambda oid: names.get(oid, 0), is_gone=lambda oid: False, objects={}
+        ),
         footprints=Footprints(),
-        objects={},
         own=SimpleNamespace(
             note=lambda accesses: noted.append({a >> 10 for a in accesses}), noted=[]
         ),

@@ -83,7 +83,7 @@ def test_what_one_comes_to_look_at_all_do(told) -> None:  # type: ignore[no-unty
     kind, name = min(tracker.members.keys() - tracker.logged, key=str)
     ordered = next(
         oid
-        for oid, obj in tracker.of_base.items()
+        for oid, obj in tracker.names.of_base.items()
         if hasattr(obj, "look_at_order") and not hasattr(obj, "in_order")
     )
     unread = next(kind for kind in range(1, 1 << 16) if kind not in tracker.watched._read)

@@ -87,7 +87,7 @@ def forgets_what_was_there(patch: pytest.MonkeyPatch) -> None:
 
 def takes_new_locks_for_one(patch: pytest.MonkeyPatch) -> None:
     def named_lock(self: Steps, lock: object) -> frozenset[int]:
-        return frozenset((self._tracker.name_of(id(lock)),))
+        return frozenset((self._tracker.names.name_of(id(lock)),))
 
     patch.setattr(Steps, "_named_lock", named_lock)
 
@@ -136,9 +136,9 @@ def test_a_new_lock_is_not_taken_for_what_was_where_it_is(
     try:
         searcher.prepare()
         assert searcher.tracker is not None
-        searcher.tracker._gone = Everything()
+        searcher.tracker.names._gone = Everything()
         lock = kind(searcher.tracker.sim, "new")
-        assert not searcher.tracker.is_gone(id(lock.waiters))
+        assert not searcher.tracker.names.is_gone(id(lock.waiters))
     finally:
         searcher.close()
 

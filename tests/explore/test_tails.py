@@ -6,6 +6,7 @@ import itertools
 import pytest
 
 from septum.explore import graph, tails
+from septum.explore.adopt import NotTrackable
 from septum.explore.fingerprint import CONTENTS, DIGESTS, WHOLES, Change, Fingerprint
 from septum.explore.footprint import Footprints
 from septum.explore.learn import Recording
@@ -13,7 +14,7 @@ from septum.explore.patches import Patches
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
 from septum.explore.subject import Options, Strategy
-from septum.explore.track import NotTrackable, Tracker
+from septum.explore.track import Tracker
 from septum.explore.transitions import _change
 from septum.explore.values import Contents
 

@@ -162,6 +162,6 @@ def look_at(opened: Opened, tracker: Tracker) -> None:
         tracker.watched.learn(at)
     elif what == "orders":
         tracker.orders_count(at)
-    elif at in tracker.of_base:
+    elif at in tracker.names.of_base:
         # Where it is told of a dict of the built world, that is a tracked one.
-        tracker.of_base[at].look_at_order()  # type: ignore[attr-defined]
+        tracker.names.of_base[at].look_at_order()  # type: ignore[attr-defined]

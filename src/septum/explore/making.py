@@ -46,7 +46,7 @@ class Making:
 
     def is_handed_on(self, name: int) -> None:
         """Others than its maker can get at an object from now on."""
-        kind = type(self._tracker.objects[name])
+        kind = type(self._tracker.names.objects[name])
         if kind not in self._handed_on:
             self._handed_on.add(kind)
             for owner, slot in sorted(self._two_ways.get(kind, ()), key=lambda one: one[1]):

@@ -138,7 +138,7 @@ class OwnState:
         if free:
             name = min(free)
             free.remove(name)
-            self._tracker.unname(name)
+            self._tracker.names.unname(name)
             self._catch_up()
             self._objects.pop(name, None)
             self._reusable.append(name)
@@ -162,7 +162,7 @@ class OwnState:
         """A step of `task` is over: whose numbers may be given again is looked at now, when nothing
         that has returned holds anything any more. Whether what died was made by the same task, or
         before any step; else something led to it that nobody was told of."""
-        objects = self._tracker.objects
+        objects = self._tracker.names.objects
         gone = [name for name in self._reusable if getrefcount(objects[name]) <= NOBODYS]
         for name in gone:
             self._reusable.remove(name)
@@ -194,7 +194,7 @@ class OwnState:
                 self._hand_on(name)
                 fresh.append(name)
                 # And all that leads on from there.
-                for content in tracker.contents.of_parts(tracker.objects[name]):
+                for content in tracker.contents.of_parts(tracker.names.objects[name]):
                     found += self._named(task, content)
                 tracker.making.is_handed_on(name)
         return contents, tuple(fresh)
@@ -205,7 +205,7 @@ class OwnState:
             named = self._tracker.contents.named
             return sorted(n for n in named if n >= NEW_LOCATION and maker_of(n) == task)
         # It cannot be told: so it may be all.
-        objects = self._tracker.objects
+        objects = self._tracker.names.objects
         return [n for n in self._alone.get(task, ()) if getrefcount(objects[n]) > NOBODYS]
 
     def hand_on(self, names: Iterable[int]) -> bool:
@@ -322,7 +322,7 @@ class OwnState:
         """All of it; None where some of it cannot be told."""
         changing = self._look_again(task)
         lasting = self._lasting.get(task, 0)
-        objects = self._tracker.objects
+        objects = self._tracker.names.objects
         alive = tuple(
             [name for name in self._alone.get(task, ()) if getrefcount(objects[name]) > NOBODYS]
         )

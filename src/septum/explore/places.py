@@ -59,7 +59,7 @@ class Places:
         kind = location & CLASS_AND_SLOT if made_in_run(location) else location
         known = self._silent.get(kind)
         if known is None:
-            obj = self._tracker.objects.get(location >> 8)
+            obj = self._tracker.names.objects.get(location >> 8)
             if obj is None:
                 return True
             k = location & 255
@@ -70,9 +70,9 @@ class Places:
     def is_slot(self, location: int) -> bool:
         """Whether a location is a slot of the built world that tells by itself what is done to it:
         to write to it is not to look at it."""
-        obj = self._tracker.of_base.get(location >> 8)
+        obj = self._tracker.names.of_base.get(location >> 8)
         return obj is not None and type(obj) not in self.told_by_hand
 
     def is_in_parts(self, location: int) -> bool:
         """Whether what is at a location is told by its parts alone: it is memory."""
-        return isinstance(self._tracker.of_base.get(location >> 8), PhysMem)
+        return isinstance(self._tracker.names.of_base.get(location >> 8), PhysMem)

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING
 import msgspec
 
 from septum.explore import budget
+from septum.explore.adopt import NotTrackable
 from septum.explore.coverage import Coverage
 from septum.explore.exchange import Exchange
 from septum.explore.footprint import EVERYWHERE
@@ -30,7 +31,7 @@ from septum.explore.run import (
 )
 from septum.explore.sampling import Length, Measuring, Pct, RandomWalk
 from septum.explore.subject import Strategy
-from septum.explore.track import NotTrackable, Tracker
+from septum.explore.track import Tracker
 from septum.explore.transitions import Transitions, Unfaithful
 from septum.sim import Finding
 

@@ -57,7 +57,7 @@ def _setter(
     get: Callable[[object], Any] = member.__get__
     put = member.__set__
     building = tracker.building
-    base = tracker.base
+    base = tracker.names.base
     slot = k << 2
 
     def logged_set(obj: object, value: Any) -> None:

@@ -197,7 +197,7 @@ def _scheduler(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
     def wrap_init(method: Callable[..., Any]) -> Callable[..., Any]:
         def init(of: Any, *args: object) -> None:
             method(of, *args)
-            tracker.has_no_name(of.waiters)
+            tracker.names.has_no_name(of.waiters)
 
         return init
 

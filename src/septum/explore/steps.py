@@ -87,7 +87,7 @@ class Steps:
     def _named_lock(self, lock: object) -> frozenset[int]:
         """A lock by its name. One that a run made has none: it guards nothing, as nobody knows
         which of them it is."""
-        name = self._tracker.name_of(id(lock))
+        name = self._tracker.names.name_of(id(lock))
         return frozenset((name,)) if name else frozenset()
 
     def took(self, lock: object, exclusive: bool) -> None:
@@ -144,7 +144,7 @@ class Steps:
         nobody else can get at it before the task puts it where all can, and that is an access."""
         made: list[int] = []
         for name in dict.fromkeys(self.fresh):
-            obj = self._tracker.objects.get(name)
+            obj = self._tracker.names.objects.get(name)
             if obj is not None:
                 made += [(name << 8 | k) << 2 | X for k in self._tracker.places.in_class(type(obj))]
                 self._tracker.making.look(name, obj)
@@ -200,15 +200,15 @@ class Steps:
     def _renamed(self, accesses: set[int]) -> set[int]:
         """Accesses of objects of this run by their names. Of what is gone nobody asks."""
         renamed: set[int] = set()
-        tracker = self._tracker
+        names = self._tracker.names
         for access in accesses:
             oid = access >> 10
             if access >= PART_LOCATION << 2:
                 renamed.add(access)
                 continue
-            name = tracker.name_of(oid)
+            name = names.name_of(oid)
             if name == oid:
                 renamed.add(access)
-            elif name or not tracker.is_gone(oid):
+            elif name or not names.is_gone(oid):
                 renamed.add(((name or UNNAMED) << 8 | access >> 2 & 255) << 2 | access & 3)
         return renamed

@@ -27,19 +27,10 @@ from septum.explore.adopt import (
     trackable,
     twin_of,
 )
-from septum.explore.footprint import (
-    EVERYWHERE,
-    IS,
-    IX,
-    KEYED_LOCATION,
-    PART_LOCATION,
-    Footprints,
-    S,
-    X,
-    kind_of_made,
-)
+from septum.explore.footprint import EVERYWHERE, PART_LOCATION, Footprints, kind_of_made
 from septum.explore.making import Making
 from septum.explore.mix import of_int
+from septum.explore.names import Names
 from septum.explore.own import OWN_REFERENCES, OwnState
 from septum.explore.patches import Changed, Patches
 from septum.explore.places import Places
@@ -72,16 +63,12 @@ class Tracker:
 
     __slots__ = (
         "_as_built",
-        "_gone",
         "_installed",
-        "_kinds",
-        "_names",
         "_ordered",
         "_parts",
         "_sim_parts",
         "_twins",
         "_wholes",
-        "base",
         "building",
         "changed",
         "contents",
@@ -92,8 +79,7 @@ class Tracker:
         "logged",
         "making",
         "members",
-        "objects",
-        "of_base",
+        "names",
         "own",
         "patches",
         "places",
@@ -116,9 +102,7 @@ class Tracker:
         self.footprints = Footprints()
         self.running = False
         self.unseen = False  # what happens is no access of a step
-        self.base: set[int] = set()  # ids of the objects of the built world
-        self._names: dict[int, int] = {}  # id of an object made in this run -> its stable number
-        self._gone: set[int] = set()  # ids of objects that had a name, which others have now
+        self.names = Names(self)
         self.building = [0]  # id of the object whose __init__ runs
         self._parts: dict[tuple[int, object], int] = {}
         self.patches = Patches()
@@ -127,16 +111,12 @@ class Tracker:
         self._installed = False
         # Locks and wait queues that the run used, and all of the scheduler's state by owner.
         self.touched: dict[int, object] = {}
-        # What stands where: objects of the built world by id, those that this run made by name.
-        self.of_base: dict[int, object] = {}
-        self.objects: dict[int, object] = {}
         self.lock_of: dict[int, object] = {}  # id of a list of waiters -> whose it is
         self.waiting_at: set[int] = set()
         # Location of a part -> (its whole, or the name of one that the run made; its key).
         self._wholes: dict[int, tuple[Any, object]] = {}
         self._as_built: dict[int, int | None] = {}  # contents before any run
-        self.contents = Contents(self.name_of)
-        self._kinds: dict[object, int] = {}
+        self.contents = Contents(self.names.name_of)
         self._ordered: set[int] = set()  # kinds of dicts that runs make whose order counts
         self.own = OwnState(self)
         self.watched = Watched(self)
@@ -162,9 +142,7 @@ class Tracker:
 
     def install(self, snapshot: Snapshot) -> None:
         """Begin to watch. `snapshot` is of the adopted world."""
-        self.of_base = {id(part.obj): part.obj for part in snapshot.parts}
-        self.base.clear()
-        self.base.update(self.of_base)
+        self.names.install(snapshot)
         # Who took the snapshot looked at elements before anybody knew of what they are elements.
         self._parts.clear()
         self._wholes.clear()
@@ -190,9 +168,9 @@ class Tracker:
             slots_of(kind)  # remembered: a patched class does not show its slots any more
         for kind in kinds:
             # Numbers that are the same in every worker, whoever makes one first.
-            self._number_of(kind)
+            self.names.number_of(kind)
             for _, member in slots_of(kind):
-                self._number_of(member)
+                self.names.number_of(member)
         for kind in kinds:
             self._watch_class(kind)
         self.places.told_by_hand = {kind for kind, _, _ in specials(self)}
@@ -230,7 +208,7 @@ class Tracker:
 
     def _construct(self, kind: type, init: Callable[..., None]) -> Callable[..., None]:
         building = self.building
-        name = self._name
+        names = self.names
         key = KEYED.get(kind.__name__)
 
         def construct(obj: object, *args: object, **named: object) -> None:
@@ -238,51 +216,18 @@ class Tracker:
             oid = id(obj)
             new = outer != oid and not self.unseen
             if new and key is None:
-                name(obj, kind)
+                names.give(obj, kind)
             building[0] = oid
             try:
                 init(obj, *args, **named)
             finally:
                 building[0] = outer
             if new and key is not None:
-                self._name_by(obj, kind, getattr(obj, key))
+                names.give_by(obj, kind, getattr(obj, key))
             if new and self.running:
                 self._track_containers(obj)
 
         return construct
-
-    def _number_of(self, kind: object) -> int:
-        return self._kinds.setdefault(kind, len(self._kinds) + 1)
-
-    def _name(self, obj: object, kind: object) -> None:
-        """Give an object of this run a name."""
-        name = self.own.name_for(self.sim.current.index, self._number_of(kind))
-        self._names[id(obj)] = name
-        self._gone.discard(id(obj))
-        self.objects[name] = obj
-        self.steps.fresh.append(name)
-
-    def _name_by(self, obj: object, kind: object, key: int) -> None:
-        """Name an object of this run by what it stands for, whoever makes it."""
-        number = self._number_of(kind)
-        name = KEYED_LOCATION | number << 40 | key
-        if name in self.objects:
-            self.unname(name)
-        self._names[id(obj)] = name
-        self._gone.discard(id(obj))
-        self.objects[name] = obj
-        self.steps.fresh.append(name)
-
-    def unname(self, name: int) -> None:
-        """The object that had a name is gone; another will have it."""
-        oid = id(self.objects.pop(name))
-        self._names.pop(oid, None)
-        self._gone.add(oid)
-
-    def has_no_name(self, obj: object) -> None:
-        """An object of this run was made that gets no name. One that is gone may have been where
-        it is."""
-        self._gone.discard(id(obj))
 
     def _track_containers(self, obj: object) -> None:
         """An object of this run was made: give it tracked containers where it alone has them, and
@@ -299,8 +244,8 @@ class Tracker:
             if value.__class__ in self._twins and getrefcount(value) == OWN_REFERENCES:
                 twin = twin_of(self._twins[value.__class__], value)
                 member.__set__(obj, twin)
-                self._name(twin, member)
-                if self._number_of(member) in self._ordered:
+                self.names.give(twin, member)
+                if self.names.number_of(member) in self._ordered:
                     twin.in_order = True
             elif (owner, name) in self.members and (owner, name) not in self.logged:
                 self.log_slot(owner, name)
@@ -351,11 +296,11 @@ class Tracker:
     def order_counts(self, of: object) -> None:
         """The order of the keys of a dict is looked at: from now on it is part of its content. What
         is learned of a dict that a run made goes for all that are made alike."""
-        if id(of) in self.base:
+        if id(of) in self.names.base:
             self.footprints.news.add(EVERYWHERE)
             self.footprints.opened.add(("order", id(of), ""))
         else:
-            self.orders_count(kind_of_made(self._names[id(of)]))
+            self.orders_count(kind_of_made(self.names.made[id(of)]))
 
     def orders_count(self, kind: int) -> None:
         """The order of the keys of all dicts of a kind that runs make is looked at."""
@@ -367,13 +312,13 @@ class Tracker:
     def part_location(self, whole: object, key: object) -> int:
         """The location of one element of a container or table."""
         oid = id(whole)
-        name = (self._names.get(oid, oid), key)
+        name = (self.names.made.get(oid, oid), key)
         found = self._parts.get(name)
         if found is None:
             # The same in every worker, whoever comes to it first. (Block 0 is -1, block 1 is -2.)
             at = hash((name[0], of_int(key) if isinstance(key, int) else key))
             found = self._parts[name] = PART_LOCATION | at & PART_LOCATION - 1
-            within = (name[0] << 8) if oid in self.base or name[0] != oid else 0
+            within = (name[0] << 8) if oid in self.names.base or name[0] != oid else 0
             if isinstance(whole, PhysMem) and isinstance(key, int) and key >= 0:
                 within = self.part_location(whole, ~(key >> 9))
             self.footprints.add_part(within, found)
@@ -382,33 +327,18 @@ class Tracker:
 
     # Contents
 
-    def name_of(self, oid: int) -> int:
-        """The stable name of an object by its id; 0 where it has none."""
-        return oid if oid in self.base else self._names.get(oid, 0)
-
-    def class_at(self, name: int) -> int:
-        """The number of the class of what is named; 0 for a container of the built world."""
-        obj = self.of_base.get(name)
-        if obj is None:
-            return name >> 40 & 0xFFFF
-        return 0 if isinstance(obj, CONTAINERS) else self._number_of(type(obj))
-
-    def is_gone(self, oid: int) -> bool:
-        """Whether an object made in this run had the id, and nobody has it any more."""
-        return oid in self._gone
-
     def content_of(self, location: int) -> int | None:
         """The content of a location now; None where it cannot be told."""
         place = self._wholes.get(location)
         if place is not None:
             whole, key = place
             if whole.__class__ is int:
-                whole = self.objects.get(whole)
+                whole = self.names.objects.get(whole)
             return None if whole is None else self.contents.of_part(whole, key)
         name = location >> 8
-        obj = self.of_base.get(name)
+        obj = self.names.of_base.get(name)
         if obj is None:
-            obj = self.objects.get(name)
+            obj = self.names.objects.get(name)
             if obj is None:
                 return None
         lock = self.lock_of.get(id(obj))
@@ -423,9 +353,9 @@ class Tracker:
         if location in self.footprints.parts:
             return True
         name = location >> 8
-        obj = self.of_base.get(name)
+        obj = self.names.of_base.get(name)
         if obj is None:
-            obj = self.objects.get(name)
+            obj = self.names.objects.get(name)
         return isinstance(obj, dict | TablePage | PhysMem)
 
     def is_as_built(self, location: int, content: int) -> bool:
@@ -443,7 +373,7 @@ class Tracker:
             news = self.footprints.shared()
         for location in news:
             place = self._wholes.get(location)
-            if (location >> 8 if place is None else id(place[0])) in self.base:
+            if (location >> 8 if place is None else id(place[0])) in self.names.base:
                 self._as_built[location] = self.content_of(location)
 
     def stands(self, task: Task, observed: int) -> Stand | None:
@@ -471,9 +401,7 @@ class Tracker:
     def begin(self) -> None:
         """A run begins, in the world as it was built."""
         self.steps.begin()
-        self._names.clear()
-        self._gone.clear()
-        self.objects.clear()
+        self.names.begin()
         self.own.begin()
         self.stacks.begin()
         self.running = True
@@ -497,6 +425,3 @@ class Tracker:
         for part in parts:
             if not apart(part):
                 raise NotTrackable(f"{part.path} was changed unseen")
-
-
-__all__ = ["IS", "IX", "NotTrackable", "S", "Tracker", "X"]

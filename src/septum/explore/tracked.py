@@ -83,7 +83,7 @@ def _reader(method: Callable[..., Any], tracker: Tracker) -> Callable[..., Any]:
 
 def _writer(method: Callable[..., Any], tracker: Tracker) -> Callable[..., Any]:
     append = tracker.log.append
-    base = tracker.base
+    base = tracker.names.base
     changed = tracker.changed
 
     def write(self: Any, *args: object, **named: object) -> Any:
@@ -135,7 +135,7 @@ def _dict_type(tracker: Tracker) -> type:
     The order of keys counts only for dicts that are ever looked at as a whole.
     """
     append = tracker.log.append
-    base = tracker.base
+    base = tracker.names.base
     changed = tracker.changed
     key_location = tracker.part_location
     missing = object()

@@ -55,7 +55,7 @@ class Watched(dict[int, bool]):
         for access in set(accesses) - self._known:
             if access >= PART_LOCATION << 2:
                 continue
-            name = tracker.name_of(access >> 10)
+            name = tracker.names.name_of(access >> 10)
             if name == access >> 10:
                 self._known.add(access)
             if name:
@@ -73,5 +73,5 @@ class Watched(dict[int, bool]):
     def _kind_of(self, location: int) -> int:
         if location >= NEW_LOCATION << 8:
             return location & (_MADE | _SLOT)
-        number = self._tracker.class_at(location >> 8)
+        number = self._tracker.names.class_at(location >> 8)
         return number << 32 | location & _SLOT if number else location
