@@ -2,7 +2,8 @@
 
 Each returns what it found, or the status of the check that failed with nothing left locked.
 Scheduling points stand before each lock and before each commit, so that a call can meet another
-one at every stage. Source: TDX module 1.5.25, helpers and sept_manager.
+one at every stage. That of the first lock is the instruction's own (`Machine.seamcall`): before it
+a leaf only looks at its operands. Source: TDX module 1.5.25, helpers and sept_manager.
 """
 
 from __future__ import annotations
@@ -113,11 +114,10 @@ SeptWalk = tuple["Td", "TablePage", int, int]
 
 
 def lock_td(m: Module, tdr_hpa: int, operand: int, exclusive: bool = False) -> Td | int:
-    """Check and lock an explicit TDR operand.
+    """Check and lock an explicit TDR operand, which is the first lock of every leaf that has one.
 
     Source: check_lock_and_map_explicit_tdr.
     """
-    m.sim.point("module.tdr")
     td = m.td_by_hpa.get(tdr_hpa)
     if td is not None and not exclusive:
         p1g, p2m, p4k = td.p1g, td.p2m, td.p4k
@@ -174,7 +174,7 @@ def check_state(m: Module, td: Td, leaf: int, lock_op_state: bool = True) -> int
     if len(td.tdcx) < MIN_TDCS_PAGES:
         return TDX_TDCS_NOT_ALLOCATED
     if lock_op_state:
-        m.sim.point("module.op_state")
+        # Only migration takes it exclusively, which is not modelled: nobody meets anybody here.
         if not hp_lock_sh(td.op_state_lock):
             return TDX_OPERAND_BUSY | OPERAND_ID_OP_STATE
     if not OP_STATES[leaf][td.op_state]:

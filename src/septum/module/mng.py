@@ -57,7 +57,6 @@ def tdh_mng_create(m: Module, lp: LogicalProcessor, regs: Regs, version: int) ->
     if hkid > 0xFFFF or hkid not in m.kot.entries:
         return TDX_OPERAND_INVALID | OPERAND_ID_RDX
     # locks
-    m.sim.point("module.pamt")
     leaf = m.pamt.lock_new_page(tdr_hpa, OPERAND_ID_RCX)
     if isinstance(leaf, int):
         return leaf

@@ -63,7 +63,6 @@ def tdh_phymem_page_rdmd(m: Module, lp: LogicalProcessor, regs: Regs, version: i
     if pamt.entry_2m(hpa) is None:
         return TDX_OPERAND_ADDR_RANGE_ERROR | OPERAND_ID_RCX
     # locks
-    m.sim.point("module.pamt")
     walk = pamt.walk(hpa, level, False)
     if walk is None:
         return TDX_OPERAND_BUSY | OPERAND_ID_RCX
@@ -105,7 +104,6 @@ def tdh_phymem_page_reclaim(m: Module, lp: LogicalProcessor, regs: Regs, version
     if pamt.entry_2m(hpa) is None:
         return TDX_OPERAND_ADDR_RANGE_ERROR | OPERAND_ID_RCX
     # locks
-    m.sim.point("module.pamt")
     walk = pamt.walk(hpa, 0, True)
     if walk is None:
         return TDX_OPERAND_BUSY | OPERAND_ID_RCX
@@ -160,7 +158,6 @@ def tdh_phymem_page_wbinvd(m: Module, lp: LogicalProcessor, regs: Regs, version:
     """
     # operands, locks
     hpa = regs.rcx & ~m.pamt.hkid_mask
-    m.sim.point("module.pamt")
     walk = m.pamt.lock_page(hpa, OPERAND_ID_RCX, PT_NDA, 0, False, to_target=False)
     if isinstance(walk, int):
         return walk
@@ -183,7 +180,6 @@ def tdh_phymem_cache_wb(m: Module, lp: LogicalProcessor, regs: Regs, version: in
         return TDX_OPERAND_INVALID | OPERAND_ID_RCX
     # locks
     cache = m.caches[lp.package]
-    m.sim.point("module.wbcache")
     if cache.mutex:
         return TDX_OPERAND_BUSY | OPERAND_ID_WBCACHE
     cache.mutex = True

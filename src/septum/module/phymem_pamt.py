@@ -55,7 +55,6 @@ def tdh_phymem_pamt_add(m: Module, lp: LogicalProcessor, regs: Regs, version: in
     if pamt.entry_2m(base) is None:
         return TDX_OPERAND_ADDR_RANGE_ERROR | OPERAND_ID_RCX
     # locks
-    m.sim.point("module.pamt")
     walk = pamt.walk(base, 1, True)
     if walk is None:
         return TDX_OPERAND_BUSY | OPERAND_ID_RCX
@@ -106,7 +105,6 @@ def tdh_phymem_pamt_remove(m: Module, lp: LogicalProcessor, regs: Regs, version:
     if pamt.entry_2m(base) is None:
         return TDX_OPERAND_ADDR_RANGE_ERROR | OPERAND_ID_RCX
     # locks
-    m.sim.point("module.pamt")
     walk = pamt.walk(base, 1, True)
     if walk is None:
         return TDX_OPERAND_BUSY | OPERAND_ID_RCX

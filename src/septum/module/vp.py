@@ -54,8 +54,8 @@ LockedVcpu = tuple[Vcpu, "PamtWalk"]
 
 
 def lock_vcpu(m: Module, tdvpr_hpa: int, operand: int, exclusive: bool) -> LockedVcpu | int:
-    """Check and lock an explicit TDVPR operand."""
-    m.sim.point("module.tdvpr")
+    """Check and lock an explicit TDVPR operand, which is the first lock of every leaf that has
+    one."""
     walk = m.pamt.lock_page(tdvpr_hpa, operand, PT_TDVPR, 0, exclusive)
     if isinstance(walk, int):
         return walk

@@ -140,7 +140,8 @@ def _check_and_track(
     """vCPU state, association, flags; then the epoch, and zero-step mitigation."""
     if len(vcpu.pages) < MIN_TDVPS_PAGES:
         return TDX_TDCX_NUM_INCORRECT
-    m.sim.point("module.associate")
+    # It is held shared, so that VP.FLUSH is kept out. Who enters it elsewhere, too, came before or
+    # comes after.
     status, new = associate_vcpu(lp, td, vcpu, allow_disabled=False)
     if status:
         return status
