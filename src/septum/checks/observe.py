@@ -156,9 +156,10 @@ class _X86Hooks(KvmX86):
 
     def vcpu_enter_guest(self, vcpu: KvmVcpu) -> int:
         ret = super().vcpu_enter_guest(vcpu)
-        observer = _observer_of(self)
-        if observer is not None and vcpu.tdx.exit_reason == EXIT_REASON_EPT_VIOLATION:
-            observer.ept_violation_handled(vcpu)
+        if vcpu.tdx.exit_reason == EXIT_REASON_EPT_VIOLATION:
+            observer = _observer_of(self)
+            if observer is not None:
+                observer.ept_violation_handled(vcpu)
         return ret
 
 

@@ -170,12 +170,13 @@ class Searcher:
         self.runner.until = job.until
         self.coverage.begin()
         try:
-            if budget.passed(job.until):
-                result = JobResult(job.number, complete=False)
-            elif job.strategy in (Strategy.PCT, Strategy.RANDOM):
-                result = self._sample(job)
-            else:
-                result = self._exhaust(job)
+            with collecting_rarely():
+                if budget.passed(job.until):
+                    result = JobResult(job.number, complete=False)
+                elif job.strategy in (Strategy.PCT, Strategy.RANDOM):
+                    result = self._sample(job)
+                else:
+                    result = self._exhaust(job)
         finally:
             self.coverage.end()
         result.coverage = self.coverage.items()
@@ -272,8 +273,7 @@ class Searcher:
     def _exhaust(self, job: Job) -> JobResult:
         if job.strategy is not Strategy.PLAIN and self.options.reduce:
             try:
-                with _collecting_rarely():
-                    return self._graph(job)
+                return self._graph(job)
             except (NotTrackable, Unfaithful) as error:
                 # Nothing is lost but speed: every schedule is run, one by one.
                 self.note = f"without reduction: {error}"
@@ -423,9 +423,10 @@ def _nobody(count: int) -> None:
 
 
 @contextmanager
-def _collecting_rarely() -> Iterator[None]:
-    """A search keeps what it makes: to look through that for what nobody has any more finds
-    nothing, again and again, and takes a tenth of its time."""
+def collecting_rarely() -> Iterator[None]:
+    """An exhaustive search keeps what it makes, a run leaves nothing that refers to itself:
+    to look through all that for what nobody has any more finds nothing, again and again, and takes
+    a tenth of the time of the one and a fortieth of that of the other."""
     usual = gc.get_threshold()
     gc.set_threshold(100_000, 500, 1000)
     try:

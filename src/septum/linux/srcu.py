@@ -34,7 +34,7 @@ class Srcu:
         """srcu_read_unlock()."""
         self.nr_readers[idx] -= 1
         self.readers.remove(self.sim.current)
-        if not self.nr_readers[idx]:
+        if not self.nr_readers[idx] and self.wq.waiters:
             self.wq.wake_up_all()
 
     def held(self) -> bool:

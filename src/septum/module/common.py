@@ -173,10 +173,9 @@ def check_state(m: Module, td: Td, leaf: int, lock_op_state: bool = True) -> int
         return TDX_TD_KEYS_NOT_CONFIGURED
     if len(td.tdcx) < MIN_TDCS_PAGES:
         return TDX_TDCS_NOT_ALLOCATED
-    if lock_op_state:
-        # Only migration takes it exclusively, which is not modelled: nobody meets anybody here.
-        if not hp_lock_sh(td.op_state_lock):
-            return TDX_OPERAND_BUSY | OPERAND_ID_OP_STATE
+    # Only migration takes it exclusively, which is not modelled: nobody meets anybody here.
+    if lock_op_state and not hp_lock_sh(td.op_state_lock):
+        return TDX_OPERAND_BUSY | OPERAND_ID_OP_STATE
     if not OP_STATES[leaf][td.op_state]:
         if lock_op_state:
             td.op_state_lock.lock -= READER

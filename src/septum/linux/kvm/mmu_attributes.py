@@ -87,8 +87,10 @@ class MmuAttributes(MmuZap):
         attrs = rng.attributes
         slot = rng.slot
         where = "kvm_arch_post_set_memory_attributes"
-        self.lockdep_assert(kvm.mmu_lock.held_write(), "mmu_lock not written", where)
-        self.lockdep_assert(kvm.slots_lock.held(), "slots_lock is not held", where)
+        if not kvm.mmu_lock.held_write():
+            self.lockdep_assert(False, "mmu_lock not written", where)
+        if not kvm.slots_lock.held():
+            self.lockdep_assert(False, "slots_lock is not held", where)
         if not kvm.arch.has_private_mem:
             self.warn_on_once("no private memory", where)
             return 0

@@ -189,7 +189,8 @@ class TdpMmuRoots(Unit):
 
         mmu_lock is held. None: there are no more. Source: tdp_mmu.c tdp_mmu_next_root.
         """
-        self.lockdep_assert(kvm.mmu_lock.held(), "mmu_lock is not held", "tdp_mmu_next_root")
+        if not kvm.mmu_lock.held():
+            self.lockdep_assert(False, "mmu_lock is not held", "tdp_mmu_next_root")
         roots = kvm.arch.tdp_mmu_roots
         at = roots.index(prev_root) + 1 if prev_root is not None else 0
         next_root = None

@@ -247,9 +247,8 @@ class TdpMmuSpte(TdpMmuRoots):
         if was_present and not splits:
             change = f"gfn {gfn:#x}: mirror SPTE {old_spte:#x} -> {new_spte:#x}"
             self.host.main.kvm_bug_on(kvm, True, f"{change} under mmu_lock for reading")
-        self.lockdep_assert(
-            kvm.mmu_lock.held(), "mmu_lock is not held", "set_external_spte_present"
-        )
+        if not kvm.mmu_lock.held():
+            self.lockdep_assert(False, "mmu_lock is not held", "set_external_spte_present")
         # `old_spte` is a copy here: when the exchange fails, iter->old_spte keeps the value read
         # before (the non-mirror path updates it). Suspected: a caller that tries again with the
         # same iterator never succeeds (fixed after v3 by 02eaaffdd865).
@@ -315,7 +314,8 @@ class TdpMmuSpte(TdpMmuRoots):
 
         Source: tdp_mmu.c tdp_mmu_set_spte_atomic.
         """
-        self.lockdep_assert(kvm.mmu_lock.held_read(), "not a reader", "tdp_mmu_set_spte_atomic")
+        if not kvm.mmu_lock.held_read():
+            self.lockdep_assert(False, "not a reader", "tdp_mmu_set_spte_atomic")
         ret = self._tdp_mmu_set_spte_atomic(kvm, it, new_spte)
         if ret:
             return ret
