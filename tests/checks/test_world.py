@@ -12,6 +12,7 @@ import pytest
 from septum.abi.tdvf import parse_tdvf
 from septum.abi.tdvf_build import build_tdvf, edk2_sections
 from septum.checks import Checker, observed_units
+from septum.checks import checker as checker_module
 from septum.guest.script import Accept, AcceptRange, Barrier, Convert, ScriptGuest, Verify, Write
 from septum.guest.tdcpu import make_guest_cpus
 from septum.linux.host import v3_units
@@ -113,6 +114,14 @@ def test_an_honest_host_keeps_every_promise(which):
 
 
 def test_at_every_step_too():
+    broken, world = run(mode="every-step")
+    assert [f.text for f in world.sim.findings] == []
+    assert broken == set()
+
+
+def test_what_is_being_closed_is_not_lost(monkeypatch):
+    """A VM is gone before the memory of its guest_memfd is, step by step."""
+    monkeypatch.setattr(checker_module, "STEPS_PER_ACTIVE_LOOK", 1)
     broken, world = run(mode="every-step")
     assert [f.text for f in world.sim.findings] == []
     assert broken == set()

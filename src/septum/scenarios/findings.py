@@ -56,11 +56,11 @@ FINDINGS = (
     Finding("F13", "finding-duplicate-metadata", "duplicate metadata"),
     Finding("F14", "finding-stale-page", "read page 5 in b: 0x22"),
     Finding("F15", "finding-punch-pinned", "all-or-nothing"),
-    Finding("F16", "finding-demote-meets-pamt-add", "TDH_MEM_PAGE_DEMOTE failed", (53, 46)),
-    Finding("F17", "finding-demote-meets-pamt-add", "TDH_MEM_PAGE_AUG failed", (53, 52)),
-    Finding("F18", "finding-demote-meets-pamt-remove", "TDH_PHYMEM_PAMT_REMOVE failed", (42, 36)),
+    Finding("F16", "finding-demote-meets-pamt-add", "TDH_MEM_PAGE_DEMOTE failed", (40, 34)),
+    Finding("F17", "finding-demote-meets-pamt-add", "TDH_MEM_PAGE_AUG failed", (43, 42)),
+    Finding("F18", "finding-demote-meets-pamt-remove", "TDH_PHYMEM_PAMT_REMOVE failed", (43, 32)),
     Finding("F19", "finding-slot-without-binding", "use after free"),
-    Finding("F20", "finding-finalize-meets-zap", "TDH_MEM_RANGE_BLOCK failed", (326, 90)),
+    Finding("F20", "finding-finalize-meets-zap", "TDH_MEM_RANGE_BLOCK failed", (263, 75)),
 )
 
 
