@@ -76,7 +76,7 @@ def effects(step: Step) -> tuple[object, ...]:
 SUBJECTS = {
     "reference": (ScenarioSubject("reference-per-vm", "v3", "end"), 0, 400),
     # Frames that hold what no variable names are in it.
-    "write": (ScenarioSubject("write-against-convert", "v3", "end"), 1, 40),
+    "write": (ScenarioSubject("write-against-convert", "v3", "end"), 1, 30),
 }
 
 

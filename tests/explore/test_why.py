@@ -118,7 +118,7 @@ WHY = {
           as then, an invalidation is under way
     """,
     ("slot-delete-against-prefault", "no-srcu"): """
-        step 9: it maps GFN 0x80000 with its 2M page, which has no memslot since step 5
+        step 10: it maps GFN 0x80000 with its 2M page, which has no memslot since step 5
           (host.vmm)
     """,
     ("punch-enomem", "punch-never-ends"): """
