@@ -197,7 +197,7 @@ def test_the_test_command_of_a_story_runs(
     ("scenario", "design"),
     [
         ("accept-against-block", "bug-block-busy-ignored"),
-        ("convert-against-accept-4k", "bug-no-kick"),
+        ("accept-against-convert", "bug-kick-before-track"),
         ("write-against-convert", "bug-module-entry-unflushed"),
     ],
 )

@@ -3,7 +3,10 @@
 Each returns what it found, or the status of the check that failed with nothing left locked.
 Scheduling points stand before each lock and before each commit, so that a call can meet another
 one at every stage. That of the first lock is the instruction's own (`Machine.seamcall`): before it
-a leaf only looks at its operands. Source: TDX module 1.5.25, helpers and sept_manager.
+a leaf only looks at its operands. A call that comes to no other point while it has locks that
+somebody may want has one before it gives them back (`module.refused`, `module.return`).
+
+Source: TDX module 1.5.25, helpers and sept_manager.
 """
 
 from __future__ import annotations
@@ -178,6 +181,7 @@ def check_state(m: Module, td: Td, leaf: int, lock_op_state: bool = True) -> int
         return TDX_OPERAND_BUSY | OPERAND_ID_OP_STATE
     if not OP_STATES[leaf][td.op_state]:
         if lock_op_state:
+            m.sim.point("module.refused")
             td.op_state_lock.lock -= READER
         return TDX_OP_STATE_INCORRECT | td.op_state
     return 0
@@ -247,6 +251,7 @@ def begin(
         or level < min_level
         or level > (td.root_level if max_level < 0 else max_level)
     ):
+        sim.point("module.refused")
         td.op_state_lock.lock -= READER
         unlock_td(td)
         return TDX_OPERAND_INVALID | OPERAND_ID_RCX

@@ -179,6 +179,7 @@ def _mng_rdwr(m: Module, regs: Regs, version: int, *, write: bool) -> int:
         # effects
         regs.r8 = value
     # return
+    m.sim.point("module.return")
     td.op_state_lock.lock -= READER
     unlock_td(td)
     return status
@@ -233,6 +234,7 @@ def _vp_rdwr(m: Module, lp: LogicalProcessor, regs: Regs, version: int, *, write
             if write:
                 vcpu.fields[key] = old & ~mask | data & mask
             regs.r8 = old
+        m.sim.point("module.return")
         td.op_state_lock.lock -= READER
     # return
     unlock_implicit_td(td)

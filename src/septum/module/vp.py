@@ -119,8 +119,10 @@ def tdh_vp_addcx(m: Module, lp: LogicalProcessor, regs: Regs, version: int) -> i
     # checks
     if vcpu.state != VCPU_UNINITIALIZED:
         status = TDX_VCPU_STATE_INCORRECT | vcpu.state
+        m.sim.point("module.refused")
     elif len(vcpu.pages) >= MAX_TDVPS_PAGES:
         status = TDX_TDCX_NUM_INCORRECT
+        m.sim.point("module.refused")
     else:
         m.sim.point("module.pamt")
         leaf = m.pamt.lock_new_page(page_hpa, OPERAND_ID_RCX)

@@ -107,6 +107,8 @@ def enter(m: Module, lp: LogicalProcessor, regs: Regs) -> int:
     if not status:
         # checks
         status = _check_and_track(m, lp, td, vcpu, rcx, regs)
+        if status:
+            m.sim.point("module.refused")
         td.op_state_lock.lock -= READER
     if status:
         unlock_implicit_td(td)
