@@ -191,3 +191,22 @@ def test_no_preemption_is_saved_by_running_for_long() -> None:
     assert shrunk is not None
     assert (shrunk.run.preemptions, shrunk.run.free) == (1, [])
     assert shrunk.run.steps <= found.steps
+
+
+def test_what_a_task_did_alone_counts_when_another_need_not_wait() -> None:
+    """Who waits for a lock was switched to for nothing: without that the other task comes to where
+    it is to be preempted by points at which nobody was asked."""
+    alone: Program = (("point",),) * 4
+    late: Program = (("point",),) * 4
+    holds: Program = (("lock", 0), *alone, ("unlock", 0), *late, ("write", 1, 1), ("write", 1, 2))
+    toy = Toy("alone", [holds, (("lock", 0), ("unlock", 0), ("check", 1, 1))], bad=[])
+    runner = Runner(toy, Options())
+    shrunk = []
+    for first in range(2, 6):
+        for second in range(12):
+            run = runner.run(Replaying([0] * first + [1] + [0] * second + [1]))
+            if run.finding is not None and run.preemptions == 2:
+                least = shrink(runner, list(run.answers))
+                assert least is not None
+                shrunk.append(least.run.preemptions)
+    assert shrunk and set(shrunk) == {1}

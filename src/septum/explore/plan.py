@@ -1,8 +1,9 @@
-"""A schedule as a plan: which task runs for how many decisions, and how its choices come out.
+"""A schedule as a plan: which task runs for how many points, and how its choices come out.
 
 Answers mean something else when an earlier one changes; a plan does not. So it is plans that the
 shrinker takes apart: without a segment, with two of them merged, with one that runs on until its
-task must wait.
+task must wait. The points that a task passes while it is the only one that can run count as the
+others: in a simpler plan somebody else may be ready there.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from septum.explore.run import Replaying, Steering
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from septum.explore.run import Runner
+    from septum.sim import Sim
+
 FOREVER = 1 << 30
 Segment = tuple[int, int]
-"""A task by index, and at how many decisions it is the one to run."""
+"""A task by index, and at how many scheduling points in a row it is the one to run."""
 
 
 class Plan:
@@ -62,10 +66,25 @@ class Plan:
                     yield Plan([*segments[:at], (task, other), *segments[at + 1 :]], choices)
 
 
+class _Passed:
+    """Counts the scheduling points at which nobody was asked."""
+
+    __slots__ = ("_seen",)
+
+    def __init__(self, sim: Sim) -> None:
+        self._seen = sim.nr_points
+
+    def count(self, sim: Sim, forced: bool) -> int:
+        """So many since the last call, without the point (if not `forced`) that this call is at."""
+        passed = sim.nr_points - self._seen - (0 if forced else 1)
+        self._seen = sim.nr_points
+        return max(0, passed)
+
+
 class Planning(Replaying):
     """Replays answers and writes down the plan that they amount to."""
 
-    __slots__ = ("_choices", "_nr_choices", "_segments")
+    __slots__ = ("_choices", "_nr_choices", "_passed", "_segments")
 
     def reset(self) -> None:
         super().reset()
@@ -73,14 +92,28 @@ class Planning(Replaying):
         self._choices: dict[tuple[int, int], int] = {}
         self._nr_choices: dict[int, int] = {}
 
+    def begin(self, sim: Sim, runner: Runner) -> None:
+        super().begin(sim, runner)
+        self._passed = _Passed(sim)
+
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
         answer = super().pick_task(n, forced, spins)
-        task = self.sim.ready_ring(forced)[answer].index
+        self._note(self.sim.ready_ring(forced)[answer].index, forced)
+        return answer
+
+    def only_one(self) -> None:
+        super().only_one()
+        self._note(self.sim.ready_ring(True)[0].index, True)
+
+    def _note(self, task: int, forced: bool) -> None:
+        """`task` is the one to run; until now it was that of the last segment."""
+        passed = self._passed.count(self.sim, forced)
+        if self._segments:
+            self._segments[-1][1] += passed
         if self._segments and self._segments[-1][0] == task:
             self._segments[-1][1] += 1
         else:
             self._segments.append([task, 1])
-        return answer
 
     def choose_value(self, name: str, n: int) -> int:
         value = super().choose_value(name, n)
@@ -99,7 +132,7 @@ class Planning(Replaying):
 class Following(Steering):
     """Runs a plan as far as it fits: a segment is over when its task goes round or is not ready."""
 
-    __slots__ = ("_at", "_left", "_nr_choices", "plan")
+    __slots__ = ("_at", "_left", "_nr_choices", "_passed", "plan")
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -111,7 +144,25 @@ class Following(Steering):
         self._left = 0
         self._nr_choices: dict[int, int] = {}
 
+    def begin(self, sim: Sim, runner: Runner) -> None:
+        super().begin(sim, runner)
+        self._passed = _Passed(sim)
+
+    def only_one(self) -> None:
+        super().only_one()
+        self._left -= self._passed.count(self.sim, True)
+        # Who runs alone does so in its own segment, if that is the one to come.
+        task = self.sim.ready_ring(True)[0].index
+        segments = self.plan.segments
+        if not (0 <= self._at < len(segments) and segments[self._at][0] == task):
+            if self._at + 1 >= len(segments) or segments[self._at + 1][0] != task:
+                return
+            self._at += 1
+            self._left = segments[self._at][1]
+        self._left -= 1
+
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
+        self._left -= self._passed.count(self.sim, forced)
         ring = [task.index for task in self.sim.ready_ring(forced)]
         segments = self.plan.segments
         while self._at < len(segments):
