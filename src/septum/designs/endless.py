@@ -42,7 +42,7 @@ class Watchdog:
 
     def __init__(self) -> None:
         self.paths: set[str] = set()
-        self._calls: list[int] = []  # of functions of these files, from the outermost
+        self._calls: list[FrameType] = []  # of functions of these files, from the outermost
         self._looks = 0
         self._patience = PATIENCE
         self._points = 0
@@ -67,15 +67,15 @@ class Watchdog:
 
     def look(self, signum: int, frame: FrameType | None) -> None:
         """Raises EndlessLoop in what was interrupted."""
-        own = list(self._own_calls(frame))
-        calls = [id(each) for each in own]
+        # They are kept until the next look: another call's frame is not to be had for one of them.
+        calls = list(self._own_calls(frame))
         if not calls or calls[:1] != self._calls[:1]:
             self._unwatch()
             self._calls, self._looks, self._patience = calls, 0, PATIENCE
             return
         self._looks += 1
         # Functions that were here at every look: the innermost of them goes round.
-        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(calls, self._calls, strict=False))
+        pairs = takewhile(lambda pair: pair[0] is pair[1], zip(calls, self._calls, strict=False))
         common = [call for call, _ in pairs]
         self._calls = common
         if self._watching:
@@ -85,7 +85,7 @@ class Watchdog:
                 self._looks, self._patience = 0, 2 * self._patience
             elif not self._watching:
                 sys.setprofile(None)
-                raise EndlessLoop(_sentence(own[len(common) - 1]))
+                raise EndlessLoop(_sentence(common[-1]))
         elif self._looks >= self._patience and sys.getprofile() is None:
             self._points, self._watching = 0, WATCHED
             sys.setprofile(self._called)
