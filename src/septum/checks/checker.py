@@ -400,10 +400,6 @@ class Checker:
                 vm.refresh()
         if len(kvms) == len(self._vms):
             return
-        if any(op.takes for op in self._under_way):
-            # The last close of a guest_memfd drops the last reference to the VM, and then frees
-            # what memory it has.
-            return
         for number in [n for n in self._vms if n not in kvms]:
             vm = self._vms[number]
             # kvm_destroy_vm() takes the VM off the list first and frees its memslots last.
@@ -438,6 +434,10 @@ class Checker:
     def vm(self, number: int) -> VmView | None:
         """The VM with this id."""
         return self._vms.get(number)
+
+    def takes(self) -> bool:
+        """User space is about to be rid of memory."""
+        return any(op.takes for op in self._under_way)
 
     def at_rest(self) -> bool:
         """No task is in the middle of a change: none holds a lock but a vCPU's mutex, and no VM is

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from septum.checks.checker import Checker
+    from septum.checks.operation import Operation
     from septum.checks.view import VmView
     from septum.module.pamt import Pamt, PamtEntry2M
 
@@ -30,12 +31,13 @@ class Teardown(Promise):
     that no other TD can have, and dirty lines that hit the next owner of the frame.
     """
 
-    __slots__ = ("outstanding",)
+    __slots__ = ("_last", "outstanding")
     name = "teardown"
 
     def __init__(self, checker: Checker) -> None:
         super().__init__(checker)
         self.outstanding: dict[int, tuple[int, str]] = {}
+        self._last: VmView | None = None  # whose memory is still to be looked for
 
     def start(self) -> None:
         """What is allocated before any VM exists is not the VMs'."""
@@ -46,6 +48,24 @@ class Teardown(Promise):
         if vm.tdr_pfn >= 0:
             self._check_module(vm)
             self._check_key(vm)
+        self._last = vm
+        self._look_for_last()
+
+    def operation_end(self, op: Operation) -> None:
+        """What was being closed has been."""
+        self._look_for_last()
+
+    def finish(self) -> None:
+        """Nothing is closed any more."""
+        self._look_for_last()
+
+    def _look_for_last(self) -> None:
+        """The last close of a guest_memfd drops the last reference to the VM, and frees the memory
+        after that."""
+        vm = self._last
+        if vm is None or self.checker.takes():
+            return
+        self._last = None
         if not self.checker.world.host.kvms and not any(self.checker.vms()):
             self._check_allocator(vm)
 
