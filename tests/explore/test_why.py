@@ -50,9 +50,9 @@ WHY = {
           TDX_OPERAND_BUSY|TD_EPOCH
     """,
     ("convert-against-write", "module-exit-epoch"): """
-        step 15: TDX_TLB_TRACKING_NOT_DONE|RCX: step 11 began epoch 2, but REFCOUNT of
+        step 11: TDX_TLB_TRACKING_NOT_DONE|RCX: step 7 began epoch 2, but REFCOUNT of
           epoch 1 is 1, and no vCPU is in the TD in that epoch: the TD exit of vcpu0
-          after step 11 did not count it down
+          after step 7 did not count it down
     """,
     ("accept-against-block", "block-busy-ignored"): """
         step 6: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by vcpu0,
