@@ -3,8 +3,9 @@
 Each returns what it found, or the status of the check that failed with nothing left locked.
 Scheduling points stand before each lock and before each commit, so that a call can meet another
 one at every stage. That of the first lock is the instruction's own (`Machine.seamcall`): before it
-a leaf only looks at its operands. A call that comes to no other point while it has locks that
-somebody may want has one before it gives them back (`module.refused`, `module.return`).
+a leaf only looks at its operands (SEPT.RD at the TD's DEBUG, too). A call that comes to no other
+point while it has locks that somebody may want has one before it gives them back
+(`module.refused`, `module.return`).
 
 Source: TDX module 1.5.25, helpers and sept_manager.
 """

@@ -142,8 +142,9 @@ def _check_and_track(
     """vCPU state, association, flags; then the epoch, and zero-step mitigation."""
     if len(vcpu.pages) < MIN_TDVPS_PAGES:
         return TDX_TDCX_NUM_INCORRECT
-    # It is held shared, so that VP.FLUSH is kept out. Who enters it elsewhere, too, came before or
-    # comes after.
+    # The TDVPR is held shared, so that VP.FLUSH is kept out. MODEL: no point since the TDR's lock,
+    # so that nobody finds the TDR BUSY by this call and then comes to the vCPU before it does. KVM
+    # enters a vCPU on one processor, and takes a TDR exclusively when no vCPU runs.
     status, new = associate_vcpu(lp, td, vcpu, allow_disabled=False)
     if status:
         return status
