@@ -210,3 +210,24 @@ def test_what_a_task_did_alone_counts_when_another_need_not_wait() -> None:
                 assert least is not None
                 shrunk.append(least.run.preemptions)
     assert shrunk and set(shrunk) == {1}
+
+
+def test_a_failure_stays_with_what_fails() -> None:
+    """Preempted, t0 has fewer things that may fail before the one that does: without the preemption
+    it is the same one that fails, not the one that comes as soon."""
+    spared = ("unless", 1, 0, 4)
+    fails: Program = (("write", 2, 1), ("fail", 4, 2), ("write", 2, 0), ("check", 2, 1))
+    programs: list[Program] = [
+        (("write", 0, 1), spared, ("fail", 1, 7), ("fail", 2, 6), ("fail", 3, 5), *fails),
+        (("unless", 0, 1, 2), ("write", 1, 1)),
+    ]
+    runner = Runner(Toy("spared", programs, bad=[]), Options(failures=1))
+    shrunk = []
+    for at in range(1, 4):
+        for later in range(6):
+            run = runner.run(Replaying([0] * at + [1] + [0] * later + [1]))
+            if run.finding is not None and (run.preemptions, run.failures) == (1, 1):
+                least = shrink(runner, list(run.answers))
+                assert least is not None and least.run.failures == 1
+                shrunk.append(least.run.preemptions)
+    assert shrunk and set(shrunk) == {0}

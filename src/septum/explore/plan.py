@@ -3,7 +3,8 @@
 Answers mean something else when an earlier one changes; a plan does not. So it is plans that the
 shrinker takes apart: without a segment, with two of them merged, with one that runs on until its
 task must wait. The points that a task passes while it is the only one that can run count as the
-others: in a simpler plan somebody else may be ready there.
+others: in a simpler plan somebody else may be ready there. A choice is known by its name, and how
+manieth of that name it is: in a simpler plan a task does more, or less, before it comes to it.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
 FOREVER = 1 << 30
 Segment = tuple[int, int]
 """A task by index, and at how many scheduling points in a row it is the one to run."""
+Choice = tuple[int, str, int]
+"""A task by index, what is chosen, and for which time by that task, from 0."""
 
 
 class Plan:
-    """`choices` are by (task, how manieth choice of that task); those absent are 0."""
+    """`choices` that are absent are 0."""
 
     __slots__ = ("choices", "segments")
 
-    def __init__(self, segments: list[Segment], choices: dict[tuple[int, int], int]) -> None:
+    def __init__(self, segments: list[Segment], choices: dict[Choice, int]) -> None:
         self.segments = segments
         self.choices = choices
 
@@ -43,18 +46,21 @@ class Plan:
             if count != FOREVER:
                 yield Plan([*segments[:at], (task, FOREVER), *segments[at + 1 :]], choices)
         for at in range(len(segments) - 1):
-            swapped = [segments[at + 1], segments[at]]
-            yield Plan([*segments[:at], *swapped, *segments[at + 2 :]], choices)
+            later = segments[at + 1]
+            # Who comes first now may have more to do than when the other had begun.
+            for first in (later, (later[0], FOREVER)):
+                swapped = [first, segments[at]]
+                yield Plan([*segments[:at], *swapped, *segments[at + 2 :]], choices)
         for at, (task, _) in enumerate(segments):
-            later = next((k for k in range(at + 1, len(segments)) if segments[k][0] == task), None)
-            if later is not None:
-                count = min(FOREVER, segments[at][1] + segments[later][1])
+            same = next((k for k in range(at + 1, len(segments)) if segments[k][0] == task), None)
+            if same is not None:
+                count = min(FOREVER, segments[at][1] + segments[same][1])
                 yield Plan(
                     [
                         *segments[:at],
                         (task, count),
-                        *segments[at + 1 : later],
-                        *segments[later + 1 :],
+                        *segments[at + 1 : same],
+                        *segments[same + 1 :],
                     ],
                     choices,
                 )
@@ -64,6 +70,21 @@ class Plan:
             for other in (count // 2, count - 1, count + 1):
                 if 0 < other < FOREVER // 2 and count < FOREVER:
                     yield Plan([*segments[:at], (task, other), *segments[at + 1 :]], choices)
+
+
+class _Chosen:
+    """Counts the choices of a run."""
+
+    __slots__ = ("_nr",)
+
+    def __init__(self) -> None:
+        self._nr: dict[tuple[int, str], int] = {}
+
+    def next(self, task: int, name: str) -> Choice:
+        """The choice that `task` is at."""
+        nr = self._nr.get((task, name), 0)
+        self._nr[task, name] = nr + 1
+        return task, name, nr
 
 
 class _Passed:
@@ -84,13 +105,13 @@ class _Passed:
 class Planning(Replaying):
     """Replays answers and writes down the plan that they amount to."""
 
-    __slots__ = ("_choices", "_nr_choices", "_passed", "_segments")
+    __slots__ = ("_choices", "_chosen", "_passed", "_segments")
 
     def reset(self) -> None:
         super().reset()
         self._segments: list[list[int]] = []
-        self._choices: dict[tuple[int, int], int] = {}
-        self._nr_choices: dict[int, int] = {}
+        self._choices: dict[Choice, int] = {}
+        self._chosen = _Chosen()
 
     def begin(self, sim: Sim, runner: Runner) -> None:
         super().begin(sim, runner)
@@ -117,11 +138,9 @@ class Planning(Replaying):
 
     def choose_value(self, name: str, n: int) -> int:
         value = super().choose_value(name, n)
-        task = self.sim.current.index
-        number = self._nr_choices.get(task, 0)
-        self._nr_choices[task] = number + 1
+        choice = self._chosen.next(self.sim.current.index, name)
         if value:
-            self._choices[task, number] = value
+            self._choices[choice] = value
         return value
 
     def plan(self) -> Plan:
@@ -132,7 +151,7 @@ class Planning(Replaying):
 class Following(Steering):
     """Runs a plan as far as it fits: a segment is over when its task goes round or is not ready."""
 
-    __slots__ = ("_at", "_left", "_nr_choices", "_passed", "plan")
+    __slots__ = ("_at", "_chosen", "_left", "_passed", "plan")
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -142,7 +161,7 @@ class Following(Steering):
         super().reset()
         self._at = -1
         self._left = 0
-        self._nr_choices: dict[int, int] = {}
+        self._chosen = _Chosen()
 
     def begin(self, sim: Sim, runner: Runner) -> None:
         super().begin(sim, runner)
@@ -175,7 +194,5 @@ class Following(Steering):
         return 1 if spins else 0
 
     def choose_value(self, name: str, n: int) -> int:
-        task = self.sim.current.index
-        number = self._nr_choices.get(task, 0)
-        self._nr_choices[task] = number + 1
-        return self.plan.choices.get((task, number), 0) % n
+        choice = self._chosen.next(self.sim.current.index, name)
+        return self.plan.choices.get(choice, 0) % n
