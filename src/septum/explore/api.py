@@ -9,7 +9,7 @@ import msgspec
 from septum.explore import budget
 from septum.explore.bounds import WORKERS_MAX, searched_text
 from septum.explore.parallel import Workers
-from septum.explore.portfolio import BATCH_RUNS, RUNS_MAX, Batch, Portfolio
+from septum.explore.portfolio import RUNS_MAX, Batch, Portfolio, batch_sizes
 from septum.explore.progress import Progress
 from septum.explore.run import DidNotRepeat, OutOfTime
 from septum.explore.search import Found, Job, JobResult, Searcher
@@ -228,7 +228,7 @@ class Search:
 
     def _sample(self, strategy: Strategy, limit: int | None) -> str:
         """Schedules of one strategy, and nothing else."""
-        parts = -(-limit // BATCH_RUNS) if limit is not None else 0
+        parts = sum(1 for _ in batch_sizes(limit)) if limit is not None else 0
         how = " (PCT)" if strategy is Strategy.PCT else ""
         self.progress.begin(f"random schedules{how}", parts)
         self._do(self._batches(strategy, limit))
@@ -245,8 +245,9 @@ class Search:
 
     def _batches(self, strategy: Strategy, limit: int | None) -> Iterator[Job]:
         done = 0
-        while (limit is None or done < limit) and not self._out_of_time():
-            count = BATCH_RUNS if limit is None else min(BATCH_RUNS, limit - done)
+        for count in batch_sizes(limit):
+            if self._out_of_time():
+                break
             self._numbers += 1
             yield Job(self._numbers, strategy, first=done, count=count, until=self._until)
             done += count

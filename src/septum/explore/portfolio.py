@@ -19,10 +19,13 @@ import msgspec
 from septum.explore.subject import Strategy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 BATCH_RUNS = 25
 ROUND_BATCHES = 8
+BATCH_MAX = 250
+"""Runs of one batch where only one kind is drawn: each batch is verified when it is through, which
+costs what a run does."""
 
 POINTS_MAX = 150_000
 """After so many scheduling points no round begins."""
@@ -56,6 +59,18 @@ class Batch(msgspec.Struct, frozen=True):
     def number(self) -> int:
         """The number of the first schedule."""
         return self.dice.first + self.first * self.dice.stride
+
+
+def batch_sizes(limit: int | None) -> Iterator[int]:
+    """Of batches that have `limit` runs together; None: without an end. They grow with what was
+    drawn, so that several processes have something to do to the last."""
+    drawn = 0
+    while limit is None or drawn < limit:
+        count = min(max(BATCH_RUNS, drawn // ROUND_BATCHES), BATCH_MAX)
+        if limit is not None:
+            count = min(count, limit - drawn)
+        yield count
+        drawn += count
 
 
 class Portfolio:

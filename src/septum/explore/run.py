@@ -313,7 +313,8 @@ class Runner:
 
     def settle(self) -> None:
         """Make sure that all runs so far count. Raises StateMissed when some do not."""
-        self.clear(verify=True)
+        if self._verified_at != self.nr_runs:
+            self.clear(verify=True)
 
     def _first_finding(self) -> Finding | None:
         return next(filter(self.is_news, self.built.sim.findings), None)

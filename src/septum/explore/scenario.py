@@ -98,7 +98,7 @@ class ScenarioSubject:
     def finish(self, built: Built) -> None:
         """The steps after, the expectations, and the end of the VMs."""
         world = _world(built)
-        world.finish()
+        world.finish(counting=bool(self.scenario.expect.counts))
         unmet = beside_promises(unmet_expectations(world))
         # Taking a VM down costs more than most runs: ends that are alike are taken down once in a
         # process.
