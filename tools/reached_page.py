@@ -46,6 +46,7 @@ def page(reached: Mapping[str, Iterable[str]]) -> str:
             _states(kinds.get("sept", {})),
             _others(kinds),
             _errors(kinds.get("error", {})),
+            _races(kinds.get("race", {})),
             _locks(reached),
             _choices(kinds.get("choice", {})),
         )
@@ -101,6 +102,15 @@ def _errors(items: Mapping[str, int]) -> str:
     return text + "".join(
         f"- {function}: {', '.join(numbers)}\n" for function, numbers in never.items()
     )
+
+
+def _races(items: Mapping[str, int]) -> str:
+    table: dict[str, dict[str, int]] = {}
+    for rest, count in items.items():
+        function, entry = rest.split(":")
+        table.setdefault(function, {})[entry] = count
+    text = "\n## Races that KVM noticed\n\n| noticed by | in |\n| --- | --- |\n"
+    return text + "".join(f"| {name} | {_cell(words)} |\n" for name, words in table.items())
 
 
 def _locks(reached: Mapping[str, Iterable[str]]) -> str:

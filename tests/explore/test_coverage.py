@@ -21,7 +21,7 @@ from septum.explore.scenario import ScenarioSubject
 from septum.linux.kvm import gmem_folio
 from septum.module import Module, tdg
 from septum.scenarios.model_names import model_names
-from septum.scenarios.names import check_names
+from septum.scenarios.names import RACES, check_names
 from septum.scenarios.reader import read_scenario
 from septum.scenarios.run import LIBRARY
 
@@ -34,6 +34,8 @@ SMALL = {
     "convert-against-convert": 2,
     "memory-failure-against-fault": 1,
     "slot-delete-against-prefault": 1,
+    "convert-against-fault-there": 1,
+    "fault-against-fault": 1,
 }
 """Scenarios, and within how many preemptions."""
 
@@ -74,6 +76,21 @@ def test_a_search_that_hears_less_is_noticed(monkeypatch: pytest.MonkeyPatch, ki
     plain = judged("accept-4k-against-2m", Strategy.PLAIN)
     monkeypatch.setattr(Coverage, kind, lambda *_: None)
     assert judged("accept-4k-against-2m", Strategy.EXHAUSTIVE) < plain
+
+
+@pytest.mark.usefixtures("all_watched")
+@pytest.mark.parametrize("unit", ["mmu", "tdp_mmu"])
+def test_a_race_that_kvm_notices_is_told(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
+    """By both judges alike; with functions that notice nothing there is none."""
+    name = {"mmu": "convert-against-fault-there", "tdp_mmu": "fault-against-fault"}[unit]
+    told = judged(name, Strategy.EXHAUSTIVE)
+    assert told == judged(name, Strategy.PLAIN)
+    races = {item for item in told if item.startswith("race:")}
+    assert {item.split(":")[1] for item in races} == {
+        function for function, where in RACES.items() if where == unit
+    }
+    monkeypatch.setattr("septum.explore.races.RACES", {})
+    assert judged(name, Strategy.EXHAUSTIVE) == told - races
 
 
 @pytest.mark.usefixtures("all_watched")
@@ -164,6 +181,7 @@ ITEMS = st.one_of(
         "error:{}:-E{}:{}".format, st.sampled_from("fg"), st.just("X"), st.sampled_from("ij")
     ),
     st.builds("error:{}:-EY".format, st.text("f", min_size=1, max_size=60)),
+    st.builds("race:{}:{}".format, st.text("r", min_size=1, max_size=40), st.sampled_from("ij")),
     st.builds("wait:vm1 {}:{}".format, st.sampled_from("lm"), st.sampled_from(["ex", "sh"])),
     st.builds("contend:vm1 {}:v0:v1".format, st.sampled_from("lm")),
     st.builds(

@@ -10,6 +10,7 @@ RACES = [
     "accept-against-convert",
     "convert-against-convert",
     "convert-against-fault",
+    "convert-against-fault-there",
     "finding-spinning-on-folio",
     "host-fault-against-convert",
     "prefault-by-thread",

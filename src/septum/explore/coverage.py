@@ -8,12 +8,14 @@ Items are texts, and a scenario's witness is the beginning of one:
     error:tdp_mmu_split_huge_pages_root:-ENOMEM:kvm_gmem_set_attributes
                                                    an error of the host: where it began, and the
                                                    kernel function that the task was in with it
+    race:is_page_fault_stale:kvm_vcpu_ioctl_run    KVM saw that somebody came in between, and began
+                                                   again: what saw it, and as above
     wait:vm1 mmu_lock:ex                           a lock that somebody waited for
     contend:vm1 mmu_lock:vcpu0:host.convert        who waited, and who had it
     choice:alloc:tdx_split_cache=1                 an outcome other than the ordinary
 
 An exhaustive search tells all that its steps reach. Watching random runs costs time: of those the
-first are watched, and then some; errors and the choices of recorded runs are always told.
+first are watched, and then some; errors, races and the choices of recorded runs are always told.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from septum.abi.leaves import GPA_LEAVES, TDG_MEM_PAGE_ACCEPT, seamcall_name, td
 from septum.abi.sept import state_name
 from septum.abi.status import STATUS_MASK, status_name
 from septum.explore.errors import ErrorPaths
+from septum.explore.races import noticing_hooks
 from septum.module import Module, tdg
 from septum.module.events import SeamcallEvent, TdcallEvent
 from septum.module.outcome import OutcomeKind
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
 WATCHED_FIRST = 50
 WATCHED_EVERY = 8
 
-KINDS = ("call", "choice", "contend", "error", "sept", "tdcall", "wait")
+KINDS = ("call", "choice", "contend", "error", "race", "sept", "tdcall", "wait")
 """What items begin with."""
 
 
@@ -85,9 +88,16 @@ class Coverage:
             (Module, "entry_busy", entry_busy),
             (tdg, "unlock_entry", unlock_entry),
         ]
+        host = getattr(getattr(self._built.world, "world", None), "host", None)
+        if host is not None:  # toys have none
+            told += noticing_hooks(host, self.reach)
         for owner, name, function in told:
             self._originals.append((owner, name, vars(owner).get(name)))
             setattr(owner, name, function)
+
+    def forget(self) -> None:
+        """What was told since the job began was told by runs that do not count."""
+        self._counts.clear()
 
     def end(self) -> None:
         """Put them back."""

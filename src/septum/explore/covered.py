@@ -24,6 +24,7 @@ _NOUNS = {
     "tdcall": ("TDCALL outcome",),
     "sept": ("outcome of a call on an S-EPT state", "outcomes of a call on an S-EPT state"),
     "error": ("error of the host", "errors of the host"),
+    "race": ("race that KVM noticed", "races that KVM noticed"),
     "wait": ("lock waited for", "locks waited for"),
     "contend": ("pair of tasks at a lock", "pairs of tasks at a lock"),
     "choice": ("choice other than the ordinary", "choices other than the ordinary"),
@@ -51,6 +52,7 @@ def coverage_lines(verdict: Verdict) -> list[str]:
         ("Calls, by the state of the S-EPT entry that they worked on", _states(by_kind)),
         ("Calls that worked on none", _others(by_kind)),
         ("Errors of the host, and the function that they began in", _errors(by_kind)),
+        ("Races that KVM noticed, and in what", _races(by_kind)),
         ("Locks that tasks waited for", _locks(by_kind)),
         ("Choices other than the ordinary", _choices(by_kind)),
     ):
@@ -88,6 +90,14 @@ def _errors(by_kind: dict[str, list[str]]) -> Table:
         function, number, *entry = rest.split(":")
         text = f"{function} (in {entry[0]})" if entry else function
         table.setdefault(number, {}).setdefault("", []).append(text)
+    return table
+
+
+def _races(by_kind: dict[str, list[str]]) -> Table:
+    table: Table = {}
+    for rest in by_kind.get("race", ()):
+        function, entry = rest.split(":")
+        table.setdefault(function, {}).setdefault("", []).append(entry)
     return table
 
 

@@ -25,6 +25,11 @@ ENTRY_DEPTH = 64
 NUMBERS = {name: value for value, name in errno.ERRNO_NAMES.items()}
 
 
+def entry_of() -> str:
+    """The outermost kernel function on the stack: what the task was in."""
+    return kernel_path(ENTRY_DEPTH).split(" < ")[-1]
+
+
 class _Telling(int):
     """An error number that tells when it is negated."""
 
@@ -70,7 +75,7 @@ class ErrorPaths:
             return
         word = errno.errno_name(value)
         begins = frame.f_code.co_name
-        entry = kernel_path(ENTRY_DEPTH).split(" < ")[-1]
+        entry = entry_of()
         self._reach(f"error:{begins}:{word}" + (f":{entry}" if entry not in (begins, "") else ""))
 
     def _is_compared(self, code: CodeType, at: int) -> bool:

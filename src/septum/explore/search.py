@@ -165,8 +165,7 @@ class Searcher:
 
     def do(self, job: Job) -> JobResult:
         """Do a job."""
-        self.runner.foreseen.clear()
-        self.runner.ignored.clear()
+        self._forget()
         self.runner.until = job.until
         self.coverage.begin()
         try:
@@ -184,6 +183,12 @@ class Searcher:
         result.ignored = sorted(self.runner.ignored)
         result.note = self.note
         return result
+
+    def _forget(self) -> None:
+        """The job begins, or its runs so far do not count."""
+        self.runner.foreseen.clear()
+        self.runner.ignored.clear()
+        self.coverage.forget()
 
     def one_run(self, steering: Steering) -> Run:
         """A run with coverage on when it is its turn."""
@@ -241,7 +246,7 @@ class Searcher:
                 result.outcomes = list(outcomes)
                 return result
             except StateMissed:
-                continue
+                self._forget()
             except OutOfTime:
                 result.complete = False
                 return result
@@ -278,6 +283,7 @@ class Searcher:
                 # Nothing is lost but speed: every schedule is run, one by one.
                 self.note = f"without reduction: {error}"
                 self.close()
+                self._forget()
         while True:
             result = JobResult(job.number, complete=False)
             self._nr_too_long = 0
@@ -285,7 +291,7 @@ class Searcher:
                 self._plain(job, result)
                 return result
             except StateMissed:
-                continue
+                self._forget()
             except OutOfTime:
                 return self._leave(result)
 
@@ -391,6 +397,7 @@ class Searcher:
     def _begin_anew(self, transitions: Transitions) -> None:
         """Nothing that is known counts."""
         assert self.tracker is not None
+        self._forget()
         self.tracker.footprints.news.add(EVERYWHERE)
         if transitions.exchange is not None:
             transitions.exchange.parts_company()

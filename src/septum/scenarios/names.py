@@ -30,8 +30,15 @@ if TYPE_CHECKING:
     from septum.scenarios.scenario import Scenario
 
 SEE = "docs/scenarios.md lists them"
-REACHED = ("call", "sept", "choice", "error", "tdcall", "wait", "contend")
+REACHED = ("call", "sept", "choice", "error", "race", "tdcall", "wait", "contend")
 """What a witness begins with."""
+RACES = {
+    "mmu_invalidate_retry_gfn_unsafe": "mmu",
+    "is_page_fault_stale": "mmu",
+    "is_frozen_spte": "tdp_mmu",
+}
+"""What KVM notices by that somebody came in between, and the unit of the host that it is in. None
+passes a scheduling point."""
 _FAULT = re.compile(r"fault\.(private|shared) page -?\d+( \d+K)?")
 _COUNTED_OF_VM = (
     "splits",
@@ -132,6 +139,7 @@ def _parts_of(kind: str, names: ModelNames) -> tuple[tuple[str, ...], ...]:
         "sept": (_STATES, (*_LEAVES, *_TDCALLS), _ENDED),
         "tdcall": (_TDCALLS, _ENDED),
         "error": tuple(zip(*errors, strict=True)),
+        "race": (tuple(RACES),),
     }
     return (REACHED, *parts.get(kind, ()))
 
