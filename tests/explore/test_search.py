@@ -9,7 +9,8 @@ from septum.errors import InputError
 from septum.explore import Options, Outcome, Strategy, api, explore
 from septum.explore.command import explore_command, make_options
 from septum.explore.replay import find_subject, replay_answers
-from septum.explore.run import VERIFY_ALWAYS, Replaying, Runner, StateMissed, Steering
+from septum.explore.run import VERIFY_ALWAYS, Replaying, Run, Runner, StateMissed, Steering
+from septum.explore.scenario import ScenarioSubject
 from septum.explore.subject import Witness
 from septum.explore.toybox import (
     DEADLOCK,
@@ -272,3 +273,23 @@ def test_a_toys_token_replays_on_the_command_line(capsys, tmp_path) -> None:  # 
         decode_run(example.token)
     with pytest.raises(InputError, match="no trace"):
         replay_token(example.token, None, trace=tmp_path / "t", json=False, report=report)
+
+
+def test_a_run_after_one_that_took_the_vms_down_begins_as_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That changes what no other run does, which is put back at once. A run in what is left would
+    break what none breaks; it would not count, and all since the last look would be made again."""
+    findings = []
+    run = Runner.run
+
+    def noting(self: Runner, steering: Steering) -> Run:
+        done = run(self, steering)
+        findings.append(done.finding)
+        return done
+
+    monkeypatch.setattr(Runner, "run", noting)
+    options = Options(strategy=Strategy.PLAIN, preemptions=1, failures=1)
+    verdict = explore(ScenarioSubject("fault-against-fault", "v3", "end"), options)
+    assert verdict.outcome is Outcome.HELD
+    assert len(findings) > 200 and not any(findings)

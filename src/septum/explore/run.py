@@ -279,23 +279,26 @@ class Runner:
     def clear(self, verify: bool = False) -> None:
         """Put the world back as it was built."""
         # What waits when a run ends is left in lists of waiters, where the next run finds it, and
-        # takes it out: then is too late to see that it was not put back.
-        broken_off = any(not task.done and not task.daemon for task in self.built.sim.tasks)
+        # takes it out: then is too late to see that it was not put back. And few runs take the VMs
+        # down, which changes what no other run does.
+        rare = self.built.is_over or any(
+            not task.done and not task.daemon for task in self.built.sim.tasks
+        )
         self._kill()
         if self.tracker is not None:
             self.tracker.restore()
-            broken_off = False
+            rare = False
         snapshot = self.snapshot
         snapshot.restore()
         early = self.nr_runs - self._captured_at <= VERIFY_ALWAYS
         patience = self._patience if self.verify_every > 1 else 1
         since_then = self.nr_runs - self._verified_at
-        due = early or broken_off or since_then >= self.verify_every * patience
+        due = early or rare or since_then >= self.verify_every * patience
         if due or verify:
             missed = snapshot.verify()
             if missed:
                 self._patience = 1
-            elif due and not early and not broken_off:
+            elif due and not early and not rare:
                 self._patience = min(2 * self._patience, PATIENCE_MAX)
             since = self._verified_at
             self._verified_at = self.nr_runs
