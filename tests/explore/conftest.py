@@ -79,3 +79,20 @@ def compare() -> Callable[[Toy, int | None], tuple[int, int] | None]:
     """Has both judges search a toy within so many preemptions, and asserts that they agree. Gives
     the numbers of schedules of the two; None when the plain judge needs too many."""
     return _compare
+
+
+@pytest.fixture
+def notices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Toy, Callable[[pytest.MonkeyPatch], None], int | None], None]:
+    """Asserts that the judges agree on a toy, and that they do not when the search is broken."""
+
+    def assert_noticed(
+        toy: Toy, breaks: Callable[[pytest.MonkeyPatch], None], preemptions: int | None
+    ) -> None:
+        _compare(toy, preemptions)
+        breaks(monkeypatch)
+        with pytest.raises(AssertionError):
+            _compare(toy, preemptions)
+
+    return assert_noticed
