@@ -11,10 +11,10 @@ from septum.cli.main import app
 from septum.explore import Counterexample, Options, Outcome, Strategy, Verdict, explore
 from septum.explore.api import Search
 from septum.explore.replay import replay_answers
-from septum.explore.run import OutOfTime, Runner
+from septum.explore.run import OutOfTime, Run, Runner
 from septum.explore.sampling import Measuring
-from septum.explore.search import Searcher
-from septum.explore.steering import CLOCK_EVERY, Replaying
+from septum.explore.search import Job, Searcher
+from septum.explore.steering import CLOCK_EVERY, Replaying, Steering
 from septum.explore.subject import Subject
 from septum.explore.toybox import DEADLOCK, LOCKED_UPDATE, RARE
 from septum.explore.toys import Toy
@@ -198,3 +198,31 @@ def test_time_that_comes_between_two_searches_is_said(monkeypatch: pytest.Monkey
     verdict = explore(LOCKED_UPDATE, Options(strategy=Strategy.EXHAUSTIVE))
     assert verdict.complete
     assert verdict.why == "complete: all with 2 preemptions, 0 failures"
+
+
+@pytest.mark.parametrize("strategy", [Strategy.RANDOM, Strategy.PLAIN])
+@pytest.mark.parametrize("missed", [False, True])
+def test_runs_that_do_not_count_are_not_told_of(
+    strategy: Strategy, missed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time comes after runs in a world that was not put back, as it turns out."""
+    searcher = Searcher(RARE, Options(preemptions=2, keep_going=True))
+    runner = searcher.runner
+    run, before = Runner.run, runner.nr_runs
+    late: list[bool] = []
+
+    def timed(self: Runner, steering: Steering) -> Run:
+        if missed and self.nr_runs == before + 20:
+            self.built.world.table[5] = 5  # behind the back of all that is known to change
+        if self.nr_runs == before + 30 and not late:
+            late.append(True)
+            raise OutOfTime
+        return run(self, steering)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "run", timed)
+        result = searcher.do(Job(1, strategy, count=100, preemptions=2))
+    searcher.close()
+    assert not result.complete
+    # What is found is repeated, which is a run, too.
+    assert result.schedules == 0 if missed else result.schedules > 20

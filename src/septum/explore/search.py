@@ -248,14 +248,14 @@ class Searcher:
             except StateMissed:
                 self._forget()
             except OutOfTime:
-                result.complete = False
-                return result
+                return self._leave(result)
         raise RuntimeError("runs keep changing state that restoring does not put back")
 
     def _repeats(self, run: Run) -> bool:
-        """Whether what a run found comes again from a world that is surely as it was built. What
-        does not was left behind by the runs before; settling tells which do not count."""
+        """Whether what a run found comes again from a world that is surely as it was built. Raises
+        StateMissed when it was left behind by the runs before, which do not count then."""
         assert run.finding is not None
+        self.runner.settle()
         return self._comes_again(run.finding, run.answers)
 
     def _comes_again(self, finding: Finding, answers: list[int]) -> bool:
@@ -268,9 +268,15 @@ class Searcher:
         return again is not None and again.promise == finding.promise
 
     def _leave(self, result: JobResult) -> JobResult:
-        """The time has come while a run was under way: keep what is sure of what was found."""
+        """The time has come while a run was under way: keep what is sure."""
+        found = result.found
+        try:
+            self.runner.settle()
+        except StateMissed:
+            self._forget()
+            result = JobResult(result.number, complete=False)
         result.complete = False
-        result.found = [f for f in result.found if self._comes_again(f.finding, f.answers)]
+        result.found = [f for f in found if self._comes_again(f.finding, f.answers)]
         return result
 
     # Exhaustive
