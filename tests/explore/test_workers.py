@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import random
 import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 
 from septum.explore import Options, Strategy, explore
+from septum.explore.api import Search
 from septum.explore.command import explore_command
 from septum.explore.parallel import Workers, _Team
 from septum.explore.search import Job, Searcher
@@ -181,3 +183,36 @@ def test_the_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert explore_command(["toy"], workers=2, watch=False) == 3
     out = " ".join(capsys.readouterr().out.split())
     assert out.startswith("UNDETERMINED: toy:locked-update") and "was killed by SIGKILL" in out
+
+
+UPDATES = Toy("updates", [(("read", 1), ("inc", 0))] * 3, bad=[1, 2])
+
+
+def first_of(workers: int, order: Callable[[list[Job]], list[Job]]) -> list[int]:
+    """The answers that a search within two preemptions ends with, of which several break."""
+    options = Options(
+        strategy=Strategy.EXHAUSTIVE, preemptions=2, workers=workers, shrink=False, seed=1
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Search, "_longest_first", lambda _, jobs: order(jobs))
+        (found,) = explore(UPDATES, options).counterexamples[:1]
+    return found.answers
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_order_in_which_jobs_are_done_changes_nothing(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several find something, those of the highest numbers first: the lowest is the answer, however
+    many workers there are. Those that wait when something is found are done then; it shows when
+    they are not."""
+    alone = first_of(1, lambda jobs: jobs)
+
+    def shuffled(jobs: list[Job]) -> list[Job]:
+        return random.Random(seed).sample(jobs, len(jobs))
+
+    for order in (lambda jobs: jobs[::-1], shuffled):
+        for workers in (2, 3):
+            assert first_of(workers, order) == alone
+    monkeypatch.setattr(Workers, "_before", lambda *_: iter(()))
+    assert first_of(2, lambda jobs: jobs[::-1]) != alone

@@ -87,6 +87,7 @@ class Search:
         "_nr_jobs",
         "_numbers",
         "_options",
+        "_sizes",
         "_subject",
         "_until",
         "_workers",
@@ -109,6 +110,7 @@ class Search:
         self._workers = Workers(subject, options, self._local)
         self._numbers = 0
         self._nr_jobs = JOBS_MIN
+        self._sizes: list[tuple[list[int], int]] = []  # prefixes of the last level, and states
         self.progress.running = self._workers.nr_runs
         self.level = -1
 
@@ -328,11 +330,30 @@ class Search:
                 )
             )
         self.progress.begin(searched_text(preemptions, failures), len(jobs))
-        results = self._do(iter(jobs))
+        results = self._do(iter(self._longest_first(jobs)))
+        states_of = {result.number: result.states for result in results}
+        self._sizes = [(job.prefix, states_of.get(job.number, 0)) for job in jobs]
         if single:
             states = sum(result.states for result in results)
             self._nr_jobs = min(JOBS_MAX, max(JOBS_MIN, states // JOB_STATES))
         return len(results) == len(jobs) and all(result.complete for result in results)
+
+    def _longest_first(self, jobs: list[Job]) -> list[Job]:
+        """Jobs in the order in which several workers are to do them, so that none has a long one
+        when all others are through. How long one takes goes by the states that were found below its
+        prefix within fewer preemptions.
+
+        A process that does all by itself keeps their order, and so does a search that goes on after
+        what it finds: what a worker has explored it does not enter again for another job, and the
+        first that comes there tells.
+        """
+        if self._options.workers < 2 or self._options.keep_going:
+            return jobs
+        return sorted(jobs, key=lambda job: -self._size_below(job.prefix))
+
+    def _size_below(self, prefix: list[int]) -> int:
+        lengths = ((min(len(one), len(prefix)), one, states) for one, states in self._sizes)
+        return sum(states for n, one, states in lengths if one[:n] == prefix[:n])
 
     # Counterexamples
 

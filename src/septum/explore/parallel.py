@@ -1,7 +1,7 @@
 """Jobs on all cores, with an answer that does not depend on how many there are.
 
-Each worker is a fork with a world of its own. Jobs are handed out in order; when one has found
-something, those before it are still finished, and the first in order is the answer.
+Each worker is a fork with a world of its own. Jobs have numbers, and are handed out as they come;
+when one has found something, those of lower numbers are still done, and the lowest is the answer.
 
 For the random search each fork builds its world. The exhaustive search is begun by the first of
 them; the others are then forked anew from it, so that they know what it has learned, and tell each
@@ -175,7 +175,8 @@ class Workers:
     def do(
         self, jobs: Iterator[Job], told: Callable[[JobResult], None], stop_at_first: bool
     ) -> list[JobResult]:
-        """Results in the order of jobs, up to the first that found something."""
+        """Results in the order of the jobs' numbers, up to the first that found something. By
+        itself a process does `jobs` as they come: then that is to be their order."""
         results: dict[int, JobResult] = {}
         try:
             if self._connections:
@@ -202,7 +203,7 @@ class Workers:
         first_found: int | None = None
         waiting = next(jobs, None)
         while True:
-            while idle and waiting is not None and first_found is None:
+            while idle and waiting is not None:
                 connection = idle.pop()
                 try:
                     connection.send_bytes(_ENCODE.encode(waiting))
@@ -211,7 +212,11 @@ class Workers:
                     continue
                 busy[connection] = waiting
                 waiting = next(jobs, None)
-            if not any(first_found is None or job.number < first_found for job in busy.values()):
+            if not busy or (
+                first_found is not None
+                and waiting is None
+                and all(job.number > first_found for job in busy.values())
+            ):
                 return
             for ready, ended in self._wait(busy).items():
                 job = busy.pop(ready)
@@ -233,6 +238,16 @@ class Workers:
                 if result.found and stop_at_first:
                     lowest = result.number if first_found is None else first_found
                     first_found = min(lowest, result.number)
+                    jobs = self._before(first_found, waiting, jobs)
+                    waiting = next(jobs, None)
+
+    @staticmethod
+    def _before(number: int, waiting: Job | None, jobs: Iterator[Job]) -> Iterator[Job]:
+        """Of the jobs that wait those of lower numbers than `number`. Of random schedules there may
+        be jobs without end, by their numbers."""
+        if waiting is None or waiting.strategy in (Strategy.PCT, Strategy.RANDOM):
+            return iter(())
+        return iter([job for job in (waiting, *jobs) if job.number < number])
 
     def _wait(self, busy: Iterable[Connection]) -> dict[Connection, bool]:
         """Those of `busy` that have a reply, or whose worker has ended: then true."""
