@@ -2,6 +2,7 @@
 nothing does; what it draws depends on outcomes alone."""
 
 from collections.abc import Callable
+from itertools import islice
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from septum.explore import Options, Outcome, explore
 from septum.explore.portfolio import (
+    BATCH_MAX,
     BATCH_RUNS,
     PCT,
     ROUND_BATCHES,
@@ -16,6 +18,7 @@ from septum.explore.portfolio import (
     WALK,
     Dice,
     Portfolio,
+    batch_sizes,
 )
 from septum.explore.toybox import LOCKED_UPDATE, TOYS
 from septum.explore.toys import Toy
@@ -113,3 +116,13 @@ def test_the_verdict_says_what_was_drawn(capsys: pytest.CaptureFixture[str]) -> 
     assert "random schedules:" not in "\n".join(
         verdict_lines(explore(LOCKED_UPDATE, options), options)
     )
+
+
+@given(st.integers(1, 20_000))
+def test_batches_have_all_runs_and_no_long_one_is_the_last(limit: int) -> None:
+    """Who draws one kind alone: none has more than a part of all, so that several processes are
+    through at about the same time."""
+    sizes = list(batch_sizes(limit))
+    assert sum(sizes) == limit and max(sizes) <= BATCH_MAX
+    assert max(sizes) <= max(BATCH_RUNS, limit // ROUND_BATCHES)
+    assert list(islice(batch_sizes(None), len(sizes) - 1)) == sizes[:-1]
