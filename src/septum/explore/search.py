@@ -403,7 +403,6 @@ class Searcher:
     def _begin_anew(self, transitions: Transitions) -> None:
         """Nothing that is known counts."""
         assert self.tracker is not None
-        self._forget()
         self.tracker.footprints.news.add(EVERYWHERE)
         if transitions.exchange is not None:
             transitions.exchange.parts_company()
