@@ -17,7 +17,9 @@ from septum.explore import Options, Outcome, Strategy, Verdict, coverage, explor
 from septum.explore.coverage import KINDS, Coverage
 from septum.explore.covered import WIDTH, coverage_lines, summary
 from septum.explore.errors import ErrorPaths
+from septum.explore.graph import GraphSearch
 from septum.explore.scenario import ScenarioSubject
+from septum.explore.transitions import Unfaithful
 from septum.linux.kvm import gmem_folio
 from septum.module import Module, tdg
 from septum.scenarios.model_names import model_names
@@ -102,6 +104,19 @@ def test_a_state_that_another_call_met_is_noticed(monkeypatch: pytest.MonkeyPatc
         Coverage, "_met", property(lambda _: {"vcpu0": 0, "vcpu1": 0}, lambda *_: None)
     )
     assert judged("accept-4k-against-2m", Strategy.EXHAUSTIVE) != plain
+
+
+def test_a_search_that_gives_up_its_reduction_tells_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what only a few of its runs reach, none of which are left out."""
+    told = judged("accept-4k-against-2m", Strategy.EXHAUSTIVE)
+
+    def gives_up(*_: object) -> None:
+        raise Unfaithful("for a test")
+
+    monkeypatch.setattr(GraphSearch, "walk", gives_up)
+    monkeypatch.setattr(coverage, "WATCHED_FIRST", 1)
+    monkeypatch.setattr(coverage, "WATCHED_EVERY", 1_000_000)
+    assert judged("accept-4k-against-2m", Strategy.EXHAUSTIVE) == told
 
 
 def test_random_runs_reach_no_more_than_there_is() -> None:

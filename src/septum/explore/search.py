@@ -190,9 +190,9 @@ class Searcher:
         self.runner.ignored.clear()
         self.coverage.forget()
 
-    def one_run(self, steering: Steering) -> Run:
-        """A run with coverage on when it is its turn."""
-        self.runner.sink = self.coverage.sink_for(self.runner.nr_runs)
+    def one_run(self, steering: Steering, watched: bool = False) -> Run:
+        """A run with coverage on when it is its turn, or always."""
+        self.runner.sink = self.coverage.sink_for(0 if watched else self.runner.nr_runs)
         self.told_runs(self.runner.nr_runs)
         return self.runner.run(steering)
 
@@ -308,7 +308,7 @@ class Searcher:
     def _plain(self, job: Job, result: JobResult) -> None:
         steering = PlainSteering(msgspec.structs.replace(self.options, failures=job.failures))
         while not self._out_of_budget(job, result.schedules):
-            run = self.one_run(steering)
+            run = self.one_run(steering, watched=True)
             result.schedules += 1
             result.steps += run.steps
             self._see_length(steering, run)
@@ -403,6 +403,7 @@ class Searcher:
     def _begin_anew(self, transitions: Transitions) -> None:
         """Nothing that is known counts."""
         assert self.tracker is not None
+        self._forget()
         self.tracker.footprints.news.add(EVERYWHERE)
         if transitions.exchange is not None:
             transitions.exchange.parts_company()
