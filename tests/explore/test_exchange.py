@@ -13,10 +13,13 @@ import pytest
 from septum.explore import exchange
 from septum.explore.exchange import Exchange, learn_of, look_at, make_files
 from septum.explore.footprint import EVERYWHERE, Footprints, S, X
+from septum.explore.learn import Recording
+from septum.explore.run import Runner, StateMissed
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
+from septum.explore.steering import Lasting
 from septum.explore.subject import Options, Strategy
-from septum.explore.transitions import Transitions
+from septum.explore.transitions import Transitions, Unfaithful
 
 NAME = "write-against-convert"
 
@@ -104,6 +107,94 @@ def test_what_one_comes_to_look_at_all_do(told) -> None:  # type: ignore[no-unty
         look_at(opened, tracker)
         assert not news
     assert (kind, name) in tracker.logged
+
+
+def test_what_another_worker_changed_is_put_back() -> None:
+    """A step that another worker told of may write to what no run of this one has written to. It is
+    logged here once before it is made where nobody listens: else the next run begins with that."""
+    searcher = Searcher(ScenarioSubject("accept-4k-against-2m", "v3", "end"), Options(failures=0))
+    try:
+        searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=0))
+        files = make_files(2)
+        searcher.exchange_by(files, 0)
+        job = Job(2, Strategy.EXHAUSTIVE, preemptions=1)
+        assert searcher.do(job).complete
+        tracker, mine = searcher.tracker, searcher.transitions
+        assert tracker is not None
+        assert mine is not None
+        assert mine.exchange is not None
+        # As another worker is, whose runs have changed nothing yet.
+        searcher.runner.clean()
+        tracker.changed.clear()
+        searcher.transitions = other = Transitions(tracker, True, keeps=False)
+        searcher.exchange_by(files, 1)
+        assert other.exchange is not None
+        other.exchange._news = set(mine.exchange._news)
+        result = searcher.do(job)
+        assert result.complete
+        assert not searcher.note
+        assert other.nr_learning < mine.nr_learning / 2
+        assert any(step.hearsay for steps in other._steps.values() for step in steps)
+    finally:
+        searcher.close()
+
+
+@pytest.fixture
+def unmarked():  # type: ignore[no-untyped-def]
+    """A worker that knows what tasks share, and whose runs have changed nothing yet."""
+    searcher = Searcher(ScenarioSubject("accept-4k-against-2m", "v3", "end"), Options(failures=0))
+    try:
+        searcher.prepare()
+        searcher.runner.clean()
+        assert searcher.tracker is not None
+        searcher.tracker.changed.clear()
+        yield searcher
+    finally:
+        searcher.close()
+
+
+def test_what_a_run_changes_that_judges_is_put_back(unmarked) -> None:  # type: ignore[no-untyped-def]
+    """Whether a loop ever ends is seen in steps that nobody has made before."""
+    unmarked.runner.run(Lasting([]))
+    unmarked.runner.clear(verify=True)
+
+
+def test_what_a_run_changed_that_came_out_otherwise_is_put_back(unmarked, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Where a known step comes out otherwise, nobody listens. The search begins anew, and need not
+    give up its reduction."""
+    unmarked.do(Job(1, Strategy.EXHAUSTIVE, preemptions=0))
+    unmarked.runner.clean()
+    unmarked.tracker.changed.clear()
+    raised = []
+    follow = Recording._follow
+
+    def otherwise(self, ring):  # type: ignore[no-untyped-def]
+        if not raised and self._at > 20:
+            raised.append(unmarked.runner.nr_runs)
+            raise Unfaithful("a step of task 1 came out otherwise")
+        return follow(self, ring)
+
+    monkeypatch.setattr(Recording, "_follow", otherwise)
+    result = unmarked.do(Job(2, Strategy.EXHAUSTIVE, preemptions=1))
+    assert raised
+    assert result.complete
+    assert not unmarked.note
+
+
+def test_where_more_counts_and_runs_do_not_nothing_is_kept(unmarked, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """The world turns out not to have been put back just when a search starts over because more is
+    shared: what it has learned lacks more than that."""
+    unmarked.do(Job(1, Strategy.EXHAUSTIVE, preemptions=0))
+    transitions = unmarked.transitions
+    assert transitions.nr_known
+
+    def missed(self):  # type: ignore[no-untyped-def]
+        raise StateMissed(0, ["kvm"])
+
+    monkeypatch.setattr(Runner, "settle", missed)
+    unmarked.tracker.footprints.news.add(12345)
+    unmarked._start_over(transitions)
+    assert not transitions.nr_known
 
 
 class Stub:

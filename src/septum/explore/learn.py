@@ -170,7 +170,7 @@ class Recording(Steering):
         self.moves += ahead.moves
         self.known += ahead.steps
         self.first = len(self.known)
-        if len(ahead.steps) >= HUSH_AHEAD:
+        if len(ahead.steps) >= HUSH_AHEAD and not any(step.hearsay for step in ahead.steps):
             self._tracker.patches.hush(True)
 
     def _follow(self, ring: list[Task]) -> int:
@@ -202,6 +202,7 @@ class Recording(Steering):
     def was_skipped(self, count: int) -> None:
         for _ in range(count):
             known = self.known[self._at]
+            self._is_heard(known)
             assert self._last is not None
             self._tracker.stacks.follow(self._last, known.moved, known.raw)
             self._follows(self._last, known)
@@ -243,6 +244,7 @@ class Recording(Steering):
             tracker.steps.forget()
             return
         known = self.known[self._at]
+        self._is_heard(known)
         if known.end == DONE:
             tracker.stacks.forget(task)
         if not self.thorough:
@@ -258,6 +260,11 @@ class Recording(Steering):
         tracker.steps.passes(task)
         self._hands_on(known)
         self._settle(task)
+
+    def _is_heard(self, known: Step) -> None:
+        """A step is made that is known. If somebody listens, nobody need do so next time."""
+        if known.hearsay and not self._tracker.patches.hushed:
+            known.hearsay = False
 
     def _follows(self, task: int, known: Step) -> None:
         """What a known step leaves is known."""
@@ -285,6 +292,7 @@ class Recording(Steering):
                 elif ends.end == DONE:
                     tracker.stacks.forget(task)
                 self._follows(task, known)
+                known.hearsay = False
                 self._keep(task, known, looked, shown, ends)
                 return
         ends.place = place_of(sys._getframe()) if ends.end == POINT else 0
@@ -336,10 +344,11 @@ class Recording(Steering):
         self._is_news = runner.is_news
 
     def begins_unheard(self) -> bool:
-        return self.silent or (
-            not self.thorough
+        return (
+            not self.silent
+            and not self.thorough
             and self.first >= HUSH_MIN
-            and all(step.left is not None for step in self.known[: self.first])
+            and all(step.left is not None and not step.hearsay for step in self.known[: self.first])
         )
 
 

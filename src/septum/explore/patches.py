@@ -17,12 +17,12 @@ class Patches:
     """Attributes of classes that are others meanwhile. `hushable`: what logs, and what does the
     same without (class, name, the one, the other)."""
 
-    __slots__ = ("_hushed", "_originals", "hushable")
+    __slots__ = ("_originals", "hushable", "hushed")
 
     def __init__(self) -> None:
         self._originals: list[tuple[type, str, object]] = []
         self.hushable: list[tuple[type, str, object, object]] = []
-        self._hushed = False
+        self.hushed = False  # nothing is logged now
 
     def put(self, kind: type, name: str, value: object) -> None:
         """Give a class another attribute."""
@@ -30,10 +30,10 @@ class Patches:
         setattr(kind, name, value)
 
     def hush(self, quiet: bool) -> None:
-        """From now on log nothing, or again all. Only for steps that were logged once: what they
-        change is known, and can be undone."""
-        if quiet is not self._hushed:
-            self._hushed = quiet
+        """From now on log nothing, or again all. Only for steps that were logged once, in this
+        process: what they change is known, and can be undone."""
+        if quiet is not self.hushed:
+            self.hushed = quiet
             for kind, name, logging, plain in self.hushable:
                 setattr(kind, name, plain if quiet else logging)
 
@@ -43,7 +43,7 @@ class Patches:
             setattr(kind, name, original)
         self._originals.clear()
         self.hushable.clear()
-        self._hushed = False
+        self.hushed = False
 
 
 class Changed(dict[object, tuple[object, "Callable[..., None] | None", object]]):

@@ -120,6 +120,7 @@ class Runner:
     """Runs one subject again and again."""
 
     __slots__ = (
+        "_broken_off",
         "_captured_at",
         "_coroutines",
         "_patience",
@@ -152,6 +153,7 @@ class Runner:
         self._verified_at = self._captured_at = 0
         self.tracker: Tracker | None = None
         self._patience = 1
+        self._broken_off = False  # the last run was
         self.verify_every = VERIFY_EVERY  # runs; a judge that must not err looks after each
         self._capture()
 
@@ -221,6 +223,7 @@ class Runner:
                 with suppress(RunStopped):
                     steering.ended()
         except Abandoned:
+            self._broken_off = True
             raise
         except Exception:
             self._judge_defect(steering)
@@ -290,19 +293,22 @@ class Runner:
             rare = False
         snapshot = self.snapshot
         snapshot.restore()
+        # A run that did not come out as it was known to may have changed anything while nobody
+        # listened.
+        broken_off, self._broken_off = self._broken_off, False
         early = self.nr_runs - self._captured_at <= VERIFY_ALWAYS
         patience = self._patience if self.verify_every > 1 else 1
         since_then = self.nr_runs - self._verified_at
-        due = early or rare or since_then >= self.verify_every * patience
+        due = early or rare or broken_off or since_then >= self.verify_every * patience
         if due or verify:
             missed = snapshot.verify()
             if missed:
                 self._patience = 1
-            elif due and not early and not rare:
+            elif due and not early and not rare and not broken_off:
                 self._patience = min(2 * self._patience, PATIENCE_MAX)
             since = self._verified_at
             self._verified_at = self.nr_runs
-            if self.tracker is not None:
+            if self.tracker is not None and not broken_off:
                 self.tracker.check_missed(missed)
             if missed and not early and self.verify_every > 1:
                 raise StateMissed(since, [part.path for part in missed])

@@ -395,7 +395,11 @@ class Searcher:
         news = self.tracker.footprints.news
         if transitions.exchange is not None:
             transitions.exchange.learned(news)
-        self.runner.clean()
+        try:
+            self.runner.settle()
+        except StateMissed:
+            self._begin_anew(transitions)
+            self.runner.clean()
         self.runner.at_start(partial(self.tracker.learn_as_built, news))
         transitions.drop(news)
         self.tracker.footprints.forget_news()

@@ -361,6 +361,3 @@ class Lasting(Replaying):
     def begin(self, sim: Sim, runner: Runner) -> None:
         super().begin(sim, runner)
         self.spin_points = min(self.spin_points, TURN_POINTS)
-
-    def begins_unheard(self) -> bool:
-        return True

@@ -72,6 +72,7 @@ class Step:
         "end",
         "finding",
         "handed_on",
+        "hearsay",
         "left",
         "like",
         "looked",
@@ -113,6 +114,9 @@ class Step:
         self.moved: Moved = (None, None)
         self.left: tuple[Noted, ...] | None = None
         self.handed_on: tuple[int, ...] = ()  # objects that others can get at from then on
+        # Another worker told of it, and no run of this one has logged it yet: nobody would put back
+        # what it changes.
+        self.hearsay = False
         self.like: Like | None = None  # what of its task it looked at, if that can be told
         self.place = 0
         self.touched = NO_NUMBERS
@@ -362,6 +366,7 @@ class Transitions:
                 raise Unfaithful(
                     f"a step of task {task} came out in two ways, by {_difference(same, step)}"
                 )
+            same.hearsay = False
             return same
         if ends.finding is None or not looked:
             key = (task, chain, alone)
@@ -407,6 +412,7 @@ class Transitions:
 
     def _take_over(self, key: Key, step: Step) -> None:
         if self._known(*key, step) is None:
+            step.hearsay = True
             self._steps.setdefault(key, []).append(step)
             self.nr_known += 1
             if step.chain == step.raw:
