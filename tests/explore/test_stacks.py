@@ -90,6 +90,20 @@ def holds(lock, a):  # type: ignore[no-untyped-def]
     return a
 
 
+def holds_what_is_another_now(lock, a):  # type: ignore[no-untyped-def]
+    with lock.mutex, a.mutex:
+        lock = a()
+        a.of()
+        call(lock)
+
+
+def holds_what_others_may_set(lock, a):  # type: ignore[no-untyped-def]
+    with lock.mutex:
+        lock = a()
+        call()
+    return lambda: lock
+
+
 def handles(a):  # type: ignore[no-untyped-def]
     try:
         return a
@@ -109,6 +123,8 @@ def handles(a):  # type: ignore[no-untyped-def]
         (adds_up, True, {"a"}),  # what a.nr was
         (passes_on, False, {"a"}),
         (holds, False, {"lock", "a"}),
+        (holds_what_is_another_now, True, {"a"}),
+        (holds_what_others_may_set, True, {"lock"}),
     ],
 )
 def test_a_frame_is_told_by_what_it_will_look_at(function, hides, live) -> None:

@@ -224,12 +224,15 @@ def _after(row: dis.Instruction, stack: tuple[_Entry, ...], effect: int) -> tupl
         return (*stack[:-1], (_EXIT, told) if of <= _PATH else _HIDDEN, _HIDDEN)
     if name in _SHUFFLES:
         return (_HIDDEN,) * height
-    if name == "STORE_FAST":
-        # What is on the stack of a variable is no more what the variable tells.
-        return tuple(
-            _HIDDEN if row.argval in told and kind != _RANGE else (kind, told)
-            for kind, told in stack[:height]
-        )
+    if name.startswith(("STORE_FAST", "STORE_DEREF")):
+        # What is on the stack of a variable is no more what the variable tells. (Of two that one
+        # instruction names, one may only be looked at.)
+        put = {row.argval} if isinstance(row.argval, str) else {*row.argval}
+        below = [
+            _HIDDEN if kind != _RANGE and not put.isdisjoint(told) else (kind, told)
+            for kind, told in stack[: len(stack) - 1]
+        ]
+        return (*below[:height], *[_HIDDEN] * (height - len(below)))
     if effect < 0 and name.startswith(_TAKES):
         return stack[:height]
     if effect < 0 or name == "GET_ITER":
