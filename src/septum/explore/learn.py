@@ -202,7 +202,7 @@ class Recording(Steering):
     def was_skipped(self, count: int) -> None:
         for _ in range(count):
             known = self.known[self._at]
-            self._is_heard(known)
+            self._listens_to(known)
             assert self._last is not None
             self._tracker.stacks.follow(self._last, known.moved, known.raw)
             self._follows(self._last, known)
@@ -244,7 +244,7 @@ class Recording(Steering):
             tracker.steps.forget()
             return
         known = self.known[self._at]
-        self._is_heard(known)
+        self._listens_to(known)
         if known.end == DONE:
             tracker.stacks.forget(task)
         if not self.thorough:
@@ -261,7 +261,7 @@ class Recording(Steering):
         self._hands_on(known)
         self._settle(task)
 
-    def _is_heard(self, known: Step) -> None:
+    def _listens_to(self, known: Step) -> None:
         """A step is made that is known. If somebody listens, nobody need do so next time."""
         if known.hearsay and not self._tracker.patches.hushed:
             known.hearsay = False
