@@ -12,8 +12,10 @@ import pytest
 
 from septum.explore import exchange
 from septum.explore.exchange import Exchange, learn_of, look_at, make_files
+from septum.explore.fingerprint import Fingerprint
 from septum.explore.footprint import EVERYWHERE, Footprints, S, X
-from septum.explore.learn import Recording
+from septum.explore.learn import Recording, Translating
+from septum.explore.real import Making
 from septum.explore.run import Runner, StateMissed
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
@@ -156,6 +158,19 @@ def unmarked():  # type: ignore[no-untyped-def]
 def test_what_a_run_changes_that_judges_is_put_back(unmarked) -> None:  # type: ignore[no-untyped-def]
     """Whether a loop ever ends is seen in steps that nobody has made before."""
     unmarked.runner.run(Lasting([]))
+    unmarked.runner.clear(verify=True)
+
+
+def test_what_a_run_changes_that_translates_is_put_back(unmarked) -> None:  # type: ignore[no-untyped-def]
+    """Which answers a path of the search stands for is seen in steps that another may have told."""
+    translating = Translating([0] * 40)
+    unmarked.runner.run(translating)
+    moves = [(task, tuple(choices)) for task, choices in translating.moves]
+    unmarked.runner.clean()
+    unmarked.tracker.changed.clear()
+    tracker, transitions = unmarked.tracker, unmarked.transitions
+    state = Fingerprint(tracker.footprints, tracker.watched)
+    unmarked.runner.run(Making(moves, [False] * len(moves), state, tracker, transitions))
     unmarked.runner.clear(verify=True)
 
 
