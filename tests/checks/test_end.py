@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from copy import copy
+from types import SimpleNamespace
+
 import pytest
 
 from septum.checks import PROMISES, consequence, find_promises, sentence
+from septum.checks.history import VmHistory
+from septum.checks.view import VmView
 from septum.errors import InputError
-from septum.module.state import HKID_FREE
+from septum.module.pamt import PT_REG, PT_TDCX, PT_TDR
+from septum.module.state import HKID_ASSIGNED, HKID_FREE
 
 HKID = 33
 
@@ -68,6 +74,49 @@ class TestTeardown:
         world.module.tds[world.td_pfn] = td
         checker.finish()
         assert "TDR page" in world.texts()[0]
+
+    def test_another_vm_has_the_page_of_its_tdr(self, world):
+        """It was given back, and is a page of another kind now."""
+        checker = torn_down(world)
+        leave(world)
+        child = world.module.pamt.entry_2m(world.td_pfn << 12).child(world.td_pfn & 511)
+        child.pt, child.owner = PT_TDCX, 0x999
+        assert checker.finish() == {"teardown": "held"}
+
+    def test_the_page_of_its_tdr_is_left(self, world):
+        checker = torn_down(world)
+        leave(world)
+        child = world.module.pamt.entry_2m(world.td_pfn << 12).child(world.td_pfn & 511)
+        child.pt = PT_TDR
+        checker.finish()
+        assert f"1 page is still its own, PFN {world.td_pfn:#x} (4K, TDR)" in world.texts()[0]
+
+    def test_another_td_is_where_it_was(self, world):
+        """With its TDR page, its key id, pages and dirty lines of its own."""
+        checker = torn_down(world)
+        leave(world)
+        other = copy(world.td)
+        world.module.tds[world.td_pfn] = other
+        world.module.kot.entries[HKID].state = HKID_ASSIGNED
+        world.host.x86_tdx.state.keyid_ida.add(HKID)
+        child = world.module.pamt.entry_2m(world.pfn_of(0x203) << 12).child(3)
+        child.pt, child.owner = PT_REG, world.td_pfn
+        world.machine.mem.write(world.pfn_of(0x203), HKID, 1)
+        assert checker.finish() == {"teardown": "held"}
+
+    def test_another_vm_is_about_to_get_its_key_id(self, world):
+        checker = torn_down(world)
+        leave(world)
+        world.host.x86_tdx.state.keyid_ida.add(HKID)
+        other = SimpleNamespace(
+            id=7, tdx=SimpleNamespace(hkid=HKID, tdr_page=None), vm_bugged=False
+        )
+        checker.where = "here"
+        world.host.kvms[7] = other
+        checker._vms[7] = VmView(world, other, None)
+        checker._histories[7] = VmHistory()
+        checker._meet_vms()
+        assert not world.texts()
 
     def test_the_kernel_keeps_the_key_id(self, world):
         checker = torn_down(world)

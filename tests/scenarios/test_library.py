@@ -36,6 +36,15 @@ def test_as_expected_and_the_same_twice(name: str) -> None:
     assert verdict.only_one or verdict.nr_runs >= BOUNDS.seeds
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_as_expected_where_promises_are_looked_at_when_it_is_over(name: str) -> None:
+    """As searches do by default: VMs are gone by then, and others have what was theirs. Some of
+    what breaks on the way is not seen any more."""
+    verdict = judge(name, Bounds(seeds=1, failing=1, check="end"))
+    problems = [text for text in verdict.problems if "was not broken" not in text]
+    assert not problems, "\n".join(problems)
+
+
 def test_every_selftest_that_concerns_private_memory_is_there() -> None:
     sources = " ".join(load_scenario(name).document.source for name in NAMES)
     assert [name for name in SELFTESTS if name not in sources] == []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from septum.checks.promise import Promise
 from septum.checks.text import agree, level_text
 from septum.machine.mem import CLEAN
-from septum.module.pamt import PAGE_TYPE_NAMES, PT_NDA, PT_PAMT, PT_RSVD
+from septum.module.pamt import PAGE_TYPE_NAMES, PT_NDA, PT_PAMT, PT_RSVD, PT_TDR
 from septum.module.state import HKID_FREE
 
 if TYPE_CHECKING:
@@ -71,7 +71,11 @@ class Teardown(Promise):
 
     def _check_module(self, vm: VmView) -> None:
         world = self.checker.world
-        if vm.tdr_pfn in world.module.tds:
+        td = world.module.tds.get(vm.tdr_pfn)
+        if td is not None and td is not vm.own_td:
+            # Another TD has the page. The module gives a TDR back when its TD has no page left.
+            return
+        if td is not None:
             self.broken(
                 (vm.name, "TDR"),
                 f"{vm.name} is gone, and its TDR page, PFN {vm.tdr_pfn:#x}, was never reclaimed",
@@ -88,13 +92,12 @@ class Teardown(Promise):
 
     def _check_key(self, vm: VmView) -> None:
         world = self.checker.world
-        if vm.hkid < 0:
+        if vm.hkid < 0 or self._has_another(vm):
             return
         if vm.hkid in world.host.x86_tdx.state.keyid_ida:
             self.broken((vm.name, "HKID"), f"{vm.name} is gone, and the kernel lost HKID {vm.hkid}")
         entry = world.module.kot.entries.get(vm.hkid)
-        in_use = any(td.hkid == vm.hkid for td in world.module.tds.values())
-        if entry is not None and entry.state != HKID_FREE and not in_use:
+        if entry is not None and entry.state != HKID_FREE and vm.td is None:
             self.broken(
                 (vm.name, "KOT"),
                 f"{vm.name} is gone, and in the module HKID {vm.hkid} is in state {entry.state}, "
@@ -106,6 +109,13 @@ class Teardown(Promise):
                 f"{vm.name} is gone, and {nr} {agree(nr, 'frame,', 'frames, the first one')} PFN "
                 f"{first:#x}, {what} its HKID {vm.hkid}",
             )
+
+    def _has_another(self, vm: VmView) -> bool:
+        """Whether another VM has been given the HKID: what there is of it is that one's."""
+        world = self.checker.world
+        return any(
+            td.hkid == vm.hkid and td is not vm.own_td for td in world.module.tds.values()
+        ) or any(kvm.tdx.hkid == vm.hkid for kvm in world.host.kvms.values() if kvm is not vm.kvm)
 
     def _unclean(self, hkid: int) -> Iterator[tuple[int, int, str]]:
         """(first PFN, number of frames, what is wrong), of frames that the VM has left behind."""
@@ -173,7 +183,8 @@ def _owned_in(pamt: Pamt, leaf: PamtEntry2M, tdr_pfn: int) -> Iterator[Owned]:
                 yield leaf.hpa + (index << 12), 1, leaf.child_pt
     for index, child in sorted(leaf.children.items()):
         hpa = leaf.hpa + (index << 12)
-        if child.pt not in free and (child.owner == tdr_pfn or hpa >> 12 == tdr_pfn):
+        is_tdr = child.pt == PT_TDR and hpa >> 12 == tdr_pfn  # which belongs to nobody
+        if is_tdr or (child.pt not in free and child.owner == tdr_pfn):
             yield hpa, 1, child.pt
 
 

@@ -77,6 +77,7 @@ class VmView:
         "kvm",
         "memory",
         "name",
+        "own_td",
         "reader",
         "tdr_pfn",
         "world",
@@ -96,7 +97,9 @@ class VmView:
         self._window = (0, 0)
         self._found: list[LeafRun] = []
         self.keyed = False  # whether it had a key when `changed` was asked last
-        self.tdr_pfn = -1  # the TD's, remembered when KVM has given it up
+        # Remembered when KVM has given them up: another VM may have the page and the key id then.
+        self.tdr_pfn = -1
+        self.own_td: Td | None = None
         self.hkid = -1
         self.refresh()
 
@@ -105,6 +108,7 @@ class VmView:
         tdx = self.kvm.tdx
         if tdx.tdr_page is not None:
             self.tdr_pfn = tdx.tdr_page
+            self.own_td = self.world.module.tds.get(self.tdr_pfn)
         if tdx.hkid >= 0:
             self.hkid = tdx.hkid
 
@@ -113,7 +117,13 @@ class VmView:
         """The module's side; None before MNG.CREATE and after the TDR was reclaimed."""
         if self._looking:
             return self._td
-        return self.world.module.tds.get(self.tdr_pfn)
+        return self._find_td()
+
+    def _find_td(self) -> Td | None:
+        found = self.world.module.tds.get(self.tdr_pfn)
+        if found is self.own_td or self.kvm.tdx.tdr_page == self.tdr_pfn:
+            return found
+        return None
 
     def has_key(self) -> bool:
         """The TD exists, and its key can be used: the S-EPT means something."""
@@ -138,7 +148,7 @@ class VmView:
         """Nothing changes until `end_look`: what every look reads is read once."""
         self._looking = True
         self._window = (first_gfn, end_gfn)
-        self._td = td = self.world.module.tds.get(self.tdr_pfn)
+        self._td = td = self._find_td()
         if td is None or td.root is None or td.lifecycle > TD_KEYS_CONFIGURED:
             self._looks_keyed = False
             self._found = []
