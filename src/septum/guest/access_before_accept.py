@@ -118,5 +118,6 @@ class AccessBeforeAcceptGuest(Guest):
             if kind != TDX_OPERAND_BUSY:
                 break
             cpu.count("accept_busy")
+            cpu.cpu_relax()
         cpu.panic(f"ACCEPT of {gpa:#x} ({LEVEL_SIZES[level]} bytes) failed with {status:#x}")
         return False

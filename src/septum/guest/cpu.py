@@ -106,6 +106,11 @@ class GuestCpu(ABC):
         """Add `times` to this vCPU's counter `what`."""
         self.counts[what] = self.counts.get(what, 0) + times
 
+    # Empty on purpose: where only one CPU runs nobody is waited for.
+    def cpu_relax(self) -> None:  # noqa: B027
+        """What was just tried came to nothing, and is about to be tried again: the processor that
+        is in the way gets on. Mirrors cpu_relax()."""
+
     def accept(self, gpa: int, level: int) -> int:
         """Accept and, on success, own the page: it holds zeros. Returns the TDX status."""
         status = self.tdcall_accept(gpa, level)

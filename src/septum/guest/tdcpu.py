@@ -134,6 +134,9 @@ class TdGuestCpu(GuestCpu):
     def find(self, promise: str, text: str) -> None:
         self.machine.sim.find(promise, text, where=self.context.name)
 
+    def cpu_relax(self) -> None:
+        self.machine.sim.retry("cpu_relax")
+
     def on_phase(self, name: str) -> None:
         sim = self.machine.sim
         if sim.tracing:

@@ -162,7 +162,10 @@ class ScenarioGuest(Guest):
                 return 0
             if kind == TDX_PAGE_SIZE_MISMATCH and level == LEVEL_2M:
                 level = LEVEL_4K
-            elif kind != TDX_OPERAND_BUSY:
+            elif kind == TDX_OPERAND_BUSY:
+                # A SEAMCALL that holds the entry's lock is not preempted for a hundred of these.
+                cpu.cpu_relax()
+            else:
                 break
         return status
 
