@@ -11,6 +11,7 @@ import pytest
 from septum.checks.checker import Checker
 from septum.explore.fingerprint import CHAINS, CONTENTS, RESULTS, SHOWN, Fingerprint
 from septum.explore.footprint import Footprints
+from septum.explore.learn import Recording
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
 from septum.explore.steps import Steps
@@ -21,6 +22,8 @@ from septum.sim import RwLock
 from septum.sim.state import slots_of
 
 SCENARIO = "demote-against-accept"
+FOLLOWED = "accept-4k-against-2m"
+"""Where promises look in steps that are only followed, too."""
 SECONDS = 120
 
 
@@ -41,7 +44,7 @@ def what_is_seen(checker: Checker) -> tuple[object, ...]:
     )
 
 
-def searched(see):  # type: ignore[no-untyped-def]
+def searched(see, scenario=SCENARIO):  # type: ignore[no-untyped-def]
     """(what a search found that calls `see` in every look, how many runs it made)."""
     original = Checker._look
     # Nothing that random runs see beforehand counts, as they know no bound.
@@ -54,13 +57,16 @@ def searched(see):  # type: ignore[no-untyped-def]
 
     patch = pytest.MonkeyPatch()
     patch.setattr(Checker, "_look", looks)
-    searcher = Searcher(ScenarioSubject(SCENARIO, "v3", "quiet"), Options(keep_going=True))
+    searcher = Searcher(ScenarioSubject(scenario, "v3", "quiet"), Options(keep_going=True))
     try:
         searcher.prepare()
         on.append(True)
         before = searcher.runner.nr_runs
         until = time.monotonic() + SECONDS
         result = searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=1, until=until))
+        assert searcher.transitions is not None
+        # No known step came out otherwise.
+        assert searcher.transitions.forgets == searcher.runner.subject.forgets
     finally:
         searcher.close()
         patch.undo()
@@ -68,10 +74,10 @@ def searched(see):  # type: ignore[no-untyped-def]
     return {f.finding.text for f in result.found}, searcher.runner.nr_runs - before
 
 
-def all_seen() -> set[tuple[object, ...]]:
+def all_seen(scenario: str = SCENARIO) -> set[tuple[object, ...]]:
     """All that the looks of a search see."""
     seen: set[tuple[object, ...]] = set()
-    searched(lambda checker: seen.add(what_is_seen(checker)))
+    searched(lambda checker: seen.add(what_is_seen(checker)), scenario)
     return seen
 
 
@@ -88,8 +94,11 @@ class AlwaysLooked(dict):  # type: ignore[type-arg]
     def __contains__(self, look) -> bool:  # type: ignore[no-untyped-def]
         return True
 
+    def __missing__(self, look) -> None:  # type: ignore[no-untyped-def]
+        return None
 
-def all_seen_with(kind) -> set[tuple[object, ...]]:  # type: ignore[no-untyped-def]
+
+def all_seen_with(kind, scenario=SCENARIO) -> set[tuple[object, ...]]:  # type: ignore[no-untyped-def]
     """What looks see where a search remembers them so."""
     make = Transitions.__init__
 
@@ -99,23 +108,24 @@ def all_seen_with(kind) -> set[tuple[object, ...]]:  # type: ignore[no-untyped-d
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Transitions, "__init__", remembers)
-        return all_seen()
+        return all_seen(scenario)
 
 
 @pytest.fixture(scope="module")
-def at_every_look() -> set[tuple[object, ...]]:
-    """What promises see when a real run is made for every look."""
-    return all_seen_with(NeverLooked)
+def at_every_look() -> dict[str, set[tuple[object, ...]]]:
+    """What promises see when a real run is made for every look, by scenario."""
+    return {name: all_seen_with(NeverLooked, name) for name in (SCENARIO, FOLLOWED)}
 
 
-def test_promises_see_all_that_they_see_when_each_look_is_a_run(at_every_look) -> None:
-    assert len(at_every_look) > 20
-    assert at_every_look == all_seen()
+@pytest.mark.parametrize("scenario", [SCENARIO, FOLLOWED])
+def test_promises_see_all_that_they_see_when_each_look_is_a_run(at_every_look, scenario) -> None:
+    assert len(at_every_look[scenario]) > 20
+    assert at_every_look[scenario] == all_seen(scenario)
 
 
 def test_runs_that_look_are_needed(at_every_look) -> None:
     """Where no run is made to look, promises miss some."""
-    assert at_every_look > all_seen_with(AlwaysLooked)
+    assert at_every_look[SCENARIO] > all_seen_with(AlwaysLooked)
 
 
 def test_what_promises_can_see_is_what_they_read() -> None:
@@ -157,15 +167,16 @@ def test_looks_tell_what_promises_read() -> None:
         searcher.close()
 
 
-def test_a_promise_that_breaks_in_one_state_alone_is_found(at_every_look) -> None:
+@pytest.mark.parametrize("scenario", [SCENARIO, FOLLOWED])
+def test_a_promise_that_breaks_in_one_state_alone_is_found(at_every_look, scenario) -> None:
     """The step in which it breaks is known from other states, in which it holds."""
-    for wanted in sorted(at_every_look, key=repr)[::9]:
+    for wanted in sorted(at_every_look[scenario], key=repr)[::9]:
 
         def see(checker, wanted=wanted):  # type: ignore[no-untyped-def]
             if what_is_seen(checker) == wanted:
                 checker.world.sim.find("no-stale", "seen", where="test")
 
-        found, _ = searched(see)
+        found, _ = searched(see, scenario)
         assert found == {"seen"}, wanted
 
 
@@ -183,3 +194,38 @@ def test_runs_are_not_made_to_look_where_nothing_looks(monkeypatch) -> None:
 
     monkeypatch.setattr(Steps, "take", sticks)
     assert runs < searched(lambda checker: None)[1]
+
+
+def test_looks_in_steps_that_are_followed_are_listened_to(monkeypatch) -> None:
+    """What promises read there counts as read, too: so it is logged, though the step is known."""
+    heard: list[bool] = []  # of every look of a run
+    judged: list[bool] = []  # of those in steps that were only followed
+    follows = Recording._follows
+
+    def tells(self, task, known):  # type: ignore[no-untyped-def]
+        if self._at in self._looks_ahead:
+            judged.append(heard[-1])
+        follows(self, task, known)
+
+    original = Checker._look
+
+    def looks(self, *args, **named):  # type: ignore[no-untyped-def]
+        if patches:
+            heard.append(not patches[0].hushed)
+        original(self, *args, **named)
+
+    monkeypatch.setattr(Recording, "_follows", tells)
+    monkeypatch.setattr(Checker, "_look", looks)
+    patches = []
+    searcher = Searcher(ScenarioSubject(FOLLOWED, "v3", "quiet"), Options(keep_going=True))
+    try:
+        searcher.prepare()
+        assert searcher.tracker is not None
+        patches.append(searcher.tracker.patches)
+        result = searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=2))
+        assert result.complete and not result.note
+    finally:
+        searcher.close()
+    assert len(judged) > 20
+    assert all(judged)
+    assert not all(heard)

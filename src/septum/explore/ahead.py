@@ -9,7 +9,7 @@ from septum.explore.transitions import DONE, POINT
 
 if TYPE_CHECKING:
     from septum.explore.fingerprint import Fingerprint
-    from septum.explore.transitions import Step, Transitions
+    from septum.explore.transitions import Look, Step, Transitions
 
 Move = tuple[int, tuple[int, ...]]
 """A task, and how the choice points of its step come out."""
@@ -31,10 +31,11 @@ class Ahead:
     in a row a task goes on by itself.
 
     `tires`: the run would be broken off. `ends`: with another known step, to which `state` leads,
-    the run ends in the state `end`.
+    the run ends in the state `end`. `looks`: those of promises that are not known, by the number of
+    the step (of that one, too).
     """
 
-    __slots__ = ("end", "ends", "moves", "steps", "tires")
+    __slots__ = ("end", "ends", "looks", "moves", "steps", "tires")
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class Ahead:
     ) -> None:
         self.moves: list[Move] = []
         self.steps: list[Step] = []
+        self.looks: dict[int, Look] = {}
         self.ends = False
         self.end = 0
         in_a_row = 0
@@ -54,8 +56,12 @@ class Ahead:
             step = transitions.find(state, task, len(ring) == 1, ())
             if step is None or step.left is None or step.finding is not None:
                 break
-            if step.looked and transitions.looks.get((state.shown, step), step) is not None:
-                break
+            if step.looked:
+                look = (state.shown, step.raw)
+                if look not in transitions.looks:
+                    self.looks[len(self.steps)] = look
+                elif transitions.looks[look] is not None:
+                    break
             mark = state.mark()
             state.apply(step.change)
             if step.end != POINT:

@@ -22,7 +22,7 @@ from septum.explore.footprint import EVERYWHERE
 if TYPE_CHECKING:
     from septum.explore.footprint import Footprints, Held, Opened
     from septum.explore.track import Tracker
-    from septum.explore.transitions import Step
+    from septum.explore.transitions import Look, Step
     from septum.sim import Finding
 
     Segments = list[tuple[Held, Held, list[int]]]
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     Told = tuple[Key, Step, Segments, list[int], dict[int, int]]
     """A step with what it touched, and what it made; the parts among that, with their wholes."""
 
-    Batch = tuple[int, set[Opened], list[Told], list[tuple[int, Finding | None]]]
+    Batch = tuple[int, set[Opened], list[Told], list[tuple[int, Finding | None]], list[Look]]
 
 TELL_AT = 12
-"""So many steps are told together."""
+"""So many steps and looks are told together."""
 
 _HEAD = 8
 
@@ -51,7 +51,17 @@ def make_files(count: int) -> list[IO[bytes]]:
 class Exchange:
     """One worker's end. `files`: of all workers, the one of number `index` is its own."""
 
-    __slots__ = ("_ends", "_files", "_index", "_news", "_opened", "_read_to", "_steps", "_written")
+    __slots__ = (
+        "_ends",
+        "_files",
+        "_index",
+        "_looks",
+        "_news",
+        "_opened",
+        "_read_to",
+        "_steps",
+        "_written",
+    )
 
     def __init__(self, files: list[IO[bytes]], index: int, footprints: Footprints) -> None:
         self._files = files
@@ -61,6 +71,7 @@ class Exchange:
         self._read_to = [0] * len(files)
         self._steps: list[Told] = []
         self._ends: list[tuple[int, Finding | None]] = []
+        self._looks: list[Look] = []
         self._news: set[int] = set()  # what turned out to be shared since the fork
 
     @property
@@ -72,6 +83,7 @@ class Exchange:
         """More turned out to be shared: what was not told yet lacks it."""
         self._steps.clear()
         self._ends.clear()
+        self._looks.clear()
         self._news |= news - {EVERYWHERE}
 
     def parts_company(self) -> None:
@@ -99,17 +111,22 @@ class Exchange:
         """An end was judged."""
         self._ends.append((value, finding))
 
+    def tell_look(self, look: Look) -> None:
+        """Promises looked, and none was broken."""
+        self._looks.append(look)
+
     def flush(self) -> None:
         """Write what was told, if it is enough."""
-        if len(self._steps) < TELL_AT:
+        if len(self._steps) + len(self._looks) < TELL_AT:
             return
-        batch: Batch = (self.tag, self._opened, self._steps, self._ends)
+        batch: Batch = (self.tag, self._opened, self._steps, self._ends, self._looks)
         data = pickle.dumps(batch, protocol=pickle.HIGHEST_PROTOCOL)
         data = len(data).to_bytes(_HEAD, "little") + data
         os.pwrite(self._files[self._index].fileno(), data, self._written)
         self._written += len(data)
         self._steps.clear()
         self._ends.clear()
+        self._looks.clear()
 
     def hear(self) -> list[Batch]:
         """What the others have told since the last time."""

@@ -231,9 +231,10 @@ class GraphSearch:
         state = self._state
         looks = self._transitions.looks
         step = self._transitions.find(state, task, alone, choices)
-        if step is None and self._hears():
+        unknown = step is None or (step.looked and (state.shown, step.raw) not in looks)
+        if unknown and self._hears():
             step = self._transitions.find(state, task, alone, choices)
-        if step is None or (step.looked and (state.shown, step) not in looks):
+        if step is None or (step.looked and (state.shown, step.raw) not in looks):
             broken = self._real([*self._moves(), (task, choices)]).broke
             step = self._transitions.find(state, task, alone, choices)
             if step is None and broken is None:
@@ -242,8 +243,8 @@ class GraphSearch:
                 return broken, None
             if broken is not None:
                 # Half a step that breaks a promise is another one than all of it.
-                looks[state.shown, step] = broken
-        found = looks.get((state.shown, step)) if step.looked else None
+                looks[state.shown, step.raw] = broken
+        found = looks.get((state.shown, step.raw)) if step.looked else None
         return found or step.finding, step
 
     def _hears(self) -> bool:

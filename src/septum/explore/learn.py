@@ -29,6 +29,9 @@ HUSH_MIN = 12
 HUSH_AHEAD = 3
 """And where so many follow on what it has learned."""
 
+LISTEN_AHEAD = 8
+"""But for so many before one in which promises look at what they did not see so far."""
+
 
 class Learning(RandomWalk):
     """A random run that tells the tracker what each step touches."""
@@ -68,12 +71,15 @@ class Recording(Steering):
     __slots__ = (
         "_at",
         "_choices",
+        "_enough_at",
         "_given",
         "_in_a_row",
         "_is_news",
         "_last",
+        "_looks_ahead",
         "_tracker",
         "_transitions",
+        "_unheard",
         "broke",
         "end",
         "first",
@@ -110,6 +116,11 @@ class Recording(Steering):
         self.ready: list[tuple[int, ...]] = []
         self.end: Fingerprint | None = None  # the state at the end of the run
         self.looks: list[Look] = []  # those in which no promise broke
+        # Those to come in known steps, by the number of the step; the number of the step that need
+        # not be made; whether nobody listens to the steps before.
+        self._looks_ahead: dict[int, Look] = {}
+        self._enough_at = -1
+        self._unheard = False
         self.broke: Finding | None = None  # what broke in the first step recorded, or before
         self.tasks: dict[int, bool] = {}  # every task that was ready -> whether it is a daemon
         super().__init__()
@@ -141,6 +152,8 @@ class Recording(Steering):
         for task in ring:
             self.tasks[task.index] = task.daemon
         self._at = at = self._at + 1
+        if at == self._enough_at:
+            self.stop()
         if at == self.first and not self.thorough and not self._tracker.stacks.meet():
             raise Unfaithful("known steps led to another place")
         if at >= self._given and at > self.first and not self.thorough:
@@ -165,19 +178,36 @@ class Recording(Steering):
         alive = {task.index for task in self.sim.tasks if not (task.done or task.daemon)}
         most = along_max(self._given)
         ahead = Ahead(self.state, self._transitions, ring, alive, most)
+        looks = list(ahead.looks)
         if ahead.tires or (ahead.ends and ahead.end in self._transitions.ends):
-            self.stop()
+            if not looks:
+                self.stop()
+            if looks[-1] < len(ahead.steps):
+                self._enough_at = len(self.known) + looks[-1] + 1
+        self._looks_ahead = {len(self.known) + at: look for at, look in ahead.looks.items()}
         self.moves += ahead.moves
         self.known += ahead.steps
         self.first = len(self.known)
-        if len(ahead.steps) >= HUSH_AHEAD and not any(step.hearsay for step in ahead.steps):
-            self._tracker.patches.hush(True)
+        self._unheard = len(ahead.steps) >= HUSH_AHEAD and not any(
+            step.hearsay for step in ahead.steps
+        )
+        self._listen(self._at)
+
+    def _listen(self, at: int) -> None:
+        """Log what the step of the number `at` touches if promises look in it for the first time,
+        or soon after: what they read must be known."""
+        if self._unheard:
+            soon = range(at, min(at + LISTEN_AHEAD, self.first))
+            self._tracker.patches.hush(not any(number in self._looks_ahead for number in soon))
 
     def _follow(self, ring: list[Task]) -> int:
         """One known step after the other: nobody looks."""
         self._pass(self._last)
         self._choices.clear()
         self._at += 1
+        if self._at == self._enough_at:
+            self.stop()
+        self._listen(self._at)
         wanted = self.moves[self._at][0]
         for answer, task in enumerate(ring):
             if task.index == wanted:
@@ -191,9 +221,12 @@ class Recording(Steering):
         same task goes on, makes nothing that needs a name, and meets no choice."""
         at = self._at
         step = self.known[at]
-        while at < self.first - 1 and step.end == POINT and not step.woken:
+        looks = self._looks_ahead
+        while at < self.first - 1 and step.end == POINT and not step.woken and at not in looks:
             step = self.known[at + 1]
             if self.moves[at + 1][0] != task or step.makes or step.answers or step.left is None:
+                break
+            if looks and any(number in looks for number in range(at + 1, at + 1 + LISTEN_AHEAD)):
                 break
             at += 1
         if at > self._at and self.known[self._at].left is not None:
@@ -268,6 +301,9 @@ class Recording(Steering):
 
     def _follows(self, task: int, known: Step) -> None:
         """What a known step leaves is known."""
+        look = self._looks_ahead.pop(self._at, None)
+        if look is not None:
+            self.looks.append(look)
         self._tracker.steps.follows(task, known.left)
         self._hands_on(known)
 
@@ -308,7 +344,7 @@ class Recording(Steering):
             self.moves.append((task, step.answers))
         self.known.append(step)
         if looked and ends.finding is None:
-            self.looks.append((shown, step))
+            self.looks.append((shown, step.raw))
 
     def ended(self) -> None:
         task = self._last
@@ -324,7 +360,7 @@ class Recording(Steering):
         if self.silent:
             return
         if self._at < self.first:
-            if self._at >= self._given:
+            if self._at >= self._given and (finding is None or self._at not in self._looks_ahead):
                 raise Unfaithful("a run ended before it was known to")
             return
         over = not any(t.index == task and not t.done for t in sim.tasks)

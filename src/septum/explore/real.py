@@ -122,9 +122,13 @@ class RealRuns:
             # It is no wonder: what was known of its steps lacks something.
         if news:
             raise Restart
-        for look in recording.looks:
-            self._transitions.looks.setdefault(look, None)
         exchange = self._transitions.exchange
+        looks = self._transitions.looks
+        for look in recording.looks:
+            if look not in looks:
+                looks[look] = None
+                if exchange is not None:
+                    exchange.tell_look(look)
         if recording.end is not None and recording.steps[-1].finding is None:
             value = recording.end.value
             if recording.thorough or value not in self._transitions.ends:

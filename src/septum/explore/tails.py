@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from septum.explore.footprint import Masks
     from septum.explore.loops import Row
     from septum.explore.node import Node
-    from septum.explore.transitions import Step, Transitions
+    from septum.explore.transitions import Look, Step, Transitions
+
+MISSING = object()
 
 TAIL_MIN = 3
 """So many steps in a row are worth being kept as one."""
@@ -44,12 +46,12 @@ class Tail:
         self.masks: Masks = NOTHING
         self.wrote: frozenset[int] = frozenset().union(*(step.wrote for step in steps))
         # Promises looked in these steps, when what they can see had changed by so much.
-        self._looks: list[tuple[int, Step]] = []
+        self._looks: list[Look] = []
         # For the row of what the task did: how far the state is after each step.
         self._values: list[int] = []
         for step in steps:
             if step.looked:
-                self._looks.append((change.shown, step))
+                self._looks.append((change.shown, step.raw))
             change.value += step.change.value
             change.shown += step.change.shown
             self._values.append(change.value)
@@ -63,8 +65,8 @@ class Tail:
             return False
         looks = transitions.looks
         if self._looks and not all(
-            looks.get((state.shown + shown & MASK, step), step) is None
-            for shown, step in self._looks
+            looks.get((state.shown + shown & MASK, raw), MISSING) is None
+            for shown, raw in self._looks
         ):
             return False
         value = state.value
@@ -144,7 +146,7 @@ def _is_plain(step: Step, node: Node, state: Fingerprint, transitions: Transitio
     if step.end != POINT or step.woken or step.finding is not None:
         return False
     if step.looked:
-        look = (state.shown, step)
+        look = (state.shown, step.raw)
         if look not in transitions.looks or transitions.looks.get(look) is not None:
             return False
     return not step.choices or (

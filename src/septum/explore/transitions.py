@@ -154,8 +154,9 @@ class Step:
 
 _TOLD = tuple(name for name in Step.__slots__ if name not in ("masks", "touched"))
 
-Look = tuple[int, Step]
-"""A step in which promises looked, and what they could see before it."""
+Look = tuple[int, int]
+"""A step in which promises looked: what they could see before it, and its `raw`. The same in all
+workers."""
 
 
 class Unfaithful(Abandoned):
@@ -399,7 +400,7 @@ class Transitions:
             return False
         footprints = self._tracker.footprints
         batches = self.exchange.hear()
-        for tag, opened, steps, ends in batches:
+        for tag, opened, steps, ends, looks in batches:
             for one in opened - footprints.opened:
                 look_at(one, self._tracker)
             for told in steps:
@@ -408,6 +409,7 @@ class Transitions:
                 for key, step, *_ in steps:
                     self._take_over(key, step)
                 self.ends.update(ends)
+                self.looks.update(dict.fromkeys(looks))
         return bool(batches)
 
     def _take_over(self, key: Key, step: Step) -> None:
