@@ -46,6 +46,7 @@ $(VENV)/.septum-docs: $(STAMP)
 bench: $(STAMP)
 	@$(BIN)/python bench/module.py
 	@$(BIN)/python bench/boot.py
+	@$(BIN)/python bench/explore.py
 
 bench-explore: $(STAMP)
 	@$(BIN)/python bench/explore.py $(ARGS)
