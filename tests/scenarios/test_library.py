@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from septum.checks.checker import Mode
 from septum.scenarios.check import Bounds, judge
 from septum.scenarios.run import LIBRARY, load_scenario, scenario_names
 
@@ -36,11 +37,12 @@ def test_as_expected_and_the_same_twice(name: str) -> None:
     assert verdict.only_one or verdict.nr_runs >= BOUNDS.seeds
 
 
+@pytest.mark.parametrize("check", ["end", "every-step"])
 @pytest.mark.parametrize("name", NAMES)
-def test_as_expected_where_promises_are_looked_at_when_it_is_over(name: str) -> None:
-    """As searches do by default: VMs are gone by then, and others have what was theirs. Some of
-    what breaks on the way is not seen any more."""
-    verdict = judge(name, Bounds(seeds=1, failing=1, check="end"))
+def test_as_expected_whenever_promises_are_looked_at(name: str, check: Mode) -> None:
+    """When all is over, as searches do by default: VMs are gone by then, and others have what was
+    theirs. Some of what breaks on the way is not seen any more. Or in the middle of everything."""
+    verdict = judge(name, Bounds(seeds=1, failing=4, check=check))
     problems = [text for text in verdict.problems if "was not broken" not in text]
     assert not problems, "\n".join(problems)
 

@@ -51,6 +51,7 @@ class Checker:
         "_changing",
         "_cost",
         "_credit",
+        "_destroyed",
         "_histories",
         "_looking",
         "_looks",
@@ -120,6 +121,7 @@ class Checker:
         self._vms: dict[int, VmView] = {}
         self._histories: dict[int, VmHistory] = {}
         self._changing: dict[int, list[tuple[int, int]]] = {}
+        self._destroyed: set[int] = set()  # VMs of which nothing is left to be given back
         self._credit = 0
         self._cost = 0  # the credit that a full look takes
         self._nr_runs = 0  # of the last look
@@ -266,6 +268,10 @@ class Checker:
         if level > 1 and self.mode != "end":
             self._look("tdp_mmu_set_spte", vm_spans(kvm, [(gfn, gfn + 1)]), light=True)
 
+    def vm_destroyed(self, kvm: Kvm) -> None:
+        """kvm_destroy_vm() has given back all that it gives back."""
+        self._destroyed.add(kvm.id)
+
     def fault_tried(self, vcpu: KvmVcpu, gpa: int, ret: int) -> None:
         """A fault at `gpa` came to `ret`: RET_PF_* or -errno."""
         for promise in self._told_of_faults:
@@ -402,12 +408,17 @@ class Checker:
             return
         for number in [n for n in self._vms if n not in kvms]:
             vm = self._vms[number]
-            # kvm_destroy_vm() takes the VM off the list first and frees its memslots last.
-            if not vm.kvm.memslots and not vm.kvm.vcpus:
+            if self._is_destroyed(vm.kvm):
                 del self._vms[number]
                 self._settled_at = -1
                 for promise in self.promises:
                     promise.gone(vm)
+
+    def _is_destroyed(self, kvm: Kvm) -> bool:
+        """Of a VM that is off the list, which kvm_destroy_vm() does first."""
+        if self.told:
+            return kvm.id in self._destroyed
+        return not kvm.memslots and not kvm.vcpus  # which it frees last, where there are any
 
     def _memory_of(self, kvm: Kvm) -> GuestMemory | None:
         """The record of the guest that runs in a VM: by VMM, else in the order of creation."""

@@ -82,6 +82,12 @@ class _MainHooks(KvmMain):
             observer.quiet_point("KVM_PRE_FAULT_MEMORY", spans)
         return result
 
+    def kvm_destroy_vm(self, kvm: Kvm) -> None:
+        super().kvm_destroy_vm(kvm)
+        observer = _observer_of(self)
+        if observer is not None:
+            observer.vm_destroyed(kvm)
+
     def kvm_vm_release(self, kvm: Kvm) -> None:
         super().kvm_vm_release(kvm)
         _quiet(self, "close of the VM", 0)

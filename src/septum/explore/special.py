@@ -325,7 +325,7 @@ def _observers(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
 
     checker = (
         *("operation_begin", "operation_end", "quiet_point", "ept_violation_handled"),
-        *("fault_tried", "_step", "entry_changes", "entry_changed"),
+        *("fault_tried", "_step", "entry_changes", "entry_changed", "vm_destroyed"),
     )
 
     def result(method: Callable[..., Any]) -> Callable[..., Any]:
