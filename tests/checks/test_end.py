@@ -36,6 +36,8 @@ def leave(world):
     world.machine.mem.wbinvd()
     world.host.kvms.clear()
     world.kvm.memslots.clear()
+    world.kvm.tdx.tdr_page = None
+    world.kvm.tdx.hkid = -1
 
 
 def torn_down(world):
@@ -74,6 +76,20 @@ class TestTeardown:
         world.module.tds[world.td_pfn] = td
         checker.finish()
         assert "TDR page" in world.texts()[0]
+
+    def test_what_it_kept_is_known_though_nobody_looked_meanwhile(self, world):
+        """It was no TD when promises were looked at last, and is gone."""
+        tdx, td = world.kvm.tdx, world.td
+        tdx.tdr_page, pfn, tdx.hkid, hkid = None, tdx.tdr_page, -1, tdx.hkid
+        checker = torn_down(world)
+        leave(world)
+        tdx.tdr_page, tdx.hkid = pfn, hkid
+        world.module.tds[pfn] = td
+        world.host.x86_tdx.state.keyid_ida.add(HKID)
+        checker.finish()
+        told = " ".join(world.texts())
+        assert "its TDR page" in told
+        assert "the kernel lost HKID 33" in told
 
     def test_another_vm_has_the_page_of_its_tdr(self, world):
         """It was given back, and is a page of another kind now."""

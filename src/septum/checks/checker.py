@@ -411,6 +411,7 @@ class Checker:
             if self._is_destroyed(vm.kvm):
                 del self._vms[number]
                 self._settled_at = -1
+                vm.refresh()  # what it has to this day, it has kept
                 for promise in self.promises:
                     promise.gone(vm)
 
