@@ -2,6 +2,7 @@
 
 EPERM = 1
 ENOENT = 2
+ESRCH = 3
 EINTR = 4
 EIO = 5
 E2BIG = 7
@@ -22,6 +23,7 @@ EHWPOISON = 133
 ERRNO_NAMES = {
     EPERM: "EPERM",
     ENOENT: "ENOENT",
+    ESRCH: "ESRCH",
     EINTR: "EINTR",
     EIO: "EIO",
     ENXIO: "ENXIO",

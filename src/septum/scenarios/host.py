@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.abi.errno import EBADF, EEXIST, EFAULT, EINTR, errno_name
+from septum.abi.errno import EBADF, EEXIST, EFAULT, EINTR, ESRCH, errno_name
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.abi.types import PAGE_SHIFT, PAGE_SIZE
 from septum.linux.kvm.gmem_attrs import KvmMemoryAttributes2
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from septum.linux.host import Host
     from septum.linux.kvm.gmem_types import Folio
+    from septum.linux.kvm.types import GmemFile, KvmVcpu
     from septum.scenarios.ops import Op
     from septum.scenarios.record import Record
     from septum.scenarios.vmm import ScenarioVmm
@@ -31,9 +32,13 @@ def ret_word(ret: int) -> str:
 
 
 class HostThread:
-    """Runs `ops` on behalf of the VMMs, one after the other."""
+    """Runs `ops` on behalf of the VMMs, one after the other.
 
-    __slots__ = ("actor", "host", "ops", "record", "vmms")
+    `files_may_go`: programs close files or end processes. Only then it matters that a call holds
+    the file that it is made on, and a process its memory, until it returns.
+    """
+
+    __slots__ = ("actor", "files_may_go", "host", "ops", "record", "vmms")
 
     def __init__(
         self,
@@ -42,8 +47,11 @@ class HostThread:
         vmms: Mapping[str, ScenarioVmm],
         ops: Sequence[Op],
         record: Record,
+        *,
+        files_may_go: bool = False,
     ) -> None:
         self.actor = actor
+        self.files_may_go = files_may_go
         self.host = host
         self.vmms = vmms
         self.ops = ops
@@ -61,7 +69,23 @@ class HostThread:
     def do(self, op: Op) -> str:
         """One operation; its result in a word."""
         vmm = self.vmms[op.vm] if op.vm else next(iter(self.vmms.values()))
-        return _DO[op.verb](self, op, vmm)
+        if not self.files_may_go or op.verb in ("destroy", "signal", "wait"):
+            return _DO[op.verb](self, op, vmm)
+        vmm.nr_calls += 1
+        result = _DO[op.verb](self, op, vmm)
+        vmm.nr_calls -= 1
+        if vmm.stop_reason:
+            vmm.wq.wake_up_all()
+        return result
+
+    def _on_file(self, f: GmemFile, call: Callable[[], int]) -> int:
+        """A system call on a guest_memfd, which stays open meanwhile: fdget() and fdput()."""
+        if not self.files_may_go:
+            return call()
+        f.f_count += 1
+        ret = call()
+        self.host.gmem.fput(f)
+        return ret
 
     # Private memory
 
@@ -70,20 +94,24 @@ class HostThread:
         if vmm.ram is None:
             return ret_word(-EBADF)
         gpa, size = self._range(op, vmm)
-        return ret_word(vmm.convert_memory(gpa, size, op.to_private))
+        gmem = vmm.ram.gmem
+        return ret_word(self._on_file(gmem, lambda: vmm.convert_memory(gpa, size, op.to_private)))
 
     def set_attributes(self, op: Op, vmm: ScenarioVmm) -> str:
         """The ioctl that converts, and nothing else."""
         attributes = KVM_MEMORY_ATTRIBUTE_PRIVATE if op.to_private else 0
         gpa, size = self._range(op, vmm)
         if self.host.params.vm_memory_attributes:
+            if vmm.kvm is None:
+                return ret_word(-EBADF)
             main = self.host.main
-            ret = main.kvm_vm_ioctl_set_memory_attributes(vmm.vm(), gpa, size, attributes)
+            ret = main.kvm_vm_ioctl_set_memory_attributes(vmm.kvm, gpa, size, attributes)
             return ret_word(ret)
         if vmm.ram is None:
             return ret_word(-EBADF)
         attrs = KvmMemoryAttributes2(op.area.offset(vmm.vm_spec.gpa), size, attributes)
-        ret = self.host.gmem.kvm_gmem_set_attributes(vmm.ram.gmem, attrs)
+        gmem, set_attributes = vmm.ram.gmem, self.host.gmem.kvm_gmem_set_attributes
+        ret = self._on_file(gmem, lambda: set_attributes(gmem, attrs))
         at = f" at page {attrs.error_offset >> PAGE_SHIFT}" if ret and attrs.error_offset else ""
         return ret_word(ret) + at
 
@@ -100,12 +128,15 @@ class HostThread:
             return ret_word(-EBADF)
         _, size = self._range(op, vmm)
         offset = op.area.offset(vmm.vm_spec.gpa)
-        return ret_word(self.host.gmem.kvm_gmem_fallocate(vmm.ram.gmem, mode, offset, size))
+        gmem, fallocate = vmm.ram.gmem, self.host.gmem.kvm_gmem_fallocate
+        return ret_word(self._on_file(gmem, lambda: fallocate(gmem, mode, offset, size)))
 
     def prefault(self, op: Op, vmm: ScenarioVmm) -> str:
         """KVM_PRE_FAULT_MEMORY until all is done or it fails: `-ENOENT, 4K left`."""
         gpa, size = self._range(op, vmm)
-        vcpu = vmm.vcpus[op.number]
+        vcpu = self._vcpu(op, vmm)
+        if vcpu is None:
+            return ret_word(-EBADF)
         while size:
             ret, gpa, size = self.host.main.kvm_vcpu_ioctl_pre_fault_memory(vcpu, gpa, size)
             if ret == -EINTR:
@@ -118,7 +149,8 @@ class HostThread:
         """A memory failure of the first page."""
         if vmm.ram is None:
             return ret_word(-EBADF)
-        self.host.gmem.kvm_gmem_error_folio(vmm.ram.gmem.inode, self._index(op, vmm))
+        gmem, index = vmm.ram.gmem, self._index(op, vmm)
+        self._on_file(gmem, lambda: self.host.gmem.kvm_gmem_error_folio(gmem.inode, index))
         return OK
 
     # Slots, files, VMs
@@ -132,26 +164,24 @@ class HostThread:
         return self._set_region(op, vmm, delete=False)
 
     def _set_region(self, op: Op, vmm: ScenarioVmm, *, delete: bool) -> str:
+        kvm = vmm.kvm
         mem = vmm.region(op.number, delete)
-        if mem is None:
+        if mem is None or kvm is None:
             return ret_word(-EBADF)
         if op.shared:
             mem.flags = 0
             mem.guest_memfd = None
-        ret = self.host.main.kvm_vm_ioctl_set_memory_region(vmm.vm(), mem)
+        ret = self.host.main.kvm_vm_ioctl_set_memory_region(kvm, mem)
         self.record.wq.wake_up_all()
         return ret_word(ret)
 
     def close(self, op: Op, vmm: ScenarioVmm) -> str:
         """close() of the guest_memfd, or of the VM and its vCPUs, which the memory outlives."""
         if op.name == "vm":
-            kept = dict(vmm.blocks)
             vmm.stop(STOP_SHUTDOWN)
             self.record.wq.wake_up_all()
             vmm.wait()
-            vmm.blocks.clear()
-            vmm.teardown()
-            vmm.blocks.update(kept)
+            vmm.close_vm()
             return OK
         block = vmm.blocks.pop(RAM_BLOCK, None)
         if block is None:
@@ -161,10 +191,11 @@ class HostThread:
         return OK
 
     def destroy_vm(self, op: Op, vmm: ScenarioVmm) -> str:
-        """The process is killed: vCPU threads leave, then everything is closed."""
+        """The process is killed: its threads leave, then everything is closed."""
         vmm.stop(STOP_SHUTDOWN)
         self.record.wq.wake_up_all()
         vmm.wait()
+        vmm.wq.wait_event(lambda: not vmm.nr_calls)
         vmm.exit()
         return OK
 
@@ -172,20 +203,30 @@ class HostThread:
         """All ioctls up to KVM_TDX_FINALIZE_VM; when one fails, the process exits."""
         if vmm.kvm is not None:
             return ret_word(-EEXIST)
+        vmm.nr_running += 1
         ret = vmm.build()
         if ret:
             vmm.fatal.clear()
-            vmm.exit()
+            if not vmm.stop_reason:  # who kills the process closes all that there is
+                vmm.exit()
+        vmm.nr_running -= 1
+        vmm.wq.wake_up_all()
         return ret_word(ret)
 
     def interrupt(self, op: Op, vmm: ScenarioVmm) -> str:
         """A signal for the vCPU's thread: KVM_RUN returns -EINTR."""
-        self.host.main.signal_vcpu_thread(vmm.vcpus[op.number])
+        vcpu = self._vcpu(op, vmm)
+        if vcpu is None:
+            return ret_word(-ESRCH)
+        self.host.main.signal_vcpu_thread(vcpu)
         return OK
 
     def wake(self, op: Op, vmm: ScenarioVmm) -> str:
         """A device's interrupt for the guest."""
-        self.host.x86.kvm_apic_set_irq(vmm.vcpus[op.number])
+        vcpu = self._vcpu(op, vmm)
+        if vcpu is None:
+            return ret_word(-EBADF)
+        self.host.x86.kvm_apic_set_irq(vcpu)
         return OK
 
     # Shared memory
@@ -262,6 +303,10 @@ class HostThread:
         flags = self.record.flags
         self.record.wq.wait_event(lambda: op.name in flags or bool(vmm.stop_reason))
         return OK
+
+    def _vcpu(self, op: Op, vmm: ScenarioVmm) -> KvmVcpu | None:
+        """The vCPU that is named; None where there is none yet, or none any more."""
+        return vmm.vcpus[op.number] if op.number < len(vmm.vcpus) else None
 
     def _index(self, op: Op, vmm: ScenarioVmm) -> int:
         return op.area.offset(vmm.vm_spec.gpa) // PAGE_SIZE

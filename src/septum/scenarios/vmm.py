@@ -71,7 +71,7 @@ def layout_of(vm: Vm) -> GuestLayout:
 class ScenarioVmm(Vmm):
     """A VMM whose memory may be that of another VM, too."""
 
-    __slots__ = ("closed", "guest_cpus", "lender", "record", "vm_spec")
+    __slots__ = ("closed", "guest_cpus", "lender", "nr_calls", "record", "vm_spec")
 
     def __init__(
         self,
@@ -96,6 +96,7 @@ class ScenarioVmm(Vmm):
         self.lender = lender
         # Blocks whose guest_memfd user space has closed: the shared memory is still mapped.
         self.closed: list[RamBlock] = []
+        self.nr_calls = 0  # threads that do something; counted where processes may be killed
 
     def create_memory(self) -> int:
         """A guest_memfd for each block, or a file of its own of the other VM's inode; slots."""
@@ -123,7 +124,9 @@ class ScenarioVmm(Vmm):
         flags = page_order = 0
         if name == RAM_BLOCK:
             if self.lender is not None:
-                lent = self.lender.blocks[name]
+                lent = self.lender.blocks.get(name)
+                if lent is None:
+                    return -EBADF, None  # another thread has closed it
                 gmem = self.host.gmem.kvm_gmem_link(kvm, lent.gmem.inode)
                 return 0, RamBlock(name, lent.size_bytes, lent.hva, gmem)
             flags, page_order = BACKINGS[self.config.backing]
@@ -167,12 +170,7 @@ class ScenarioVmm(Vmm):
         for block in self.closed:
             self.host.mm.madvise_dontneed(block.hva, block.size_bytes)
         self.closed.clear()
-        if self.kvm is not None:
-            self.teardown()
-        else:
-            for block in self.blocks.values():
-                self.host.gmem.fput(block.gmem)
-        self.blocks.clear()
+        self.teardown()
 
     def threads(self, indexes: list[int]) -> list[ScenarioVcpu]:
         """Threads for some vCPUs; each must be spawned."""

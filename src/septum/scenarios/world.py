@@ -193,10 +193,24 @@ class ScenarioWorld:
                 self._spawn_vcpu(program)
             else:
                 thread = HostThread(
-                    program.name, self.world.host, self.vmms, program.ops, self.record
+                    program.name,
+                    self.world.host,
+                    self.vmms,
+                    program.ops,
+                    self.record,
+                    files_may_go=self._files_may_go(),
                 )
                 self.sim.spawn(program.name, thread.run, cpu=self._host_cpus[program.name])
         self.failures.open = True
+
+    def _files_may_go(self) -> bool:
+        """Whether programs close files or end processes."""
+        return any(
+            each.verb in ("close", "destroy", "build")
+            for program in self.scenario.programs
+            for op in program.ops
+            for each in (op, *op.alternatives)
+        )
 
     def _spawn_vcpu(self, program: Program) -> None:
         vmm = self.vmms[program.vm]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from septum.abi import tdvmcall
-from septum.abi.errno import EAGAIN, EFAULT, EINTR, EINVAL, errno_name
+from septum.abi.errno import EAGAIN, EBADF, EFAULT, EINTR, EINVAL, errno_name
 from septum.abi.features import TDX_TD_ATTR_SEPT_VE_DISABLE
 from septum.abi.kvm import (
     GUEST_MEMFD_FLAG_MMAP,
@@ -163,7 +163,7 @@ class Vmm:
     def build(self) -> int:
         """Everything up to KVM_TDX_FINALIZE_VM: 0, or the first error, which is in `fatal`."""
         for step in (self.create_vm, self.create_vcpus, self.create_memory, self.add_image):
-            ret = step()
+            ret = -EINTR if self.stop_reason else step()  # killed meanwhile
             if ret:
                 self.fatal.append(f"{step.__name__} failed: {errno_name(ret)}")
                 return ret
@@ -194,19 +194,29 @@ class Vmm:
     def teardown(self) -> None:
         """The process exits: memory first, then file descriptors in order."""
         host = self.host
-        for block in self.blocks.values():
+        for block in list(self.blocks.values()):
             host.mm.madvise_dontneed(block.hva, block.size_bytes)
+        self.close_vm()
+        self.close_memory()
+
+    def close_vm(self) -> None:
+        """close() of the VM and its vCPUs, if they are open."""
         kvm = self.kvm
         if kvm is None:
             return
         vcpus = self.vcpus
         self.vcpus = []
         self.kvm = None
-        host.main.kvm_vm_release(kvm)
+        self.host.main.kvm_vm_release(kvm)
         for vcpu in vcpus:
-            host.main.kvm_vcpu_release(vcpu)
-        for block in self.blocks.values():
-            host.gmem.fput(block.gmem)
+            self.host.main.kvm_vcpu_release(vcpu)
+
+    def close_memory(self) -> None:
+        """close() of each guest_memfd that is open."""
+        for name in list(self.blocks):
+            block = self.blocks.pop(name, None)
+            if block is not None:
+                self.host.gmem.fput(block.gmem)
 
     # Building
 
@@ -363,7 +373,9 @@ class Vmm:
         ram = self.range_at(gpa)
         if ram is None:
             return -EINVAL if to_private else 0
-        block = self.blocks[ram.block]
+        block = self.blocks.get(ram.block)
+        if block is None:
+            return -EBADF  # another thread has closed it
         offset = ram.block_offset + gpa - ram.gpa
         attributes = KVM_MEMORY_ATTRIBUTE_PRIVATE if to_private else 0
         if not self.host.params.vm_memory_attributes:
@@ -373,7 +385,9 @@ class Vmm:
                 self.host.mm.madvise_dontneed(block.hva + offset, size_bytes)
             return ret
         main = self.host.main
-        ret = main.kvm_vm_ioctl_set_memory_attributes(self.vm(), gpa, size_bytes, attributes)
+        if self.kvm is None:
+            return -EBADF
+        ret = main.kvm_vm_ioctl_set_memory_attributes(self.kvm, gpa, size_bytes, attributes)
         if ret:
             return ret
         return self.discard(block, offset, size_bytes, to_private)
