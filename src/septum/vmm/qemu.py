@@ -161,7 +161,8 @@ class Vmm:
         self.teardown()
 
     def build(self) -> int:
-        """Everything up to KVM_TDX_FINALIZE_VM: 0, or the first error, which is in `fatal`."""
+        """Everything up to KVM_TDX_FINALIZE_VM: 0, or the first error, which is in `fatal`; -EINTR
+        when the process is killed meanwhile."""
         for step in (self.create_vm, self.create_vcpus, self.create_memory, self.add_image):
             ret = -EINTR if self.stop_reason else step()  # killed meanwhile
             if ret:
