@@ -146,11 +146,10 @@ class HostThread:
         return OK
 
     def fail(self, op: Op, vmm: ScenarioVmm) -> str:
-        """A memory failure of the first page."""
+        """A memory failure of the first page. It knows of the inode, and holds no file."""
         if vmm.ram is None:
             return ret_word(-EBADF)
-        gmem, index = vmm.ram.gmem, self._index(op, vmm)
-        self._on_file(gmem, lambda: self.host.gmem.kvm_gmem_error_folio(gmem.inode, index))
+        self.host.gmem.kvm_gmem_error_folio(vmm.ram.gmem.inode, self._index(op, vmm))
         return OK
 
     # Slots, files, VMs
