@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from septum.explore.fingerprint import MASK, Change
 from septum.explore.footprint import NOTHING, add_to, depend, join
 from septum.explore.loops import still_spinning
+from septum.explore.slots import MISSING
 from septum.explore.transitions import POINT
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from septum.explore.loops import Row
     from septum.explore.node import Node
     from septum.explore.transitions import Look, Step, Transitions
-
-MISSING = object()
 
 TAIL_MIN = 3
 """So many steps in a row are worth being kept as one."""
