@@ -86,3 +86,14 @@ def test_long_ways_are_not_learned_bit_by_bit(length: int) -> None:
     result, runs = searched(toy, preemptions=0)
     assert result.complete and not result.note
     assert runs < 60, runs
+
+
+def test_a_search_comes_to_its_limit_in_the_middle_of_a_step() -> None:
+    """Choice points count as decisions, too. Wherever the limit comes, the last step that begins
+    before it is learned, and what comes later is said not to have been searched."""
+    choosing = (("inc", 0), ("fail", 0, 1), ("fail", 1, 1)) * 4
+    toy = Toy("choosing", [(*choosing, *((("inc", 1),) * 6)), (("inc", 0), ("inc", 1))])
+    notes = [searched(toy, preemptions=1, max_points=most)[0].note for most in range(20, 40)]
+    assert not [note for note in notes if "without reduction" in note]
+    assert notes[0] == "runs of more than 20 decisions were not searched beyond them"
+    assert notes[-1] == ""

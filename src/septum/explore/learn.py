@@ -32,6 +32,10 @@ HUSH_AHEAD = 3
 LISTEN_AHEAD = 8
 """But for so many before one in which promises look at what they did not see so far."""
 
+TO_THE_POINT = 4096
+"""So many decisions more a run may make than the search follows: the last step that is followed is
+known when it has come to its next scheduling point, and choice points come before that."""
+
 
 class Learning(RandomWalk):
     """A random run that tells the tracker what each step touches."""
@@ -377,6 +381,7 @@ class Recording(Steering):
 
     def begin(self, sim: Sim, runner: Runner) -> None:
         super().begin(sim, runner)
+        self.max_points += TO_THE_POINT
         self._is_news = runner.is_news
 
     def begins_unheard(self) -> bool:
