@@ -107,9 +107,9 @@ class Exchange:
                 at = whole_of[at]
         self._steps.append((key, step, segments, list(steps.makes), parts))
 
-    def tell_end(self, value: int, finding: Finding | None) -> None:
+    def tell_end(self, end: int, finding: Finding | None) -> None:
         """An end was judged."""
-        self._ends.append((value, finding))
+        self._ends.append((end, finding))
 
     def tell_look(self, look: Look) -> None:
         """Promises looked, and none was broken."""

@@ -219,7 +219,7 @@ class GraphSearch:
         self._state.apply(step.change)
         child = self._child(node, task, step)
         if not child.alive or not child.ready:
-            self._end(node, task, step)
+            self._end(node, task, step, child.failures_left < self.failures_max)
         else:
             self._enter(child)
 
@@ -411,19 +411,21 @@ class GraphSearch:
 
     # Ends of runs
 
-    def _end(self, node: Node, task: int, step: Step) -> None:
-        """A run ends here; that it does so as it should is judged in a real one."""
+    def _end(self, node: Node, task: int, step: Step, failed: bool) -> None:
+        """A run ends here; that it does so as it should is judged in a real one. `failed`:
+        something did, by the schedule's choice."""
         self.nr_paths += 1
         value = self._state.value
+        ends = self._transitions.ends
         moves = [*self._moves(), (task, step.answers)]
-        if value not in self._transitions.ends:
+        if not ends.knows(value, failed):
             self._hears()
-        if value not in self._transitions.ends:
+        if not ends.knows(value, failed):
             self._state.rewind(node.mark)
             self._real(moves)
-            if value not in self._transitions.ends:
+            if not ends.knows(value, failed):
                 raise Unfaithful("a run did not end in the state that it was known to end in")
-        finding = self._transitions.ends[value]
+        finding = ends.finding(value, failed)
         if finding is not None:
             self._report(moves, finding)
 

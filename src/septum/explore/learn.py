@@ -183,7 +183,9 @@ class Recording(Steering):
         most = along_max(self._given)
         ahead = Ahead(self.state, self._transitions, ring, alive, most)
         looks = list(ahead.looks)
-        if ahead.tires or (ahead.ends and ahead.end in self._transitions.ends):
+        if ahead.tires or (
+            ahead.ends and self._transitions.ends.knows(ahead.end, self.failures > 0)
+        ):
             if not looks:
                 self.stop()
             if looks[-1] < len(ahead.steps):
@@ -375,7 +377,8 @@ class Recording(Steering):
 
     def _has_ended(self, finding: Finding | None) -> None:
         self.end = self.state
-        if finding is None and not self.thorough and self.end.value in self._transitions.ends:
+        known = self._transitions.ends.knows(self.end.value, self.failures > 0)
+        if finding is None and not self.thorough and known:
             self.stop()  # how it is judged is known
         self._tracker.patches.hush(False)  # what is looked at to judge it is told
 

@@ -131,10 +131,12 @@ class RealRuns:
                     exchange.tell_look(look)
         if recording.end is not None and recording.steps[-1].finding is None:
             value = recording.end.value
-            if recording.thorough or value not in self._transitions.ends:
-                self._transitions.ends[value] = run.finding
+            failed = run.failures > 0
+            ends = self._transitions.ends
+            if recording.thorough or not ends.knows(value, failed):
+                end = ends.add(value, failed, run.finding)
                 if exchange is not None:
-                    exchange.tell_end(value, run.finding)
+                    exchange.tell_end(end, run.finding)
         if exchange is not None:
             exchange.flush()
         return recording

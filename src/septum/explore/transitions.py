@@ -30,6 +30,7 @@ from septum.explore.fingerprint import (
     kinds_of,
 )
 from septum.explore.footprint import EVERYWHERE, NO_NUMBERS, X
+from septum.explore.judged import JudgedEnds
 from septum.explore.run import Abandoned
 from septum.explore.stand import Stand
 from septum.explore.visited import Visited
@@ -194,9 +195,9 @@ class Transitions:
         self.nr_learning = 0  # real runs in which steps were learned
         self._observed = {0}  # chains that stand for all that a task observed
         # What the promises said: in a step in which they looked, by what they could see when it
-        # began, and where runs ended, by the state.
+        # began, and where runs ended.
         self.looks: dict[Look, Finding | None] = {}
-        self.ends: dict[int, Finding | None] = {}
+        self.ends = JudgedEnds()
         self.visited = Visited()
         self.tails: dict[tuple[Kind, int], list[Tail]] = {}  # steps in a row, by where they begin
         self.exchange: Exchange | None = None  # with other workers
