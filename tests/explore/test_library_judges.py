@@ -70,16 +70,64 @@ fail = ["fail page 1 => any"]
 [failures]
 allow = ["need_resched"]
 """
+CONVERTS_TWICE = """
+summary = "One TDVMCALL after the other: its registers stay those that the world was built with."
+setup = ["vcpu0: use 4K pages 0-3 => any"]
+[kernel]
+attributes = "vm"
+[vm]
+ve = true
+[guest]
+vcpu0 = ["convert pages 1-3 to shared => any", "convert page 511 to shared => any"]
+[host]
+punch = ["punch page 0 => any"]
+[failures]
+allow = ["need_resched"]
+"""
+BUILT_SOONER_OR_LATER = """
+summary = "A TD that is built has the TSC offset of when that is."
+[vm.a]
+ve = true
+[vm.c]
+later = true
+image = ["pages 0-3"]
+[guest.a]
+vcpu0 = ["use 2M pages 510-511 => any", "write 0x44 shared page 1 => any"]
+[host]
+build = ["build vm in c => any", "delete slot 0 in c => any"]
+"""
 
 
-def test_after_a_failure_less_is_expected(tmp_path: Path) -> None:
+@pytest.fixture
+def agreed(tmp_path: Path):  # type: ignore[no-untyped-def]
+    """(how runs end, what is found) by both judges, of the text of a scenario."""
+
+    def agree(text: str, preemptions: int, failures: int):  # type: ignore[no-untyped-def]
+        path = tmp_path / "drawn.toml"
+        path.write_text(text, encoding="utf-8")
+        *told, states = judged(str(path), Strategy.EXHAUSTIVE, preemptions, failures)
+        assert states
+        assert told == [*judged(str(path), Strategy.PLAIN, preemptions, failures)[:2]]
+        return told
+
+    return agree
+
+
+def test_after_a_failure_less_is_expected(agreed) -> None:  # type: ignore[no-untyped-def]
     """A scenario says how runs end in which nothing failed. So an end that comes with a failure and
     without is judged twice, and only one of the two breaks anything."""
-    path = tmp_path / "less.toml"
-    path.write_text(LESS_EXPECTED, encoding="utf-8")
-    ends, found, states = judged(str(path), Strategy.EXHAUSTIVE, 0, 1)
-    assert len(ends) == 1 and {promise for promise, _ in found} == {"expectation"} and states
-    assert (ends, found) == judged(str(path), Strategy.PLAIN, 0, 1)[:2]
+    ends, found = agreed(LESS_EXPECTED, 0, 1)
+    assert len(ends) == 1 and {promise for promise, _ in found} == {"expectation"}
+
+
+def test_registers_of_the_built_world_are_told(agreed) -> None:  # type: ignore[no-untyped-def]
+    """Where a task last changed them nothing shows: they are its own from then on."""
+    agreed(CONVERTS_TWICE, 0, 1)
+
+
+def test_when_a_td_was_built_does_not_count(agreed) -> None:  # type: ignore[no-untyped-def]
+    """Virtual time is no part of the state, and neither is what is computed from it."""
+    agreed(BUILT_SOONER_OR_LATER, 1, 0)
 
 
 def test_a_search_that_leaves_something_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ from array import array
 from typing import TYPE_CHECKING, Any
 
 from septum.explore.footprint import IS, IX, S, X
-from septum.explore.tracked import PLAIN
 
 if TYPE_CHECKING:
     import types
@@ -40,10 +39,11 @@ def _getter(
     get = member.__get__
     read = k << 2 | kind
     leak = k << 2 | (kind if special else X)
+    leaks = tracker.leaks
 
     def logged_get(obj: object) -> object:
         value = get(obj)
-        append(id(obj) << 10 | (leak if value.__class__ in PLAIN else read))
+        append(id(obj) << 10 | (leak if value.__class__ in leaks else read))
         return value
 
     return logged_get

@@ -59,6 +59,8 @@ STATISTICS = frozenset(
         ("TablePage", "written"),  # read by the checks alone
         ("Writes", "nr"),
         ("LogicalProcessor", "nr_ipis"),
+        ("Td", "tsc_offset"),  # of virtual time
+        ("KvmTdx", "tsc_offset"),
         ("Vcpu", "nr_retired"),  # read by the checks alone
         ("GuestCpu", "counts"),
         ("KvmStats", "values"),

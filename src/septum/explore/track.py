@@ -41,7 +41,7 @@ from septum.explore.stacks import Stacks
 from septum.explore.stand import Stand
 from septum.explore.steps import Steps
 from septum.explore.tracked import PLAIN, container_types
-from septum.explore.values import Contents
+from septum.explore.values import Contents, is_private
 from septum.explore.watched import Watched
 from septum.machine.mem import FrameBlock, PhysMem
 from septum.machine.tables import TablePage
@@ -74,6 +74,7 @@ class Tracker:
         "contents",
         "coverage",
         "footprints",
+        "leaks",
         "lock_of",
         "log",
         "logged",
@@ -112,6 +113,7 @@ class Tracker:
         # Locks and wait queues that the run used, and all of the scheduler's state by owner.
         self.touched: dict[int, object] = {}
         self.lock_of: dict[int, object] = {}  # id of a list of waiters -> whose it is
+        self.leaks: set[type] = set(PLAIN)  # who gets hold of one may change it without a word
         self.waiting_at: set[int] = set()
         # Location of a part -> (its whole, or the name of one that the run made; its key).
         self._wholes: dict[int, tuple[Any, object]] = {}
@@ -173,6 +175,9 @@ class Tracker:
                 self.names.number_of(member)
         for kind in kinds:
             self._watch_class(kind)
+            if kind.__name__ in PRIVATE:
+                self.leaks.add(kind)
+        self._log_values(snapshot)
         self.places.told_by_hand = {kind for kind, _, _ in specials(self)}
         self.places.told_by_hand.update(self._twins.values())
         for kind, method, make in specials(self):
@@ -182,6 +187,19 @@ class Tracker:
             if (kind.__name__, method) in HUSHABLE:
                 self.patches.hushable.append((kind, method, logging, plain))
         self._installed = True
+
+    def _log_values(self, snapshot: Snapshot) -> None:
+        """Who gets hold of a value of one task by nature that the built world has changes it: what
+        it holds is the task's own from then on."""
+        for part in snapshot.parts:
+            kind = type(part.obj)
+            for name, member in slots_of(kind):
+                try:
+                    leads = is_private(member.__get__(part.obj))
+                except AttributeError:
+                    continue
+                if leads and (member.__objclass__, name) in self.members:
+                    self.log_slot(member.__objclass__, name)
 
     def uninstall(self) -> None:
         """Put every class back as it was."""
