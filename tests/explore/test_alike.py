@@ -74,7 +74,7 @@ def effects(step: Step) -> tuple[object, ...]:
 
 
 SUBJECTS = {
-    "reference": (ScenarioSubject("reference-per-vm", "v3", "end"), 0, 400),
+    "reference": (ScenarioSubject("reference-per-vm", "v3", "end"), 0, 350),
     # Frames that hold what no variable names are in it.
     "write": (ScenarioSubject("write-against-convert", "v3", "end"), 1, 30),
 }

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from septum.sim import Finding
 
@@ -18,6 +18,12 @@ class JudgedEnds:
 
     def __init__(self) -> None:
         self._found: dict[int, Finding | None] = {}  # by the state, or by its complement: failed
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._found)
 
     def clear(self) -> None:
         """Forget all."""
