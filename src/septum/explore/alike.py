@@ -185,8 +185,10 @@ class Like:
             self._frames = thread[kept[0] :], guest[kept[1] :]
             self._in_guest = after.in_guest
         self._left = Own({}, (0, 0, 0, 0), has.alive, has.changing)
-        self._changed = dict(has.contents.items() - had.contents.items())
-        self._gone = tuple([at for at in had.contents if at not in has.contents])
+        # One by one: the difference of two views of items makes and hashes a pair for each.
+        content_before = had.contents.get
+        self._changed = {at: now for at, now in has.contents.items() if content_before(at) != now}
+        self._gone = tuple(had.contents.keys() - has.contents.keys())
         self._written = [(at, has.contents[at], watched[at]) for at in sorted(seen.written)]
         total, shown = has.total - had.total, has.shown - had.shown
         for at, now, is_watched in self._written:
