@@ -96,6 +96,17 @@ vcpu0 = ["use 2M pages 510-511 => any", "write 0x44 shared page 1 => any"]
 [host]
 build = ["build vm in c => any", "delete slot 0 in c => any"]
 """
+FALLS_BACK = """
+summary = "A folio of 4 KB is made where one of 2 MB was, and its maker alone looks at either."
+[vm]
+backing = "thp"
+[guest]
+vcpu0 = ["touch page 2 => any"]
+[host]
+create = ["create slot 0 => any"]
+[failures]
+allow = ["*"]
+"""
 
 
 @pytest.fixture
@@ -123,6 +134,11 @@ def test_after_a_failure_less_is_expected(agreed) -> None:  # type: ignore[no-un
 def test_registers_of_the_built_world_are_told(agreed) -> None:  # type: ignore[no-untyped-def]
     """Where a task last changed them nothing shows: they are its own from then on."""
     agreed(CONVERTS_TWICE, 0, 1)
+
+
+def test_what_an_object_was_made_with_is_told(agreed) -> None:  # type: ignore[no-untyped-def]
+    """Where it is called as another was that was made in another way."""
+    agreed(FALLS_BACK, 0, 1)
 
 
 def test_when_a_td_was_built_does_not_count(agreed) -> None:  # type: ignore[no-untyped-def]
