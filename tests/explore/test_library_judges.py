@@ -1,14 +1,13 @@
 """Two judges on scenarios of the library: the plain search, which makes a run of every schedule,
 and the fast one agree on how runs end and on what breaks."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from judging import Told, searched
 
 from septum.explore.graph import GraphSearch
-from septum.explore.scenario import ScenarioSubject
-from septum.explore.search import Job, Searcher
-from septum.explore.subject import Options, Strategy
 
 SMALL = {
     "convert-against-convert": 2,
@@ -25,40 +24,16 @@ SMALL = {
 """Scenarios, and within how many preemptions."""
 
 
-class Ends(ScenarioSubject):
-    """A scenario that notes how its runs end."""
-
-    __slots__ = ("ends",)
-
-    def finish(self, built) -> None:  # type: ignore[no-untyped-def]
-        super().finish(built)
-        self.ends.add((self.final(built), tuple(f.text for f in built.sim.findings)))
-
-
-def judged(  # type: ignore[no-untyped-def]
-    name: str, strategy: Strategy, preemptions: int, failures: int = 0
-):
-    """(how runs ended, what was found, states) of all within so many preemptions and failures."""
-    subject = Ends(name, "v3", "end")
-    subject.ends = set()
-    options = Options(keep_going=True, preemptions=preemptions, failures=failures)
-    searcher = Searcher(subject, options)
-    try:
-        if strategy is Strategy.EXHAUSTIVE:
-            searcher.prepare()
-        subject.ends.clear()  # of the runs in which it got ready
-        result = searcher.do(Job(1, strategy, preemptions=preemptions, failures=failures))
-    finally:
-        searcher.close()
-    assert result.complete and not result.note
-    return subject.ends, {(f.finding.promise, f.finding.text) for f in result.found}, result.states
+ALL = 100_000
+"""More schedules than any of them has."""
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_judges_agree(name: str) -> None:
-    ends, found, states = judged(name, Strategy.EXHAUSTIVE, SMALL[name])
-    assert states
-    assert (ends, found) == judged(name, Strategy.PLAIN, SMALL[name])[:2]
+    fast = searched(name, SMALL[name])
+    plain = searched(name, SMALL[name], limit=ALL)
+    assert fast and plain and fast.states
+    assert fast.told == plain.told
 
 
 LESS_EXPECTED = """
@@ -110,16 +85,16 @@ allow = ["*"]
 
 
 @pytest.fixture
-def agreed(tmp_path: Path):  # type: ignore[no-untyped-def]
-    """(how runs end, what is found) by both judges, of the text of a scenario."""
+def agreed(tmp_path: Path) -> Callable[[str, int, int], Told]:
+    """What both judges say of the text of a scenario, within so many preemptions and failures."""
 
-    def agree(text: str, preemptions: int, failures: int):  # type: ignore[no-untyped-def]
+    def agree(text: str, preemptions: int, failures: int) -> Told:
         path = tmp_path / "drawn.toml"
         path.write_text(text, encoding="utf-8")
-        *told, states = judged(str(path), Strategy.EXHAUSTIVE, preemptions, failures)
-        assert states
-        assert told == [*judged(str(path), Strategy.PLAIN, preemptions, failures)[:2]]
-        return told
+        fast = searched(str(path), preemptions, failures)
+        plain = searched(str(path), preemptions, failures, limit=ALL)
+        assert fast and plain and fast.told == plain.told
+        return fast.told
 
     return agree
 

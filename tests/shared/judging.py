@@ -6,7 +6,6 @@ import re
 from typing import NamedTuple
 
 from septum.explore.plain import plain_search
-from septum.explore.run import Runner
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
 from septum.explore.subject import Options, Strategy
@@ -16,10 +15,17 @@ SPIN_POINTS = 6000
 
 
 class Told(NamedTuple):
-    """What a search says."""
+    """What a search says, by the results and the pages of each end, and by promise and text."""
 
     ends: frozenset[object]
     found: frozenset[tuple[str, str]]
+
+
+class Searched(NamedTuple):
+    """`told`, and through how many states (of the plain search: 0)."""
+
+    told: Told
+    states: int
 
 
 class Ends(ScenarioSubject):
@@ -34,36 +40,33 @@ class Ends(ScenarioSubject):
 
 def alike(text: str) -> str:
     """How often a task had gone round when that was seen depends on what all tasks did."""
-    return re.sub(r"the \d+th time", "the nth time", text)
+    return re.sub(r"the \d+(st|nd|rd|th) time", "the nth time", text)
 
 
-def searched(name: str, options: Options, *, limit: int = 0) -> tuple[Told, int] | None:
-    """What is within the bounds of `options`, and the number of states: by the fast search, or by
-    the plain one within `limit` schedules (None where these are too few)."""
+def searched(name: str, preemptions: int, failures: int = 0, *, limit: int = 0) -> Searched | None:
+    """All within the bounds, by the fast search; with a `limit`, by the plain one within so many
+    schedules (None: there are more). Raises AssertionError when the fast one was not through, or
+    gave up its reduction."""
     subject = Ends(name, "v3", "end")
     subject.ends = set()
+    options = Options(
+        keep_going=True, preemptions=preemptions, failures=failures, spin_points=SPIN_POINTS
+    )
     if limit:
-        runner = Runner(subject, options)
-        plain = plain_search(subject, options, limit, runner)
-        found, states = list(plain.findings), 0
-        if not plain.complete:
-            return None
-    else:
-        searcher = Searcher(subject, options)
-        try:
-            searcher.prepare()
-            subject.ends.clear()  # of the runs in which it got ready
-            job = Job(
-                1,
-                Strategy.EXHAUSTIVE,
-                preemptions=options.max_preemptions(),
-                failures=options.failures,
-            )
-            result = searcher.do(job)
-        finally:
-            searcher.close()
-        assert result.complete and not result.note, result.note
-        found = [(one.finding.promise, one.finding.text) for one in result.found]
-        states = result.states
-    told = frozenset((promise, alike(text)) for promise, text in found)
-    return Told(frozenset(subject.ends), told), states
+        plain = plain_search(subject, options, limit)
+        return Searched(_told(subject, list(plain.findings)), 0) if plain.complete else None
+    searcher = Searcher(subject, options)
+    try:
+        searcher.prepare()
+        subject.ends.clear()  # of the runs in which it got ready
+        job = Job(1, Strategy.EXHAUSTIVE, preemptions=preemptions, failures=failures)
+        result = searcher.do(job)
+    finally:
+        searcher.close()
+    assert result.complete and not result.note, result.note
+    found = [(one.finding.promise, one.finding.text) for one in result.found]
+    return Searched(_told(subject, found), result.states)
+
+
+def _told(subject: Ends, found: list[tuple[str, str]]) -> Told:
+    return Told(frozenset(subject.ends), frozenset((name, alike(text)) for name, text in found))

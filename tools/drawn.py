@@ -1,0 +1,80 @@
+"""Draws more scenarios from dice than the tests do, and shows those whose runs raise.
+
+python tools/drawn.py --seconds 600           from seed 0 on
+python tools/drawn.py --seconds 600 --judges  small ones, of which the two judges must say the same
+python tools/drawn.py --seconds 0 --first 7   that of seed 7
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "shared"))
+
+from drawn import LARGE, SMALL, drawn_scenario
+from judging import searched
+
+from septum.scenarios.bench import ScenarioBench
+from septum.scenarios.run import RandomRun, load_scenario
+
+RUNS = 4
+SCHEDULES = 400
+
+
+def runs(path: str) -> str:
+    """Random runs in each mode; "" when all came to an end."""
+    for mode in ("end", "quiet", "every-step"):
+        bench = ScenarioBench(load_scenario(path), check=mode)
+        for number in range(RUNS):
+            bench.run(RandomRun(number))
+    return ""
+
+
+def judges(path: str) -> str:
+    """Where the judges do not agree; "" where they do, or the plain one has too many schedules."""
+    failures = int("[failures]" in Path(path).read_text(encoding="utf-8"))
+    for preemptions in (0, 1):
+        plain = searched(path, preemptions, failures, limit=SCHEDULES)
+        if plain is None:
+            return ""
+        fast = searched(path, preemptions, failures)
+        if fast is None or fast.told != plain.told:
+            return f"the judges do not agree within {preemptions} preemptions, {failures} failures"
+    return ""
+
+
+def main() -> int:
+    """Draws scenarios until the time is over. Returns how many were bad."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--judges", action="store_true")
+    args = parser.parse_args()
+    bad = 0
+    seed = args.first
+    until = time.monotonic() + args.seconds
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "drawn.toml"
+        while True:
+            path.write_text(drawn_scenario(seed, SMALL if args.judges else LARGE), encoding="utf-8")
+            try:
+                problem = judges(str(path)) if args.judges else runs(str(path))
+            except Exception as error:
+                problem = f"{type(error).__name__}: {error}"
+            if problem:
+                bad += 1
+                print(f"seed {seed}: {problem}")
+                print(path.read_text(encoding="utf-8"))
+            seed += 1
+            if time.monotonic() >= until:
+                break
+    print(f"{seed - args.first} scenarios from seed {args.first} on, {bad} bad")
+    return min(bad, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
