@@ -202,3 +202,27 @@ def test_what_was_touched_goes_by_the_name_that_it_had_then() -> None:
     steps.passes(1)
     steps._catch_up()
     assert set().union(*noted) == {NEW_LOCATION | 1}
+
+
+def test_to_tell_a_content_is_no_access(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever tells what a step left looks at it as it is: that would else be told of the next
+    step. In a world in which VMs are built, with locks and SRCUs of their own."""
+    content_of = Tracker.content_of
+    told = 0
+
+    def look(self: Tracker, location: int) -> int | None:
+        nonlocal told
+        told += 1
+        before = len(self.log)
+        content = content_of(self, location)
+        assert len(self.log) == before, hex(location)
+        return content
+
+    monkeypatch.setitem(_codes, look.__code__, False)  # no frame of the model
+    monkeypatch.setattr(Tracker, "content_of", look)
+    searcher = Searcher(ScenarioSubject("build-closed", "v3", "end"), Options())
+    try:
+        result = searcher.do(Job(1, Strategy.EXHAUSTIVE))
+    finally:
+        searcher.close()
+    assert result.complete and not result.note and told > 1000

@@ -98,7 +98,7 @@ class Contents:
                 return _IN_PARTS
             if isinstance(obj, Srcu):
                 counts = _srcu["nr_readers"].__get__(obj)
-                readers = sorted(task.index for task in _srcu["readers"].__get__(obj))
+                readers = _numbers(_srcu["readers"].__get__(obj))
                 return hash((_srcu["idx"].__get__(obj), *list.__iter__(counts), *readers))
             rows = slots_of(type(obj))
             if k >= len(rows):
@@ -157,13 +157,13 @@ class Contents:
     def of_lock(self, lock: object) -> int:
         """Who has a lock or waits for it."""
         owner = getattr(lock, "owner", None) or getattr(lock, "writer", None)
-        readers = getattr(lock, "readers", ())
-        waiters = getattr(lock, "waiters", ())
+        readers = getattr(lock, "readers", [])
+        waiters = getattr(lock, "waiters", [])
         return hash(
             (
                 owner.index if owner is not None else 0,
-                tuple(sorted(task.index for task in readers)),
-                tuple(sorted(task.index for task in waiters)),
+                tuple(_numbers(readers)),
+                tuple(_numbers(waiters)),
                 getattr(lock, "nr_writers_waiting", 0),
             )
         )
@@ -254,6 +254,11 @@ class Contents:
             return hash((8, array.tobytes(obj)))
         assert isinstance(obj, list)
         return hash((9, tuple([self._value(value, depth) for value in list.__iter__(obj)])))
+
+
+def _numbers(tasks: list[Task]) -> list[int]:
+    """Those of tasks, in order. That they are looked at here is no access of the step under way."""
+    return sorted([task.index for task in list.__iter__(tasks)])
 
 
 _UNTOUCHED = FrameBlock()
