@@ -158,10 +158,13 @@ def test_what_another_worker_changed_is_put_back() -> None:
     logged here once before it is made where nobody listens: else the next run begins with that."""
     searcher = Searcher(ScenarioSubject("accept-4k-against-2m", "v3", "end"), Options(failures=0))
     try:
-        searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=0))
+        job = Job(1, Strategy.EXHAUSTIVE, preemptions=1)
+        assert searcher.do(job).complete
+        # All that is shared is known now: what is learned again is told, and stays.
+        assert searcher.transitions is not None
+        searcher.transitions.clear()
         files = make_files(2)
         searcher.exchange_by(files, 0)
-        job = Job(2, Strategy.EXHAUSTIVE, preemptions=1)
         assert searcher.do(job).complete
         tracker, mine = searcher.tracker, searcher.transitions
         assert tracker is not None

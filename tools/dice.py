@@ -1,8 +1,8 @@
 """Draws more scenarios from dice than the tests do, and shows those whose runs raise.
 
-python tools/drawn.py --seconds 600           from seed 0 on
-python tools/drawn.py --seconds 600 --judges  small ones, of which the two judges must say the same
-python tools/drawn.py --seconds 0 --first 7   that of seed 7
+python tools/dice.py --seconds 600           from seed 0 on
+python tools/dice.py --seconds 600 --judges  small ones, of which the two judges must say the same
+python tools/dice.py --seconds 0 --first 7   that of seed 7
 """
 
 from __future__ import annotations
