@@ -31,18 +31,16 @@ def drawn_scenario(seed: int, size: Size = LARGE) -> str:
     return _Dice(seed, size).scenario()
 
 
-class _Dice(random.Random):
+class _Dice:
     """Draws the parts of one scenario."""
 
     def __init__(self, seed: int, size: Size) -> None:
-        super().__init__(seed)
+        dice = random.Random(seed)
+        self.random, self.choice, self.randint = dice.random, dice.choice, dice.randint
         self.number = seed
         self.size = size
         self.vms = ["a", "b"][: 1 + self.chance(0.4)]
         self.later = ["c"] if self.chance(0.3) else []
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.number, self.size)
 
     def chance(self, likely: float) -> bool:
         return self.random() < likely

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 from septum.explore.plain import plain_search
@@ -70,3 +71,17 @@ def searched(name: str, preemptions: int, failures: int = 0, *, limit: int = 0) 
 
 def _told(subject: Ends, found: list[tuple[str, str]]) -> Told:
     return Told(frozenset(subject.ends), frozenset((name, alike(text)) for name, text in found))
+
+
+def judges_agree(path: str, limit: int) -> bool:
+    """Whether there was something to compare, within no preemption and within one, and a failure
+    where the scenario allows any: not where the plain judge has more than `limit` schedules. Raises
+    AssertionError where they do not agree."""
+    failures = int("[failures]" in Path(path).read_text(encoding="utf-8"))
+    for preemptions in (0, 1):
+        plain = searched(path, preemptions, failures, limit=limit)
+        if plain is None:
+            return preemptions > 0
+        fast = searched(path, preemptions, failures)
+        assert fast is not None and fast.told == plain.told, f"within {preemptions} preemptions"
+    return True
