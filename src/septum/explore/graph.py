@@ -140,6 +140,7 @@ class GraphSearch:
                 return  # it ends before: the same is seen from a shorter prefix
             if step is None:
                 raise Unfaithful("a step that was made is not known")
+            node.mark = self._state.mark()
             self._state.apply(step.change)
             self._prefix.append((task, step, node.free))
             node = self._child(node, task, step)
@@ -293,10 +294,12 @@ class GraphSearch:
             if node.current == task:
                 child.row = node.row
                 child.row.cut(node.row_length)
+            else:
+                child.row = Row(node.mark[1])
             loop = child.row.add(step, self._state.value)
             if loop:
                 child.spinning = {**child.spinning, task: looks_at(loop, self._state)}
-                child.row = Row()
+                child.row = Row(self._state.value)
             child.row_length = len(child.row)
         return child
 
@@ -337,7 +340,10 @@ class GraphSearch:
             return
         if node.key in self._on_path and parent is not None:
             # Several tasks go round together, and come to where they were.
-            self._go_round(parent)
+            if self._leaves_nobody_out(node.key):
+                self._go_round(parent)
+            else:
+                self._broken(parent)  # who was left out may end it: that is looked at, too
             return
         node.todo = awake
         self._on_path.add(node.key)
@@ -348,6 +354,20 @@ class GraphSearch:
             node.depth += sum([1 + len(step.choices) for step in node.before])
             self.nr_states += len(node.before)
             self.nr_steps += len(node.before)
+
+    def _leaves_nobody_out(self, key: int) -> bool:
+        """Whether in what goes round, from the state `key` on the path to the same again, all run
+        that can all the while and do not go round by themselves."""
+        waits: set[int] | None = None
+        for node in reversed(self._path):
+            others = set(node.ready).difference(node.spinning)
+            others.discard(node.tasks[node.answer])
+            if node.before:
+                others.discard(node.current)
+            waits = others if waits is None else waits & others
+            if node.key == key:
+                break
+        return not waits
 
     def _below_sleepers(self, sleep: dict[int, Masks]) -> Summary:
         """What may follow where only sleepers could go on: all that followed where each of them

@@ -23,14 +23,16 @@ Spinning = dict[int, tuple[tuple[int, int], ...]]
 
 
 class Row:
-    """The last steps of a task that no other one came between, each with the state after it."""
+    """The last steps of a task that no other one came between, each with the state after it.
+    `start`: the state that it began in."""
 
-    __slots__ = ("_been", "_states", "_steps")
+    __slots__ = ("_been", "_start", "_states", "_steps")
 
-    def __init__(self) -> None:
+    def __init__(self, start: int) -> None:
+        self._start = start
         self._steps: list[Step] = []
         self._states: list[int] = []
-        self._been: set[int] = set()  # the states again
+        self._been = {start}  # all states again
 
     def __len__(self) -> int:
         return len(self._states)
@@ -44,6 +46,8 @@ class Row:
 
     def add(self, step: Step, state: int) -> list[Step]:
         """Another step, unless it closes a loop: the steps of that are returned then."""
+        if state == self._start:
+            return [*self._steps, step]
         if state in self._been:
             return [*self._steps[self._states.index(state) + 1 :], step]
         if step.retries:

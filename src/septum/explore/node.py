@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from septum.explore.transitions import Step
 
 
+NOBODYS = Row(0)
+"""The row where no task has run yet."""
+
+
 class Node:
     """A state on the current path, and what was tried from it.
 
@@ -63,7 +67,7 @@ class Node:
         self.failures_left = 0
         self.spinning: Spinning = {}
         self.rounds = 0
-        self.row = Row()
+        self.row = NOBODYS
         self.row_length = 0
         self.sleep: dict[int, Masks] = {}
         self.asleep: dict[int, Masks] = {}

@@ -44,6 +44,9 @@ LOCK_WORDS = {
     ("PlainLock", "word"): EX,
 }
 
+# Since when something has lasted: whether it does counts, not since when, as virtual time does not.
+SINCE = frozenset((("Vcpu", "hp_busy_since_ns"),))
+
 # The descriptors themselves: a tracked class has others in their place, which would tell.
 _table = dict(slots_of(TablePage))
 _block = dict(slots_of(FrameBlock))
@@ -105,9 +108,12 @@ class Contents:
                 return None
             name, member = rows[k]
             value = member.__get__(obj)
-            held = LOCK_WORDS.get((type(obj).__name__, name))
+            slot = type(obj).__name__, name
+            held = LOCK_WORDS.get(slot)
             if held is not None and value & EX:
                 value &= held
+            if slot in SINCE:
+                value = value >= 0
             return self._value(value, _PLAIN_DEPTH)
         except AttributeError:
             return _ABSENT

@@ -201,7 +201,8 @@ class Machine:
             lp.wake_wq.wake_up_all(preempt=False)
             targets.append(lp)
         self.sim.point("ipi")
-        for lp in targets:
+        while targets:  # who has taken it is not waited for, and does not count any more
+            lp = targets.pop(0)
             # A default binds the value now; mypy cannot type such a lambda.
             lp.ipi_wq.spin_until(lambda lp=lp: not lp.ipi_pending)  # type: ignore[misc]
 

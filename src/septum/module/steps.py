@@ -102,6 +102,12 @@ class Steps:
             vcpu.vcpu_epoch = epoch
         return epoch
 
-    def leave_epoch(self, td: Td, vcpu: Vcpu) -> None:
-        """A vCPU has left the TD: the REFCOUNT of the epoch that it entered in goes down."""
+    def leave_epoch(self, lp: LogicalProcessor, td: Td, vcpu: Vcpu) -> None:
+        """A vCPU has left the TD on `lp`: the REFCOUNT of the epoch that it entered in goes down.
+
+        MODEL: where it leaves no translation behind there is nothing for the next entry to flush,
+        and its epoch is forgotten, so that a search sees vCPUs alike that differ in nothing else.
+        """
         td.refcount[vcpu.vcpu_epoch & 1] -= 1
+        if not lp.tlb.entries_of(td.tdr_pfn):
+            vcpu.vcpu_epoch = 0

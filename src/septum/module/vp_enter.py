@@ -128,6 +128,7 @@ def enter(m: Module, lp: LogicalProcessor, regs: Regs) -> int:
         guest_regs.rax &= ~STATUS_HOST_RECOVERABILITY_HINT
         if rcx & VCPU_HOST_RECOVERABILITY_HINT:
             guest_regs.rax |= STATUS_HOST_RECOVERABILITY_HINT
+    vcpu.guest_regs = None
     vcpu.progressed = False
     vcpu.state = VCPU_ACTIVE
     vcpu.lp = lp
@@ -213,7 +214,7 @@ def leave(m: Module, lp: LogicalProcessor, vcpu: Vcpu, last_exit: int) -> None:
     vcpu.last_exit = last_exit
     vcpu.lp = None
     lp.guest = None
-    m.leave_epoch(td, vcpu)
+    m.leave_epoch(lp, td, vcpu)
     td.p4k.lock -= READER
     m.pamt.unwalk(m.entered.pop(vcpu.tdvpr_pfn), False)
 

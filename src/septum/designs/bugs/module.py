@@ -49,7 +49,7 @@ class ExitFromNewEpoch(Module):
 
     __slots__ = ()
 
-    def leave_epoch(self, td: Td, vcpu: Vcpu) -> None:
+    def leave_epoch(self, lp: LogicalProcessor, td: Td, vcpu: Vcpu) -> None:
         td.refcount[td.td_epoch & 1] -= 1
 
 
