@@ -76,7 +76,7 @@ def effects(step: Step) -> tuple[object, ...]:
 SUBJECTS = {
     "reference": (ScenarioSubject("reference-per-vm", "v3", "end"), 0, 350),
     # Frames that hold what no variable names are in it.
-    "write": (ScenarioSubject("write-against-convert", "v3", "end"), 1, 30),
+    "punch": (ScenarioSubject("punch-against-accept", "v3", "end"), 1, 250),
 }
 
 
@@ -128,7 +128,7 @@ def nothing_is_hidden(patch: pytest.MonkeyPatch) -> None:
         (own_does_not_matter, "reference"),
         (all_is_as_it_was_written, "reference"),
         (frames_that_wait_never_change, "reference"),
-        (nothing_is_hidden, "write"),
+        (nothing_is_hidden, "punch"),
     ],
 )
 def test_what_steps_rest_on_that_is_left_out_is_noticed(

@@ -60,6 +60,21 @@ def test_entry_in_a_new_epoch_flushes_the_tlb(bench):
     assert lp.tlb.lookup(TDR >> 12, GPA >> 12) is None
 
 
+def test_who_leaves_no_translation_behind_forgets_its_epoch(bench):
+    """There is nothing for the next entry to flush; REFCOUNT goes by the epoch of the entry."""
+    bench.put(GPA, 1, "MAPPED", PAGE_2M)
+    td, vcpu = bench.m.tds[TDR >> 12], bench.m.vcpus[bench.vcpus[0] >> 12]
+    bench.enter()
+    bench.track()
+    assert td.refcount == [0, 1]
+    bench.leave()
+    assert (td.refcount, vcpu.vcpu_epoch) == ([0, 0], 0)
+    bench.enter()
+    bench.m.guest_access_step(bench.machine.lps[1], GPA, 1)
+    bench.leave()
+    assert (td.refcount, vcpu.vcpu_epoch) == ([0, 0], td.td_epoch)
+
+
 def test_another_vcpu_on_the_same_processor_flushes_the_tlb(bench):
     bench.put(GPA, 1, "MAPPED", PAGE_2M)
     lp = bench.machine.lps[1]

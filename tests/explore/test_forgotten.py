@@ -1,0 +1,61 @@
+"""What the model does not keep, because nobody looks at it any more, tells no states apart."""
+
+from pathlib import Path
+
+import pytest
+
+from septum.explore.scenario import ScenarioSubject
+from septum.explore.search import Job, JobResult, Searcher
+from septum.explore.subject import UNBOUNDED, Options, Strategy
+from septum.machine import LogicalProcessor
+from septum.module.module import Module
+from septum.module.state import Td, Vcpu
+
+RACE = """
+summary = "A vCPU that touches either page of a 2 MB page of which the second is converted."
+setup = ["host: allocate frame 0"]
+
+[vm]
+ve = true
+
+[guest]
+vcpu0 = ["choose: touch page 0 => any | touch page 1 => any"]
+
+[kernel]
+attributes = "vm"
+
+[host]
+convert = ["set-attributes page 1 to shared"]
+"""
+
+
+@pytest.fixture
+def race(tmp_path: Path) -> str:
+    """The scenario in a file."""
+    path = tmp_path / "race.toml"
+    path.write_text(RACE)
+    return str(path)
+
+
+def searched(race: str) -> JobResult:
+    """All schedules, without a bound."""
+    searcher = Searcher(ScenarioSubject(race, "v3", "end"), Options(failures=0))
+    try:
+        return searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=UNBOUNDED))
+    finally:
+        searcher.close()
+
+
+def test_the_epoch_of_who_has_no_translations(race: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vCPU that left before TRACK and one that entered after it are alike when neither has
+    anything to flush."""
+    forgets = searched(race)
+
+    def keeps(self: Module, lp: LogicalProcessor, td: Td, vcpu: Vcpu) -> None:
+        td.refcount[vcpu.vcpu_epoch & 1] -= 1
+
+    monkeypatch.setattr(Module, "leave_epoch", keeps)
+    remembers = searched(race)
+    assert forgets.complete and remembers.complete
+    assert not forgets.found and not remembers.found
+    assert forgets.states < 0.9 * remembers.states
