@@ -17,12 +17,16 @@ import pickle
 import tempfile
 from typing import IO, TYPE_CHECKING
 
+from septum.explore import been
+from septum.explore.been import Inbox, Outbox
 from septum.explore.footprint import EVERYWHERE
 
 if TYPE_CHECKING:
+    from septum.explore.been import Been
     from septum.explore.footprint import Footprints, Held, Opened
     from septum.explore.track import Tracker
     from septum.explore.transitions import Look, Step
+    from septum.explore.visited import Visit
     from septum.sim import Finding
 
     Segments = list[tuple[Held, Held, list[int]]]
@@ -34,7 +38,9 @@ if TYPE_CHECKING:
     Told = tuple[Key, Step, Segments, list[int], dict[int, int]]
     """A step with what it touched, and what it made; the parts among that, with their wholes."""
 
-    Batch = tuple[int, set[Opened], list[Told], list[tuple[int, Finding | None]], list[Look]]
+    Batch = tuple[
+        int, set[Opened], list[Told], list[tuple[int, Finding | None]], list[Look], Been | None
+    ]
 
 TELL_AT = 12
 """So many steps and looks are told together."""
@@ -60,7 +66,9 @@ class Exchange:
         "_opened",
         "_read_to",
         "_steps",
+        "_visits",
         "_written",
+        "inbox",
     )
 
     def __init__(self, files: list[IO[bytes]], index: int, footprints: Footprints) -> None:
@@ -72,6 +80,8 @@ class Exchange:
         self._steps: list[Told] = []
         self._ends: list[tuple[int, Finding | None]] = []
         self._looks: list[Look] = []
+        self._visits = Outbox(index, footprints)
+        self.inbox = Inbox(footprints)  # where the others have been
         self._news: set[int] = set()  # what turned out to be shared since the fork
 
     @property
@@ -84,6 +94,7 @@ class Exchange:
         self._steps.clear()
         self._ends.clear()
         self._looks.clear()
+        self._visits.begin()
         self._news |= news - {EVERYWHERE}
 
     def parts_company(self) -> None:
@@ -115,11 +126,21 @@ class Exchange:
         """Promises looked, and none was broken."""
         self._looks.append(look)
 
+    def tell_visit(self, key: int, visit: Visit) -> bool:
+        """A state was explored to the end. Whether it is time to hear what others have told."""
+        self._visits.put(key, visit)
+        if len(self._visits) < been.TELL_AT:
+            return False
+        self._write(self._visits.take())
+        return True
+
     def flush(self) -> None:
-        """Write what was told, if it is enough."""
-        if len(self._steps) + len(self._looks) < TELL_AT:
-            return
-        batch: Batch = (self.tag, self._opened, self._steps, self._ends, self._looks)
+        """Write what was told of steps and looks, if it is enough."""
+        if len(self._steps) + len(self._looks) >= TELL_AT:
+            self._write(None)
+
+    def _write(self, visits: Been | None) -> None:
+        batch: Batch = (self.tag, self._opened, self._steps, self._ends, self._looks, visits)
         data = pickle.dumps(batch, protocol=pickle.HIGHEST_PROTOCOL)
         data = len(data).to_bytes(_HEAD, "little") + data
         os.pwrite(self._files[self._index].fileno(), data, self._written)

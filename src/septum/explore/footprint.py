@@ -19,7 +19,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 S = 0
 X = 1
@@ -154,8 +154,9 @@ class Footprints:
         self.news.clear()
         self.disowned = 0
 
-    def shared(self) -> Iterable[int]:
-        """The locations that count."""
+    @property
+    def bits(self) -> Mapping[int, int]:
+        """The locations that count, each with its bit in masks, lowest first."""
         return self._bits
 
     def numbers_of(self, locations: Iterable[int]) -> array[int]:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from septum.explore.been import FOUND
 from septum.explore.fingerprint import Fingerprint
 from septum.explore.footprint import (
     NOTHING,
@@ -68,6 +69,7 @@ class GraphSearch:
     in its kind; it says whether to go on."""
 
     __slots__ = (
+        "_exchange",
         "_on_path",
         "_path",
         "_prefix",
@@ -109,6 +111,8 @@ class GraphSearch:
         self._prefix: list[tuple[int, Step, bool]] = []  # taken before the first node
         self._tasks: dict[int, bool] = {}
         self._visited = transitions.visited
+        # Where there is a limit on schedules, how many are left out must not depend on others.
+        self._exchange = None if job.schedules_max else transitions.exchange
         self.nr_paths = 0
         self.nr_states = 0
         self.nr_steps = 0
@@ -393,7 +397,9 @@ class GraphSearch:
         self._on_path.discard(node.key)
         self.nr_states += 1
         if node.whole:
-            self._visited.add(node)
+            visit = self._visited.add(node)
+            if self._exchange is not None and self._exchange.tell_visit(node.key, visit):
+                self._hears()
         if self._path:
             join_into(self._path[-1].below, node.below)
 
@@ -448,6 +454,7 @@ class GraphSearch:
         finding = ends.finding(value, failed)
         if finding is not None:
             self._report(moves, finding)
+            node.below[FOUND] = NOTHING
 
     def _broken(self, node: Node) -> None:
         """What would have followed is not known: take it that everything would."""

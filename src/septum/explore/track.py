@@ -388,7 +388,7 @@ class Tracker:
         """
         if EVERYWHERE in news:
             self._as_built = {}
-            news = self.footprints.shared()
+            news = self.footprints.bits
         for location in news:
             place = self._wholes.get(location)
             if (location >> 8 if place is None else id(place[0])) in self.names.base:

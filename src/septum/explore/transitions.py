@@ -401,7 +401,7 @@ class Transitions:
             return False
         footprints = self._tracker.footprints
         batches = self.exchange.hear()
-        for tag, opened, steps, ends, looks in batches:
+        for tag, opened, steps, ends, looks, been in batches:
             for one in opened - footprints.opened:
                 look_at(one, self._tracker)
             for told in steps:
@@ -411,6 +411,12 @@ class Transitions:
                     self._take_over(key, step)
                 self.ends.update(ends)
                 self.looks.update(dict.fromkeys(looks))
+            if been is not None:
+                inbox = self.exchange.inbox
+                inbox.hear(tag, been)
+                if tag == self.exchange.tag and not footprints.news:
+                    for at, visit in inbox.visits(tag, been):
+                        self.visited.hear(at, visit)
         return bool(batches)
 
     def _take_over(self, key: Key, step: Step) -> None:

@@ -47,6 +47,15 @@ class Visit:
             and self.sleep <= node.sleep.keys()
         )
 
+    def holds(self, other: Visit) -> bool:
+        """Whether this covers all that `other` does."""
+        return (
+            self.current == other.current
+            and self.preemptions_left >= other.preemptions_left
+            and self.failures_left >= other.failures_left
+            and self.sleep <= other.sleep
+        )
+
 
 class Visited:
     """Visits by what stands for a state."""
@@ -73,8 +82,8 @@ class Visited:
                 return visit.below
         return None
 
-    def add(self, node: Node) -> None:
-        """A node was explored to the end."""
+    def add(self, node: Node) -> Visit:
+        """A node was explored to the end. Returns how it was."""
         how = (
             node.current if node.preemptions_left < UNBOUNDED else -1,
             node.preemptions_left,
@@ -85,6 +94,14 @@ class Visited:
         visit = self._alike.get(how)
         if visit is None:
             visit = self._alike[how] = (Visit(*how[:4], node.below),)
-        key = node.key
+        self._put(node.key, visit)
+        return visit[0]
+
+    def hear(self, key: int, visit: tuple[Visit]) -> None:
+        """Another worker has explored a state to the end."""
+        if not any(mine.holds(visit[0]) for mine in self._visits.get(key, ())):
+            self._put(key, visit)
+
+    def _put(self, key: int, visit: tuple[Visit]) -> None:
         before = self._visits.get(key)
         self._visits[key] = visit if before is None else before + visit
