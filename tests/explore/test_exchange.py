@@ -95,7 +95,9 @@ def test_what_promises_were_told_to_see_need_not_be_seen_again(monkeypatch) -> N
                 monkeypatch.setattr(
                     Exchange,
                     "hear",
-                    lambda self, hear=Exchange.hear: [(*batch[:4], []) for batch in hear(self)],
+                    lambda self, hear=Exchange.hear: [
+                        batch._replace(looks=[]) for batch in hear(self)
+                    ],
                 )
             assert searcher.do(job).complete
             assert not searcher.note
@@ -301,7 +303,7 @@ def test_half_a_batch_is_read_when_it_is_whole(monkeypatch) -> None:  # type: ig
     assert theirs.hear() == []
     os.pwrite(files[0].fileno(), data, 0)
     (batch,) = theirs.hear()
-    assert batch[3] == [(5, None)]
+    assert batch.ends == [(5, None)]
     assert theirs.hear() == []
     assert ours.hear() == []
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from septum.explore import been
 from septum.explore.been import Inbox, Outbox
@@ -38,10 +38,6 @@ if TYPE_CHECKING:
     Told = tuple[Key, Step, Segments, list[int], dict[int, int]]
     """A step with what it touched, and what it made; the parts among that, with their wholes."""
 
-    Batch = tuple[
-        int, set[Opened], list[Told], list[tuple[int, Finding | None]], list[Look], Been | None
-    ]
-
 TELL_AT = 12
 """So many steps and looks are told together."""
 
@@ -52,6 +48,18 @@ def make_files(count: int) -> list[IO[bytes]]:
     """One file for each of `count` workers, gone when they are."""
     # They are open for as long as the workers are.
     return [tempfile.TemporaryFile() for _ in range(count)]
+
+
+class Batch(NamedTuple):
+    """What is told together. `tag`: what its teller took to be shared; `opened`: what it came to
+    look at since the fork; `looks` in which no promise broke; `been`: where it has been."""
+
+    tag: int
+    opened: set[Opened]
+    steps: list[Told]
+    ends: list[tuple[int, Finding | None]]
+    looks: list[Look]
+    been: Been | None
 
 
 class Exchange:
@@ -140,7 +148,7 @@ class Exchange:
             self._write(None)
 
     def _write(self, visits: Been | None) -> None:
-        batch: Batch = (self.tag, self._opened, self._steps, self._ends, self._looks, visits)
+        batch = Batch(self.tag, self._opened, self._steps, self._ends, self._looks, visits)
         data = pickle.dumps(batch, protocol=pickle.HIGHEST_PROTOCOL)
         data = len(data).to_bytes(_HEAD, "little") + data
         os.pwrite(self._files[self._index].fileno(), data, self._written)

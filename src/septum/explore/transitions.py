@@ -401,21 +401,22 @@ class Transitions:
             return False
         footprints = self._tracker.footprints
         batches = self.exchange.hear()
-        for tag, opened, steps, ends, looks, been in batches:
-            for one in opened - footprints.opened:
+        for batch in batches:
+            for one in batch.opened - footprints.opened:
                 look_at(one, self._tracker)
-            for told in steps:
+            for told in batch.steps:
                 learn_of(told, footprints)
-            if tag == self.exchange.tag and not footprints.news:
-                for key, step, *_ in steps:
+            agrees = batch.tag == self.exchange.tag and not footprints.news
+            if agrees:
+                for key, step, *_ in batch.steps:
                     self._take_over(key, step)
-                self.ends.update(ends)
-                self.looks.update(dict.fromkeys(looks))
-            if been is not None:
+                self.ends.update(batch.ends)
+                self.looks.update(dict.fromkeys(batch.looks))
+            if batch.been is not None:
                 inbox = self.exchange.inbox
-                inbox.hear(tag, been)
-                if tag == self.exchange.tag and not footprints.news:
-                    for at, visit in inbox.visits(tag, been):
+                inbox.hear(batch.tag, batch.been)
+                if agrees:
+                    for at, visit in inbox.visits(batch.tag, batch.been):
                         self.visited.hear(at, visit)
         return bool(batches)
 
