@@ -2,7 +2,7 @@
 
 All numbers are of one run on one core; the ratios compare like with like within it.
 
-    python bench/explore.py [--seconds N] [--search N] [--profile]
+    python bench/explore.py [--seconds N] [--search N] [--whole N] [--profile]
 """
 
 from __future__ import annotations
@@ -83,18 +83,27 @@ def exhaustive(name: str, preemptions: int, seconds: float) -> str:
     )
 
 
-def on_two_cores(seconds: float) -> str:
-    """One line about the same within two preemptions, in two processes. Seconds are the clock's."""
+def on_two_cores(seconds: float, preemptions: int | None = 2) -> str:
+    """One line about the same in two processes, within so many preemptions, or (None) without a
+    bound. Seconds are the clock's."""
     options = Options(
-        strategy=Strategy.EXHAUSTIVE, preemptions=2, workers=2, time_s=seconds, shrink=False
+        strategy=Strategy.EXHAUSTIVE,
+        preemptions=preemptions,
+        workers=2,
+        time_s=seconds,
+        shrink=False,
     )
     verdict = explore(ScenarioSubject(SCENARIO, "v3", "end"), options)
     word = "complete" if verdict.complete else f"complete within {verdict.level}"
-    reached = verdict.complete and verdict.seconds < TARGET_SECONDS
-    return (
-        f"{SCENARIO}, 2 preemptions on two cores: {word} in {verdict.seconds:.1f} s;"
-        f" {verdict.states} states (target {TARGET_SECONDS} s: {_word(reached)})"
+    bound = "no bound on" if preemptions is None else str(preemptions)
+    line = (
+        f"{SCENARIO}, {bound} preemptions on two cores: {word} in {verdict.seconds:.1f} s;"
+        f" {verdict.states} states, {verdict.schedules} schedules"
     )
+    if preemptions is None:
+        return line
+    reached = verdict.complete and verdict.seconds < TARGET_SECONDS
+    return f"{line} (target {TARGET_SECONDS} s: {_word(reached)})"
 
 
 def _word(reached: bool) -> str:
@@ -106,10 +115,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--search", type=float, default=60.0, help="seconds for each search")
+    parser.add_argument(
+        "--whole", type=float, default=0.0, help="seconds for a search without a bound by two cores"
+    )
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     # First, as forks of a process that keeps what it has searched would copy that.
     print(on_two_cores(given.search), flush=True)
+    if given.whole:
+        print(on_two_cores(given.whole, None), flush=True)
     toy_rate, _ = random_rate(RARE, 1.0)
     print(f"toy {RARE.name}: {toy_rate:.0f} random schedules/s (what the engine costs)")
     for check in ("end", "quiet", "every-step"):
