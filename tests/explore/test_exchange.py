@@ -1,6 +1,7 @@
 """What workers tell each other of the exhaustive search: a step that one has learned is the same
 for all, and what it touched is known to all."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from septum.explore import exchange
+from septum.explore import been, exchange
 from septum.explore.exchange import Exchange, learn_of, look_at, make_files
 from septum.explore.fingerprint import Fingerprint
 from septum.explore.footprint import EVERYWHERE, Footprints, S, X
@@ -104,6 +105,37 @@ def test_what_promises_were_told_to_see_need_not_be_seen_again(monkeypatch) -> N
             assert None in other.looks.values()
             runs.append(other.nr_learning)
         assert runs[0] < 0.8 * runs[1]
+    finally:
+        searcher.close()
+
+
+@pytest.mark.parametrize("room", [0, 5])
+def test_where_there_is_no_room_to_tell_the_others_do_without(monkeypatch, room: int) -> None:  # type: ignore[no-untyped-def]
+    """A full disk, also in the middle of what is told: the search goes on, and what was told
+    before is heard."""
+    searcher = Searcher(ScenarioSubject(NAME, "v3", "end"), Options(keep_going=True))
+    pwrite = os.pwrite
+
+    def full(file: int, data: bytes, at: int) -> int:
+        if at < 20_000:
+            return pwrite(file, data, at)
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(file, data[:room], at)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(been, "TELL_AT", 8)
+    try:
+        searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=0))
+        files = make_files(2)
+        searcher.exchange_by(files, 0)
+        result = searcher.do(Job(2, Strategy.EXHAUSTIVE, preemptions=1))
+        assert result.complete and not result.note
+        mine = searcher.transitions
+        assert mine is not None and mine.exchange is not None and mine.exchange._full
+        other = begin_as_another(searcher, files, mine)
+        assert other.hear()
+        assert not other.hear()
     finally:
         searcher.close()
 

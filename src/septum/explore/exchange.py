@@ -68,6 +68,7 @@ class Exchange:
     __slots__ = (
         "_ends",
         "_files",
+        "_full",
         "_index",
         "_looks",
         "_news",
@@ -84,6 +85,7 @@ class Exchange:
         self._index = index
         self._opened = footprints.opened
         self._written = 0
+        self._full = False  # there is no room for more
         self._read_to = [0] * len(files)
         self._steps: list[Told] = []
         self._ends: list[tuple[int, Finding | None]] = []
@@ -151,8 +153,14 @@ class Exchange:
         batch = Batch(self.tag, self._opened, self._steps, self._ends, self._looks, visits)
         data = pickle.dumps(batch, protocol=pickle.HIGHEST_PROTOCOL)
         data = len(data).to_bytes(_HEAD, "little") + data
-        os.pwrite(self._files[self._index].fileno(), data, self._written)
-        self._written += len(data)
+        if not self._full:
+            try:
+                written = os.pwrite(self._files[self._index].fileno(), data, self._written)
+            except OSError:
+                written = 0
+            # Where there is no room the others do without.
+            self._full = written < len(data)
+            self._written += written
         self._steps.clear()
         self._ends.clear()
         self._looks.clear()
