@@ -1,6 +1,7 @@
 """Where workers have been: what one has explored to the end no other enters, and what was found
 below a state is found by whoever comes to it."""
 
+import os
 import pickle
 from collections.abc import Iterator
 
@@ -8,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from septum.explore import been
+from septum.explore import been, explore
 from septum.explore.been import FOUND, Been, Inbox, Outbox, is_through
-from septum.explore.exchange import make_files
+from septum.explore.exchange import Exchange, make_files
 from septum.explore.footprint import IS, IX, NOTHING, Footprints, Masks, S, X
 from septum.explore.graph import ANYTHING
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, JobResult, Searcher
 from septum.explore.subject import UNBOUNDED, Options, Strategy, Subject
-from septum.explore.toybox import LOST_UPDATE
+from septum.explore.toybox import LOST_UPDATE, dice_toy
 from septum.explore.toys import Toy
 from septum.explore.transitions import Transitions
 from septum.explore.visited import Visit, Visited
@@ -61,8 +62,8 @@ def test_what_was_touched_is_told_by_location(
     for key, sleep in ((11, ()), (12, (1,)), (13, ())):
         outbox.put(key, Visit(-1, 2, 0, frozenset(sleep), below))
     told: Been = pickle.loads(pickle.dumps(outbox.take()))
-    inbox.hear(5, told)
-    visits = dict(inbox.visits(5, told))
+    inbox.hear(told)
+    visits = dict(inbox.visits(told))
     assert sorted(visits) == [11, 12, 13]
     assert [visits[key][0].sleep for key in (11, 12)] == [frozenset(), {1}]
     for task, masks in visits[11][0].below.items():
@@ -76,8 +77,8 @@ def test_who_does_not_know_a_location_yet_does_not_take_over_what_touches_it() -
     for key, at in ((1, 5), (2, 6)):
         outbox.put(key, Visit(-1, 0, 0, frozenset(), {0: theirs.masks([at << 2 | S])}))
     told = outbox.take()
-    inbox.hear(0, told)
-    assert [key for key, _ in inbox.visits(0, told)] == [1]
+    inbox.hear(told)
+    assert [key for key, _ in inbox.visits(told)] == [1]
 
 
 def test_numbers_go_on_in_what_is_told_later() -> None:
@@ -92,9 +93,38 @@ def test_numbers_go_on_in_what_is_told_later() -> None:
     assert [len(told.hows) for told in tells] == [1, 1, 0]
     lefts = []
     for told in tells:
-        inbox.hear(0, told)
-        lefts += [visit[0].preemptions_left for _, visit in inbox.visits(0, told)]
+        inbox.hear(told)
+        lefts += [visit[0].preemptions_left for _, visit in inbox.visits(told)]
     assert lefts == [0, 1, 0]
+
+
+def test_what_stood_for_something_before_a_beginning_does_not_after_it() -> None:
+    """Bits and numbers are given anew, though what is known to be shared may be the same."""
+    theirs = knowing([5])
+    outbox, inbox = Outbox(0, theirs), Inbox(knowing([7, 5]))
+    lefts = []
+    for left in (1, 2):
+        outbox.put(left, Visit(-1, left, 0, frozenset(), {0: theirs.masks([5 << 2 | X])}))
+        told = outbox.take()
+        inbox.hear(told)
+        lefts += [visit[0].preemptions_left for _, visit in inbox.visits(told)]
+        outbox.begin()
+    assert lefts == [1, 2]
+
+
+def test_while_more_turns_out_to_be_shared_nothing_is_told() -> None:
+    """It was explored without that; the tag would say that it was not."""
+    footprints = knowing([5])
+    files = make_files(1)
+    exchange = Exchange(files, 0, footprints)
+    visit = Visit(-1, 0, 0, frozenset(), {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(been, "TELL_AT", 1)
+        assert footprints.news and exchange.tell_visit(1, visit)
+        assert os.fstat(files[0].fileno()).st_size == 0
+        footprints.forget_news()
+        assert exchange.tell_visit(2, visit)
+        assert os.fstat(files[0].fileno()).st_size > 0
 
 
 @pytest.mark.parametrize(
@@ -189,3 +219,36 @@ def test_what_one_finds_the_other_finds_too(monkeypatch: pytest.MonkeyPatch, toy
         assert bool(kinds(pair.work(1))) is (toy is BAD)
     finally:
         pair.searcher.close()
+
+
+def answer(subject: Subject, workers: int, preemptions: int | None) -> tuple[object, ...]:
+    """All that a search says that does not depend on the clock."""
+    options = Options(
+        strategy=Strategy.EXHAUSTIVE,
+        preemptions=preemptions,
+        failures=1,
+        workers=workers,
+        keep_going=True,
+        shrink=False,
+        max_points=2000,
+    )
+    verdict = explore(subject, options)
+    found = [(example.finding, example.answers) for example in verdict.counterexamples]
+    return verdict.outcome, verdict.why, found, sorted(verdict.coverage)
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("preemptions", [1, None])
+def test_how_many_workers_there_are_changes_nothing(seed: int, preemptions: int | None) -> None:
+    """They tell each other of every state: the answer is that of one."""
+    toy = dice_toy(seed, 3, 4)
+    alone = answer(toy, 1, preemptions)
+    assert all(answer(toy, workers, preemptions) == alone for workers in (2, 3))
+
+
+@pytest.mark.usefixtures("often")
+def test_who_starts_over_while_the_others_tell_where_they_have_been() -> None:
+    """Much turns out to be shared only while workers are at it."""
+    subject = ScenarioSubject("accept-against-convert", "v3", "quiet")
+    assert answer(subject, 2, 1) == answer(subject, 1, 1)

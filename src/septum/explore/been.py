@@ -28,9 +28,11 @@ FOUND = -1
 
 class Been(NamedTuple):
     """States of one teller, by key, each with the number of how it was explored. `locations`,
-    `hows`: what bits and numbers stand for that were not told before, in their order."""
+    `hows`: what bits and numbers stand for that were not told before, in their order; `beginning`:
+    since when that was told, as a number."""
 
     teller: int
+    beginning: int
     locations: list[int]
     hows: list[Visit]
     keys: array[int]
@@ -41,6 +43,7 @@ class Outbox:
     """What one worker has not told yet."""
 
     __slots__ = (
+        "_beginning",
         "_footprints",
         "_hows",
         "_index",
@@ -54,10 +57,12 @@ class Outbox:
     def __init__(self, index: int, footprints: Footprints) -> None:
         self._index = index
         self._footprints = footprints
+        self._beginning = 0
         self.begin()
 
     def begin(self) -> None:
-        """Nothing was told, or nobody knows any more what was."""
+        """What was told so far does not count any more."""
+        self._beginning += 1
         self._nr_locations = 0
         self._nr_hows = 0
         self._number_of: dict[Visit, int] = {}
@@ -86,7 +91,12 @@ class Outbox:
         """All of it."""
         locations = list(self._footprints.bits)
         been = Been(
-            self._index, locations[self._nr_locations :], self._hows, self._keys, self._numbers
+            self._index,
+            self._beginning,
+            locations[self._nr_locations :],
+            self._hows,
+            self._keys,
+            self._numbers,
         )
         self._nr_locations = len(locations)
         self._hows = []
@@ -113,7 +123,7 @@ class _Teller:
 
 
 class Inbox:
-    """What one worker has heard of the others, by teller and by what that took to be shared."""
+    """What one worker has heard of the others, by teller and beginning."""
 
     __slots__ = ("_footprints", "_tellers")
 
@@ -121,16 +131,15 @@ class Inbox:
         self._footprints = footprints
         self._tellers: dict[tuple[int, int], _Teller] = {}
 
-    def hear(self, tag: int, been: Been) -> None:
-        """Keep what bits and numbers stand for. `tag` stands for what the teller takes to be
-        shared."""
-        teller = self._tellers.setdefault((been.teller, tag), _Teller())
+    def hear(self, been: Been) -> None:
+        """Keep what bits and numbers stand for."""
+        teller = self._tellers.setdefault((been.teller, been.beginning), _Teller())
         teller.locations += been.locations
         teller.hows += been.hows
 
-    def visits(self, tag: int, been: Been) -> Iterator[tuple[int, tuple[Visit]]]:
+    def visits(self, been: Been) -> Iterator[tuple[int, tuple[Visit]]]:
         """States by key, and how they were explored, as this worker would say it."""
-        teller = self._tellers[been.teller, tag]
+        teller = self._tellers[been.teller, been.beginning]
         self._compare(teller)
         known = teller.known
         for key, number in zip(been.keys, been.numbers, strict=True):

@@ -68,6 +68,7 @@ class Exchange:
     __slots__ = (
         "_ends",
         "_files",
+        "_footprints",
         "_full",
         "_index",
         "_looks",
@@ -83,6 +84,7 @@ class Exchange:
     def __init__(self, files: list[IO[bytes]], index: int, footprints: Footprints) -> None:
         self._files = files
         self._index = index
+        self._footprints = footprints
         self._opened = footprints.opened
         self._written = 0
         self._full = False  # there is no room for more
@@ -141,7 +143,9 @@ class Exchange:
         self._visits.put(key, visit)
         if len(self._visits) < been.TELL_AT:
             return False
-        self._write(self._visits.take())
+        # Where more turned out to be shared the search is about to start over.
+        if not self._footprints.news:
+            self._write(self._visits.take())
         return True
 
     def flush(self) -> None:

@@ -414,9 +414,9 @@ class Transitions:
                 self.looks.update(dict.fromkeys(batch.looks))
             if batch.been is not None:
                 inbox = self.exchange.inbox
-                inbox.hear(batch.tag, batch.been)
+                inbox.hear(batch.been)
                 if agrees:
-                    for at, visit in inbox.visits(batch.tag, batch.been):
+                    for at, visit in inbox.visits(batch.been):
                         self.visited.hear(at, visit)
         return bool(batches)
 
