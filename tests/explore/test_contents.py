@@ -22,7 +22,9 @@ from septum.explore.transitions import Transitions
 from septum.explore.values import Contents
 from septum.machine import MachineConfig
 from septum.machine.mem import GARBAGE, PhysMem
+from septum.module.state import Vcpu
 from septum.sim import Sim
+from septum.sim.state import slots_of
 
 LOCATIONS = tuple(0x7F0000000000 + 0x1000 * nr + 8 for nr in range(12))
 
@@ -226,3 +228,14 @@ def test_to_tell_a_content_is_no_access(monkeypatch: pytest.MonkeyPatch) -> None
     finally:
         searcher.close()
     assert result.complete and not result.note and told > 1000
+
+
+def test_that_something_lasts_counts_and_not_since_when() -> None:
+    """Virtual time is no state, nor is a time that was kept."""
+    vcpu = Vcpu(0x1000, None)  # type: ignore[arg-type]  # of no TD
+    at = [name for name, _ in slots_of(Vcpu)].index("hp_busy_since_ns")
+    told = []
+    for since in (-1, 0, 5_000):
+        vcpu.hp_busy_since_ns = since
+        told.append(Contents(lambda oid: 0).of_slot(vcpu, at))
+    assert told[0] != told[1] == told[2]

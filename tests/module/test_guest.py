@@ -127,6 +127,22 @@ def test_vp_info(bench):
     assert (regs.rcx, regs.r8, regs.r9) == (48, 2 | 4 << 32, 1)
 
 
+def test_the_registers_of_a_vmcall_are_kept_until_the_vcpu_is_entered_again(bench):
+    kept = []
+    vcpu = bench.m.vcpus[bench.vcpus[0] >> 12]
+
+    def program():
+        lp = bench.machine.lps[1]
+        vmcall(bench, lp, rcx=0)
+        kept.append(vcpu.guest_regs)
+        vmcall(bench, lp, rcx=0)
+
+    run(bench, program)
+    assert vcpu.guest_regs is not None
+    enter(bench)
+    assert kept == [None] and vcpu.guest_regs is not None
+
+
 def test_vmcall_passes_the_registers_it_names(bench):
     seen = []
 
