@@ -305,6 +305,25 @@ def test_a_design_that_is_not_deterministic_is_told_where_to_look(
     assert str(path) in said.err and look in said.err
 
 
+def test_what_is_found_at_the_end_says_nothing_of_the_design(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first run takes the VM down, which takes time; those after it know how that ends."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from septum.linux.kvm.tdx import KvmTdxUnit\n\n\nclass Mine(KvmTdxUnit):\n"
+        "    __slots__ = ()\n\n    def tdx_track(self, kvm):\n        super().tdx_track(kvm)\n"
+    )
+    scenario = tmp_path / "s.toml"
+    scenario.write_text(
+        'summary = "s"\n[guest]\nvcpu0 = ["accept page 0", "accept page 1 => refused"]\n'
+        '[host]\na = ["allocate frame 0"]\n'
+    )
+    words = ("--design", f"{path}:Mine", "--workers", "1")
+    assert cli("explore", str(scenario), *words) == 1
+    assert "`accept page 1` came to ok, not refused" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_finding_that_does_not_repeat_is_the_designs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -172,6 +172,14 @@ pages = { "b: page 1" = "shared or unmapped" }
         ("[vm\n", r"f.toml: this is not TOML"),
         ("[guest]\nvcpu0 = 'hlt'\n", r"line 3: guest.vcpu0: a program is a list of lines"),
         ("[guest]\nvcpu0=['hlt']\n[kernel]\nfast=1\n", r"kernel has no key 'fast'; it has attrib"),
+        (
+            "[guest]\nvcpu0=['choose: hlt | touch page 512']\n",
+            r"beyond the VM's memory, 512 pages at 0x80000000; name pages of it, or give .vm. more",
+        ),
+        ("setup=['vcpu0: accept frames 0-1']\n", r"line 2: vcpu0: `accept frames 0-1` is beyond"),
+        ("after=['vcpu0: verify gpa 0x7ffff000 + 8K']\n", r"`verify gpa 0x7ffff000 \+ 8K` is bey"),
+        ("[guest]\nvcpu0=['hlt']\n[expect]\npages={'page 512'='unmapped'}\n", r"'page 512' is bey"),
+        ("[vm]\nimage=['pages 0-512']\n[guest]\nvcpu0=['hlt']\n", r"image: 'pages 0-512' is beyo"),
     ],
 )
 def test_mistakes(body: str, sentence: str) -> None:
@@ -179,6 +187,20 @@ def test_mistakes(body: str, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence) as info:
         read_scenario("f", HEAD + body, "f.toml")
     assert "\n" not in str(info.value)
+
+
+def test_a_hole_may_be_touched_where_the_vmm_stops_for_it() -> None:
+    """And asked for by ioctl, or by the guest, who are told that there is nothing."""
+    body = """
+[vm]
+on-fault = "stop"
+[guest]
+vcpu0 = ["touch page 512 => any"]
+vcpu1 = ["convert page 512 to shared => any"]
+[host]
+a = ["punch page 512 => any"]
+"""
+    assert len(read_scenario("f", HEAD + body, "f.toml").programs) == 3
 
 
 def test_a_missing_summary() -> None:

@@ -74,6 +74,28 @@ def test_a_wrong_result_is_said() -> None:
     assert any(line.startswith("! vcpu0") for line in outcome_lines(outcome))
 
 
+def test_what_never_ends_before_the_programs_is_refused() -> None:
+    """Nothing that comes after it would be what the scenario says."""
+    text = 'summary = "s"\nsetup = ["vcpu0: wait x"]\n[guest]\nvcpu1 = ["signal x"]\n'
+    with pytest.raises(
+        InputError, match=r"test: setup: `vcpu0: wait x` never ends: no task can go"
+    ):
+        run_scenario(scenario(text))
+
+
+def test_nothing_comes_after_what_never_ends() -> None:
+    """Who waits still holds what it holds: what others do then says nothing."""
+    outcome = run_scenario(
+        scenario(
+            TOUCH.replace("summary", 'after = ["vcpu0: wait x", "host: punch page 0"]\nsummary')
+        )
+    )
+    assert [(f.promise, f.text[:32]) for f in outcome.findings] == [
+        ("progress", "no task can go on: vcpu0 waits f")
+    ]
+    assert all(result.op != "punch page 0" for result in outcome.results)
+
+
 def test_what_never_ends_is_said() -> None:
     """With SEPT_VE_DISABLE=1 the same touch is the end of the VM."""
     outcome = run_scenario(scenario(TOUCH.replace("ve = true", "ve = false")))

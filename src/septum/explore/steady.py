@@ -42,4 +42,8 @@ def check_steady(subject: Subject, options: Options) -> None:
 
 
 def _end(runner: Runner, run: Run) -> tuple[object, ...]:
-    return run.finding, runner.subject.final(runner.built)
+    """What is the same each time; when it was found is not, as only the first run takes down what
+    is built."""
+    found = run.finding
+    what = None if found is None else (found.promise, found.text, found.where, found.task)
+    return what, runner.subject.final(runner.built)

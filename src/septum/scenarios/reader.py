@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from septum.abi.types import PAGE_SHIFT
 from septum.checks import PROMISES
 from septum.errors import InputError
 from septum.scenarios.area import HOW, Area, parse_area, parse_size
@@ -25,7 +26,7 @@ from septum.scenarios.scenario import (
 from septum.scenarios.spelling import meant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 T = TypeVar("T", Document, VmShape)
 
@@ -38,6 +39,8 @@ PAGE_STATES = ("shared", "unmapped", "pending 4K", "pending 2M", "private 4K", "
 _INJECTION = re.compile(r"([\w:.*-]+?)(?:=(busy|error|\d+))?(?: @(all|\d+)(?:-(\d+))?)?")
 _VALUES = {"busy": 1, "error": 2}
 EVER = 1 << 30
+_TO_MEMORY = ("accept", "use", "write", "read", "touch", "verify")
+"""What a guest does to memory that has to be there."""
 
 
 class _Reader:
@@ -338,6 +341,33 @@ class _Reader:
                     name = each.vm or next(iter(self.shapes))
                     used[name] = max(used.get(name, 0), each.number + 1)
 
+    def _inside(self, vm: Vm, area: Area, what: str, near: str) -> None:
+        """Raises InputError where the area is not in the VM's memory."""
+        offset = area.offset(vm.gpa)
+        if offset < 0 or offset + area.size(vm.memory_bytes) > vm.memory_bytes:
+            of = f"[vm.{vm.name}]" if self.several else "[vm]"
+            raise self.error(
+                f"{what} is beyond the VM's memory, {vm.memory_bytes >> PAGE_SHIFT} pages at"
+                f" {vm.gpa:#x}; name pages of it, or give {of} more `memory`",
+                near=near,
+            )
+
+    def _check_areas(self, actors: Iterable[Program | Step], scenario: Scenario) -> None:
+        """No guest waits for memory that its VM does not have, no expectation is of none."""
+        for actor in actors:
+            vm = scenario.vm(actor.vm) if actor.vcpu >= 0 else None
+            if vm is None or vm.shape.on_fault == "stop":
+                continue
+            for op in actor.ops if isinstance(actor, Program) else (actor.op,):
+                for each in (op, *op.alternatives):
+                    if each.verb in _TO_MEMORY:
+                        self._inside(vm, each.area, f"{_name_of(actor)}: `{each.text}`", each.text)
+        for key, name, area, _ in scenario.pages:
+            self._inside(scenario.vm(name), area, f"expect.pages: {key!r}", key)
+        for vm in scenario.vms:
+            for area, text in zip(vm.image, vm.shape.image, strict=True):
+                self._inside(vm, area, f"vm.image: {text!r}", text)
+
     def scenario(self) -> Scenario:
         """All of it."""
         programs = self.programs()
@@ -352,7 +382,7 @@ class _Reader:
         if not programs and not setup and not after:
             raise self.error("nothing happens in it; add a table [guest] or [host]")
         assert len(set(names)) == len(names)
-        return Scenario(
+        scenario = Scenario(
             name=self.name,
             document=self.document,
             vms=self.vms(used),
@@ -364,6 +394,12 @@ class _Reader:
             text=self.text,
             where=self.where,
         )
+        self._check_areas((*programs, *setup, *after), scenario)
+        return scenario
+
+
+def _name_of(actor: Program | Step) -> str:
+    return actor.name if isinstance(actor, Program) else actor.actor
 
 
 def _known_keys(key: str) -> str:

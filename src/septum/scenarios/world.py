@@ -135,6 +135,11 @@ class ScenarioWorld:
                 self._run_vcpu(name, index)
         for step in scenario.setup:
             self._take(step)
+            if self.sim.tasks:
+                raise InputError(
+                    f"scenario {scenario.name}: setup: `{step.actor}: {step.op.text}` never ends:"
+                    f" {self.sim.findings[-1].text}; nothing can be run or searched"
+                )
         for vmm in self.vmms.values():
             vmm.renew_guest()
 
@@ -232,6 +237,9 @@ class ScenarioWorld:
         self.sim.schedule = RoundRobin()
         for step in self.scenario.after:
             self._take(step)
+            if self.sim.tasks:
+                self._stop()
+                return
         self.sim.schedule = schedule
         self.checker.look_now("end of the programs")
         if counting:
