@@ -24,6 +24,8 @@ from septum.sim.state import slots_of
 SCENARIO = "demote-against-accept"
 FOLLOWED = "accept-4k-against-2m"
 """Where promises look in steps that are only followed, too."""
+NEEDED = "convert-against-accept-4k"
+"""Where there is something that no run sees that is not made to look."""
 SECONDS = 120
 
 
@@ -114,10 +116,10 @@ def all_seen_with(kind, scenario=SCENARIO) -> set[tuple[object, ...]]:  # type: 
 @pytest.fixture(scope="module")
 def at_every_look() -> dict[str, set[tuple[object, ...]]]:
     """What promises see when a real run is made for every look, by scenario."""
-    return {name: all_seen_with(NeverLooked, name) for name in (SCENARIO, FOLLOWED)}
+    return {name: all_seen_with(NeverLooked, name) for name in (SCENARIO, FOLLOWED, NEEDED)}
 
 
-@pytest.mark.parametrize("scenario", [SCENARIO, FOLLOWED])
+@pytest.mark.parametrize("scenario", [SCENARIO, FOLLOWED, NEEDED])
 def test_promises_see_all_that_they_see_when_each_look_is_a_run(at_every_look, scenario) -> None:
     assert len(at_every_look[scenario]) > 20
     assert at_every_look[scenario] == all_seen(scenario)
@@ -125,7 +127,7 @@ def test_promises_see_all_that_they_see_when_each_look_is_a_run(at_every_look, s
 
 def test_runs_that_look_are_needed(at_every_look) -> None:
     """Where no run is made to look, promises miss some."""
-    assert at_every_look[SCENARIO] > all_seen_with(AlwaysLooked)
+    assert at_every_look[NEEDED] > all_seen_with(AlwaysLooked, NEEDED)
 
 
 def test_what_promises_can_see_is_what_they_read() -> None:

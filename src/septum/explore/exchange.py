@@ -218,6 +218,8 @@ def look_at(opened: Opened, tracker: Tracker) -> None:
     assert isinstance(at, int)
     if what == "read":
         tracker.watched.learn(at)
+    elif what == "views":
+        tracker.watched.count_views()
     elif what == "orders":
         tracker.orders_count(at)
     elif at in tracker.names.of_base:

@@ -26,6 +26,10 @@ X = 1
 IX = 2
 IS = 3
 
+VIEW = 1
+"""The location of all that promises can see, and remember. Whoever changes something of it changes
+a part (IX); where promises look they read it all, and remember (S and IX)."""
+
 NO_NUMBERS = array("I")
 
 Masks = tuple[int, int, int, int]
@@ -119,7 +123,7 @@ class Footprints:
         self._contexts: dict[tuple[int, Held, Held], Context] = {}
         self._kinds: dict[int, _Kind] = {}
         self._numbers: dict[int, int] = {}
-        self.always: set[int] = set()  # locations that count as soon as anybody touches them
+        self.always: set[int] = {VIEW}  # locations that count as soon as anybody touches them
         self.news: set[int] = set()
         # Why news are EVERYWHERE, for other workers: what is watched from now on.
         self.opened: set[Opened] = set()
@@ -343,7 +347,8 @@ EVERYWHERE = -1
 Opened = tuple[str, object, str]
 """What turned out to be looked at: a slot ("slot", its class, its name), the order of the keys of a
 dict of the built world ("order", its id, "") or of all dicts of a kind that runs make ("orders",
-the kind, ""), slots of a kind that promises read ("read", the kind, "")."""
+the kind, ""), slots of a kind that promises read ("read", the kind, ""); that they look before the
+end ("views", 0, "")."""
 
 PART_LOCATION = 1 << 62
 """Locations of parts are numbered from here on."""

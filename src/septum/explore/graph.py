@@ -240,11 +240,14 @@ class GraphSearch:
         if unknown and self._hears():
             step = self._transitions.find(state, task, alone, choices)
         if step is None or (step.looked and (state.shown, step.raw) not in looks):
-            broken = self._real([*self._moves(), (task, choices)]).broke
+            made = self._real([*self._moves(), (task, choices)])
+            broken = made.broke
             step = self._transitions.find(state, task, alone, choices)
             if step is None and broken is None:
                 raise Unfaithful("a step that was made is not known")
             if step is None:
+                if made.steps:
+                    self._add_variants(node, made.steps[0], len(choices))
                 return broken, None
             if broken is not None:
                 # Half a step that breaks a promise is another one than all of it.

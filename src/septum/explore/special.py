@@ -47,8 +47,8 @@ HUSHABLE = frozenset(
 AS_ONE = frozenset(("TablePage", "FrameBlock", "Srcu"))
 """Classes of which one location stands for all slots."""
 
-# Who looks on and never changes the world. What a promise reads makes no step depend on another:
-# promises are judged on every schedule that is run, not on all that are equivalent to it.
+# Who looks on and never changes the world. What a promise reads is none of the step's own accesses:
+# that promises look is one (VIEW).
 OBSERVERS = ("septum.checks", "septum.trace")
 
 # Slots whose contents make no step depend on another, by class: statistics that no code of the
@@ -320,14 +320,37 @@ def _observers(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
         unseen_look = unseen(method)
 
         def call(*args: Any, **named: Any) -> Any:
+            tracker.watched.count_views()
             tracker.steps.looked = True
             return unseen_look(*args, **named)
 
         return call
 
+    def begin(method: Callable[..., Any]) -> Callable[..., Any]:
+        unseen_begin = unseen(method)
+
+        def call(*args: Any) -> Any:
+            tracker.steps.viewed = True
+            return unseen_begin(*args)
+
+        return call
+
+    def end(method: Callable[..., Any]) -> Callable[..., Any]:
+        """What a failed operation leaves is compared with what there was when it began."""
+        unseen_end = unseen(method)
+
+        def call(checker: Any, op: Any, ret: int) -> Any:
+            tracker.steps.viewed = True
+            if ret:
+                tracker.watched.count_views()
+                tracker.steps.looked = True
+            return unseen_end(checker, op, ret)
+
+        return call
+
     checker = (
-        *("operation_begin", "operation_end", "quiet_point", "ept_violation_handled"),
-        *("fault_tried", "_step", "entry_changes", "entry_changed", "vm_destroyed"),
+        *("quiet_point", "ept_violation_handled", "fault_tried"),
+        *("_step", "entry_changes", "entry_changed", "vm_destroyed"),
     )
 
     def result(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -348,6 +371,8 @@ def _observers(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
     return [
         *[(Checker, name, unseen) for name in checker],
         (Checker, "_look", look),
+        (Checker, "operation_begin", begin),
+        (Checker, "operation_end", end),
         (Record, "begin", unseen),
         (Record, "end", result),
         (Record, "memory_fault", unseen),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.explore.footprint import NEW_LOCATION, PART_LOCATION, Context, X
+from septum.explore.footprint import IX, NEW_LOCATION, PART_LOCATION, VIEW, Context, S, X
 
 if TYPE_CHECKING:
     from septum.explore.own import Noted
@@ -36,12 +36,14 @@ class Steps:
         "makes",
         "nr_results",
         "results",
+        "viewed",
     )
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
         self.log: list[int] = []
         self.looked = False  # the step had the promises look at everything
+        self.viewed = False  # or remember what they can see
         self.fresh: list[int] = []  # names of objects made in the step
         self.results: list[tuple[int, int]] = []  # of operations: (of which, what)
         self.nr_results: dict[int, int] = {}  # by task
@@ -63,7 +65,7 @@ class Steps:
 
     def forget(self) -> None:
         """What was logged since the last step is of no interest."""
-        self.looked = False
+        self.looked = self.viewed = False
         self.log.clear()
         self._segments.clear()
         self.fresh.clear()
@@ -129,7 +131,7 @@ class Steps:
             touched.update([access >> 2 for access in accesses])
             self._tracker.own.note(accesses - context.shared)
         self._segments.clear()
-        self.looked = False
+        self.looked = self.viewed = False
         made: set[int] = set()
         self.makes = new = self._make(task) if self.fresh else []
         if new:
@@ -153,6 +155,21 @@ class Steps:
             self._tracker.footprints.make(access >> 2, 1 << task)
         self._tracker.own.note(made)
         return made
+
+    def views(self, task: int, looked: bool) -> set[int]:
+        """The step taken last changed something that promises can see; or they `looked`, which
+        changes what they remember. Returns the accesses by which it depends on others.
+
+        Whoever looks holds no lock, so that none guards what is seen.
+        """
+        nothing: frozenset[int] = frozenset()
+        context = self._tracker.footprints.context(task, nothing, nothing)
+        accesses = {VIEW << 2 | S, VIEW << 2 | IX} if looked else {VIEW << 2 | IX}
+        fresh = accesses - context.known
+        if fresh:
+            self._tracker.footprints.register(context, sorted(fresh))
+        self.accesses.append((context, accesses))
+        return accesses & context.kept
 
     def passes(self, task: int) -> None:
         """A step of `task` that is known was made again."""

@@ -29,7 +29,7 @@ from septum.explore.fingerprint import (
     Write,
     kinds_of,
 )
-from septum.explore.footprint import EVERYWHERE, NO_NUMBERS, X
+from septum.explore.footprint import EVERYWHERE, NO_NUMBERS, VIEW, X
 from septum.explore.judged import JudgedEnds
 from septum.explore.run import Abandoned
 from septum.explore.stand import Stand
@@ -303,6 +303,7 @@ class Transitions:
         to. Raises Unfaithful when it is known to come out otherwise."""
         tracker = self._tracker
         looked = tracker.steps.looked
+        viewed = looked or tracker.steps.viewed
         kept, shared, made, touched = tracker.steps.take(task)
         kinds = kinds_of(shared)
         whole_of = tracker.footprints.whole_of
@@ -354,6 +355,9 @@ class Transitions:
         state.learn(step.change, mark)
         step.wrote = step.change.locations(whole_of)
         step.looked = looked
+        if tracker.watched.counts and (viewed or step.change.shown or step.change.afresh):
+            kept |= tracker.steps.views(task, viewed)
+            touched.add(VIEW)
         step.touched = tracker.footprints.numbers_of(touched)
         step.makes = bool(tracker.steps.makes)
         step.looks_at = tuple(met)

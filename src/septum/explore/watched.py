@@ -25,7 +25,7 @@ class Watched(dict[int, bool]):
     """Location -> whether promises read such a one. Runs that show more than was known tell it as
     news: what was computed before lacks it."""
 
-    __slots__ = ("_asked", "_known", "_read", "_tracker")
+    __slots__ = ("_asked", "_known", "_read", "_tracker", "counts")
 
     def __init__(self, tracker: Tracker) -> None:
         super().__init__()
@@ -33,6 +33,7 @@ class Watched(dict[int, bool]):
         self._read: set[int] = set()
         self._asked: set[int] = set()  # kinds that somebody took for read or not
         self._known: set[int] = set()  # accesses of objects of the built world
+        self.counts = False  # promises look before a run has ended: see VIEW
 
     def __missing__(self, location: int) -> bool:
         lock = self._tracker.lock_of.get(location >> 8)
@@ -69,6 +70,13 @@ class Watched(dict[int, bool]):
                 self.clear()
                 self._tracker.footprints.news.add(EVERYWHERE)
             self._tracker.footprints.opened.add(("read", kind, ""))
+
+    def count_views(self) -> None:
+        """Promises look before the end: what they can see then depends on who came first."""
+        if not self.counts:
+            self.counts = True
+            self._tracker.footprints.news.add(EVERYWHERE)
+            self._tracker.footprints.opened.add(("views", 0, ""))
 
     def _kind_of(self, location: int) -> int:
         if location >= NEW_LOCATION << 8:
