@@ -10,12 +10,13 @@ import pytest
 from septum.explore.alike import Alike, Like, Others, OwnSeen
 from septum.explore.fingerprint import Seen
 from septum.explore.footprint import Footprints
+from septum.explore.known import Step
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
 from septum.explore.stacks import _codes
 from septum.explore.stand import NOTHING_HELD, Own, Stand, frame_at
 from septum.explore.subject import Options, Strategy, Subject
-from septum.explore.transitions import Step, Transitions
+from septum.explore.transitions import Transitions
 
 
 def judge(

@@ -13,6 +13,7 @@ import pytest
 from septum.explore import fingerprint, special
 from septum.explore.footprint import Context, Footprints
 from septum.explore.graph import GraphSearch
+from septum.explore.known import Step
 from septum.explore.loops import Row
 from septum.explore.run import Runner
 from septum.explore.scenario import ScenarioSubject
@@ -21,7 +22,7 @@ from septum.explore.split import split
 from septum.explore.subject import Options, Strategy
 from septum.explore.toybox import LIVELOCK, TOYS, dice_toy
 from septum.explore.toys import Toy
-from septum.explore.transitions import Step, Unfaithful
+from septum.explore.transitions import Unfaithful
 from septum.explore.values import Contents
 
 Compare = Callable[[Toy, int | None], tuple[int, int] | None]

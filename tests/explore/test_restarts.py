@@ -3,11 +3,11 @@
 import pytest
 
 from septum.explore import Options, Strategy
+from septum.explore.known import Step
 from septum.explore.loops import Row
 from septum.explore.search import Job, Searcher
 from septum.explore.subject import Built
 from septum.explore.toys import Toy, ToyState
-from septum.explore.transitions import Step
 
 
 class Begun(Toy):

@@ -4,11 +4,11 @@ somebody out is no livelock and needs no real run; what leaves nobody out is fou
 import pytest
 
 from septum.explore.graph import GraphSearch
+from septum.explore.known import Step
 from septum.explore.loops import Row
 from septum.explore.search import Job, JobResult, Searcher
 from septum.explore.subject import Options, Strategy
 from septum.explore.toys import Toy
-from septum.explore.transitions import Step
 
 # t0 and t1 undo what the other did, again and again, until t2 sets cell 2: two vCPUs that retry.
 TOGETHER = Toy(

@@ -13,13 +13,14 @@ import pytest
 
 from septum.explore.bytecode import place
 from septum.explore.footprint import IX, Footprints, X
+from septum.explore.known import Step
 from septum.explore.own import OwnState
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, Searcher
 from septum.explore.stacks import Stacks, _codes, _Stack, place_of
 from septum.explore.stand import NOTHING_HELD, frame_at
 from septum.explore.subject import Options, Strategy
-from septum.explore.transitions import Step, Transitions, Unfaithful
+from septum.explore.transitions import Transitions, Unfaithful
 
 
 def call(*_: object) -> None:
@@ -205,13 +206,14 @@ def test_forgetting_the_variables_is_noticed(monkeypatch) -> None:
 def test_known_steps_that_are_followed_wrongly_are_noticed(monkeypatch) -> None:
     """Where frames are forgotten, or what a step left of its task's own, the steps after are not
     the ones that are known; nothing is noticed where nothing is wrong."""
-    assert not unfaithful(monkeypatch, "write-against-convert")
+    name = "convert-against-accept-4k"
+    assert not unfaithful(monkeypatch, name)
     with monkeypatch.context() as patch:
         patch.setattr(_Stack, "_observed", lambda self, followed: self._before)
-        assert unfaithful(monkeypatch, "write-against-convert")
+        assert unfaithful(monkeypatch, name)
     with monkeypatch.context() as patch:
         patch.setattr(OwnState, "follow", lambda self, noted: None)
-        assert unfaithful(monkeypatch, "write-against-convert")
+        assert unfaithful(monkeypatch, name)
 
 
 def test_what_was_one_tasks_alone_and_is_no_more_is_told_no_more() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.explore.transitions import DONE, POINT
+from septum.explore.known import DONE, POINT
 
 if TYPE_CHECKING:
     from septum.explore.fingerprint import Fingerprint
-    from septum.explore.transitions import Look, Step, Transitions
+    from septum.explore.known import Look, Step
+    from septum.explore.transitions import Transitions
 
 Move = tuple[int, tuple[int, ...]]
 """A task, and how the choice points of its step come out."""

@@ -23,10 +23,10 @@ from septum.explore.stand import Frames, Own, Stand
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
+    from septum.explore.known import Step
     from septum.explore.stacks import Moved
     from septum.explore.stand import FrameAt
     from septum.explore.track import Tracker
-    from septum.explore.transitions import Step
 
 Counts = tuple[int, int]
 """How many of the innermost frames of each stack ran."""

@@ -24,8 +24,8 @@ from septum.explore.footprint import EVERYWHERE
 if TYPE_CHECKING:
     from septum.explore.been import Been
     from septum.explore.footprint import Footprints, Held, Opened
+    from septum.explore.known import Look, Step
     from septum.explore.track import Tracker
-    from septum.explore.transitions import Look, Step
     from septum.explore.visited import Visit
     from septum.sim import Finding
 

@@ -123,7 +123,7 @@ class Footprints:
         self._contexts: dict[tuple[int, Held, Held], Context] = {}
         self._kinds: dict[int, _Kind] = {}
         self._numbers: dict[int, int] = {}
-        self.always: set[int] = {VIEW}  # locations that count as soon as anybody touches them
+        self.always: set[int] = set()  # locations that count as soon as anybody touches them
         self.news: set[int] = set()
         # Why news are EVERYWHERE, for other workers: what is watched from now on.
         self.opened: set[Opened] = set()
@@ -176,6 +176,18 @@ class Footprints:
             found = self._contexts[key] = Context(task, held, exclusive)
         return found
 
+    def views(self, task: int, looked: bool) -> tuple[Context, set[int]]:
+        """The accesses by which a step of `task` depends on others that changed something that
+        promises can see, or (then they `looked`) had them look.
+
+        Whoever looks holds no lock, so that none guards what is seen.
+        """
+        nothing: Held = frozenset()
+        context = self.context(task, nothing, nothing)
+        accesses = {VIEW << 2 | S, VIEW << 2 | IX} if looked else {VIEW << 2 | IX}
+        self.register(context, sorted(accesses - context.known))
+        return context, accesses
+
     @property
     def nr_shared(self) -> int:
         """How many locations count."""
@@ -216,7 +228,7 @@ class Footprints:
                 kind.locations.append(location)
                 if kind.divided:
                     self._divide(location)
-            if location in self.always or (number and kind.shared):
+            if location == VIEW or location in self.always or (number and kind.shared):
                 self._count(location)
                 self.news.discard(location)  # nothing lacks what was never touched
         return users

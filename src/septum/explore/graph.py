@@ -37,24 +37,25 @@ from septum.explore.footprint import (
     join,
     join_into,
 )
+from septum.explore.known import DONE, POINT, Step
 from septum.explore.learn import Recording, Translating
 from septum.explore.loops import Row, looks_at, still_spinning
 from septum.explore.node import Node, inherit_sleep, order
 from septum.explore.real import RealRuns, Restart
 from septum.explore.subject import UNBOUNDED
 from septum.explore.tails import slide
-from septum.explore.transitions import DONE, POINT, Step, Transitions, Unfaithful
+from septum.explore.transitions import Transitions, Unfaithful
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from septum.explore.ahead import Move
+    from septum.explore.known import Choice
     from septum.explore.run import Run, Runner
     from septum.explore.search import Job
     from septum.explore.steering import Steering
     from septum.explore.subject import Options
     from septum.explore.track import Tracker
-    from septum.explore.transitions import Choice
     from septum.sim import Finding
 
 ANYTHING: Masks = (-1, -1, -1, -1)

@@ -9,18 +9,20 @@ import sys
 from typing import TYPE_CHECKING
 
 from septum.explore.ahead import Ahead, along_max
+from septum.explore.known import BLOCKED, DONE, POINT, Choice, Ends
 from septum.explore.run import Replaying, Steering
 from septum.explore.sampling import Length, RandomWalk
 from septum.explore.stacks import place_of
-from septum.explore.transitions import BLOCKED, DONE, POINT, Choice, Ends, Unfaithful
+from septum.explore.transitions import Unfaithful
 
 if TYPE_CHECKING:
     from septum.explore.ahead import Move
     from septum.explore.fingerprint import Fingerprint
+    from septum.explore.known import Look, Step
     from septum.explore.run import Runner
     from septum.explore.subject import Options
     from septum.explore.track import Tracker
-    from septum.explore.transitions import Look, Step, Transitions
+    from septum.explore.transitions import Transitions
     from septum.sim import Finding, Sim, Task
 
 HUSH_MIN = 12

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from septum.explore.fingerprint import Fingerprint
-    from septum.explore.transitions import Step
+    from septum.explore.known import Step
 
 Spinning = dict[int, tuple[tuple[int, int], ...]]
 """Tasks that go round: what they look at, and its content."""

@@ -10,8 +10,8 @@ from septum.explore.loops import Row
 if TYPE_CHECKING:
     from septum.explore.fingerprint import Mark
     from septum.explore.footprint import Masks, Summary
+    from septum.explore.known import Step
     from septum.explore.loops import Spinning
-    from septum.explore.transitions import Step
 
 
 NOBODYS = Row(0)

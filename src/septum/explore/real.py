@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
     from septum.explore.ahead import Move
     from septum.explore.fingerprint import Fingerprint
+    from septum.explore.known import Step
     from septum.explore.run import Run
     from septum.explore.steering import Steering
     from septum.explore.track import Tracker
-    from septum.explore.transitions import Step, Transitions
+    from septum.explore.transitions import Transitions
     from septum.sim import Finding
 
 LASTING_MAX = 200_000

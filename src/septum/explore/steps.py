@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.explore.footprint import IX, NEW_LOCATION, PART_LOCATION, VIEW, Context, S, X
+from septum.explore.footprint import NEW_LOCATION, PART_LOCATION, Context, X
 
 if TYPE_CHECKING:
     from septum.explore.own import Noted
@@ -155,21 +155,6 @@ class Steps:
             self._tracker.footprints.make(access >> 2, 1 << task)
         self._tracker.own.note(made)
         return made
-
-    def views(self, task: int, looked: bool) -> set[int]:
-        """The step taken last changed something that promises can see; or they `looked`, which
-        changes what they remember. Returns the accesses by which it depends on others.
-
-        Whoever looks holds no lock, so that none guards what is seen.
-        """
-        nothing: frozenset[int] = frozenset()
-        context = self._tracker.footprints.context(task, nothing, nothing)
-        accesses = {VIEW << 2 | S, VIEW << 2 | IX} if looked else {VIEW << 2 | IX}
-        fresh = accesses - context.known
-        if fresh:
-            self._tracker.footprints.register(context, sorted(fresh))
-        self.accesses.append((context, accesses))
-        return accesses & context.kept
 
     def passes(self, task: int) -> None:
         """A step of `task` that is known was made again."""

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING
 
 from septum.explore.fingerprint import MASK, Change
 from septum.explore.footprint import NOTHING, add_to, depend, join
+from septum.explore.known import POINT
 from septum.explore.loops import still_spinning
 from septum.explore.slots import MISSING
-from septum.explore.transitions import POINT
 
 if TYPE_CHECKING:
     from septum.explore.fingerprint import Fingerprint, Seen
     from septum.explore.footprint import Masks
+    from septum.explore.known import Look, Step
     from septum.explore.loops import Row
     from septum.explore.node import Node
-    from septum.explore.transitions import Look, Step, Transitions
+    from septum.explore.transitions import Transitions
 
 TAIL_MIN = 3
 """So many steps in a row are worth being kept as one."""
