@@ -3,6 +3,7 @@
 import pytest
 
 from septum.explore import Options, Strategy
+from septum.explore.footprint import Footprints
 from septum.explore.known import Step
 from septum.explore.loops import Row
 from septum.explore.search import Job, Searcher
@@ -97,3 +98,17 @@ def test_a_search_comes_to_its_limit_in_the_middle_of_a_step() -> None:
     assert not [note for note in notes if "without reduction" in note]
     assert notes[0] == "runs of more than 20 decisions were not searched beyond them"
     assert notes[-1] == ""
+
+
+def test_a_search_that_gives_up_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What raises in runs that are looked at, and in no other: nothing more is shared then."""
+
+    def masks(self: Footprints, accesses: object) -> None:
+        raise KeyError(6)
+
+    monkeypatch.setattr("septum.explore.search.RESTARTS_MAX", 3)
+    monkeypatch.setattr(Footprints, "masks", masks)
+    result, _ = searched(Toy("two", [(("write", 0, 1),), (("check", 0, 0),)]))
+    assert not result.complete
+    assert result.note.startswith("given up after 3 beginnings: runs since ")
+    assert result.note.endswith("changed something that made the model raise KeyError")

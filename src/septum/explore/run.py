@@ -6,6 +6,7 @@ and verified every so often, so that a run never depends on the runs before it.
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -254,7 +255,8 @@ class Runner:
             token = encode_token(stamp(), self.subject.recipe, ListSchedule(answers))
             error.add_note(f"scenario {self.subject.name}; replay with: septum replay {token}")
             raise
-        raise StateMissed(since, ["something that made the model raise"])
+        what = type(sys.exception()).__name__
+        raise StateMissed(since, [f"something that made the model raise {what}"])
 
     def begin(self, steering: Steering) -> None:
         """Put the world back and make it ready for a run."""

@@ -335,6 +335,7 @@ class Searcher:
             return result
         transitions = self.transitions
         assert transitions is not None and self.tracker is not None
+        why = "more turned out to be shared"
         for nr_restarts in range(RESTARTS_MAX):
             if nr_restarts and self._out_of_budget(job, 0):
                 break
@@ -356,10 +357,12 @@ class Searcher:
                 result.complete = walked and self._complete()
                 self.runner.settle()
             except Restart:
+                why = "more turned out to be shared"
                 continue
             except OutOfTime:
                 return self._leave(result)
-            except StateMissed:
+            except StateMissed as missed:
+                why = str(missed)
                 self._begin_anew(transitions)
                 continue
             except Unfaithful:
@@ -375,7 +378,7 @@ class Searcher:
                 result.steps = search.nr_steps
             return result
         if not self._out_of_budget(job, result.schedules):
-            self.note = f"in each of {RESTARTS_MAX} beginnings more turned out to be shared"
+            self.note = f"given up after {RESTARTS_MAX} beginnings: {why}"
         return result
 
     def prepare(self) -> None:
