@@ -2,6 +2,7 @@
 
 python tools/dice.py --seconds 600           from seed 0 on
 python tools/dice.py --seconds 600 --judges  small ones, of which the two judges must say the same
+python tools/dice.py --seconds 600 --bugs    and on hosts with seeded bugs
 python tools/dice.py --seconds 0 --first 7   that of seed 7
 """
 
@@ -18,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "shared"))
 from drawn import LARGE, SMALL, drawn_scenario
 from judging import judges_agree
 
+from septum.designs import designs
+from septum.errors import InputError
 from septum.scenarios.bench import ScenarioBench
 from septum.scenarios.run import RandomRun, load_scenario
 
@@ -33,12 +36,20 @@ def make_runs(path: str) -> None:
             bench.run(RandomRun(number))
 
 
+def hold_to_each_other(path: str, seed: int, *, bugs: bool) -> None:
+    """Both judges, with promises looked at at the end, or after every operation."""
+    named = sorted(name for name in designs() if name.startswith("bug-")) if bugs else ["v3"]
+    for check in ("end", "quiet"):
+        judges_agree(path, SCHEDULES, named[seed % len(named)], check)
+
+
 def main() -> int:
     """Draws scenarios until the time is over. Returns 1 when any was bad."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--judges", action="store_true")
+    parser.add_argument("--bugs", action="store_true")
     args = parser.parse_args()
     bad = 0
     seed = args.first
@@ -46,12 +57,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "drawn.toml"
         while True:
-            path.write_text(drawn_scenario(seed, SMALL if args.judges else LARGE), encoding="utf-8")
+            small = args.judges or args.bugs
+            path.write_text(drawn_scenario(seed, SMALL if small else LARGE), encoding="utf-8")
             try:
-                if args.judges:
-                    judges_agree(str(path), SCHEDULES)
+                if small:
+                    hold_to_each_other(str(path), seed, bugs=args.bugs)
                 else:
                     make_runs(str(path))
+            except InputError:
+                pass  # the host does not come to where the programs begin
             except Exception as error:  # whatever it is, it is what is looked for
                 bad += 1
                 print(f"seed {seed}: {type(error).__name__}: {error}")

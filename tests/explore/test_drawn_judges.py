@@ -12,11 +12,11 @@ SCHEDULES = 150
 """Scenarios that have more are left out."""
 
 
-def agreed(tmp_path, seed: int) -> bool:  # type: ignore[no-untyped-def]
+def agreed(tmp_path, seed: int, *design: str) -> bool:  # type: ignore[no-untyped-def]
     """Whether there was something to compare. AssertionError: the judges do not agree."""
     path = tmp_path / f"drawn-{seed}.toml"
     path.write_text(drawn_scenario(seed, SMALL), encoding="utf-8")
-    return judges_agree(str(path), SCHEDULES)
+    return judges_agree(str(path), SCHEDULES, *design)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -26,6 +26,22 @@ def test_the_judges_agree(tmp_path, seed: int) -> None:  # type: ignore[no-untyp
         pytest.skip("too many schedules for the plain judge")
 
 
+@pytest.mark.parametrize("check", ["end", "quiet"])
+@pytest.mark.parametrize(
+    ("seed", "bug"),
+    [
+        (0, "no-track"),
+        (10, "retries-going-slot"),
+        (2002, "seq-not-checked"),
+        (2002, "split-cache-one-pair"),
+        (2002, "module-accept-unlocked"),
+    ],
+)
+def test_the_judges_agree_on_broken_hosts(tmp_path, seed: int, bug: str, check: str) -> None:  # type: ignore[no-untyped-def]
+    """Also where promises look after every operation."""
+    assert agreed(tmp_path, seed, f"bug-{bug}", check)
+
+
 def test_a_search_that_lets_nobody_else_run_is_noticed(monkeypatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
     def first(self: GraphSearch, node: Node) -> int | None:
         return node.todo.pop(0) if node.answer < 0 and node.todo else None
@@ -33,3 +49,5 @@ def test_a_search_that_lets_nobody_else_run_is_noticed(monkeypatch, tmp_path) ->
     monkeypatch.setattr(GraphSearch, "_next", first)
     with pytest.raises(AssertionError):
         agreed(tmp_path, 2)
+    with pytest.raises(AssertionError):
+        agreed(tmp_path, 2002, "bug-seq-not-checked", "quiet")

@@ -86,15 +86,15 @@ def _told(subject: Ends, found: list[tuple[str, str]]) -> Told:
     return Told(frozenset(subject.ends), frozenset((name, alike(text)) for name, text in found))
 
 
-def judges_agree(path: str, limit: int, check: Mode = "end") -> bool:
+def judges_agree(path: str, limit: int, design: str = "v3", check: Mode = "end") -> bool:
     """Whether there was something to compare, within no preemption and within one, and a failure
     where the scenario allows any: not where the plain judge has more than `limit` schedules. Raises
     AssertionError where they do not agree."""
     failures = int("[failures]" in Path(path).read_text(encoding="utf-8"))
     for preemptions in (0, 1):
-        plain = searched(path, preemptions, failures, limit=limit, check=check)
+        plain = searched(path, preemptions, failures, limit=limit, design=design, check=check)
         if plain is None:
             return preemptions > 0
-        fast = searched(path, preemptions, failures, check=check)
+        fast = searched(path, preemptions, failures, design=design, check=check)
         assert fast is not None and fast.told == plain.told, f"within {preemptions} preemptions"
     return True
