@@ -12,11 +12,12 @@ SCHEDULES = 150
 """Scenarios that have more are left out."""
 
 
-def agreed(tmp_path, seed: int, *design: str) -> bool:  # type: ignore[no-untyped-def]
-    """Whether there was something to compare. AssertionError: the judges do not agree."""
+def agreed(tmp_path, seed: int, *how: str) -> bool:  # type: ignore[no-untyped-def]
+    """Whether there was something to compare. AssertionError: the judges do not agree. `how`: on
+    which design, and when promises look, if not on v3 at the end."""
     path = tmp_path / f"drawn-{seed}.toml"
     path.write_text(drawn_scenario(seed, SMALL), encoding="utf-8")
-    return judges_agree(str(path), SCHEDULES, *design)
+    return judges_agree(str(path), SCHEDULES, *how)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

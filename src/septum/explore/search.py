@@ -335,8 +335,8 @@ class Searcher:
             return result
         transitions = self.transitions
         assert transitions is not None and self.tracker is not None
-        why = "more turned out to be shared"
         for nr_restarts in range(RESTARTS_MAX):
+            why = "more turned out to be shared"  # unless it is said below
             if nr_restarts and self._out_of_budget(job, 0):
                 break
             result = JobResult(job.number, complete=False)
@@ -357,7 +357,6 @@ class Searcher:
                 result.complete = walked and self._complete()
                 self.runner.settle()
             except Restart:
-                why = "more turned out to be shared"
                 continue
             except OutOfTime:
                 return self._leave(result)
