@@ -182,6 +182,8 @@ class Runner:
         Ends with `untrack`: the tracker patches the model's classes for the whole process.
         """
         self.clean()
+        for coroutine in self._coroutines:
+            coroutine.kill()
         tracker = Tracker(self.built.sim, coverage)
         tracker.adopt(self.snapshot)
         self._capture()
@@ -342,7 +344,8 @@ class Runner:
             sim.current = task
             _quietly(task.kill)
         for coroutine in self._coroutines:
-            _quietly(coroutine.kill)
+            # Who sees what each step touches must see it of a stack that is made anew.
+            _quietly(coroutine.rest if self.tracker is None else coroutine.kill)
 
 
 def _quietly(kill: Callable[[], None]) -> None:

@@ -224,7 +224,8 @@ def parse_host_op(line: str) -> Op:
 
 def result_fits(op: Op, result: str) -> bool:
     """Whether `result` is one of those that the scenario calls right."""
-    return not op.results or any(_same(right, result) for right in op.results)
+    rights = op.results
+    return not rights or result in rights or any(_same(right, result) for right in rights)
 
 
 def _same(right: str, result: str) -> bool:

@@ -145,7 +145,7 @@ class Sim:
                 task.stack.parent = self._hub
         self._update_solo()
         try:
-            while any(not task.done and not task.daemon for task in self.tasks):
+            while self._goes_on():
                 if not self._ready:
                     self._deadlock()
                     break
@@ -155,6 +155,13 @@ class Sim:
             self._hub = None
             self.tasks = [task for task in self.tasks if not task.done]
             self._solo = True
+
+    def _goes_on(self) -> bool:
+        """Whether a task that is not a daemon has not ended."""
+        for task in self.tasks:  # noqa: SIM110 - a generator that is left early raises in itself
+            if not task.done and not task.daemon:
+                return True
+        return False
 
     def _enter(self, task: Task) -> None:
         assert task.glet is not None

@@ -164,11 +164,14 @@ class Task:
 class Coroutine:
     """A second stack within whichever task resumes it."""
 
-    __slots__ = ("_begun", "_body", "_caller", "_stack", "finished", "name")
+    __slots__ = ("_begun", "_body", "_caller", "_stack", "_stays", "at_start", "finished", "name")
 
     def __init__(self, name: str, fn: Callable[[], None]) -> None:
         self.name = name
         self.finished = False
+        # Said by what it runs, around a suspension: what goes on from there is what begins anew.
+        self.at_start = False
+        self._stays = False  # it is suspended there, and begins from there
         self._begun = False
         self._caller: greenlet.greenlet | None = None
         self._stack: Stack | None = None
@@ -191,14 +194,27 @@ class Coroutine:
 
     def kill(self) -> None:
         """End it where it is suspended, as when its machine is switched off."""
+        self._stays = False
         if self._stack is not None:
             self._stack.break_off()
 
+    def rest(self) -> None:
+        """`kill`, before it is renewed; but where it is `at_start` it stays as it is, and begins
+        from there: to unwind a stack costs as much as thirty switches."""
+        if self._stays:
+            return
+        if self.at_start and self._stack is not None:
+            frame = self._stack.gr_frame
+            self._stays = frame is not None and frame.f_code is Coroutine.suspend.__code__
+        if not self._stays:
+            self.kill()
+
     def renew(self) -> None:
         """Begin anew when it is resumed. What it was about should have been ended."""
-        if self._stack is not None and (self._stack.busy or self._stack.dead):
+        stack = self._stack
+        if stack is not None and (stack.busy or stack.dead) and not self._stays:
             self._stack = None
-        self._begun = self.finished = False
+        self._begun = self.finished = self.at_start = False
         self._caller = None
 
     def resume(self, value: object = None) -> object:
@@ -215,7 +231,12 @@ class Coroutine:
             self._begun = True
             if stack is None or stack.home is not _idle.stacks:
                 stack = self._stack = Stack()
-            stack.give(self._body, caller)
+                self._stays = False
+            if self._stays:
+                self._stays = False
+                stack.parent = caller
+            else:
+                stack.give(self._body, caller)
         else:
             assert stack is not None
             stack.parent = caller

@@ -62,6 +62,13 @@ class GmemFile:
         self.released = False
         self.f_count = 1  # references to the struct file; at 0 it is released
 
+    def slot_at(self, index: int) -> KvmMemorySlot | None:
+        """The memslot that is bound to an index: xa_load() of the bindings."""
+        for first, last, slot in self.bindings:
+            if first <= index < last:
+                return slot
+        return None
+
 
 class Subpool:
     """struct hugepage_subpool: `rsv_hpages` of its `min_hpages` of `order` are still reserved."""

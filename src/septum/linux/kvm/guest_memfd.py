@@ -157,7 +157,7 @@ class GuestMemfd(GmemAttrs):
             if slot.gmem_file is not None:
                 self.warn_on_once("file of the slot has changed", "__kvm_gmem_get_pfn")
             return -EFAULT, 0, None
-        bound = next((s for first, last, s in f.bindings if first <= index < last), None)
+        bound = f.slot_at(index)
         if bound is not slot:
             if bound is not None:
                 self.warn_on_once("index is bound to another slot", "__kvm_gmem_get_pfn")
