@@ -57,17 +57,20 @@ class TdGuestCpu(GuestCpu):
     def tdvmcall(
         self, function: int, r12: int = 0, r13: int = 0, r14: int = 0, r15: int = 0
     ) -> tuple[int, int]:
-        regs = Regs(
-            rax=TDG_VP_VMCALL,
-            rcx=tdvmcall.TDVMCALL_EXPOSED_REGS,
-            r11=function,
-            r12=r12,
-            r13=r13,
-            r14=r14,
-            r15=r15,
-        )
+        regs = _vmcall(function, r12, r13, r14, r15)
         self.machine.tdcall(self._boundary(), regs)
         return regs.r10, regs.r11
+
+    def report_and_begin(self, code: int) -> None:
+        """`report`, by a program that begins anew when its vCPU is entered again: so it is as good
+        where it waits as one that was never entered."""
+        self.on_report(code)
+        regs = _vmcall(tdvmcall.TDVMCALL_IO, 4, tdvmcall.IO_WRITE, tdvmcall.PORT_DEBUG_EXIT, code)
+        lp = self._boundary()
+        coroutine = self.context.coroutine
+        coroutine.at_start = True
+        self.machine.tdcall(lp, regs)
+        coroutine.at_start = False
 
     def hlt(self) -> None:
         """As of every guest; and then interrupts go on, so that what is pending is taken."""
@@ -146,6 +149,19 @@ class TdGuestCpu(GuestCpu):
         sim = self.machine.sim
         if sim.tracing:
             sim.emit(GuestReportEvent(sim.now_ns(), sim.current.name, sim.current.cpu, code))
+
+
+def _vmcall(function: int, r12: int, r13: int, r14: int, r15: int) -> Regs:
+    """The operands of TDG.VP.VMCALL<function>."""
+    return Regs(
+        rax=TDG_VP_VMCALL,
+        rcx=tdvmcall.TDVMCALL_EXPOSED_REGS,
+        r11=function,
+        r12=r12,
+        r13=r13,
+        r14=r14,
+        r15=r15,
+    )
 
 
 def make_guest_cpus(machine: Machine, guest: Guest, *, gpaw: int = 48) -> list[TdGuestCpu]:

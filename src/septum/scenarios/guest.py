@@ -63,17 +63,14 @@ class ScenarioGuest(Guest):
     def run(self, cpu: GuestCpu) -> None:
         """Never returns."""
         assert isinstance(cpu, TdGuestCpu)
-        coroutine = cpu.context.coroutine
         index = cpu.index
         while True:
-            coroutine.at_start = False
             queue = self.queues[index]
             while self.done[index] < len(queue):
                 op = queue[self.done[index]]
                 self.done[index] += 1
                 self.execute(cpu, op)
-            coroutine.at_start = True
-            cpu.report(tdvmcall.REPORT_SCRIPT_DONE)
+            cpu.report_and_begin(tdvmcall.REPORT_SCRIPT_DONE)
 
     def execute(self, cpu: GuestCpu, op: Op) -> None:
         """Do one operation and record its result."""
