@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from judging import Told, searched
+from judging import Told, searched, without_results
 
 from septum.explore.graph import GraphSearch
 
@@ -34,6 +34,9 @@ def test_the_judges_agree(name: str) -> None:
     plain = searched(name, SMALL[name], limit=ALL)
     assert fast and plain and fast.states
     assert fast.told == plain.told
+    content = searched(name, SMALL[name], results=False)
+    assert content and content.states <= fast.states
+    assert content.told == without_results(plain.told)
 
 
 LESS_EXPECTED = """

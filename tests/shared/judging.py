@@ -33,13 +33,15 @@ class Searched(NamedTuple):
 
 
 class Ends(ScenarioSubject):
-    """A scenario that notes how its runs end."""
+    """A scenario that notes how its runs end, with `results`, or without those of operations."""
 
-    __slots__ = ("ends",)
+    __slots__ = ("ends", "results")
 
     def finish(self, built) -> None:  # type: ignore[no-untyped-def]
         super().finish(built)
-        self.ends.add((self.final(built), tuple(alike(f.text) for f in built.sim.findings)))
+        results, *state = self.final(built)
+        end = (results if self.results else (), *state)
+        self.ends.add((end, tuple(alike(f.text) for f in built.sim.findings)))
 
 
 def alike(text: str) -> str:
@@ -57,12 +59,15 @@ def searched(
     limit: int = 0,
     design: str = "v3",
     check: Mode = "end",
+    results: bool = True,
 ) -> Searched | None:
     """All within the bounds, by the fast search; with a `limit`, by the plain one within so many
-    schedules (None: there are more). Raises AssertionError when the fast one was not through, or
-    gave up its reduction."""
+    schedules (None: there are more). Without `results` the fast one tells states apart by what
+    operations came to only where that is not right, as the command does, and neither tells of it.
+    Raises AssertionError when the fast one was not through, or gave up its reduction."""
     subject = Ends(name, design, check)
     subject.ends = set()
+    subject.results = results
     options = Options(
         keep_going=True, preemptions=preemptions, failures=failures, spin_points=SPIN_POINTS
     )
@@ -72,6 +77,8 @@ def searched(
     searcher = Searcher(subject, options)
     try:
         searcher.prepare()
+        assert searcher.tracker is not None
+        searcher.tracker.steps.all_results = results
         subject.ends.clear()  # of the runs in which it got ready
         job = Job(1, Strategy.EXHAUSTIVE, preemptions=preemptions, failures=failures)
         result = searcher.do(job)
@@ -80,6 +87,12 @@ def searched(
     assert result.complete and not result.note, result.note
     found = [(one.finding.promise, one.finding.text) for one in result.found]
     return Searched(_told(subject, found), result.states)
+
+
+def without_results(told: Told) -> Told:
+    """The same, told without what operations came to."""
+    ends = frozenset(((), *end[1:], texts) for end, texts in told.ends)  # type: ignore[misc]
+    return Told(frozenset((tuple(end[:-1]), end[-1]) for end in ends), told.found)
 
 
 def _told(subject: Ends, found: list[tuple[str, str]]) -> Told:

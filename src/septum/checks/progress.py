@@ -127,12 +127,12 @@ class Progress(Promise):
             for repeat in repeats.values()
             if repeat.nr > MAX_REPEATS and self._is_as_it_was(repeat)
         }
-        others = [
-            task
-            for task in sim.tasks
-            if not task.done and not task.daemon and task.blocked_on is None
-        ]
-        return any([task is not sim.current and task.index not in stuck for task in others])
+        for task in sim.tasks:
+            if task.done or task.daemon or task is sim.current:
+                continue
+            if task.blocked_on is None and task.index not in stuck:
+                return True
+        return False
 
     def _judge(
         self,

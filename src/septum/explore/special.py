@@ -47,6 +47,9 @@ HUSHABLE = frozenset(
 AS_ONE = frozenset(("TablePage", "FrameBlock", "Srcu"))
 """Classes of which one location stands for all slots."""
 
+FITS = 1
+"""Stands for any result that the scenario is content with."""
+
 # Who looks on and never changes the world. What a promise reads is none of the step's own accesses:
 # that promises look is one (VIEW).
 OBSERVERS = ("septum.checks", "septum.trace")
@@ -355,15 +358,19 @@ def _observers(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
 
     def result(method: Callable[..., Any]) -> Callable[..., Any]:
         unseen_end = unseen(method)
-        sim = tracker.sim
-        results, numbers = tracker.steps.results, tracker.steps.nr_results
+        sim, steps = tracker.sim, tracker.steps
+        results, numbers = steps.results, steps.nr_results
 
         def call(record: Any, *args: Any, **named: Any) -> Any:
             value = unseen_end(record, *args, **named)
             last = record.results[-1]
             task = sim.current.index
             number = numbers[task] = numbers.get(task, 0) + 1
-            results.append((task << 32 | number, hash((last.actor, last.text, last.result))))
+            if steps.all_results or not last.fits:
+                results.append((task << 32 | number, hash((last.actor, last.text, last.result))))
+            elif last.right:
+                # What never ends although something must come of it is told by what did.
+                results.append((task << 32 | number, FITS))
             return value
 
         return call

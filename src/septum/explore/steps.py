@@ -30,6 +30,7 @@ class Steps:
         "_segments",
         "_tracker",
         "accesses",
+        "all_results",
         "fresh",
         "log",
         "looked",
@@ -46,6 +47,9 @@ class Steps:
         self.viewed = False  # or remember what they can see
         self.fresh: list[int] = []  # names of objects made in the step
         self.results: list[tuple[int, int]] = []  # of operations: (of which, what)
+        # What comes of an operation counts although it is as the scenario says: two searches are
+        # compared by it.
+        self.all_results = False
         self.nr_results: dict[int, int] = {}  # by task
         self._contexts: dict[int, Context] = {}  # by task: the locks that it holds
         # What the step did before the running task last took or gave back a lock.

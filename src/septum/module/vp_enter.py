@@ -129,7 +129,6 @@ def enter(m: Module, lp: LogicalProcessor, regs: Regs) -> int:
         if rcx & VCPU_HOST_RECOVERABILITY_HINT:
             guest_regs.rax |= STATUS_HOST_RECOVERABILITY_HINT
     vcpu.guest_regs = None
-    vcpu.progressed = False
     vcpu.state = VCPU_ACTIVE
     vcpu.lp = lp
     lp.guest = vcpu
@@ -212,6 +211,7 @@ def leave(m: Module, lp: LogicalProcessor, vcpu: Vcpu, last_exit: int) -> None:
     m.sim.point("module.td_exit")
     vcpu.state = VCPU_READY
     vcpu.last_exit = last_exit
+    vcpu.progressed = False  # since it is entered next
     vcpu.lp = None
     lp.guest = None
     m.leave_epoch(lp, td, vcpu)
