@@ -72,8 +72,8 @@ class Subject(Protocol):
 
     @property
     def forgets(self) -> bool:
-        """Whether an end is judged by the state and the results of operations alone, and not by
-        what was counted on the way."""
+        """Whether an end is judged by the state and by results of operations that are not right
+        alone, and not by what was counted on the way."""
 
     @property
     def goes_on(self) -> bool:

@@ -50,8 +50,8 @@ class Unfaithful(Abandoned):
 
 class Transitions:
     """All steps known, of one world. `forgets`: of a task that has ended, only what it left behind
-    and the results of its operations matter, not how it came to them; with `keeps`, all of that,
-    and not only what those look at who judge."""
+    and the results of its operations that are not right matter, not how it came to them; with
+    `keeps`, all that it left, and not only what those look at who judge."""
 
     __slots__ = (
         "_observed",
