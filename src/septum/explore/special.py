@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from septum.explore.footprint import IS, IX, S, X
+from septum.explore.observing import observers
 from septum.explore.reached import reached_hooks
 from septum.sim.locks import RwLock, WaitQueue, _Exclusive, _Lock, _ReaderWriter
 from septum.sim.sim import Sim
@@ -46,9 +47,6 @@ HUSHABLE = frozenset(
 
 AS_ONE = frozenset(("TablePage", "FrameBlock", "Srcu"))
 """Classes of which one location stands for all slots."""
-
-FITS = 1
-"""Stands for any result that the scenario is content with."""
 
 # Who looks on and never changes the world. What a promise reads is none of the step's own accesses:
 # that promises look is one (VIEW).
@@ -100,7 +98,7 @@ def specials(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
         *_srcu(tracker),
         *_machine(tracker),
         *_plain_locks(tracker),
-        *_observers(tracker),
+        *observers(tracker),
         *reached_hooks(tracker),
     ]
 
@@ -293,97 +291,6 @@ def _plain_locks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
         (PlainLock, "try_ex", told(X, S)),
         (PlainLock, "unlock_sh", told(IX, IX)),
         (PlainLock, "unlock_ex", told(X, X)),
-    ]
-
-
-def _observers(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
-    """What the checker reads and notes is no access of the step in which it looks; nor is what is
-    looked at to judge the end."""
-    from septum.checks.checker import Checker
-    from septum.scenarios.record import Record
-    from septum.scenarios.world import ScenarioWorld
-
-    log = tracker.log
-
-    def unseen(method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **named: Any) -> Any:
-            mark = len(log)
-            outer, tracker.unseen = tracker.unseen, True
-            try:
-                return method(*args, **named)
-            finally:
-                tracker.unseen = outer
-                if len(log) > mark:
-                    tracker.watched.note(log[mark:])
-                    del log[mark:]
-
-        return call
-
-    def look(method: Callable[..., Any]) -> Callable[..., Any]:
-        unseen_look = unseen(method)
-
-        def call(*args: Any, **named: Any) -> Any:
-            tracker.watched.count_views()
-            tracker.steps.looked = True
-            return unseen_look(*args, **named)
-
-        return call
-
-    def begin(method: Callable[..., Any]) -> Callable[..., Any]:
-        unseen_begin = unseen(method)
-
-        def call(*args: Any) -> Any:
-            tracker.steps.viewed = True
-            return unseen_begin(*args)
-
-        return call
-
-    def end(method: Callable[..., Any]) -> Callable[..., Any]:
-        """What a failed operation leaves is compared with what there was when it began."""
-        unseen_end = unseen(method)
-
-        def call(checker: Any, op: Any, ret: int) -> Any:
-            tracker.steps.viewed = True
-            if ret:
-                tracker.watched.count_views()
-                tracker.steps.looked = True
-            return unseen_end(checker, op, ret)
-
-        return call
-
-    checker = (
-        *("quiet_point", "ept_violation_handled", "fault_tried"),
-        *("_step", "entry_changes", "entry_changed", "vm_destroyed"),
-    )
-
-    def result(method: Callable[..., Any]) -> Callable[..., Any]:
-        unseen_end = unseen(method)
-        sim, steps = tracker.sim, tracker.steps
-        results, numbers = steps.results, steps.nr_results
-
-        def call(record: Any, *args: Any, **named: Any) -> Any:
-            value = unseen_end(record, *args, **named)
-            last = record.results[-1]
-            task = sim.current.index
-            number = numbers[task] = numbers.get(task, 0) + 1
-            if steps.all_results or not last.fits:
-                results.append((task << 32 | number, hash((last.actor, last.text, last.result))))
-            elif last.right:
-                # What never ends although something must come of it is told by what did.
-                results.append((task << 32 | number, FITS))
-            return value
-
-        return call
-
-    return [
-        *[(Checker, name, unseen) for name in checker],
-        (Checker, "_look", look),
-        (Checker, "operation_begin", begin),
-        (Checker, "operation_end", end),
-        (Record, "begin", unseen),
-        (Record, "end", result),
-        (Record, "memory_fault", unseen),
-        *[(ScenarioWorld, name, unseen) for name in ("_look", "gave_up", "remains")],
     ]
 
 

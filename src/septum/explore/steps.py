@@ -46,9 +46,9 @@ class Steps:
         self.looked = False  # the step had the promises look at everything
         self.viewed = False  # or remember what they can see
         self.fresh: list[int] = []  # names of objects made in the step
-        self.results: list[tuple[int, int]] = []  # of operations: (of which, what)
-        # What comes of an operation counts although it is as the scenario says: two searches are
-        # compared by it.
+        # Of operations: (of which, what); None: what comes of it is as the scenario says.
+        self.results: list[tuple[int, int | None]] = []
+        # What comes of an operation counts although it is right: two searches are compared by it.
         self.all_results = False
         self.nr_results: dict[int, int] = {}  # by task
         self._contexts: dict[int, Context] = {}  # by task: the locks that it holds
