@@ -6,9 +6,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from comparing import MINE, QUICK, compare, environment, marks, rows
 from msgspec import structs
 
 from septum.cli.main import run_command
@@ -24,74 +24,6 @@ from septum.compare.words import sign
 from septum.designs import KINDS, Design, find_design
 from septum.errors import InputError
 from septum.guest.script import ScriptGuest
-
-MINE = '''\
-from septum.linux.kvm.tdp_mmu import TdpMmu
-from septum.linux.kvm.tdx import KvmTdxUnit
-
-
-class NoTrack(KvmTdxUnit):
-    """No TDH.MEM.TRACK, no kick."""
-
-    __slots__ = ()
-
-    def tdx_track(self, kvm):
-        return
-
-
-class Same(TdpMmu):
-    """v3, said in other words."""
-
-    __slots__ = ()
-
-    def trace_kvm_mmu_split_huge_page(self, it, spte, errno):
-        super().trace_kvm_mmu_split_huge_page(it, spte, errno)
-
-
-class Raises(KvmTdxUnit):
-    __slots__ = ()
-
-    def tdx_track(self, kvm):
-        raise ValueError("no")
-'''
-KILLED = """\
-import os
-import signal
-
-from septum.linux.kvm.tdx import KvmTdxUnit
-
-
-class Killed(KvmTdxUnit):
-    __slots__ = ()
-
-    def tdx_track(self, kvm):
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-QUICK = ("--scenarios", "convert-one-page", "--preemptions", "1", "--no-cost")
-
-
-def command(*args: str) -> list[str]:
-    return [sys.executable, "-m", "septum", "compare", *args]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONHASHSEED": "0", "NO_COLOR": "1", "COLUMNS": "80"}
-
-
-def compare(*args: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    """The command in a process of its own, in a folder with mine.py."""
-    (cwd / "mine.py").write_text(MINE)
-    return subprocess.run(
-        command(*args), cwd=cwd, env=environment(), capture_output=True, text=True, check=False
-    )
-
-
-def rows(stdout: str) -> dict[str, dict[str, Any]]:
-    return {row["design"]: row for row in json.loads(stdout)["rows"]}
-
-
-def marks(row: dict[str, Any]) -> set[str]:
-    return {cell["mark"] for cell in row["cells"].values()}
 
 
 @pytest.fixture(scope="module")
@@ -170,20 +102,6 @@ def test_a_budget_that_runs_out_is_undetermined(tmp_path: Path) -> None:
     done = compare(*args, "--no-cost", "--json", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     assert marks(rows(done.stdout)["mine.py:Same"]) == {"undetermined"}
-
-
-def test_a_search_whose_process_is_killed_is_undetermined(tmp_path: Path) -> None:
-    """One sentence says which and how; what the others found is told."""
-    (tmp_path / "killed.py").write_text(KILLED)
-    done = compare("killed.py:Killed", *QUICK, "--json", "--workers", "1", cwd=tmp_path)
-    assert done.returncode == 3, done.stderr
-    assert marks(rows(done.stdout)["killed.py:Killed"]) == {"undetermined"}
-    assert marks(rows(done.stdout)["v3"]) == {"held"}
-    assert done.stderr.splitlines()[-1] == (
-        "septum: killed.py:Killed in convert-one-page: its process was killed by SIGKILL;"
-        " if memory is short, give fewer --workers"
-    )
-    assert "defect" not in done.stderr
 
 
 MISTAKES = [

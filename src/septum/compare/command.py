@@ -15,7 +15,7 @@ from septum import __version__
 from septum.codes import BROKEN, DEFECT, INTERRUPTED, OK, UNDETERMINED
 from septum.compare.cost import LOADS, measure
 from septum.compare.plan import Plan, make_plan
-from septum.compare.pool import Killed, Pool
+from septum.compare.pool import Pool, Stuck, Unanswered
 from septum.compare.result import V3, Bounds, Comparison, Cost, Mark, Searched
 from septum.compare.search import search
 from septum.compare.table import COLUMNS, Table
@@ -78,7 +78,7 @@ def compare_command(wanted: Wanted) -> int:
     _check(wanted)
     plan = make_plan(wanted.names, wanted.kinds, wanted.scenarios)
     _make_folders(wanted)
-    comparison, defects, killed = compare(wanted, plan)
+    comparison, defects, unanswered = compare(wanted, plan)
     _write(wanted, comparison)
     if wanted.as_json:
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(comparison)) + b"\n")
@@ -87,12 +87,12 @@ def compare_command(wanted: Wanted) -> int:
         print_lines(comparison_lines(comparison, str(wanted.report)), sys.stdout)
     for text in defects:
         print(f"{text}\nseptum: this is a defect of Septum; please report it", file=sys.stderr)
-    for text in killed:
+    for text in unanswered:
         print(f"septum: {text}", file=sys.stderr)
     if defects:
         return DEFECT
     code = _exit_code(comparison)
-    return UNDETERMINED if killed and code == OK else code
+    return UNDETERMINED if unanswered and code == OK else code
 
 
 def _check(wanted: Wanted) -> None:
@@ -130,17 +130,17 @@ def _make_folders(wanted: Wanted) -> None:
 
 
 def compare(wanted: Wanted, plan: Plan) -> tuple[Comparison, list[str], list[str]]:
-    """Run the plan: the comparison, the tracebacks of what raised, and what is to be said of
-    processes that were killed."""
+    """Run the plan: the comparison, the tracebacks of what raised, and what is to be said of what
+    came to no answer."""
     pool = Pool(wanted.workers)
-    searches, killed = _searches(pool, plan, wanted.bounds)
+    searches, unanswered = _searches(pool, plan, wanted.bounds)
     costs: list[Cost] = []
     defects = [searched.failed for searched in searches if searched.failed]
     loads = [(d.name, load) for load in LOADS for d in plan.designs] if wanted.costs else []
     if not pool.interrupted:
-        costs, failed, killed_too = _costs(pool, loads)
+        costs, failed, unanswered_too = _costs(pool, loads)
         defects += failed
-        killed += killed_too
+        unanswered += unanswered_too
     table = Table(plan.designs, searches)
     comparison = Comparison(
         septum_version=__version__,
@@ -160,7 +160,7 @@ def compare(wanted: Wanted, plan: Plan) -> tuple[Comparison, list[str], list[str
         interrupted=pool.interrupted,
         left_out=len(plan.searches) + len(loads) - len(searches) - len(costs),
     )
-    return comparison, defects, killed
+    return comparison, defects, unanswered
 
 
 def _searches(pool: Pool, plan: Plan, bounds: Bounds) -> tuple[list[Searched], list[str]]:
@@ -169,32 +169,39 @@ def _searches(pool: Pool, plan: Plan, bounds: Bounds) -> tuple[list[Searched], l
     with _Telling("compare", names) as telling:
         answers = pool.run(tasks, Searched, telling.ended)
     found: list[Searched] = []
-    killed: list[str] = []
+    unanswered: list[str] = []
+    begun = {
+        scenario
+        for (_, scenario), answer in zip(plan.searches, answers, strict=True)
+        if not isinstance(answer, Stuck)
+    }
     for (design, scenario), answer in zip(plan.searches, answers, strict=True):
+        if scenario not in begun:
+            raise InputError(str(answer))
         name = Path(scenario).stem
-        if isinstance(answer, Killed):
-            killed.append(f"{design} in {name}: {answer}")
+        if isinstance(answer, Unanswered):
+            unanswered.append(f"{design} in {name}: {answer}")
             answer = Searched(design, name, False, -1, str(answer), 0, 0, 0, 0.0)
         elif isinstance(answer, str):
             answer = Searched(design, name, False, -1, "it failed", 0, 0, 0, 0.0, failed=answer)
         if answer is not None:
             found.append(answer)
-    return found, killed
+    return found, unanswered
 
 
 def _costs(pool: Pool, loads: list[tuple[str, str]]) -> tuple[list[Cost], list[str], list[str]]:
-    """The costs, the tracebacks, and what is to be said of processes that were killed."""
+    """The costs, the tracebacks, and what is to be said of what came to none."""
     tasks = [partial(measure, design, load) for design, load in loads]
     with _Telling("cost", [f"{design}, {load}" for design, load in loads]) as telling:
         answers = pool.run(tasks, Cost, telling.ended)
     costs = [answer for answer in answers if isinstance(answer, Cost)]
-    killed = [
+    unanswered = [
         f"the cost of {load} on {design}: {answer}"
         for (design, load), answer in zip(loads, answers, strict=True)
-        if isinstance(answer, Killed)
+        if isinstance(answer, Unanswered)
     ]
-    defects = [a for a in answers if isinstance(a, str) and not isinstance(a, Killed)]
-    return costs, defects, killed
+    defects = [a for a in answers if isinstance(a, str) and not isinstance(a, Unanswered)]
+    return costs, defects, unanswered
 
 
 class _Telling:

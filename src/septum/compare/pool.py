@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from septum.errors import EndlessLoop, InputError
+from septum.errors import EndlessLoop, InputError, NotBegun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,19 +22,27 @@ GRACE_S = 20.0
 """How long an interrupted task may take to hand in what it has found."""
 
 
-class Killed(str):
-    """How the process of a task was killed, in a sentence: most often because memory was short."""
+class Unanswered(str):
+    """Why a task came to no answer, in a sentence: its process was killed, most often because
+    memory was short."""
+
+    __slots__ = ()
+
+
+class Stuck(Unanswered):
+    """Or: its host does not come to where the scenario begins."""
 
     __slots__ = ()
 
 
 class _Reply(msgspec.Struct):
     """`result` is the encoded answer; `mistake` what the user must mend, `defect` a traceback,
-    `killed` how the process ended that did not come to any. Without one of them the task was
-    interrupted before it had something to say."""
+    `killed` how the process ended that did not come to any, `stuck` why nothing could begin.
+    Without one of them the task was interrupted before it had something to say."""
 
     result: bytes = b""
     killed: str = ""
+    stuck: str = ""
     mistake: str = ""
     defect: str = ""
 
@@ -60,7 +68,7 @@ class Pool:
         told: Callable[[int], None],
     ) -> list[T | str | None]:
         """The answers in the order of the tasks: a result, the traceback of a task that raised,
-        Killed, or None for one that was not done. `told` is called with the number of each that
+        Unanswered, or None for one that was not done. `told` is called with the number of each that
         ends.
 
         Raises InputError when a task did.
@@ -80,7 +88,9 @@ class Pool:
                         if reply.mistake:
                             raise InputError(reply.mistake)
                         if reply.killed:
-                            answers[number] = Killed(reply.killed)
+                            answers[number] = Unanswered(reply.killed)
+                        elif reply.stuck:
+                            answers[number] = Stuck(reply.stuck)
                         elif reply.result or reply.defect:
                             answers[number] = reply.defect or decode(reply.result)
                         else:
@@ -149,6 +159,8 @@ def _work(connection: Connection, task: Callable[[], object]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         reply = _Reply(result=_ENCODE.encode(task()))
+    except NotBegun as error:
+        reply = _Reply(stuck=str(error))
     except (InputError, EndlessLoop) as error:
         reply = _Reply(mistake=str(error))
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from septum.abi.types import PAGE_SHIFT
 from septum.checks import Checker, observed_units
 from septum.designs import find_design
-from septum.errors import InputError
+from septum.errors import NotBegun
 from septum.guest.tdcpu import make_guest_cpus
 from septum.scenarios.counts import count_all, difference, pages_state
 from septum.scenarios.failures import Failures
@@ -87,7 +87,7 @@ class ScenarioWorld:
     )
 
     def __init__(self, scenario: Scenario, design: str = "v3", check: Mode = "quiet") -> None:
-        """Raises InputError when the scenario's VMs cannot be built."""
+        """Raises NotBegun when the scenario's VMs cannot be built, or its setup never ends."""
         self.scenario = scenario
         found = find_design(design)
         check_names(scenario, found)
@@ -128,7 +128,7 @@ class ScenarioWorld:
         scenario = self.scenario
         for name, vmm in self.vmms.items():
             if not vmm.vm_spec.shape.later and vmm.build():
-                raise InputError(f"scenario {scenario.name}: VM {name}: {vmm.fatal[0]}")
+                raise NotBegun(f"scenario {scenario.name}: VM {name}: {vmm.fatal[0]}")
         self._counted = count_all(self.world, self.vmms, self.record)
         for name, vmm in self.vmms.items():
             for index in range(len(vmm.vcpus)):
@@ -136,7 +136,7 @@ class ScenarioWorld:
         for step in scenario.setup:
             self._take(step)
             if self.sim.tasks:
-                raise InputError(
+                raise NotBegun(
                     f"scenario {scenario.name}: setup: `{step.actor}: {step.op.text}` never ends:"
                     f" {self.sim.findings[-1].text}; nothing can be run or searched"
                 )

@@ -1,0 +1,79 @@
+"""`septum compare` where a search comes to no answer: its process is killed, or its host never
+comes to where the scenario begins."""
+
+from pathlib import Path
+
+from comparing import QUICK, compare, marks, rows
+
+KILLED = """\
+import os
+import signal
+
+from septum.linux.kvm.tdx import KvmTdxUnit
+
+
+class Killed(KvmTdxUnit):
+    __slots__ = ()
+
+    def tdx_track(self, kvm):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+STUCK = """\
+from septum.linux.kvm.main import KvmMain
+
+
+class Stuck(KvmMain):
+    __slots__ = ()
+
+    def kvm_vm_set_mem_attributes(self, kvm, start, end, attributes):
+        if not attributes:
+            kvm.slots_lock.lock()
+        return super().kvm_vm_set_mem_attributes(kvm, start, end, attributes)
+"""
+STUCK_IN_SETUP = """\
+summary = "A page is converted before the programs begin."
+setup = ["{setup}"]
+
+[kernel]
+attributes = "vm"
+
+[vm]
+ve = true
+
+[host]
+back = ["set-attributes page 1 to private"]
+"""
+
+
+def test_a_search_whose_process_is_killed_is_undetermined(tmp_path: Path) -> None:
+    """One sentence says which and how; what the others found is told."""
+    (tmp_path / "killed.py").write_text(KILLED)
+    done = compare("killed.py:Killed", *QUICK, "--json", "--workers", "1", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert marks(rows(done.stdout)["killed.py:Killed"]) == {"undetermined"}
+    assert marks(rows(done.stdout)["v3"]) == {"held"}
+    assert done.stderr.splitlines()[-1] == (
+        "septum: killed.py:Killed in convert-one-page: its process was killed by SIGKILL;"
+        " if memory is short, give fewer --workers"
+    )
+    assert "defect" not in done.stderr
+
+
+def test_a_host_that_does_not_come_to_where_a_scenario_begins(tmp_path: Path) -> None:
+    """One sentence says where it is stuck; the other designs are compared. Where none comes there
+    it is the scenario that is wrong."""
+    (tmp_path / "stuck.py").write_text(STUCK)
+    path = tmp_path / "setup.toml"
+    path.write_text(STUCK_IN_SETUP.format(setup="host: set-attributes page 1 to shared"))
+    args = ("stuck.py:Stuck", "--scenarios", "setup.toml", "--no-cost", "--json")
+    done = compare(*args, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert marks(rows(done.stdout)["stuck.py:Stuck"]) == {"undetermined"}
+    assert marks(rows(done.stdout)["v3"]) == {"held"}
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("septum: stuck.py:Stuck in setup: scenario setup: setup: `host: ")
+    assert "never ends: no task can go on" in last
+    path.write_text(STUCK_IN_SETUP.format(setup="vcpu0: wait x"))
+    done = compare(*args, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout
+    assert "setup: `vcpu0: wait x` never ends" in done.stderr.splitlines()[-1]
