@@ -70,6 +70,7 @@ class ScenarioWorld:
 
     __slots__ = (
         "_counted",
+        "_files_may_go",
         "_host_cpus",
         "checker",
         "counts",
@@ -113,6 +114,13 @@ class ScenarioWorld:
         self._host_cpus = {
             program.name: self.world.take_lp() for program in scenario.programs if program.vcpu < 0
         }
+        # Whether programs close files or end processes.
+        self._files_may_go = any(
+            each.verb in ("close", "destroy", "build")
+            for program in scenario.programs
+            for op in program.ops
+            for each in (op, *op.alternatives)
+        )
         self.checker = Checker(self.world, mode=check, guests=self.guests)
         self.checker.start()
         with limited(self.sim, f"scenario {scenario.name}: before its programs begin"):
@@ -203,19 +211,10 @@ class ScenarioWorld:
                     self.vmms,
                     program.ops,
                     self.record,
-                    files_may_go=self._files_may_go(),
+                    files_may_go=self._files_may_go,
                 )
                 self.sim.spawn(program.name, thread.run, cpu=self._host_cpus[program.name])
         self.failures.open = True
-
-    def _files_may_go(self) -> bool:
-        """Whether programs close files or end processes."""
-        return any(
-            each.verb in ("close", "destroy", "build")
-            for program in self.scenario.programs
-            for op in program.ops
-            for each in (op, *op.alternatives)
-        )
 
     def _spawn_vcpu(self, program: Program) -> None:
         vmm = self.vmms[program.vm]
