@@ -58,7 +58,9 @@ def main() -> int:
         path = Path(folder) / "drawn.toml"
         while True:
             small = args.judges or args.bugs
-            path.write_text(drawn_scenario(seed, SMALL if small else LARGE), encoding="utf-8")
+            # Of every other one operations must come to `ok`.
+            text = drawn_scenario(seed, SMALL if small else LARGE, expects=bool(seed & 1))
+            path.write_text(text, encoding="utf-8")
             try:
                 if small:
                     hold_to_each_other(str(path), seed, bugs=args.bugs)

@@ -12,11 +12,11 @@ SCHEDULES = 150
 """Scenarios that have more are left out."""
 
 
-def agreed(tmp_path, seed: int, *how: str) -> bool:  # type: ignore[no-untyped-def]
+def agreed(tmp_path, seed: int, *how: str, expects: bool = False) -> bool:  # type: ignore[no-untyped-def]
     """Whether there was something to compare. AssertionError: the judges do not agree. `how`: on
     which design, and when promises look, if not on v3 at the end."""
     path = tmp_path / f"drawn-{seed}.toml"
-    path.write_text(drawn_scenario(seed, SMALL), encoding="utf-8")
+    path.write_text(drawn_scenario(seed, SMALL, expects=expects), encoding="utf-8")
     return judges_agree(str(path), SCHEDULES, *how)
 
 
@@ -25,6 +25,12 @@ def test_the_judges_agree(tmp_path, seed: int) -> None:  # type: ignore[no-untyp
     """On how runs end and on what breaks, within no preemption and within one."""
     if not agreed(tmp_path, seed):
         pytest.skip("too many schedules for the plain judge")
+
+
+@pytest.mark.parametrize("seed", [0, 5, 9, 11])
+def test_the_judges_agree_on_what_is_expected(tmp_path, seed: int) -> None:  # type: ignore[no-untyped-def]
+    """Of operations that must come to `ok`, and do not always."""
+    assert agreed(tmp_path, seed, expects=True)
 
 
 @pytest.mark.parametrize("check", ["end", "quiet"])

@@ -1,10 +1,12 @@
 """Scenarios from dice: what nobody thought of, the same for the same seed.
 
 One VM or two, whose memory may be one; VMs that are closed, destroyed, or built while others run;
-memory that is closed under a call; slots that come and go. Nothing is expected of the results.
+memory that is closed under a call; slots that come and go. Nothing is expected of the results, or
+that some operations come to `ok`, whether they do or not.
 """
 
 import random
+import re
 from typing import NamedTuple
 
 BACKINGS = ("hugetlb-2m", "hugetlb-2m", "thp", "4k")
@@ -26,9 +28,14 @@ SMALL = Size(vcpus=2, threads=2, operations=1, areas=False, failures=True)
 """Small enough for every schedule to be tried, more often than not."""
 
 
-def drawn_scenario(seed: int, size: Size = LARGE) -> str:
-    """The text of a scenario."""
-    return _Dice(seed, size).scenario()
+def drawn_scenario(seed: int, size: Size = LARGE, *, expects: bool = False) -> str:
+    """The text of a scenario. `expects`: half of its operations must come to `ok`."""
+    text = _Dice(seed, size).scenario()
+    if not expects:
+        return text
+    setup, *rest = re.split("(?=\\[machine\\])", text)
+    dice = random.Random(~seed)
+    return setup + re.sub(" => any", lambda _: dice.choice([" => any", ""]), "".join(rest))
 
 
 class _Dice:

@@ -62,15 +62,16 @@ class Record:
         self.faults[what] = self.faults.get(what, 0) + 1
 
     def unmet(self) -> list[str]:
-        """The results that are not right, and what never ended, one sentence each."""
+        """The results that are not right, and what never ended, one sentence each. By actor, as who
+        of them came first tells no ends of runs apart."""
+        wrong = [r for r in self.results if not r.fits]
         lines = [
             f"{r.actor}: `{r.text}` came to {r.result}, not {' or '.join(r.right)}"
-            for r in self.results
-            if not r.fits
+            for r in sorted(wrong, key=lambda r: r.actor)
         ]
         lines += [
             f"{actor}: `{op.text}` never ended"
-            for actor, op in self.under_way.items()
+            for actor, op in sorted(self.under_way.items())
             if op.results and STOPPED not in op.results
         ]
         return lines
