@@ -27,7 +27,7 @@ def test_the_judges_agree(tmp_path, seed: int) -> None:  # type: ignore[no-untyp
         pytest.skip("too many schedules for the plain judge")
 
 
-@pytest.mark.parametrize("seed", [0, 5, 9, 11])
+@pytest.mark.parametrize("seed", [0, 5, 9, 10])
 def test_the_judges_agree_on_what_is_expected(tmp_path, seed: int) -> None:  # type: ignore[no-untyped-def]
     """Of operations that must come to `ok`, and do not always."""
     assert agreed(tmp_path, seed, expects=True)
