@@ -211,7 +211,7 @@ def leave(m: Module, lp: LogicalProcessor, vcpu: Vcpu, last_exit: int) -> None:
     m.sim.point("module.td_exit")
     vcpu.state = VCPU_READY
     vcpu.last_exit = last_exit
-    vcpu.progressed = False  # since it is entered next
+    vcpu.progressed = False  # nobody asks before it is entered again
     vcpu.lp = None
     lp.guest = None
     m.leave_epoch(lp, td, vcpu)
