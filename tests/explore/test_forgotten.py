@@ -4,12 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from septum.abi.leaves import TDG_VP_VEINFO_GET
+from septum.abi.regs import Regs
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.search import Job, JobResult, Searcher
 from septum.explore.subject import UNBOUNDED, Options, Strategy
 from septum.machine import LogicalProcessor
+from septum.module.dispatch import TDCALLS
 from septum.module.module import Module
 from septum.module.state import Td, Vcpu
+from septum.module.tdg import tdg_vp_veinfo_get
 
 RACE = """
 summary = "A vCPU that touches either page of a 2 MB page of which the second is converted."
@@ -27,6 +31,10 @@ attributes = "vm"
 [host]
 convert = ["set-attributes page 1 to shared"]
 """
+
+
+TWICE = RACE.replace('=> any"]', '=> any", "touch page 0 => any"]')
+"""And another page after it."""
 
 
 @pytest.fixture
@@ -59,3 +67,24 @@ def test_the_epoch_of_who_has_no_translations(race: str, monkeypatch: pytest.Mon
     assert forgets.complete and remembers.complete
     assert not forgets.found and not remembers.found
     assert forgets.states < 0.9 * remembers.states
+
+
+def test_what_a_ve_was_about_once_the_guest_has_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vCPU goes on alike whichever page it took a #VE of before."""
+    path = tmp_path / "twice.toml"
+    path.write_text(TWICE)
+    forgets = searched(str(path))
+
+    def keeps(m: Module, lp: LogicalProcessor, vcpu: Vcpu, regs: Regs, version: int) -> object:
+        about = vcpu.ve_info.gpa
+        result = tdg_vp_veinfo_get(m, lp, vcpu, regs, version)
+        vcpu.ve_info.gpa = about
+        return result
+
+    monkeypatch.setitem(TDCALLS, TDG_VP_VEINFO_GET, keeps)
+    remembers = searched(str(path))
+    assert forgets.complete and remembers.complete
+    assert not forgets.found and not remembers.found
+    assert forgets.states < remembers.states
