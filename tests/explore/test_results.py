@@ -1,5 +1,6 @@
 """What operations come to tells states apart only where the scenario is not content with it."""
 
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 from judging import Searched, searched, without_results
 
 from septum.explore import special
-from septum.scenarios.record import Record
+from septum.scenarios.record import Record, Result
+from septum.sim import Sim, WaitQueue
 
 ALL = 100_000
 """More schedules than the scenario has."""
@@ -97,3 +99,14 @@ def test_what_never_ends_is_not_taken_for_what_need_not(tmp_path: Path) -> None:
     fast, plain = searched(str(path), 1, results=False), searched(str(path), 1, limit=ALL)
     assert fast and plain
     assert fast.told.found == plain.told.found != frozenset()
+
+
+def test_who_was_wrong_first_does_not_matter() -> None:
+    """Ends of runs that differ in that alone are one end, of which one sentence is told first."""
+    wrong = [Result(f"vcpu{n}", "touch page 0", "#VE", False, ("ok",)) for n in range(3)]
+    told = set()
+    for results in permutations(wrong):
+        record = Record(WaitQueue(Sim(), "nothing"))
+        record.results += results
+        told.add(tuple(record.unmet()))
+    assert len(told) == 1
