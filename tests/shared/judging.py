@@ -91,8 +91,8 @@ def searched(
 
 def without_results(told: Told) -> Told:
     """The same, told without what operations came to."""
-    ends = frozenset(((), *end[1:], texts) for end, texts in told.ends)  # type: ignore[misc]
-    return Told(frozenset((tuple(end[:-1]), end[-1]) for end in ends), told.found)
+    ends = [(((), *end[1:]), texts) for end, texts in told.ends]  # type: ignore[misc]
+    return Told(frozenset(ends), told.found)
 
 
 def _told(subject: Ends, found: list[tuple[str, str]]) -> Told:
