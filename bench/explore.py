@@ -14,12 +14,12 @@ import time
 from typing import TYPE_CHECKING
 
 from septum.explore import Options, Strategy, explore
-from septum.explore.run import StateMissed
-from septum.explore.sampling import Pct, RandomWalk
+from septum.explore.runs.run import StateMissed
+from septum.explore.runs.sampling import Pct, RandomWalk
 from septum.explore.scenario import ScenarioSubject
-from septum.explore.search import Job, Searcher, collecting_rarely
 from septum.explore.subject import UNBOUNDED
 from septum.explore.toybox import RARE
+from septum.explore.workers.search import Job, Searcher, collecting_rarely
 
 if TYPE_CHECKING:
     from septum.explore.subject import Subject

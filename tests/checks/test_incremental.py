@@ -18,9 +18,9 @@ from septum.abi.spte import FROZEN_SPTE
 from septum.checks import agree, cache, history, mirror, sept
 from septum.checks.mapping_in_folio import MappingInFolio
 from septum.explore import Options, Strategy
-from septum.explore.sampling import Pct, RandomWalk
+from septum.explore.runs.sampling import Pct, RandomWalk
 from septum.explore.scenario import ScenarioSubject
-from septum.explore.search import Job, Searcher
+from septum.explore.workers.search import Job, Searcher
 from septum.linux.kvm.types import Folio
 from septum.linux.ranges import range_store
 from septum.machine import PhysMem, TablePage

@@ -8,7 +8,7 @@ import pytest
 
 from septum.cli.report import ReportOptions, report_run, trace_of
 from septum.errors import InputError
-from septum.explore.retell import retell
+from septum.explore.stories.retell import retell
 from septum.scenarios.findings import FINDINGS, token_of
 from septum.scenarios.run import load_scenario, run_scenario
 from septum.sim import decode_token

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from septum.explore.plain import plain_search
-from septum.explore.search import Job, Searcher
+from septum.explore.exhaustive.plain import plain_search
 from septum.explore.subject import Options, Strategy
 from septum.explore.toybox import LIVELOCK, RETRY
 from septum.explore.toys import Toy
+from septum.explore.workers.search import Job, Searcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from septum.explore.alike import Alike, Like, Others, OwnSeen
-from septum.explore.fingerprint import Seen
-from septum.explore.footprint import Footprints
-from septum.explore.known import Step
+from septum.explore.exhaustive.alike import Alike, Like, Others, OwnSeen
+from septum.explore.exhaustive.known import Step
+from septum.explore.exhaustive.transitions import Transitions
 from septum.explore.scenario import ScenarioSubject
-from septum.explore.search import Job, Searcher
-from septum.explore.stacks import _codes
-from septum.explore.stand import NOTHING_HELD, Own, Stand, frame_at
+from septum.explore.states.fingerprint import Seen
+from septum.explore.states.stacks import _codes
+from septum.explore.states.stand import NOTHING_HELD, Own, Stand, frame_at
 from septum.explore.subject import Options, Strategy, Subject
-from septum.explore.transitions import Transitions
+from septum.explore.tracking.footprint import Footprints
+from septum.explore.workers.search import Job, Searcher
 
 
 def judge(
@@ -120,7 +120,7 @@ def frames_that_wait_never_change(patch: pytest.MonkeyPatch) -> None:
 
 
 def nothing_is_hidden(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("septum.explore.stand.FrameAt.observing", lambda self, hidden: self)
+    patch.setattr("septum.explore.states.stand.FrameAt.observing", lambda self, hidden: self)
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from septum.explore import been, explore
-from septum.explore.been import FOUND, Been, Inbox, Outbox, is_through
-from septum.explore.exchange import Exchange, make_files
-from septum.explore.footprint import IS, IX, NOTHING, Footprints, Masks, S, X
-from septum.explore.graph import ANYTHING
+from septum.explore import explore
+from septum.explore.exhaustive.graph import ANYTHING
+from septum.explore.exhaustive.transitions import Transitions
+from septum.explore.exhaustive.visited import Visit, Visited
 from septum.explore.scenario import ScenarioSubject
-from septum.explore.search import Job, JobResult, Searcher
 from septum.explore.subject import UNBOUNDED, Options, Strategy, Subject
 from septum.explore.toybox import LOST_UPDATE, dice_toy
 from septum.explore.toys import Toy
-from septum.explore.transitions import Transitions
-from septum.explore.visited import Visit, Visited
+from septum.explore.tracking.footprint import IS, IX, NOTHING, Footprints, Masks, S, X
+from septum.explore.workers import been
+from septum.explore.workers.been import FOUND, Been, Inbox, Outbox, is_through
+from septum.explore.workers.exchange import Exchange, make_files
+from septum.explore.workers.search import Job, JobResult, Searcher
 
 TASKS = (0, 1)
 

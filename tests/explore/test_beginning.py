@@ -8,10 +8,10 @@ import pytest
 
 from septum.abi.sept import BLOCKED, PENDING
 from septum.checks.view import VmView
-from septum.explore.beginning import beginning_lines
-from septum.explore.recording import Beat, Recording
 from septum.explore.replay import find_subject
-from septum.explore.run import Replaying, Runner
+from septum.explore.runs.run import Replaying, Runner
+from septum.explore.stories.beginning import beginning_lines
+from septum.explore.stories.recording import Beat, Recording
 from septum.explore.subject import Options
 from septum.linux.kvm.events import KvmPageFaultEvent
 from septum.scenarios.changes import LEVELS

@@ -116,7 +116,7 @@ def test_an_interrupt_while_the_story_is_told_keeps_the_token(
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("septum.explore.telling.Recording", interrupted)
+    monkeypatch.setattr("septum.explore.stories.telling.Recording", interrupted)
     assert cli("explore", "toy:rare", "--no-watch") == 1
     out = capsys.readouterr().out
     assert out.startswith("BROKEN: toy:rare") and "Cause: " in out

@@ -7,19 +7,20 @@ from typing import Any
 
 import pytest
 
-from septum.explore import fingerprint, own, stand
-from septum.explore.fingerprint import CONTENTS, Fingerprint
-from septum.explore.footprint import NEW_LOCATION, Footprints, X
-from septum.explore.mix import all_small, of_int, spread
-from septum.explore.own import NOBODYS, OwnState, _Contents
+from septum.explore.exhaustive.transitions import Transitions
 from septum.explore.scenario import ScenarioSubject
-from septum.explore.search import Job, Searcher
-from septum.explore.stacks import _codes
-from septum.explore.steps import Steps
+from septum.explore.states import fingerprint, stand
+from septum.explore.states.fingerprint import CONTENTS, Fingerprint
+from septum.explore.states.mix import all_small, of_int, spread
+from septum.explore.states.stacks import _codes
+from septum.explore.states.values import Contents
 from septum.explore.subject import Options, Strategy
-from septum.explore.track import Tracker
-from septum.explore.transitions import Transitions
-from septum.explore.values import Contents
+from septum.explore.tracking import own
+from septum.explore.tracking.footprint import NEW_LOCATION, Footprints, X
+from septum.explore.tracking.own import NOBODYS, OwnState, _Contents
+from septum.explore.tracking.steps import Steps
+from septum.explore.tracking.track import Tracker
+from septum.explore.workers.search import Job, Searcher
 from septum.machine import MachineConfig
 from septum.machine.mem import GARBAGE, PhysMem
 from septum.module.state import Vcpu

@@ -13,13 +13,14 @@ from typer.testing import CliRunner
 from septum.abi import errno
 from septum.cli.main import app
 from septum.designs import find_design
-from septum.explore import Options, Outcome, Strategy, Verdict, coverage, explore
-from septum.explore.coverage import KINDS, Coverage
-from septum.explore.covered import WIDTH, coverage_lines, summary
-from septum.explore.errors import ErrorPaths
-from septum.explore.graph import GraphSearch
+from septum.explore import Options, Outcome, Strategy, Verdict, explore
+from septum.explore.covering import coverage
+from septum.explore.covering.coverage import KINDS, Coverage
+from septum.explore.covering.covered import WIDTH, coverage_lines, summary
+from septum.explore.covering.errors import ErrorPaths
+from septum.explore.exhaustive.graph import GraphSearch
+from septum.explore.exhaustive.transitions import Unfaithful
 from septum.explore.scenario import ScenarioSubject
-from septum.explore.transitions import Unfaithful
 from septum.linux.kvm import gmem_folio
 from septum.module import Module, tdg
 from septum.scenarios.model_names import model_names
@@ -91,7 +92,7 @@ def test_a_race_that_kvm_notices_is_told(monkeypatch: pytest.MonkeyPatch, unit: 
     assert {item.split(":")[1] for item in races} == {
         function for function, where in RACES.items() if where == unit
     }
-    monkeypatch.setattr("septum.explore.races.RACES", {})
+    monkeypatch.setattr("septum.explore.covering.races.RACES", {})
     assert judged(name, Strategy.EXHAUSTIVE) == told - races
 
 

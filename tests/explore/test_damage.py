@@ -7,11 +7,11 @@ import pytest
 
 from septum.explore.api import Search
 from septum.explore.command import make_options, stories
-from septum.explore.damage import Damage, damage_of
-from septum.explore.parting import first_difference
-from septum.explore.recording import Recording
 from septum.explore.replay import find_subject
-from septum.explore.run import Replaying, Runner
+from septum.explore.runs.run import Replaying, Runner
+from septum.explore.stories.damage import Damage, damage_of
+from septum.explore.stories.parting import first_difference
+from septum.explore.stories.recording import Recording
 from septum.explore.verdict import Counterexample, Verdict
 from septum.module.events import SeamcallEvent
 
@@ -31,7 +31,7 @@ class Found:
         (self.told,) = stories(self.verdict, self.runner, [])
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                "septum.explore.telling.damage_of",
+                "septum.explore.stories.telling.damage_of",
                 lambda runner, example, recording, **_: Damage(example, recording),
             )
             (self.whole,) = stories(self.verdict, self.runner, [])

@@ -4,8 +4,8 @@ import pytest
 from drawn import SMALL, drawn_scenario
 from judging import judges_agree
 
-from septum.explore.graph import GraphSearch
-from septum.explore.node import Node
+from septum.explore.exhaustive.graph import GraphSearch
+from septum.explore.exhaustive.node import Node
 
 SEEDS = range(16)
 SCHEDULES = 150

@@ -10,7 +10,7 @@ from septum.cli.report import ReportOptions, report_run
 from septum.cli.run import decode_run, replay_token
 from septum.explore import Options
 from septum.explore.replay import find_subject
-from septum.explore.run import Replaying, Runner
+from septum.explore.runs.run import Replaying, Runner
 from septum.explore.subject import Subject
 from septum.sim import Finding, ListSchedule, encode_token
 from septum.sim.schedule import SEARCHED
@@ -68,7 +68,7 @@ def test_a_replay_ends_where_the_search_ended(
 ) -> None:
     """One thread goes on alone; two take turns. The token that a replay prints replays, too."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("septum.explore.steering.ALONE_MAX", 10_000)
+    monkeypatch.setattr("septum.explore.runs.steering.ALONE_MAX", 10_000)
     Path("never.py").write_text(DESIGN)
     converts = (CONVERTS.format(name, page) for page, name in enumerate(threads))
     Path("never.toml").write_text(SCENARIO + "".join(converts))
@@ -88,7 +88,7 @@ def test_its_report_ends_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("septum.explore.steering.ALONE_MAX", 10_000)
+    monkeypatch.setattr("septum.explore.runs.steering.ALONE_MAX", 10_000)
     Path("never.py").write_text(DESIGN)
     Path("never.toml").write_text(SCENARIO + CONVERTS.format("a", 0))
     finding, token = found(find_subject("never.toml", "never.py:ConvertsNever"))

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from septum.explore.api import Search
 from septum.explore.command import make_options, stories
-from septum.explore.endless import Mark, Marks, loop_of
 from septum.explore.replay import find_subject
+from septum.explore.stories.endless import Mark, Marks, loop_of
 from septum.explore.subject import Options, Subject
 from septum.explore.toybox import DEADLOCK, LIVELOCK
 from septum.sim import Finding

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from septum.explore import been, exchange
-from septum.explore.exchange import Exchange, learn_of, look_at, make_files
-from septum.explore.fingerprint import Fingerprint
-from septum.explore.footprint import EVERYWHERE, Footprints, S, X
-from septum.explore.learn import Recording, Translating
-from septum.explore.real import Making
-from septum.explore.run import Runner, StateMissed
+from septum.explore.exhaustive.learn import Recording, Translating
+from septum.explore.exhaustive.real import Making
+from septum.explore.exhaustive.transitions import Transitions, Unfaithful
+from septum.explore.runs.run import Runner, StateMissed
+from septum.explore.runs.steering import Lasting
 from septum.explore.scenario import ScenarioSubject
-from septum.explore.search import Job, Searcher
-from septum.explore.steering import Lasting
+from septum.explore.states.fingerprint import Fingerprint
 from septum.explore.subject import Options, Strategy
-from septum.explore.transitions import Transitions, Unfaithful
+from septum.explore.tracking.footprint import EVERYWHERE, Footprints, S, X
+from septum.explore.workers import been, exchange
+from septum.explore.workers.exchange import Exchange, learn_of, look_at, make_files
+from septum.explore.workers.search import Job, Searcher
 
 NAME = "write-against-convert"
 

@@ -7,12 +7,12 @@ import pytest
 
 from septum.explore import Options, Strategy, explore
 from septum.explore.replay import find_subject
-from septum.explore.run import Replaying, Run, Runner, StateMissed
-from septum.explore.sampling import Length, Measuring, Pct
-from septum.explore.search import Job, Searcher
+from septum.explore.runs.run import Replaying, Run, Runner, StateMissed
+from septum.explore.runs.sampling import Length, Measuring, Pct
 from septum.explore.subject import Subject
 from septum.explore.toybox import LIVELOCK
 from septum.explore.toys import Toy
+from septum.explore.workers.search import Job, Searcher
 from septum.sim.state import Part, Snapshot
 
 # t0 sleeps until cell 2 is set, t1 wakes it again and again until then, t2 sets it: a vCPU that
@@ -63,7 +63,7 @@ def test_unfair_priorities_would_be_a_false_finding(monkeypatch: pytest.MonkeyPa
     runs = pct_runs(WAITING, SHORT, 200)
     assert all(run.finding is None for run, _ in runs)
     assert any(decisions > SHORT.max_points for _, decisions in runs)
-    monkeypatch.setattr("septum.explore.steering.FAIR_TIMES", 0)
+    monkeypatch.setattr("septum.explore.runs.steering.FAIR_TIMES", 0)
     found = [run.finding for run, _ in pct_runs(WAITING, SHORT, 200) if run.finding is not None]
     assert found and all("no end" in finding.text for finding in found)
 

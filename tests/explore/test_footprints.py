@@ -1,7 +1,7 @@
 """What is learned of one location goes for those that are alike, so that searches rarely start
 over: the parts of one whole, and locks."""
 
-from septum.explore.footprint import IX, NEW_LOCATION, Footprints, S, X
+from septum.explore.tracking.footprint import IX, NEW_LOCATION, Footprints, S, X
 
 NONE: frozenset[int] = frozenset()
 LOCK = frozenset((7,))

@@ -7,8 +7,8 @@ import pytest
 from septum.abi.leaves import TDG_VP_VEINFO_GET
 from septum.abi.regs import Regs
 from septum.explore.scenario import ScenarioSubject
-from septum.explore.search import Job, JobResult, Searcher
 from septum.explore.subject import UNBOUNDED, Options, Strategy
+from septum.explore.workers.search import Job, JobResult, Searcher
 from septum.machine import LogicalProcessor
 from septum.module.dispatch import TDCALLS
 from septum.module.module import Module

@@ -10,20 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from septum.explore import fingerprint, special
-from septum.explore.footprint import Context, Footprints
-from septum.explore.graph import GraphSearch
-from septum.explore.known import Step
-from septum.explore.loops import Row
-from septum.explore.run import Runner
+from septum.explore.exhaustive.graph import GraphSearch
+from septum.explore.exhaustive.known import Step
+from septum.explore.exhaustive.loops import Row
+from septum.explore.exhaustive.transitions import Unfaithful
+from septum.explore.runs.run import Runner
 from septum.explore.scenario import ScenarioSubject
-from septum.explore.search import Job, Searcher
-from septum.explore.split import split
+from septum.explore.states import fingerprint
+from septum.explore.states.values import Contents
 from septum.explore.subject import Options, Strategy
 from septum.explore.toybox import LIVELOCK, TOYS, dice_toy
 from septum.explore.toys import Toy
-from septum.explore.transitions import Unfaithful
-from septum.explore.values import Contents
+from septum.explore.tracking import special
+from septum.explore.tracking.footprint import Context, Footprints
+from septum.explore.workers.search import Job, Searcher
+from septum.explore.workers.split import split
 
 Compare = Callable[[Toy, int | None], tuple[int, int] | None]
 OptionsFor = Callable[[Toy, int | None], Options]
@@ -227,7 +228,7 @@ def test_what_goes_round_unjudged_is_not_complete(
 ) -> None:
     """A search that makes no more real runs to see whether a loop ends must not say that all is
     well."""
-    monkeypatch.setattr("septum.explore.real.LASTING_MAX", 0)
+    monkeypatch.setattr("septum.explore.exhaustive.real.LASTING_MAX", 0)
     searcher = Searcher(LIVELOCK, options_for(LIVELOCK, 2))
     try:
         result = searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=2))

@@ -4,16 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
-from septum.explore import own, special
-from septum.explore.fingerprint import Fingerprint, Seen
-from septum.explore.footprint import S
-from septum.explore.learn import Recording
-from septum.explore.making import Making
-from septum.explore.own import OwnState
-from septum.explore.search import Job, Searcher
-from septum.explore.stacks import Stacks, _codes, _Stack
-from septum.explore.stand import Stand
-from septum.explore.steps import Steps
+from septum.explore.exhaustive.learn import Recording
+from septum.explore.exhaustive.transitions import chain_of
+from septum.explore.states.fingerprint import Fingerprint, Seen
+from septum.explore.states.stacks import Stacks, _codes, _Stack
+from septum.explore.states.stand import Stand
+from septum.explore.states.values import Contents
 from septum.explore.subject import Options, Strategy
 from septum.explore.toybox import (
     CUT_OFF,
@@ -27,8 +23,12 @@ from septum.explore.toybox import (
     USED_AGAIN,
 )
 from septum.explore.toys import Toy, ToyState
-from septum.explore.transitions import chain_of
-from septum.explore.values import Contents
+from septum.explore.tracking import own, special
+from septum.explore.tracking.footprint import S
+from septum.explore.tracking.making import Making
+from septum.explore.tracking.own import OwnState
+from septum.explore.tracking.steps import Steps
+from septum.explore.workers.search import Job, Searcher
 from septum.sim import Mutex, WaitQueue
 
 Compare = Callable[[Toy, int | None], tuple[int, int] | None]

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
-from septum.explore import track
-from septum.explore.fingerprint import CONTENTS, WHOLES, Fingerprint
+from septum.explore.states.fingerprint import CONTENTS, WHOLES, Fingerprint
 from septum.explore.toybox import AS_BUILT_AGAIN, CLEANED, TWO_BLOCKS
 from septum.explore.toys import Toy
+from septum.explore.tracking import track
 
 Compare = Callable[[Toy, int | None], tuple[int, int] | None]
 Patch = Callable[[pytest.MonkeyPatch], None]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from judging import Told, searched, without_results
 
-from septum.explore.graph import GraphSearch
+from septum.explore.exhaustive.graph import GraphSearch
 
 SMALL = {
     "convert-against-convert": 2,

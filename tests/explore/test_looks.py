@@ -9,14 +9,14 @@ import time
 import pytest
 
 from septum.checks.checker import Checker
-from septum.explore.fingerprint import CHAINS, CONTENTS, RESULTS, SHOWN, Fingerprint
-from septum.explore.footprint import Footprints
-from septum.explore.learn import Recording
+from septum.explore.exhaustive.learn import Recording
+from septum.explore.exhaustive.transitions import Transitions
 from septum.explore.scenario import ScenarioSubject
-from septum.explore.search import Job, Searcher
-from septum.explore.steps import Steps
+from septum.explore.states.fingerprint import CHAINS, CONTENTS, RESULTS, SHOWN, Fingerprint
 from septum.explore.subject import Options, Strategy
-from septum.explore.transitions import Transitions
+from septum.explore.tracking.footprint import Footprints
+from septum.explore.tracking.steps import Steps
+from septum.explore.workers.search import Job, Searcher
 from septum.module.state import Td, VeInfo
 from septum.sim import RwLock
 from septum.sim.state import slots_of

@@ -7,7 +7,7 @@ import pytest
 from septum.explore import Options, Strategy
 from septum.explore.api import Search
 from septum.explore.command import stories
-from septum.explore.parting import Asked, first_difference, parting_words
+from septum.explore.stories.parting import Asked, first_difference, parting_words
 from septum.explore.toybox import LOST_UPDATE
 from septum.explore.toys import Toy
 

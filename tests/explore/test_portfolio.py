@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from septum.explore import Options, Outcome, explore
-from septum.explore.portfolio import (
+from septum.explore.runs.portfolio import (
     BATCH_MAX,
     BATCH_RUNS,
     PCT,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from septum.abi import tdvmcall
 from septum.explore import Options
-from septum.explore.run import Runner, StateMissed
-from septum.explore.sampling import Length, RandomWalk
+from septum.explore.runs.run import Runner, StateMissed
+from septum.explore.runs.sampling import Length, RandomWalk
 from septum.explore.scenario import ScenarioSubject
 from septum.guest.tdcpu import TdGuestCpu
 from septum.sim import Coroutine

@@ -3,12 +3,12 @@
 import pytest
 
 from septum.explore import Options, Strategy
-from septum.explore.footprint import Footprints
-from septum.explore.known import Step
-from septum.explore.loops import Row
-from septum.explore.search import Job, Searcher
+from septum.explore.exhaustive.known import Step
+from septum.explore.exhaustive.loops import Row
 from septum.explore.subject import Built
 from septum.explore.toys import Toy, ToyState
+from septum.explore.tracking.footprint import Footprints
+from septum.explore.workers.search import Job, Searcher
 
 
 class Begun(Toy):
@@ -106,7 +106,7 @@ def test_a_search_that_gives_up_says_why(monkeypatch: pytest.MonkeyPatch) -> Non
     def masks(self: Footprints, accesses: object) -> None:
         raise KeyError(6)
 
-    monkeypatch.setattr("septum.explore.search.RESTARTS_MAX", 3)
+    monkeypatch.setattr("septum.explore.workers.search.RESTARTS_MAX", 3)
     monkeypatch.setattr(Footprints, "masks", masks)
     result, _ = searched(Toy("two", [(("write", 0, 1),), (("check", 0, 0),)]))
     assert not result.complete

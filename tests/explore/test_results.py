@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from judging import Searched, searched, without_results
 
-from septum.explore import special
+from septum.explore.tracking import special
 from septum.scenarios.record import Record, Result
 from septum.sim import Sim, WaitQueue
 

@@ -12,7 +12,7 @@ from septum import __version__
 from septum.cli.exits import guarded
 from septum.cli.main import app
 from septum.explore.replay import find_subject
-from septum.explore.run import DidNotRepeat
+from septum.explore.runs.run import DidNotRepeat
 from septum.scenarios.outcome import ScenarioOutcome, outcome_lines
 from septum.sim import ListSchedule, encode_token
 from septum.sim.schedule import SEARCHED
@@ -115,7 +115,7 @@ def test_a_design_that_does_not_do_the_same_twice_is_told_so(
     def again(*args: object) -> None:
         raise DidNotRepeat("a finding did not repeat")
 
-    monkeypatch.setattr("septum.explore.telling.Recording", again)
+    monkeypatch.setattr("septum.explore.stories.telling.Recording", again)
     for design, code in ((f"{tmp_path}/mine.py:NoTrack", 2), ("bug-no-track", 70)):
         recipe = find_subject("convert-against-write", design).recipe
         token = encode_token(__version__, recipe, ListSchedule([], SEARCHED))

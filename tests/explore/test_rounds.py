@@ -3,12 +3,12 @@ somebody out is no livelock and needs no real run; what leaves nobody out is fou
 
 import pytest
 
-from septum.explore.graph import GraphSearch
-from septum.explore.known import Step
-from septum.explore.loops import Row
-from septum.explore.search import Job, JobResult, Searcher
+from septum.explore.exhaustive.graph import GraphSearch
+from septum.explore.exhaustive.known import Step
+from septum.explore.exhaustive.loops import Row
 from septum.explore.subject import Options, Strategy
 from septum.explore.toys import Toy
+from septum.explore.workers.search import Job, JobResult, Searcher
 
 # t0 and t1 undo what the other did, again and again, until t2 sets cell 2: two vCPUs that retry.
 TOGETHER = Toy(
@@ -40,7 +40,7 @@ def test_what_leaves_somebody_out_is_not_judged(monkeypatch: pytest.MonkeyPatch)
     """Two tasks that go round together while a third could run: it is searched what the third
     does, and no real run is needed. A search that makes one for each is not complete when it may
     make no more of them."""
-    monkeypatch.setattr("septum.explore.real.LASTING_MAX", 0)
+    monkeypatch.setattr("septum.explore.exhaustive.real.LASTING_MAX", 0)
     result = searched(TOGETHER)
     assert result.complete and not result.found and not result.note
     monkeypatch.setattr(GraphSearch, "_leaves_nobody_out", lambda self, key: True)

@@ -9,7 +9,7 @@ from septum.errors import InputError
 from septum.explore import Options, Outcome, Strategy, api, explore
 from septum.explore.command import explore_command, make_options
 from septum.explore.replay import find_subject, replay_answers
-from septum.explore.run import VERIFY_ALWAYS, Replaying, Run, Runner, StateMissed, Steering
+from septum.explore.runs.run import VERIFY_ALWAYS, Replaying, Run, Runner, StateMissed, Steering
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.subject import Witness
 from septum.explore.toybox import (
@@ -199,7 +199,7 @@ class Endless(Toy):
 @pytest.mark.parametrize("strategy", [Strategy.PCT, Strategy.RANDOM])
 def test_nobody_goes_on_alone_for_ever(strategy: Strategy, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task that goes on when all others have ended is a finding, not a hang."""
-    monkeypatch.setattr("septum.explore.steering.ALONE_MAX", 300)
+    monkeypatch.setattr("septum.explore.runs.steering.ALONE_MAX", 300)
     toy = Endless("endless", LOCKED_UPDATE.programs)
     verdict = explore(toy, Options(strategy=strategy, schedules=5, shrink=False))
     assert verdict.counterexamples[0].finding.promise == "progress"

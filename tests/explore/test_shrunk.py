@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from septum.explore import Options, Strategy
 from septum.explore.api import Search
 from septum.explore.command import stories
-from septum.explore.recording import Recording
-from septum.explore.rounds import Rounds
-from septum.explore.run import Replaying, Run, Runner
-from septum.explore.shrink import Shrinker, shrink
+from septum.explore.runs.rounds import Rounds
+from septum.explore.runs.run import Replaying, Run, Runner
+from septum.explore.runs.shrink import Shrinker, shrink
+from septum.explore.stories.recording import Recording
 from septum.explore.toys import Op, Program, Toy
 from septum.explore.verdict import Counterexample
 
@@ -66,8 +66,8 @@ def assert_told(toy: Toy, found: Counterexample, options: Options) -> None:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who goes on alone without end is given up early."""
-    monkeypatch.setattr("septum.explore.steering.ALONE_MAX", 500)
-    monkeypatch.setattr("septum.explore.steering.CLOCK_EVERY", 256)
+    monkeypatch.setattr("septum.explore.runs.steering.ALONE_MAX", 500)
+    monkeypatch.setattr("septum.explore.runs.steering.CLOCK_EVERY", 256)
 
 
 @settings(

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from septum.explore.bytecode import place
-from septum.explore.footprint import IX, Footprints, X
-from septum.explore.known import Step
-from septum.explore.own import OwnState
+from septum.explore.exhaustive.known import Step
+from septum.explore.exhaustive.transitions import Transitions, Unfaithful
 from septum.explore.scenario import ScenarioSubject
-from septum.explore.search import Job, Searcher
-from septum.explore.stacks import Stacks, _codes, _Stack, place_of
-from septum.explore.stand import NOTHING_HELD, frame_at
+from septum.explore.states.bytecode import place
+from septum.explore.states.stacks import Stacks, _codes, _Stack, place_of
+from septum.explore.states.stand import NOTHING_HELD, frame_at
 from septum.explore.subject import Options, Strategy
-from septum.explore.transitions import Transitions, Unfaithful
+from septum.explore.tracking.footprint import IX, Footprints, X
+from septum.explore.tracking.own import OwnState
+from septum.explore.workers.search import Job, Searcher
 
 
 def call(*_: object) -> None:

@@ -15,15 +15,15 @@ from septum.cli.run import decode_run
 from septum.explore.api import Search
 from septum.explore.command import explore_command, verdict_lines
 from septum.explore.command import stories as tell_stories
-from septum.explore.origin import patch_of
-from septum.explore.recording import Beat, Recording
 from septum.explore.replay import find_subject
-from septum.explore.retell import retell
-from septum.explore.run import Runner
-from septum.explore.story import WIDTH, Row, cause
+from septum.explore.runs.run import Runner
+from septum.explore.stories.origin import patch_of
+from septum.explore.stories.recording import Beat, Recording
+from septum.explore.stories.retell import retell
+from septum.explore.stories.story import WIDTH, Row, cause
+from septum.explore.stories.why import why_lines
 from septum.explore.subject import Options
 from septum.explore.verdict import Outcome, Verdict
-from septum.explore.why import why_lines
 from septum.module.events import SeamcallEvent, TdcallEvent, TdExitEvent
 from septum.scenarios.changes import changes, lock_changes
 from septum.scenarios.run import load_scenario

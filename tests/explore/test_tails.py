@@ -5,18 +5,18 @@ import itertools
 
 import pytest
 
-from septum.explore import graph, tails
-from septum.explore.adopt import NotTrackable
-from septum.explore.fingerprint import CONTENTS, DIGESTS, WHOLES, Change, Fingerprint
-from septum.explore.footprint import Footprints
-from septum.explore.learn import Recording
-from septum.explore.patches import Patches
+from septum.explore.exhaustive import graph, tails
+from septum.explore.exhaustive.learn import Recording
+from septum.explore.exhaustive.transitions import _change
 from septum.explore.scenario import ScenarioSubject
-from septum.explore.search import Job, Searcher
+from septum.explore.states.fingerprint import CONTENTS, DIGESTS, WHOLES, Change, Fingerprint
+from septum.explore.states.values import Contents
 from septum.explore.subject import Options, Strategy
-from septum.explore.track import Tracker
-from septum.explore.transitions import _change
-from septum.explore.values import Contents
+from septum.explore.tracking.adopt import NotTrackable
+from septum.explore.tracking.footprint import Footprints
+from septum.explore.tracking.patches import Patches
+from septum.explore.tracking.track import Tracker
+from septum.explore.workers.search import Job, Searcher
 
 SCENARIOS = ["write-against-convert", "fault-against-fault"]
 

@@ -11,13 +11,13 @@ from septum.cli.main import app
 from septum.explore import Counterexample, Options, Outcome, Strategy, Verdict, explore
 from septum.explore.api import Search
 from septum.explore.replay import replay_answers
-from septum.explore.run import OutOfTime, Run, Runner
-from septum.explore.sampling import Measuring
-from septum.explore.search import Job, Searcher
-from septum.explore.steering import CLOCK_EVERY, Replaying, Steering
+from septum.explore.runs.run import OutOfTime, Run, Runner
+from septum.explore.runs.sampling import Measuring
+from septum.explore.runs.steering import CLOCK_EVERY, Replaying, Steering
 from septum.explore.subject import Subject
 from septum.explore.toybox import DEADLOCK, LOCKED_UPDATE, RARE
 from septum.explore.toys import Toy
+from septum.explore.workers.search import Job, Searcher
 
 LATER = 1e6
 SCENARIO = "slot-delete-against-fault"

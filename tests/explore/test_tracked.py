@@ -2,8 +2,8 @@
 
 import pytest
 
-from septum.explore.coverage import Coverage
-from septum.explore.run import Runner
+from septum.explore.covering.coverage import Coverage
+from septum.explore.runs.run import Runner
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.subject import Options
 from septum.scenarios.run import LIBRARY

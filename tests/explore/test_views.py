@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from judging import Searched, searched
 
-from septum.explore.watched import Watched
+from septum.explore.tracking.watched import Watched
 
 if TYPE_CHECKING:
     from septum.checks.checker import Mode

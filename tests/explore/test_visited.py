@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 from septum.explore import Options, Strategy
+from septum.explore.exhaustive.visited import Visited
 from septum.explore.scenario import ScenarioSubject
-from septum.explore.search import Job, Searcher
 from septum.explore.subject import UNBOUNDED
-from septum.explore.visited import Visited
+from septum.explore.workers.search import Job, Searcher
 
 
 def test_without_a_bound_no_state_is_searched_again_for_its_preemptions(monkeypatch) -> None:

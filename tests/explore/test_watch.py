@@ -14,9 +14,9 @@ from septum.explore.api import Search
 from septum.explore.command import explore_command, make_options
 from septum.explore.progress import Progress
 from septum.explore.replay import find_subject
-from septum.explore.search import Found, JobResult
 from septum.explore.subject import Options
 from septum.explore.watch import BARS, WIDTH, View, watching
+from septum.explore.workers.search import Found, JobResult
 from septum.sim import Finding
 
 

@@ -26,11 +26,11 @@ from septum.abi.status import (
 )
 from septum.explore.api import Search
 from septum.explore.command import make_options, stories
-from septum.explore.module_watch import Held, ModuleLock, ModuleLook, TdLook
-from septum.explore.recording import Beat
 from septum.explore.replay import find_subject
-from septum.explore.story import consequence_of
-from septum.explore.why import why_lines
+from septum.explore.stories.module_watch import Held, ModuleLock, ModuleLook, TdLook
+from septum.explore.stories.recording import Beat
+from septum.explore.stories.story import consequence_of
+from septum.explore.stories.why import why_lines
 from septum.module.events import SeamcallEvent
 from septum.sim import Finding
 from septum.sim.events import Event

@@ -15,12 +15,12 @@ import pytest
 from septum.explore import Options, Strategy, explore
 from septum.explore.api import Search
 from septum.explore.command import explore_command
-from septum.explore.parallel import Workers, _Team
-from septum.explore.search import Job, Searcher
 from septum.explore.subject import Built
 from septum.explore.toybox import LOCKED_UPDATE, RARE, dice_toy
 from septum.explore.toys import Toy
 from septum.explore.verdict import Outcome, Verdict
+from septum.explore.workers.parallel import Workers, _Team
+from septum.explore.workers.search import Job, Searcher
 
 JOB = Job(1, Strategy.RANDOM, count=1)
 

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from septum.explore.plain import plain_search
+from septum.explore.exhaustive.plain import plain_search
 from septum.explore.scenario import ScenarioSubject
-from septum.explore.search import Job, Searcher
 from septum.explore.subject import Options, Strategy
+from septum.explore.workers.search import Job, Searcher
 
 if TYPE_CHECKING:
     from septum.checks.checker import Mode

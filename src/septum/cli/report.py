@@ -91,7 +91,7 @@ def report_run(run: str, options: ReportOptions) -> int:
 
 def _story(trace: Path) -> list[str]:
     """What broke in the run of a scenario, as a search would tell it; of others the ladder does."""
-    from septum.explore.retell import retell
+    from septum.explore.stories.retell import retell
 
     with TraceReader(trace) as reader:
         recipe, schedule = decode_run(reader.header.token)

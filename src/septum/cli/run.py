@@ -199,7 +199,7 @@ def _toy(packed: bytes) -> str:
 
 def _replay_toy(name: str, schedule: Schedule, trace: Path | None) -> int:
     from septum.explore.replay import find_subject, replay_answers
-    from septum.explore.retell import retell_subject
+    from septum.explore.stories.retell import retell_subject
 
     if trace is not None:
         raise InputError(f"{name} leaves no trace; replay it without --trace")

@@ -132,7 +132,7 @@ def replay_one(
     outcome = _outcome(scenario, recipe.design, schedule, check, trace)
     check_fit(recipe, schedule)
     if not as_json and not (outcome.ok and outcome.held):
-        from septum.explore.retell import retell_outcome
+        from septum.explore.stories.retell import retell_outcome
 
         print("\n".join([*retell_outcome(scenario, recipe.design, outcome, check), ""]))
     if emit_test is not None:

@@ -77,7 +77,7 @@ def explore(
     """Try every interleaving and failure of a scenario; tell the shortest story of what broke."""
     from septum.cli.report import write_token_page
     from septum.explore.command import explore_command
-    from septum.explore.parallel import cores
+    from septum.explore.workers.parallel import cores
 
     raise SystemExit(
         explore_command(
@@ -145,7 +145,7 @@ def compare(
     """Which promises does each design break, and what does it cost? Without any: all of them."""
     from septum.compare.command import Wanted, compare_command, scenario_names
     from septum.compare.result import Bounds
-    from septum.explore.parallel import cores
+    from septum.explore.workers.parallel import cores
 
     kinds = [kind for kind, on in (("ablation", ablations), ("proposal", proposals)) if on]
     raise SystemExit(

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"(?P<path>.+\.py)(?::(?P<chosen>[^:@]*))?(?:@(?P<digest>[0-9a-f]{16}))?")
 _FRAME = re.compile(r'File "(?P<path>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
 _RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Defect|Iteration)\b.*")
+# A worker's error comes as the text of another one, which begins the line.
+_OF_A_WORKER = "septum.explore.workers.parallel.SearchDefect: "
 # Below `septum.designs`, so that traces show the file's functions and searches watch its classes.
 _PARENT = "septum.designs.own_file"
 
@@ -147,8 +149,7 @@ def blame(error: BaseException) -> str:
         return ""
     last = frames[-1]
     raised = [line for line in lines if _RAISED.fullmatch(line)]
-    # A worker's error comes as the text of another one, which begins the line.
-    text = raised[-1].removeprefix("septum.explore.parallel.SearchDefect: ") if raised else ""
+    text = raised[-1].removeprefix(_OF_A_WORKER) if raised else ""
     return (
         f"{last['path']}, line {last['line']}, in {last['function']}: {text or repr(error)};"
         " a design that raises has no verdict"

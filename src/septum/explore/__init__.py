@@ -3,6 +3,12 @@
 A `Subject` says what is run; `explore` runs it under every schedule within bounds, or under many
 random ones, and returns a `Verdict`. Nothing here knows the model: it drives plain code through
 `Sim.point` and `Sim.choose`.
+
+From the ground up: `tracking` tells what a step of a run touches, `states` what is one state;
+`runs` makes runs under schedules, drawn or written down; `exhaustive` goes through all states
+within the bounds, `workers` does so on all cores. `covering` says what was reached, `stories` what
+broke, and why. The modules beside these are what others call: the command, subjects, verdicts,
+replays, tests.
 """
 
 from septum.explore.api import explore

@@ -8,15 +8,15 @@ import msgspec
 
 from septum.explore import budget
 from septum.explore.bounds import WORKERS_MAX, searched_text
-from septum.explore.parallel import Workers
-from septum.explore.portfolio import RUNS_MAX, Batch, Portfolio, batch_sizes
 from septum.explore.progress import Progress
-from septum.explore.run import DidNotRepeat, OutOfTime
-from septum.explore.search import Found, Job, JobResult, Searcher
-from septum.explore.shrink import Shrunk, kind_of, shrink, words_of
-from septum.explore.split import split
+from septum.explore.runs.portfolio import RUNS_MAX, Batch, Portfolio, batch_sizes
+from septum.explore.runs.run import DidNotRepeat, OutOfTime
+from septum.explore.runs.shrink import Shrunk, kind_of, shrink, words_of
 from septum.explore.subject import UNBOUNDED, Strategy
 from septum.explore.verdict import Counterexample, Outcome, Verdict
+from septum.explore.workers.parallel import Workers
+from septum.explore.workers.search import Found, Job, JobResult, Searcher
+from septum.explore.workers.split import split
 from septum.sim import ListSchedule, encode_token
 from septum.sim.schedule import SEARCHED
 from septum.stamp import stamp

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from septum.errors import InputError
-from septum.explore.covered import coverage_lines
+from septum.explore.covering.covered import coverage_lines
 from septum.explore.emit import Emitted, regression_tests
 
 if TYPE_CHECKING:

@@ -14,15 +14,15 @@ from septum.errors import InputError
 from septum.explore.api import Search
 from septum.explore.artefacts import Artefacts
 from septum.explore.bounds import check_bounds
-from septum.explore.covered import coverage_lines, summary
+from septum.explore.covering.covered import coverage_lines, summary
 from septum.explore.ktap import verdict_case
 from septum.explore.replay import find_subject
 from septum.explore.reproduce import command_lines
-from septum.explore.run import DidNotRepeat
+from septum.explore.runs.run import DidNotRepeat
 from septum.explore.steady import check_steady
-from septum.explore.story import WIDTH, heading
+from septum.explore.stories.story import WIDTH, heading
+from septum.explore.stories.telling import tell
 from septum.explore.subject import UNBOUNDED, Options, Strategy
-from septum.explore.telling import tell
 from septum.explore.verdict import Outcome, Verdict, bounds_text
 from septum.explore.watch import watching
 from septum.report.ktap import Case, ktap_lines
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from septum.explore.run import Runner
+    from septum.explore.runs.run import Runner
     from septum.explore.subject import Subject
 
 SCHEMA = "septum-explore-1"

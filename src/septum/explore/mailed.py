@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from septum.errors import InputError
 from septum.explore.artefacts import try_file
 from septum.explore.emit import Emitted, regression_tests
-from septum.explore.retell import example_of, usual_options
-from septum.explore.run import Runner
+from septum.explore.runs.run import Runner
 from septum.explore.scenario import ScenarioSubject
+from septum.explore.stories.retell import example_of, usual_options
 from septum.explore.subject import Options
 from septum.scenarios.run import SUFFIX
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from septum.explore.search import Found, JobResult
     from septum.explore.subject import Options
+    from septum.explore.workers.search import Found, JobResult
 
 
 class Progress:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from septum.designs.own import unsteady_text
 from septum.errors import InputError
-from septum.explore.run import Replaying, Runner
-from septum.explore.sampling import Length, RandomWalk
+from septum.explore.runs.run import Replaying, Runner
+from septum.explore.runs.sampling import Length, RandomWalk
 
 if TYPE_CHECKING:
-    from septum.explore.run import Run
+    from septum.explore.runs.run import Run
     from septum.explore.subject import Options, Subject
 
 SCHEDULES = 8

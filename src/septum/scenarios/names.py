@@ -114,7 +114,7 @@ def _check_count(scenario: Scenario, names: ModelNames, name: str) -> None:
 
 
 def _check_witness(scenario: Scenario, names: ModelNames, text: str) -> None:
-    """The items are those of `septum.explore.coverage`; a witness is how one begins."""
+    """The items are those of `septum.explore.covering.coverage`; a witness is how one begins."""
     kind, _, rest = text.partition(":")
     if kind == "choice":
         name, equals, _ = rest.partition("=")

@@ -33,8 +33,8 @@ from septum.conform.scene import (
     runnable_scene,
     scene_config,
 )
-from septum.explore.search import Job, Searcher
 from septum.explore.subject import Built, Options, Strategy
+from septum.explore.workers.search import Job, Searcher
 from septum.machine import LogicalProcessor, Machine, TablePage
 from septum.module import Module, dispatch, vp_enter
 from septum.module.common import check_state, lock_td

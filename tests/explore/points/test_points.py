@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from septum.abi.status import status_name
-from septum.explore import coverage
+from septum.explore.covering import coverage
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.subject import Built, Strategy
 from septum.module import common, mem_page, mem_range, metadata, vp, vp_enter

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from septum.explore.origin import patch_of
+from septum.explore.stories.origin import patch_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -1,0 +1,98 @@
+"""The slow judge: every schedule within the bounds, one after the other, without reduction.
+
+It is the definition of what the fast search must find. Depth-first over the answers of a run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.explore.runs.run import Runner, Steering
+
+if TYPE_CHECKING:
+    from septum.explore.subject import Options, Subject
+    from septum.sim import Finding
+
+
+class PlainSteering(Steering):
+    """Walks the tree of answers: `path` holds the answers still to be tried at each depth."""
+
+    __slots__ = ("_at", "failures_max", "path", "preemptions_max")
+
+    def __init__(self, options: Options) -> None:
+        self.path: list[list[int]] = []
+        self.preemptions_max = options.max_preemptions()
+        self.failures_max = options.failures
+        super().__init__()
+
+    def reset(self) -> None:
+        super().reset()
+        self._at = 0
+
+    def _answer(self, alternatives: list[int]) -> int:
+        at = self._at
+        self._at = at + 1
+        if at < len(self.path):
+            return self.path[at][0]
+        self.path.append(alternatives)
+        return alternatives[0]
+
+    def pick_task(self, n: int, forced: bool, spins: bool) -> int:
+        if spins:
+            return self._answer(list(range(1, n)))
+        if forced or self.preemptions < self.preemptions_max:
+            return self._answer(list(range(n)))
+        return self._answer([0])
+
+    def choose_value(self, name: str, n: int) -> int:
+        if self.is_failure(name) and self.failures >= self.failures_max:
+            return self._answer([0])
+        return self._answer(list(range(n)))
+
+    def advance(self) -> bool:
+        """Go to the next schedule; False when there is none."""
+        path = self.path
+        while path:
+            path[-1].pop(0)
+            if path[-1]:
+                return True
+            path.pop()
+        return False
+
+
+class PlainResult:
+    """What the slow judge saw: all findings, by (promise, text), and all final states."""
+
+    __slots__ = ("answers", "complete", "finals", "findings", "schedules", "steps")
+
+    def __init__(self) -> None:
+        self.findings: dict[tuple[str, str], Finding] = {}
+        self.answers: dict[tuple[str, str], list[int]] = {}
+        self.finals: set[object] = set()
+        self.schedules = 0
+        self.steps = 0
+        self.complete = False
+
+
+def plain_search(
+    subject: Subject, options: Options, limit: int = 1_000_000, runner: Runner | None = None
+) -> PlainResult:
+    """Every schedule within the bounds, at most `limit`."""
+    runner = runner if runner is not None else Runner(subject, options)
+    runner.verify_every = 1
+    steering = PlainSteering(options)
+    result = PlainResult()
+    while result.schedules < limit:
+        run = runner.run(steering)
+        result.schedules += 1
+        if run.finding is not None:
+            key = (run.finding.promise, run.finding.text)
+            result.findings.setdefault(key, run.finding)
+            result.answers.setdefault(key, run.answers)
+        elif not run.cut:
+            result.finals.add(subject.final(runner.built))
+        if not steering.advance():
+            result.complete = True
+            break
+    result.steps = runner.nr_steps
+    return result

@@ -1,0 +1,227 @@
+"""A run made once more with its events on, and with a look at the whole world at each of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from septum.abi.types import PAGE_SHIFT
+from septum.explore.runs.run import DidNotRepeat, Replaying
+from septum.explore.stories.endless import SCHEDULER, Marks, stays
+from septum.explore.stories.module_watch import ModuleWatcher, call_under_way
+from septum.explore.stories.parting import asked_at
+from septum.scenarios.changes import changes, lock_changes
+from septum.scenarios.states import StateWatcher
+from septum.scenarios.world import ScenarioWorld
+from septum.sim.events import ChoiceEvent, Event, FindingEvent, LockEvent, SwitchEvent
+from septum.trace.ladder import is_quiet
+from septum.trace.via import kernel_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from septum.explore.runs.run import Runner
+    from septum.explore.stories.module_watch import ModuleLook
+    from septum.explore.stories.parting import Asked
+    from septum.scenarios.ops import Op
+    from septum.scenarios.states import WorldState
+    from septum.sim import Finding, Sim
+
+PATH_DEPTH = 6
+ENTRY_DEPTH = 64
+TURNS_BEATS = 200
+"""So many events are kept of a run that has no end, from where tasks take turns."""
+
+
+class Beat(msgspec.Struct):
+    """An event of the run with what was known when it happened.
+
+    `path` are the kernel functions that it came from, innermost first; `decision` is the index of
+    the latest answer of the schedule before it; `injected` and `preempted` are the schedule's wish;
+    `yields`: another task runs because this one "goes round" or "has run for long"; `begins`: what
+    the scenario has this task of the VMM do, at the first event of it, and `entry` the kernel
+    function that it called; `call`: in which call of the module another task, or a choice, comes.
+    """
+
+    event: Event
+    path: tuple[str, ...]
+    decision: int
+    state: WorldState | None = None
+    module: ModuleLook | None = None
+    preempted: bool = False
+    yields: str = ""
+    injected: bool = False
+    begins: str = ""
+    entry: str = ""
+    call: str = ""
+
+
+class _Marked(Replaying):
+    """Replays answers, watched point by point where that is wanted."""
+
+    __slots__ = ("_marks",)
+
+    def __init__(self, answers: list[int], free: Iterable[int], marks: Marks | None) -> None:
+        self._marks = marks
+        super().__init__(answers, free)
+
+    def begin(self, sim: Sim, runner: Runner) -> None:
+        super().begin(sim, runner)
+        if self._marks is not None:
+            self._marks.begin(sim)
+
+
+def is_over(runner: Runner) -> bool:
+    """The run under way has broken a promise, and no event tells of that. What follows comes of
+    unwinding: locks that are given back in no run."""
+    findings = runner.built.sim.findings
+    return bool(findings) and runner.is_news(findings[-1])
+
+
+class Recording:
+    """A run, event by event, up to where it broke."""
+
+    __slots__ = (
+        "_failures",
+        "_in_turns",
+        "_marks",
+        "_module",
+        "_runner",
+        "_steering",
+        "_under_way",
+        "_watcher",
+        "beats",
+        "loops",
+        "setup",
+        "start",
+        "stays",
+        "tasks",
+    )
+
+    def __init__(
+        self,
+        runner: Runner,
+        answers: list[int],
+        finding: Finding,
+        free: Iterable[int] = (),
+        points: int = 0,
+    ) -> None:
+        """`free`: the numbers of the answers that let others run where a task goes round; `points`:
+        so many scheduling points the run has, 0 for not known.
+
+        `start` is the world when the run begins, after the steps `setup`. `loops` are of who goes
+        round at its end, and `stays` is what they find every time.
+
+        Raises DidNotRepeat when the run does not break as it did.
+        """
+        self._runner = runner
+        self.beats: list[Beat] = []
+        self._marks = Marks(points) if finding.promise == "progress" else None
+        self._steering = _Marked(answers, free, self._marks)
+        self._failures = 0
+        self._in_turns = 0
+        self._under_way: dict[str, Op] = {}  # by task of a VMM
+        world = runner.built.world
+        self._watcher = StateWatcher(world.world) if isinstance(world, ScenarioWorld) else None
+        self._module = ModuleWatcher(world.world) if isinstance(world, ScenarioWorld) else None
+        self.setup = world.scenario.document.setup if isinstance(world, ScenarioWorld) else []
+        runner.sink = self._see
+        try:
+            runner.clean()
+            if self._module is not None:
+                self._module.begin()
+            self.start = self._watcher.look() if self._watcher is not None else None
+            again = runner.run(self._steering).finding
+        finally:
+            runner.sink = None
+            if self._marks is not None:
+                self._marks.end()
+        if again is None or (again.promise, again.text) != (finding.promise, finding.text):
+            raise DidNotRepeat(f"a finding did not repeat: {finding.promise}: {finding.text}")
+        self._fold(finding)
+        self.tasks = list(dict.fromkeys(beat.event.task for beat in self.beats))
+
+    def _fold(self, finding: Finding) -> None:
+        """Of what goes round at the end one round is enough."""
+        self.loops = self._marks.loops(finding) if self._marks is not None else []
+        self.stays: list[str] = []
+        if not self.loops or finding.where == SCHEDULER:
+            return
+        (loop,) = self.loops
+        kept = [mark.beat for mark in loop.first if mark.beat >= 0]
+        if kept:
+            shows = any(not is_quiet(self.beats[at].event) for at in kept)
+            del self.beats[kept[-1] + 1 if shows else kept[0] :]
+        state = self._watcher.look() if self._watcher is not None else None
+        self.stays = stays(self._runner.built.world, state, finding)
+
+    def _see(self, event: Event) -> None:
+        steering = self._steering
+        if steering.sim is None or is_over(self._runner):
+            return
+        if steering.fair_from >= 0:
+            self._in_turns += 1
+            if self._in_turns > TURNS_BEATS and not isinstance(event, FindingEvent):
+                return
+        path = tuple(kernel_path(PATH_DEPTH).split(" < "))
+        beat = Beat(event, path, len(self._runner.built.sim.answers) - 1)
+        if isinstance(event, SwitchEvent | ChoiceEvent):
+            beat.call = call_under_way()
+        if isinstance(event, SwitchEvent):
+            beat.preempted = steering.preempting
+            if steering.yields and event.preempted:
+                beat.yields = "has run for long" if steering.ran_long else "goes round"
+        elif isinstance(event, ChoiceEvent):
+            beat.injected = steering.failures > self._failures
+            self._failures = steering.failures
+        beat.begins = self._begins(event.task)
+        if beat.begins:
+            beat.entry = kernel_path(ENTRY_DEPTH).split(" < ")[-1]
+        if self._watcher is not None:
+            beat.state = self._watcher.after(event)
+        if self._module is not None:
+            beat.module = self._module.after(event, len(self.beats))
+        if self._marks is not None:
+            self._marks.event(event, len(self.beats))
+        self.beats.append(beat)
+
+    def _begins(self, task: str) -> str:
+        """The operation that a task of a VMM is in and no event has told of yet; "" for none."""
+        world = self._runner.built.world
+        if not isinstance(world, ScenarioWorld) or task not in world.host_threads:
+            return ""
+        op = world.record.under_way.get(task)
+        if op is None or self._under_way.get(task) is op:
+            return ""
+        self._under_way[task] = op
+        if not op.area.nr_pages:
+            return op.text
+        gfn = op.area.gpa(world.scenario.vm(op.vm).gpa) >> PAGE_SHIFT
+        size = f"+{op.area.nr_pages:#x}" if op.area.nr_pages > 1 else ""
+        return f"{op.text} (GFN {gfn:#x}{size})"
+
+    def asked_at(self, answers: list[int], at: int) -> Asked | None:
+        """What another schedule, or this one, is asked as number `at`."""
+        return asked_at(self._runner, answers, at)
+
+    def contended(self) -> frozenset[str]:
+        """Locks that several tasks take, one of them at least for itself alone."""
+        takers: dict[str, set[str]] = {}
+        alone: set[str] = set()
+        for beat in self.beats:
+            event = beat.event
+            if isinstance(event, LockEvent):
+                takers.setdefault(event.lock, set()).add(event.task)
+                if event.mode == "ex":
+                    alone.add(event.lock)
+        return frozenset(lock for lock, tasks in takers.items() if len(tasks) > 1 and lock in alone)
+
+
+def changes_between(
+    old: WorldState | None, new: WorldState | None, locks: frozenset[str], *, mirror: bool
+) -> list[str]:
+    """What changed, old -> new; nothing where nobody could look."""
+    if old is None or new is None or old == new:
+        return []
+    return [*changes(old, new, mirror=mirror), *lock_changes(old, new, locks)]

@@ -1,0 +1,402 @@
+"""A counterexample as 80 columns of text: who did what when, where it was disturbed, what broke.
+
+Each step that shows has a number; quiet steps are folded; below a step is what it changed; lines
+that say why follow.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from septum.checks import PROMISES, consequence
+from septum.explore.stories.beginning import beginning_lines
+from septum.explore.stories.origin import patch_of
+from septum.explore.stories.parting import first_difference, parting_words
+from septum.explore.stories.recording import changes_between
+from septum.explore.stories.told import Told
+from septum.explore.stories.why import failure_words, why_lines
+from septum.linux.kvm.events import KvmTdpMmuSpteChanged
+from septum.module.events import SeamcallEvent
+from septum.scenarios.outcome import EXPECTATION
+from septum.sim.events import ChoiceEvent, FindingEvent, SwitchEvent
+from septum.trace.describe import describe
+from septum.trace.ladder import folded, is_quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Iterator
+
+    from septum.explore.stories.damage import Damage
+    from septum.explore.stories.endless import Loop
+    from septum.explore.stories.recording import Beat, Recording
+    from septum.explore.verdict import Counterexample
+    from septum.scenarios.states import WorldState
+    from septum.sim import Finding
+
+WIDTH = 80
+PREEMPTED = ">>"
+INJECTED = "!!"
+BROKEN = "XX"
+CHANGES_MAX = 6
+NEEDS_MAX = 3
+PLACES_MAX = 12
+_NOT_EXPECTED = "an end that is not expected"
+_UNSAID = ("tdh_", "_", "trace_")
+"""Functions that do not say where a step is: wrappers, which the SEAMCALL names, and helpers."""
+
+
+class Row:
+    """A line of the ladder: a step with its number, or a fold (number 0). `begins`: an operation of
+    the scenario, of which `beat` is the first event."""
+
+    __slots__ = ("beat", "begins", "changes", "mark", "number", "sign", "task", "text")
+
+    def __init__(
+        self,
+        number: int,
+        task: str,
+        mark: str,
+        text: str,
+        beat: Beat | None,
+        *,
+        begins: bool = False,
+    ) -> None:
+        self.begins = begins
+        self.number = number
+        self.task = task
+        self.mark = mark
+        self.text = text
+        self.beat = beat
+        self.sign = "~"  # before each of `changes`: "=" for what does not change
+        self.changes: list[str] = []
+
+
+def story_lines(
+    damage: Damage,
+    heading: str,
+    consequence: str = "",
+    *,
+    schedule: str = "The shortest schedule found",
+    searched: bool = True,
+) -> list[str]:
+    """The report of a counterexample. `schedule`: what its schedule is; `searched`: its neighbours
+    were tried."""
+    example, recording = damage.example, damage.recording
+    finding = example.finding
+    lines = _wrap(heading, "")
+    lines += _wrap(f"token: {example.token}", "", break_long=True)
+    lines.append("")
+    rows = _rows(recording, finding)
+    lines += _wrap(cause(finding, rows, cut=bool(damage.cut)), "")
+    if consequence:
+        lines += _wrap(consequence, "")
+    lines.append("")
+    schedule += " before the time for shrinking ended" * example.late
+    lines += _wrap(_size(example, schedule), "")
+    lines += _wrap(damage.cut, "")
+    lines += _wrap(
+        f"{PREEMPTED} preempted here; {INJECTED} injected; {BROKEN} broken; below a step, what it "
+        "changed: old -> new.",
+        "",
+    )
+    lines.append("")
+    if beginning := beginning_lines(recording, finding):
+        lines += [*beginning, ""]
+    lines += _lanes(recording.tasks, rows)
+    numbers = {id(row.beat): row.number for row in rows if row.beat is not None}
+    why = why_lines(recording, numbers, finding)
+    why += _broken_before(damage, numbers)
+    if why:
+        lines += ["", "Why:"]
+        for line in why:
+            lines += _wrap(line, "  ")
+    if searched:
+        lines += ["", *_passing(example, recording, rows)]
+    return lines
+
+
+def _broken_before(damage: Damage, numbers: dict[int, int]) -> list[str]:
+    """Another promise that is broken before, and where."""
+    if damage.other is None:
+        return []
+    finding = damage.other.finding
+    told = Told(damage.recording, numbers)
+    at = [at for at, beat in enumerate(told.beats) if not isinstance(beat.event, FindingEvent)]
+    before = damage.other.nr_events - 1
+    when = told.when(at[before]) if before >= 0 else "before step 1"
+    when = f"at {when}" if when.startswith("step") else when
+    also = "before that, " if before + 1 < len(at) else "there, too, "
+    words = f"looked at at every step, {finding.promise} is broken {also}{when} ({finding.task})"
+    return [f"{words}: {finding.text}"]
+
+
+def heading(finding: Finding, scenario: str, design: str, seed: int | None) -> str:
+    """Verdict, promise, scenario, design; and the seed of a search."""
+    what = _NOT_EXPECTED if finding.promise == EXPECTATION else f"promise {finding.promise}"
+    on = f" on design {design}" if design else ""
+    drawn = "" if seed is None else f" (seed {seed})"
+    return f"BROKEN: {what} in scenario {scenario}{on}{drawn}"
+
+
+def consequence_of(finding: Finding, design: str) -> str:
+    """What the broken promise means on hardware; "" for what is no promise about it."""
+    promise = PROMISES.get(finding.promise)
+    return consequence(promise, finding.text) if promise is not None and design else ""
+
+
+def _size(example: Counterexample, what: str) -> str:
+    """How long the schedule is, and how long it was before it was shrunk."""
+    parts = (
+        (example.steps, example.first_steps, "scheduling point"),
+        (example.preemptions, example.first_preemptions, "preemption"),
+        (example.failures, example.first_failures, "injected failure"),
+    )
+    words = [
+        _count(now, noun) + (f" (found with {first})" if first != now else "")
+        for now, first, noun in parts
+    ]
+    return f"{what}: {', '.join(words)}."
+
+
+def untold_lines(example: Counterexample, heading: str) -> list[str]:
+    """What is said of a counterexample whose story the user does not wait for."""
+    finding = example.finding
+    lines = _wrap(heading, "")
+    lines += _wrap(f"token: {example.token}", "", break_long=True)
+    lines += ["", *_wrap(cause(finding, []), ""), ""]
+    lines += _wrap("Interrupted before its story was told: `septum report TOKEN` tells it.", "")
+    return lines
+
+
+def cause(finding: Finding, rows: list[Row], *, cut: bool = False) -> str:
+    """One sentence: what broke, in whom, and what had to happen on the way. `cut`: where it was
+    seen is any scheduling point, and says nothing."""
+    where = f"{finding.task}, {finding.where}" if finding.where and not cut else finding.task
+    unexpected = "the scenario does not expect that " * (finding.promise == EXPECTATION)
+    text = f"Cause: {unexpected}{finding.text} ({where})"
+    needs = []
+    for row in rows:
+        if row.beat is None:
+            continue
+        event = row.beat.event
+        if isinstance(event, SwitchEvent) and row.mark == PREEMPTED:
+            needs.append(f"{event.to} runs while {event.task} is at {_place(row.beat)}")
+        elif isinstance(event, ChoiceEvent) and row.mark == INJECTED:
+            needs.append(f"{failure_words(event)} in {_place(row.beat)}")
+    if len(needs) > NEEDS_MAX:
+        return f"{text}, after {len(needs)} preemptions and injected failures."
+    return f"{text}, once {', and '.join(needs)}." if needs else f"{text}."
+
+
+def _passing(example: Counterexample, recording: Recording, rows: list[Row]) -> list[str]:
+    """The nearest schedule that breaks nothing, by the step where it does something else."""
+    if example.passing is None:
+        return ["No passing schedule was found near it."]
+    first = first_difference(example.answers, example.passing)
+    ours = recording.asked_at(example.answers, first)
+    theirs = recording.asked_at(example.passing, first)
+    step = before = 0
+    for row in rows:
+        if row.beat is None:
+            continue
+        if row.beat.decision < first:
+            before = row.number
+        elif row.begins:
+            continue
+        elif row.beat.decision == first and isinstance(row.beat.event, SwitchEvent | ChoiceEvent):
+            step = row.number
+    place = ""
+    if theirs is not None:
+        call = [theirs.call] if theirs.call else []
+        place = " < ".join([*call, *_said(theirs.path)[:2]])
+    return _wrap(parting_words(ours, theirs, step, before, place), "")
+
+
+def _rows(recording: Recording, finding: Finding) -> list[Row]:
+    """Steps and folds; the last row is what broke."""
+    rows: list[Row] = []
+    locks = recording.contended()
+    state = recording.start
+    quiet: list[Beat] = []
+    number = 0
+    for beat in recording.beats:
+        if beat.begins:
+            if quiet:
+                state = _add_fold(rows, quiet, state, locks)
+            number += 1
+            text = beat.begins + _in_brackets(beat.entry)
+            rows.append(Row(number, beat.event.task, "", text, beat, begins=True))
+        mark = _mark(beat)
+        if not (mark or beat.yields) and is_quiet(beat.event):
+            quiet.append(beat)
+            continue
+        if quiet:
+            state = _add_fold(rows, quiet, state, locks)
+        number += 1
+        row = Row(number, beat.event.task, mark, _text(beat), beat)
+        told = isinstance(beat.event, KvmTdpMmuSpteChanged)
+        row.changes = changes_between(state, beat.state, locks, mirror=not told)
+        state = beat.state
+        rows.append(row)
+    if quiet:
+        _add_fold(rows, quiet, state, locks)
+    rows = list(_folded(rows))
+    number = _add_rounds(rows, number, recording)
+    text = f"promise {finding.promise} is broken"
+    if finding.promise == EXPECTATION:
+        text = _NOT_EXPECTED
+    rows.append(Row(number + 1, finding.task, BROKEN, text, None))
+    return rows
+
+
+def _add_rounds(rows: list[Row], number: int, recording: Recording) -> int:
+    """What goes round at the end: a round, unless it shows already, and how often it comes again.
+    Returns the number of the last step."""
+    beats = {id(beat): at for at, beat in enumerate(recording.beats)}
+    for loop in recording.loops:
+        kept = {mark.beat for mark in loop.first if mark.beat >= 0}
+        shown = [row for row in rows if row.number and beats.get(id(row.beat)) in kept]
+        places = [] if shown else _places(loop)
+        for text in places:
+            number += 1
+            rows.append(Row(number, loop.task, "", text, None))
+        rows.append(_again(loop, len(shown) or len(places), recording))
+    return number
+
+
+def _again(loop: Loop, nr: int, recording: Recording) -> Row:
+    """The row that stands for all rounds but the one that shows, which is of `nr` steps."""
+    if loop.endless:
+        return Row(0, "", "", f"... {loop.task} goes on like that without end ...", None)
+    what = f"last {nr} steps come" if nr > 1 else "last step comes"
+    text = f"... the {what} again {_count(loop.times, 'time')}"
+    row = Row(0, "", "", f"{text}, and this stays:" if recording.stays else f"{text} ...", None)
+    row.changes = recording.stays
+    row.sign = "="
+    return row
+
+
+def _places(loop: Loop) -> list[str]:
+    """The scheduling points of a round, where no event tells of it."""
+    places = []
+    for mark in loop.first:
+        if mark.kind:
+            functions = " < ".join(_said(mark.path.split(" < "))[:2])
+            places.append(_point(mark.kind, mark.words, functions))
+    if len(places) > PLACES_MAX:
+        left = len(places) - PLACES_MAX + 1
+        places = [*places[: PLACES_MAX - 1], f"and {left} more scheduling points"]
+    return places
+
+
+def _folded(rows: list[Row]) -> Iterator[Row]:
+    """Of long runs of alike rounds the first and the last; what is marked is always shown."""
+    keys = [_key(row) for row in rows]
+    for part in folded(keys):
+        yield rows[part] if isinstance(part, int) else Row(0, "", "", part.text, None)
+
+
+def _key(row: Row) -> Hashable:
+    if row.beat is None:
+        return row.text
+    if row.mark or row.begins:
+        return row.number
+    step = describe(row.beat.event)
+    return (row.task, step.verb, step.result)
+
+
+def _add_fold(
+    rows: list[Row], quiet: list[Beat], state: WorldState | None, locks: frozenset[str]
+) -> WorldState | None:
+    """A row for quiet steps; returns the state after them."""
+    row = Row(0, "", "", _count(len(quiet), "quiet step"), None)
+    after = quiet[-1].state
+    row.changes = changes_between(state, after, locks, mirror=True)
+    rows.append(row)
+    quiet.clear()
+    return after
+
+
+def _mark(beat: Beat) -> str:
+    event = beat.event
+    if isinstance(event, SwitchEvent):
+        return PREEMPTED if beat.preempted else ""
+    injects = isinstance(event, ChoiceEvent) and not event.name.startswith("choose:")
+    return INJECTED if injects else ""
+
+
+def _text(beat: Beat) -> str:
+    event = beat.event
+    if isinstance(event, SwitchEvent):
+        return f"{event.to} runs, {event.task} {beat.yields or 'is'} at {_place(beat)}"
+    if isinstance(event, FindingEvent):
+        # With what is news the run ends, and no event tells of it.
+        return f"breaks, as the scenario foresees: {event.promise}: {event.text}"
+    step = describe(event)
+    where = "" if isinstance(event, SeamcallEvent | ChoiceEvent) else step.where
+    said = failure_words(event) if isinstance(event, ChoiceEvent) else step.text
+    return said + _in_brackets(where or next(iter(_said(beat.path)), ""))
+
+
+def _in_brackets(function: str) -> str:
+    """A kernel function and its patches, as they stand behind a step; "" for none."""
+    patch = patch_of(function) if function else ""
+    words = ", ".join(word for word in (function, patch) if word)
+    return f"  [{words}]" if words else ""
+
+
+def _said(path: Iterable[str]) -> list[str]:
+    return [name for name in path if name not in ("", "fails") and not name.startswith(_UNSAID)]
+
+
+def _place(beat: Beat) -> str:
+    """Where a task stands: the kind of scheduling point, the leaf of the module that it is in, and
+    the kernel functions around it."""
+    functions = " < ".join(_said(beat.path)[:2])
+    if not isinstance(beat.event, SwitchEvent):
+        return functions or beat.call
+    return _point(beat.event.at, beat.call, functions)
+
+
+def _point(kind: str, call: str, functions: str) -> str:
+    text = f"`{kind}` of {call}" if call else f"`{kind}`"
+    return f"{text} in {functions}" if functions else text
+
+
+def _lanes(tasks: list[str], rows: Iterable[Row]) -> list[str]:
+    """A column for each task, time downwards, the words to the right."""
+    lines = []
+    for at, task in enumerate(tasks):
+        lines.append(f"        {'| ' * at}+ {task}")
+    plain = f"        {' '.join('|' * len(tasks))}    "
+    for row in rows:
+        bars = ["|"] * len(tasks)
+        if row.task in tasks:
+            bars[tasks.index(row.task)] = "*"
+        number = f"{row.number:4}" if row.number else "    "
+        head = f"{number} {row.mark:2} {' '.join(bars)}  "
+        pieces = textwrap.wrap(row.text, WIDTH - len(head), break_on_hyphens=False) or [""]
+        lines.append(f"{head}{pieces[0]}".rstrip())
+        lines += [f"{plain}{piece}".rstrip() for piece in pieces[1:]]
+        told = row.changes
+        if len(told) > CHANGES_MAX:
+            told = [*told[: CHANGES_MAX - 1], f"and {len(told) - CHANGES_MAX + 1} more changes"]
+        for change in told:
+            for nr, piece in enumerate(textwrap.wrap(change, WIDTH - len(plain) - 4)):
+                lines.append(f"{plain}{' ' if nr else row.sign} {piece}")
+    return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _wrap(text: str, indent: str, *, break_long: bool = False) -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=break_long,
+        break_on_hyphens=False,
+    )

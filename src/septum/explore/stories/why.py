@@ -1,0 +1,105 @@
+"""What a step of a counterexample owes to earlier ones: who held the lock, who was in the call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from septum.abi.status import (
+    OPERAND_ID_SEPT_TREE,
+    TDX_OPERAND_BUSY,
+    TDX_OPERAND_INVALID,
+    status_name,
+)
+from septum.explore.stories import why_module, why_pages
+from septum.explore.stories.told import ModuleCall, Told
+from septum.sim.events import ChoiceEvent, LockEvent
+
+if TYPE_CHECKING:
+    from septum.explore.stories.recording import Beat, Recording
+    from septum.sim import Finding
+
+LINES_MAX = 24
+
+
+def why_lines(recording: Recording, numbers: dict[int, int], finding: Finding) -> list[str]:
+    """One sentence for each wait, injected failure and answer of the module whose cause is known,
+    each page that was mapped though it should not have been, and what `finding` is about. `numbers`
+    are those of the steps that show, by id() of their beat.
+
+    Where the cause is not in the recording nothing is said.
+    """
+    told = Told(recording, numbers)
+    lines: list[str] = []
+    holders: dict[str, list[tuple[str, int]]] = {}  # lock -> (task, the latest step before)
+    latest = 0
+    for at, beat in enumerate(recording.beats):
+        event = beat.event
+        number = told.number(at)
+        latest = number or latest
+        if isinstance(event, LockEvent):
+            line = _lock(event, number, latest, holders)
+        elif isinstance(event, ChoiceEvent) and number:
+            line = _choice(beat, number)
+        elif isinstance(event, ModuleCall) and number:
+            line = _call(told, at, number)
+        else:
+            continue
+        if line:
+            lines.append(line)
+    about = why_pages.about(told, finding)
+    return [*lines[: LINES_MAX - len(about)], *about]
+
+
+def _call(told: Told, at: int, number: int) -> str:
+    """Why a call of the module came to its status; why one mapped what it should not."""
+    event = told.beats[at].event
+    assert isinstance(event, ModuleCall)
+    if not event.status:
+        words = why_pages.mapped_in_vain(told, at)
+        return f"step {number}: {words}" if words else ""
+    words = why_module.answer(told, at)
+    return f"step {number}: {status_name(event.status)}: {words}" if words else ""
+
+
+def _lock(
+    event: LockEvent, number: int, latest: int, holders: dict[str, list[tuple[str, int]]]
+) -> str:
+    held = holders.setdefault(event.lock, [])
+    if event.op == "lock":
+        held.append((event.task, latest))
+    elif event.op == "unlock":
+        mine = [holder for holder in held if holder[0] == event.task]
+        if mine:
+            held.remove(mine[-1])
+    elif number:
+        others = [holder for holder in held if holder[0] != event.task]
+        if others:  # else it is handed from one who waits to the next
+            return f"step {number}: {event.task} waits for {event.lock}, held by {_since(others)}"
+    return ""
+
+
+def _since(who: list[tuple[str, int]]) -> str:
+    return " and ".join(
+        f"{task} since {f'step {since}' if since else 'the beginning'}" for task, since in who
+    )
+
+
+def failure_words(event: ChoiceEvent) -> str:
+    """What went wrong at a choice point, in the kernel's and the module's words."""
+    kind, _, what = event.name.partition(":")
+    if kind == "seamcall":
+        injected = {1: TDX_OPERAND_BUSY | OPERAND_ID_SEPT_TREE, 2: TDX_OPERAND_INVALID}
+        status = injected.get(event.value)
+        return f"{what} returns {status_name(status)}" if status else f"{what} fails"
+    if kind == "alloc":
+        return f"the allocation {what} fails"
+    return f"{event.name} is true" if event.value == 1 else f"{event.name} is {event.value}"
+
+
+def _choice(beat: Beat, number: int) -> str:
+    event = beat.event
+    assert isinstance(event, ChoiceEvent)
+    if event.name.startswith("choose:"):
+        return ""
+    who = "the search" if beat.injected else "the scenario"
+    return f"step {number}: {who} injects it: {failure_words(event)}"

@@ -1,0 +1,346 @@
+"""Why a page is mapped, or is not: which step changed what the step that acted on it had seen."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from septum.abi import leaves
+from septum.abi.types import PAGE_SHIFT
+from septum.linux.kvm.events import KvmMemslotEvent, KvmPageFaultEvent
+from septum.module.events import SeamcallEvent, TdcallEvent, TdExitEvent
+from septum.module.outcome import OutcomeKind
+from septum.scenarios.changes import LEVELS
+from septum.sim.events import LockEvent
+
+if TYPE_CHECKING:
+    from septum.explore.stories.module_watch import TdLook
+    from septum.explore.stories.recording import Beat
+    from septum.explore.stories.told import Told
+    from septum.scenarios.states import Pages, VmState
+    from septum.sim import Finding
+
+NUMBER = r"(0x[0-9a-f]+)"
+NOT_ACCEPTED = re.compile(rf"Guest access before accepting {NUMBER}")
+PENDING_AGAIN = re.compile(rf"(vm\d+): GFNs? \[?{NUMBER}[ ,].*(?:is|are) pending again")
+WRONG_KEY = re.compile(rf"machine check: frame {NUMBER} read with HKID")
+RETRIED = re.compile(rf"(vm\d+): vCPU \d+: the fault of GPA {NUMBER} is retried")
+FROZEN = re.compile(rf"WARN: gfn {NUMBER} frozen")
+NEVER_ENDED = re.compile(r"(vm\d+): \d+ invalidations? of GFN")
+UNDER_LOCK = re.compile(r"in atomic context \(held: (.*)\)")
+SPLIT_SHARED = re.compile(r"WARN: Splitting of GFN ([0-9a-f]+) level \d under shared lock")
+REPEATS = re.compile(rf"(vm\d+): vCPU \d+: an EPT violation of GPA {NUMBER} .* repeats")
+NO_HKID = re.compile(r"zap of a private page after HKID release")
+STALE_TLB = re.compile(rf"(vm\d+): cpu(\d+) can still use .*though GFN {NUMBER}")
+
+
+def _page(pages: tuple[Pages, ...], gfn: int) -> Pages | None:
+    return next((page for page in pages if page.first_gfn <= gfn < page.end_gfn), None)
+
+
+def _words(page: Pages | None) -> str:
+    return "not mapped" if page is None else f"{LEVELS[page.level]} {page.state}"
+
+
+def _vm(beat: Beat, name: str) -> VmState | None:
+    return beat.state.vms.get(name) if beat.state is not None else None
+
+
+def _vm_of(beat: Beat, tdr_pfn: int) -> str:
+    """The name of the VM that is the TD; "" when it is not known."""
+    if beat.module is None:
+        return ""
+    return next((name for name, vm in beat.module.vms.items() if vm.tdr_pfn == tdr_pfn), "")
+
+
+# Mapped, though it is not private
+
+
+def mapped_in_vain(told: Told, at: int) -> str:
+    """A TDH.MEM.PAGE.AUG of what is not private (any more): since when, and whether the fault began
+    before that; "" of any other call."""
+    beat = told.beats[at]
+    event = beat.event
+    if not isinstance(event, SeamcallEvent) or event.leaf != leaves.TDH_MEM_PAGE_AUG:
+        return ""
+    name = _vm_of(beat, event.rdx >> PAGE_SHIFT)
+    vm = _vm(beat, name)
+    first = event.rcx >> PAGE_SHIFT
+    end = first + (1 << 9 * (event.rcx & 7))
+    gfn = _not_private(vm, first, end) if vm is not None else None
+    if gfn is None or beat.module is None:
+        return ""
+
+    def shared(then: Beat) -> bool:
+        state = _vm(then, name)
+        return state is not None and _not_private(state, gfn, gfn + 1) is not None
+
+    since = told.first_of(at, shared)
+    part = f"GFN {gfn:#x}" if end == first + 1 else f"GFN {gfn:#x} with its 2M page"
+    how = "is not private"
+    if since >= 0 and isinstance(told.beats[since].event, KvmMemslotEvent):
+        how = "has no memslot"
+    text = f"it maps {part}, which {how} {told.since(since)}"
+    fault = next(
+        (
+            index
+            for index, call in told.calls(at)
+            if isinstance(call, KvmPageFaultEvent)
+            and call.task == event.task
+            and first <= call.fault_address >> PAGE_SHIFT < end
+        ),
+        None,
+    )
+    if fault is None or told.beats[fault].module is None:
+        return text
+    then, now = (told.beats[index].module for index in (fault, at))
+    assert then is not None
+    assert now is not None
+    if name not in then.vms or name not in now.vms:
+        return text
+    order = "before" if fault < since else "after"
+    old, new = then.vms[name].seq, now.vms[name].seq
+    seq = f"is {new} as then" if old == new else f"was {old} then and is {new} now"
+    open_ = ", an invalidation is under way" * bool(now.vms[name].in_progress)
+    began = f"the fault began {order} that, at {told.when(fault)}"
+    return f"{text}; {began}; mmu_invalidate_seq {seq}{open_}"
+
+
+def _not_private(vm: VmState, first: int, end: int) -> int | None:
+    """The first GFN of [first, end) that is not private."""
+    for start, stop in sorted(vm.private):
+        if start <= first < stop:
+            first = stop
+    return first if first < end else None
+
+
+# What the finding is about
+
+
+def about(told: Told, finding: Finding) -> list[str]:
+    """What the recording knows of the page, or the invalidation, that the finding is about."""
+    if not told.beats or told.beats[-1].state is None:
+        return []
+    text = finding.text
+    line = ""
+    if match := NOT_ACCEPTED.search(text):
+        line = _lost(told, _vm_of_task(told, finding.task), int(match[1], 16) >> PAGE_SHIFT)
+    elif match := PENDING_AGAIN.search(text):
+        line = _lost(told, match[1], int(match[2], 16))
+    elif match := WRONG_KEY.search(text):
+        line = _wrong_key(told, int(match[1], 16))
+    elif match := RETRIED.search(text):
+        line = _frozen(told, match[1], int(match[2], 16) >> PAGE_SHIFT)
+    elif match := FROZEN.search(text):
+        line = _frozen(told, _vm_of_task(told, finding.task), int(match[1], 16))
+    elif match := NEVER_ENDED.search(text):
+        line = _never_ended(told, match[1])
+    elif match := STALE_TLB.search(text):
+        line = _stale(told, match[1], int(match[2]), int(match[3], 16))
+    elif match := UNDER_LOCK.search(text):
+        line = _held(told, finding.task, match[1].split(", "))
+    elif match := SPLIT_SHARED.search(text):
+        line = _came(told, _vm_of_task(told, finding.task), int(match[1], 16), finding.task)
+    elif match := REPEATS.search(text):
+        line = _not_split(told, match[1], int(match[2], 16) >> PAGE_SHIFT, finding.task)
+    elif NO_HKID.search(text):
+        line = _released(told, finding.where)
+    return [line] if line else []
+
+
+def _vm_of_task(told: Told, task: str) -> str:
+    """The VM that the vCPU of a task is of, by its latest TDCALL or TD exit; or the only one."""
+    for at, event in told.calls(len(told.beats)):
+        if isinstance(event, TdcallEvent | TdExitEvent) and event.task == task:
+            return _vm_of(told.beats[at], event.td)
+    state = told.beats[-1].state
+    names = list(state.vms) if state is not None else []
+    return names[0] if len(names) == 1 else ""
+
+
+def _lost(told: Told, name: str, gfn: int) -> str:
+    """Which step took from the guest what it had accepted."""
+    pages = [_page(vm.sept, gfn) if (vm := _vm(b, name)) is not None else None for b in told.beats]
+    for at in range(len(pages) - 1, 0, -1):
+        before, after = pages[at - 1], pages[at]
+        had = before is not None and "pending" not in before.state
+        if had and (after is None or "pending" in after.state):
+            return f"GFN {gfn:#x} was {_words(before)}, and is {_words(after)} {told.since(at)}"
+    return ""
+
+
+def _wrong_key(told: Told, pfn: int) -> str:
+    """Since when a frame is mapped for the guest, of one that was pending in the run."""
+    for name in told.beats[-1].state.vms if told.beats[-1].state is not None else {}:
+        vm = _vm(told.beats[-1], name)
+        page = (
+            next((p for p in vm.sept if p.pfn <= pfn < p.pfn + p.end_gfn - p.first_gfn), None)
+            if vm is not None
+            else None
+        )
+        if page is None or page.state != "mapped":
+            continue
+        gfn = page.first_gfn + pfn - page.pfn
+
+        def mapped(beat: Beat, name: str = name, gfn: int = gfn) -> bool:
+            vm = _vm(beat, name)
+            there = _page(vm.sept, gfn) if vm is not None else None
+            return there is not None and there.state == "mapped"
+
+        since = told.first_of(len(told.beats) - 1, mapped)
+        vm = _vm(told.beats[since - 1], name) if since > 0 else None
+        before = _page(vm.sept, gfn) if vm is not None else None
+        if before is None or "pending" not in before.state:
+            return ""
+        text = (
+            f"GFN {gfn:#x}, at that frame, was {_words(before)}, and is mapped {told.since(since)}"
+        )
+        return text + _interrupted(told, since)
+    return ""
+
+
+def _interrupted(told: Told, at: int) -> str:
+    """An ACCEPT that goes on: where it was interrupted."""
+    event = told.beats[at].event
+    if not isinstance(event, TdcallEvent):
+        return ""
+    for index, call in told.calls(at):
+        if isinstance(call, TdcallEvent) and (call.td, call.vcpu) == (event.td, event.vcpu):
+            stopped = call.rcx == event.rcx and call.outcome == OutcomeKind.INTERRUPTED
+            return f", where it went on from {told.when(index)}, which was interrupted" * stopped
+    return ""
+
+
+def _frozen(told: Told, name: str, gfn: int) -> str:
+    """Who froze an entry of the mirror, and when."""
+
+    def frozen(beat: Beat) -> bool:
+        vm = _vm(beat, name)
+        page = _page(vm.mirror, gfn) if vm is not None else None
+        return page is not None and page.state == "frozen"
+
+    last = len(told.beats) - 1
+    if not frozen(told.beats[last]):
+        return ""
+    since = told.first_of(last, frozen)
+    return f"the mirror's entry of GFN {gfn:#x} is frozen {told.since(since)}" if since >= 0 else ""
+
+
+def _never_ended(told: Told, name: str) -> str:
+    """Who began an invalidation that has not ended."""
+
+    def open_(beat: Beat) -> bool:
+        vm = beat.module.vms.get(name) if beat.module is not None else None
+        return vm is not None and vm.in_progress > 0
+
+    last = len(told.beats) - 1
+    since = told.first_of(last, open_) if open_(told.beats[last]) else -1
+    return f"mmu_invalidate_in_progress is not 0 {told.since(since)}" if since >= 0 else ""
+
+
+def _stale(told: Told, name: str, cpu: int, gfn: int) -> str:
+    """Which step removed what a TLB still has, and an entry to the TD that should have flushed."""
+    cached = [
+        _page(b.state.tlbs.get(cpu, ()), gfn) is not None if b.state is not None else False
+        for b in told.beats
+    ]
+    last = len(told.beats) - 1
+    if not cached[last]:
+        return ""
+    text = ""
+    for at in range(last, 0, -1):
+        old, new = _vm(told.beats[at - 1], name), _vm(told.beats[at], name)
+        if old is None or new is None:
+            return ""
+        if _page(old.sept, gfn) is not None and _page(new.sept, gfn) is None:
+            text = f"GFN {gfn:#x} is not mapped {told.since(at)}"
+            break
+    kept = _entered_with(told, cpu, cached)
+    return "; ".join(words for words in (text, kept) if words)
+
+
+def _entered_with(told: Told, cpu: int, cached: list[bool]) -> str:
+    """The vCPU entered in an epoch that is newer than a translation, which is there still."""
+    oldest = 0  # the TD's epoch when the translation came, or was first seen
+    for at, beat in enumerate(told.beats):
+        if not cached[at]:
+            oldest = 0
+            continue
+        epoch = _epoch(beat, cpu)
+        oldest = oldest or min((td.epoch for td in _tds(beat)), default=0)
+        if epoch > oldest and at and not _epoch(told.beats[at - 1], cpu):
+            return (
+                f"cpu{cpu} entered the TD in epoch {epoch} {told.after(at)} and kept it in its TLB"
+            )
+    return ""
+
+
+def _tds(beat: Beat) -> list[TdLook]:
+    return list(beat.module.tds.values()) if beat.module is not None else []
+
+
+def _epoch(beat: Beat, cpu: int) -> int:
+    """The epoch in which the vCPU on a logical processor is in its TD; 0 when none is."""
+    inside = (one for td in _tds(beat) for one in td.inside if one.cpu == cpu)
+    return next((one.epoch for one in inside), 0)
+
+
+def _held(told: Told, task: str, names: list[str]) -> str:
+    """Since when a task holds the locks under which it may not sleep."""
+    words = []
+    for name in names:
+        for at, event in told.calls(len(told.beats)):
+            if isinstance(event, LockEvent) and (event.lock, event.task) == (name, task):
+                if event.op == "lock":
+                    words.append(f"{name} since {told.when(at)}")
+                break
+    return f"{task} has {' and '.join(words)}" if words else ""
+
+
+def _came(told: Told, name: str, gfn: int, task: str) -> str:
+    """A page that came after the EPT violation that the task handles."""
+
+    def there(beat: Beat) -> bool:
+        vm = _vm(beat, name)
+        return vm is not None and _page(vm.sept, gfn) is not None
+
+    last = len(told.beats) - 1
+    since = told.first_of(last, there)
+    exits = (at for at, e in told.calls(last) if isinstance(e, TdExitEvent) and e.task == task)
+    exited = next(exits, since)
+    if not there(told.beats[last]) or exited >= since or there(told.beats[exited]):
+        return ""
+    return (
+        f"GFN {gfn:#x} is in the S-EPT {told.since(since)}, and was not when {task} left the TD,"
+        f" {told.when(exited)}"
+    )
+
+
+def _not_split(told: Told, name: str, gfn: int, task: str) -> str:
+    """An ACCEPT of a smaller page than the one that is there."""
+    vm = _vm(told.beats[-1], name)
+    page = _page(vm.sept, gfn) if vm is not None else None
+    for at, event in told.calls(len(told.beats)):
+        if isinstance(event, TdcallEvent) and event.task == task:
+            level = (event.rcx & 7) + 1
+            if event.leaf != leaves.TDG_MEM_PAGE_ACCEPT or event.rcx >> PAGE_SHIFT != gfn:
+                return ""
+            if page is None or page.level <= level:
+                return ""
+            return (
+                f"{told.when(at)} asks for GFN {gfn:#x} at {LEVELS[level]}, and it is"
+                f" {_words(page)}: nothing has split it"
+            )
+    return ""
+
+
+def _released(told: Told, name: str) -> str:
+    """Where the HKID was released."""
+    for at, event in told.calls(len(told.beats)):
+        if (
+            isinstance(event, SeamcallEvent)
+            and (event.leaf, event.status) == (leaves.TDH_MNG_KEY_FREEID, 0)
+            and _vm_of(told.beats[at], event.rcx >> PAGE_SHIFT) == name
+        ):
+            return f"{told.when(at)} ({told.who(at)}) released the HKID"
+    return ""

@@ -1,0 +1,1 @@
+"""Searches as jobs of several processes, what these tell each other, and the one answer of all."""
