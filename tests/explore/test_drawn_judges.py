@@ -7,7 +7,8 @@ from judging import judges_agree
 from septum.explore.exhaustive.graph import GraphSearch
 from septum.explore.exhaustive.node import Node
 
-SEEDS = range(16)
+SEEDS = [seed for seed in range(17) if seed != 11]
+"""(The plain judge takes half a minute for 11.)"""
 SCHEDULES = 150
 """Scenarios that have more are left out."""
 
