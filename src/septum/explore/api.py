@@ -296,8 +296,7 @@ class Search:
     @property
     def _plain(self) -> bool:
         """Every schedule, one by one: also where there is a single one."""
-        options = self._options
-        return options.strategy is Strategy.PLAIN or not (options.reduce and self._local.decides)
+        return self._options.strategy is Strategy.PLAIN or not self._local.decides
 
     def _level(self, preemptions: int, failures: int) -> bool:
         options = self._options

@@ -140,7 +140,6 @@ class Options(msgspec.Struct, frozen=True):
     keep_going: bool = False
     per_promise: bool = False
     shrink: bool = True
-    reduce: bool = True
     ignore: tuple[str, ...] = ()
     fail: tuple[str, ...] = ()
 

@@ -282,7 +282,7 @@ class Searcher:
     # Exhaustive
 
     def _exhaust(self, job: Job) -> JobResult:
-        if job.strategy is not Strategy.PLAIN and self.options.reduce:
+        if job.strategy is not Strategy.PLAIN:
             try:
                 return self._graph(job)
             except (NotTrackable, Unfaithful) as error:
