@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 NR = 512
 _ENTRY_BITS = 64
-_TABLE_BYTES = NR * _ENTRY_BITS // 8
 ALL_ONES = int.from_bytes(b"\1\0\0\0\0\0\0\0" * NR, "little")
 """Bit 0 of each of 512 entries; times a 64-bit value it is a table full of that value."""
 RAMP = int.from_bytes(b"".join(i.to_bytes(8, "little") for i in range(NR)), "little")

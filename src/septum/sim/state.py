@@ -55,11 +55,10 @@ class Snapshot:
     everything and learns. The objects of `skip` are not entered.
     """
 
-    __slots__ = ("_hot", "_index", "_puts", "parts")
+    __slots__ = ("_hot", "_puts", "parts")
 
     def __init__(self, roots: Iterable[object], skip: Iterable[object] = ()) -> None:
         self.parts: list[Part] = []
-        self._index: dict[int, int] = {}
         self._hot: dict[int, Part] = {}  # by their objects' ids
         self._puts: list[Put] = []  # what puts them back
         self._walk(list(roots), {id(obj) for obj in skip})
@@ -86,16 +85,11 @@ class Snapshot:
                 part.owner = owner
                 part.label = label
                 owner = part
-                self._index[id(obj)] = len(self.parts)
                 self.parts.append(part)
                 children = part.children()
             queue.extend(
                 reversed([(_join(path, name), value, owner, name) for name, value in children])
             )
-
-    def index_of(self, obj: object) -> int | None:
-        """The number of a captured object; None for one that is not captured."""
-        return self._index.get(id(obj))
 
     def changed(self) -> list[Part]:
         """The parts that are not as captured."""

@@ -188,11 +188,6 @@ class Footprints:
         self.register(context, sorted(accesses - context.known))
         return context, accesses
 
-    @property
-    def nr_shared(self) -> int:
-        """How many locations count."""
-        return len(self._bits)
-
     def register(self, context: Context, accesses: Iterable[int]) -> None:
         """Accesses that were not made in `context` before."""
         bit = 1 << context.task

@@ -70,7 +70,6 @@ class Tracker:
 
     __slots__ = (
         "_as_built",
-        "_installed",
         "_ordered",
         "_parts",
         "_sim_parts",
@@ -116,7 +115,6 @@ class Tracker:
         self.patches = Patches()
         self.members: dict[tuple[type, str], types.MemberDescriptorType] = {}
         self.logged: set[tuple[type, str]] = set()
-        self._installed = False
         # Locks and wait queues that the run used, and all of the scheduler's state by owner.
         self.touched: dict[int, object] = {}
         self.lock_of: dict[int, object] = {}  # id of a list of waiters -> whose it is
@@ -193,7 +191,6 @@ class Tracker:
             self.patches.put(kind, method, logging)
             if (kind.__name__, method) in HUSHABLE:
                 self.patches.hushable.append((kind, method, logging, plain))
-        self._installed = True
 
     def _log_values(self, snapshot: Snapshot) -> None:
         """Who gets hold of a value of one task by nature that the built world has changes it: what
@@ -211,7 +208,6 @@ class Tracker:
     def uninstall(self) -> None:
         """Put every class back as it was."""
         self.patches.undo()
-        self._installed = False
 
     def _watch_class(self, kind: type) -> None:
         if kind.__name__ in PRIVATE:

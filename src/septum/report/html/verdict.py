@@ -38,11 +38,6 @@ class VerdictText(msgspec.Struct):
     summary: str
     findings: list[FindingText]
 
-    @property
-    def is_broken(self) -> bool:
-        """A promise was broken."""
-        return self.word == "BROKEN"
-
 
 def _library_scenario(header: TraceHeader) -> Scenario | None:
     """The scenario of the library that was run, if it was one."""
