@@ -34,7 +34,6 @@ VMS_MAX = 4
 VCPUS_MAX = 8
 MEMORY_MAX = 4 << 30
 ONLY_VM = "vm"
-OTHER_PROMISES = ("locking", "progress", "pamt", "cache", "private-unreachable", "all-or-nothing")
 PAGE_STATES = ("shared", "unmapped", "pending 4K", "pending 2M", "private 4K", "private 2M", "gone")
 _INJECTION = re.compile(r"([\w:.*-]+?)(?:=(busy|error|\d+))?(?: @(all|\d+)(?:-(\d+))?)?")
 _VALUES = {"busy": 1, "error": 2}
@@ -292,13 +291,12 @@ class _Reader:
     def check_expect(self) -> tuple[tuple[str, str, Area, str], ...]:
         """Look at the names in [expect]; returns the pages."""
         expect = self.document.expect
-        known = [*PROMISES, *(name for name in OTHER_PROMISES if name not in PROMISES)]
         for entry in (*expect.broken, *expect.may_break):
             name = entry.partition(": ")[0]
-            if name not in known:
+            if name not in PROMISES:
                 raise self.error(
                     f"expect: no promise is called {name!r};"
-                    f" {meant(name, known, 'there are ' + ', '.join(known))}",
+                    f" {meant(name, PROMISES, 'there are ' + ', '.join(PROMISES))}",
                     near=name,
                 )
         for name in expect.dead if isinstance(expect.dead, list) else ():

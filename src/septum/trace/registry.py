@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ EVENT_MODULES = (
     "septum.guest.events",
     "septum.vmm.events",
 )
-"""Where rooms define events. A room without the file has none."""
+"""Where rooms define events."""
 
 
 class RegistryError(Exception):
@@ -40,13 +39,6 @@ def event_tag(cls: type[Event]) -> str:
     return tag
 
 
-def _find(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package around it is not there either
-        return False
-
-
 @cache
 def event_types() -> dict[str, type[Event]]:
     """tag -> class of every event, in order of tags. Raises RegistryError when two share one.
@@ -55,8 +47,7 @@ def event_types() -> dict[str, type[Event]]:
     not change what a trace can hold.
     """
     for module in EVENT_MODULES:
-        if _find(module):
-            importlib.import_module(module)
+        importlib.import_module(module)
     types: dict[str, type[Event]] = {}
     for cls in _subclasses(Event):
         if cls.__module__ not in EVENT_MODULES:
