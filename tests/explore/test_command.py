@@ -57,14 +57,14 @@ def verdict(count: int) -> Verdict:
 
 def test_one_is_one_and_two_are_two() -> None:
     """Numbers and nouns agree in all that a verdict says."""
-    said = "\n".join(verdict_lines(verdict(1), Options()))
+    said = "\n".join(verdict_lines(verdict(1)))
     case = verdict_case(msgspec.structs.replace(verdict(1), outcome=Outcome.HELD), [])
     said += "\n".join(case.diagnostics)
     assert not re.search(
         r"\b1 (?:\w+ )*?(?!is\b|as\b|S\b)\w+s\b",
         " ".join(said.replace("S-EPT", "EPT").replace("of tasks", "of two").split()),
     )
-    many = "\n".join(verdict_lines(verdict(2), Options()))
+    many = "\n".join(verdict_lines(verdict(2)))
     for noun in ("preemption", "failure", "schedule", "state", "step", "SEAMCALL outcome"):
         assert f"1 {noun}" in said and f"2 {noun}s" in many
     assert "2 choices other than the ordinary" in " ".join(many.split())

@@ -110,12 +110,10 @@ def test_the_verdict_says_what_was_drawn(capsys: pytest.CaptureFixture[str]) -> 
     from septum.explore.command import make_options, verdict_lines
 
     options = make_options("auto", 2, 0, None, None, 1, 0)
-    text = "\n".join(verdict_lines(explore(LOCKED_UPDATE, options), options))
+    text = "\n".join(verdict_lines(explore(LOCKED_UPDATE, options)))
     assert "random schedules: 75 by PCT, 75 by uniform walk, 50 by walk that mostly stays" in text
     options = make_options("pct", 2, 0, None, 50, 1, 0)
-    assert "random schedules:" not in "\n".join(
-        verdict_lines(explore(LOCKED_UPDATE, options), options)
-    )
+    assert "random schedules:" not in "\n".join(verdict_lines(explore(LOCKED_UPDATE, options)))
 
 
 @given(st.integers(1, 20_000))

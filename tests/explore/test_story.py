@@ -130,7 +130,7 @@ def test_a_verdict_is_80_columns_wide() -> None:
                   for n in range(1000)},
         missing_witnesses=[f"call:TDH.MEM.PAGE.DEMOTE:{n}" for n in range(9)],
     )  # fmt: skip
-    lines = verdict_lines(verdict, Options())
+    lines = verdict_lines(verdict)
     assert max(map(len, lines)) <= WIDTH
     assert "never reached: call:TDH.MEM.PAGE.DEMOTE:0" in "\n".join(lines)
 

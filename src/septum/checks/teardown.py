@@ -168,10 +168,10 @@ def owned_by(pamt: Pamt, tdr_pfn: int) -> Iterator[Owned]:
             if top.pt != PT_NDA and top.owner == tdr_pfn:
                 yield top.hpa, 3, top.pt
         if top.pt == PT_NDA:
-            yield from _owned_in(pamt, leaf, tdr_pfn)
+            yield from _owned_in(leaf, tdr_pfn)
 
 
-def _owned_in(pamt: Pamt, leaf: PamtEntry2M, tdr_pfn: int) -> Iterator[Owned]:
+def _owned_in(leaf: PamtEntry2M, tdr_pfn: int) -> Iterator[Owned]:
     free = (PT_NDA, PT_RSVD, PT_PAMT)
     if leaf.pt not in free:
         if leaf.owner == tdr_pfn:

@@ -108,7 +108,7 @@ def explore_command(
             verdicts.append(verdict)
             cases.append(verdict_case(verdict, told))
             if not (as_json or ktap):
-                print("\n".join(verdict_lines(verdict, options)))
+                print("\n".join(verdict_lines(verdict)))
                 for story in told:
                     print()
                     print("\n".join(story))
@@ -197,7 +197,7 @@ def make_options(
     )
 
 
-def verdict_lines(verdict: Verdict, options: Options) -> list[str]:
+def verdict_lines(verdict: Verdict) -> list[str]:
     """The verdict in a few lines."""
     word = verdict.outcome.value.upper()
     if verdict.outcome is Outcome.HELD and verdict.foreseen:

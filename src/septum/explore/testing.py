@@ -41,5 +41,5 @@ def search_for_test(
         return verdict, ""
     how = command_lines(scenario, verdict.design, check, options)
     told = stories(verdict, search.runner_searcher.runner, how)
-    lines = ["\n".join(story) for story in told] or ["\n".join(verdict_lines(verdict, options))]
+    lines = ["\n".join(story) for story in told] or ["\n".join(verdict_lines(verdict))]
     return verdict, "\n\n".join(lines)

@@ -50,7 +50,7 @@ def memory_svg(title: str, subtitle: str, banks: list[Bank], snapshot: Snapshot)
     cells = [cell for bank_cells in cut_banks for cell in bank_cells.cells]
     width = _x(PER_ROW - 1) + SQUARE + RIGHT
     parts: list[str] = []
-    y = _head(parts, title, subtitle, width)
+    y = _head(parts, title, subtitle)
     y = _proportions(parts, count_kinds(cells), y, width)
     y = _legend(parts, cells, y, width)
     digits = max(9, *(len(f"{bank.gpa + bank.size_bytes - 1:x}") for bank in banks))
@@ -88,7 +88,7 @@ def _rect(x: float, y: float, width: float, height: float, fill: str, more: str 
     return f'<rect {box} fill="{fill}"{more}/>'
 
 
-def _head(parts: list[str], title: str, subtitle: str, width: int) -> int:
+def _head(parts: list[str], title: str, subtitle: str) -> int:
     parts.append(_text(24, 40, "title", title))
     parts.append(_text(24, 62, "sub", subtitle))
     return 80

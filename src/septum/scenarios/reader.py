@@ -104,7 +104,7 @@ class _Reader:
         except OpError as error:
             raise self.error(f"{at}: {error}", near=line) from None
 
-    def _vcpu(self, vm: str, actor: str, at: str) -> int:
+    def _vcpu(self, actor: str, at: str) -> int:
         match = re.fullmatch(r"vcpu(\d+)", actor)
         if match is None or int(match[1]) >= VCPUS_MAX:
             raise self.error(
@@ -147,7 +147,7 @@ class _Reader:
         )
 
     def _guest_program(self, vm: str, actor: str, lines: list[str], at: str) -> Program:
-        vcpu = self._vcpu(vm, actor, at)
+        vcpu = self._vcpu(actor, at)
         ops = tuple(self._op(line, parse_guest_op, at) for line in lines)
         return Program(self._actor(vm, vcpu), vm, vcpu, ops)
 
@@ -183,7 +183,7 @@ class _Reader:
                 raise self.error(
                     f"{at}: no vCPU is called {actor!r}; write `{first}.vcpu0: ...`", near=line
                 )
-            vcpu = self._vcpu(vm, name, at)
+            vcpu = self._vcpu(name, at)
             op = self._op(what, parse_guest_op, at)
             steps.append(Step(self._actor(vm, vcpu), vm, vcpu, op))
         return tuple(steps)

@@ -222,7 +222,7 @@ class Sim:
         """The stack that tasks return to; None while none runs."""
         return self._hub
 
-    def ready_ring(self, forced: bool) -> list[Task]:
+    def ready_ring(self) -> list[Task]:
         """The ready tasks in the order that `Schedule.pick` counts them."""
         return list(self._ready)
 

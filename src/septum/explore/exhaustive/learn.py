@@ -147,12 +147,12 @@ class Recording(Steering):
 
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
         sim = self.sim
-        ring = sim.ready_ring(forced)
+        ring = sim.ready_ring()
         if 0 <= self._at < self.first - 1 and not self.thorough and not self.silent:
             return self._follow(ring)
         if self._at >= self.first - 1 and not self.silent:
             self._tracker.patches.hush(False)
-        self._close(sim, forced)
+        self._close(sim)
         ready = tuple(sorted(task.index for task in ring))
         self.ready.append(ready)
         for task in ring:
@@ -258,7 +258,7 @@ class Recording(Steering):
             self._tracker.coverage.reach(f"choice:{name}={value}")
         return value
 
-    def _close(self, sim: Sim, forced: bool) -> None:
+    def _close(self, sim: Sim) -> None:
         """The step under way is complete."""
         task = self._last
         choices = tuple(self._choices)
@@ -267,7 +267,7 @@ class Recording(Steering):
             self._pass(task)
             return
         before = set(self.ready[-1])
-        now = {ready.index for ready in sim.ready_ring(forced)}
+        now = {ready.index for ready in sim.ready_ring()}
         end = POINT
         if not any(t.index == task for t in sim.tasks if not t.done):
             end = DONE
@@ -411,13 +411,13 @@ class Translating(Replaying):
         if self._at >= len(self.answers):
             self.stop()
         answer = super().pick_task(n, forced, spins)
-        self.moves.append((self.sim.ready_ring(forced)[answer].index, []))
+        self.moves.append((self.sim.ready_ring()[answer].index, []))
         return answer
 
     def only_one(self) -> None:
         super().only_one()
         if not self.stopped:
-            self.moves.append((self.sim.ready_ring(True)[0].index, []))
+            self.moves.append((self.sim.ready_ring()[0].index, []))
 
     def choose_value(self, name: str, n: int) -> int:
         if self._at >= len(self.answers):

@@ -119,12 +119,12 @@ class Planning(Replaying):
 
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
         answer = super().pick_task(n, forced, spins)
-        self._note(self.sim.ready_ring(forced)[answer].index, forced)
+        self._note(self.sim.ready_ring()[answer].index, forced)
         return answer
 
     def only_one(self) -> None:
         super().only_one()
-        self._note(self.sim.ready_ring(True)[0].index, True)
+        self._note(self.sim.ready_ring()[0].index, True)
 
     def _note(self, task: int, forced: bool) -> None:
         """`task` is the one to run; until now it was that of the last segment."""
@@ -171,7 +171,7 @@ class Following(Steering):
         super().only_one()
         self._left -= self._passed.count(self.sim, True)
         # Who runs alone does so in its own segment, if that is the one to come.
-        task = self.sim.ready_ring(True)[0].index
+        task = self.sim.ready_ring()[0].index
         segments = self.plan.segments
         if not (0 <= self._at < len(segments) and segments[self._at][0] == task):
             if self._at + 1 >= len(segments) or segments[self._at + 1][0] != task:
@@ -182,7 +182,7 @@ class Following(Steering):
 
     def pick_task(self, n: int, forced: bool, spins: bool) -> int:
         self._left -= self._passed.count(self.sim, forced)
-        ring = [task.index for task in self.sim.ready_ring(forced)]
+        ring = [task.index for task in self.sim.ready_ring()]
         segments = self.plan.segments
         while self._at < len(segments):
             if self._left > 0 and segments[self._at][0] in ring[1 if spins else 0 :]:

@@ -271,7 +271,7 @@ class Pct(Sampled):
                 self.yields = spins = True
             if spins or at in self._change_at:
                 self._drop(current)
-        ring = sim.ready_ring(forced)
+        ring = sim.ready_ring()
         waited = self._raise_who_waits(ring, at)
         if waited and not forced:
             self.yields = True

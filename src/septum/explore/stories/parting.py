@@ -57,7 +57,7 @@ class Asking(Replaying):
             why = ""
             if forced:
                 why = "has ended" if task.done else "has to wait" if task in sim.tasks else "begins"
-            runs = sim.ready_ring(forced)[answer].name
+            runs = sim.ready_ring()[answer].name
             call = "" if forced else call_under_way()
             self._is(Asked(answer, task.name, runs, why, path=_path(), call=call))
         return answer

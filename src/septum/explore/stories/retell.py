@@ -61,12 +61,10 @@ def retell_outcome(
     foreseen = all(outcome.foreseen)
     subject = (_AnyBreak if foreseen else ScenarioSubject)(scenario, design, check)
     said = ", as the scenario foresees" * (foreseen and outcome.ok)
-    return retell_subject(subject, schedule, check, said)
+    return retell_subject(subject, schedule, said)
 
 
-def retell_subject(
-    subject: Subject, schedule: Schedule, check: str = "end", said: str = ""
-) -> list[str]:
+def retell_subject(subject: Subject, schedule: Schedule, said: str = "") -> list[str]:
     """The story of the run of `schedule`, up to its first news; none if it breaks nothing. Of the
     schedule of a search it is what `septum explore` says, as far as the token knows it.
 
