@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from columns import too_wide
 from comparing import MINE, QUICK, compare, environment, marks, rows
 from msgspec import structs
 
@@ -310,7 +311,7 @@ def test_wide_signs_do_not_touch_and_80_columns_hold() -> None:
     comparison = comparison_of(table, runs)
     comparison.rows = [row]
     lines = comparison_lines(comparison, "folder")
-    assert lines.too_wide() == []
+    assert too_wide(lines) == []
     told = [line.split() for line in lines.plain().splitlines()]
     assert ["10?"] * len(COLUMNS) + ["all"] in told
     assert lines.plain().startswith(

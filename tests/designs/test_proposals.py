@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from replaying import replay_scenario
 
 from septum.abi.errno import EBUSY
 from septum.abi.kvm import PG_LEVEL_2M
@@ -29,7 +30,6 @@ from septum.scenarios.run import (
     RandomRun,
     ScenarioRecipe,
     load_scenario,
-    replay_scenario,
     run_scenario,
 )
 from septum.sim import decode_token

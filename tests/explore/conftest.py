@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from plainly import plain_search
 
-from septum.explore.exhaustive.plain import plain_search
 from septum.explore.subject import Options, Strategy
 from septum.explore.toybox import LIVELOCK, RETRY
 from septum.explore.toys import Toy

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from replaying import replay_scenario
 
 from septum.errors import InputError
 from septum.scenarios.findings import FINDINGS, Finding, shown, token_of
-from septum.scenarios.run import ScenarioRecipe, load_scenario, replay_scenario
+from septum.scenarios.run import ScenarioRecipe, load_scenario
 from septum.sim import decode_token
 
 TEXT = (Path(__file__).parents[2] / "docs" / "findings.md").read_text(encoding="utf-8")

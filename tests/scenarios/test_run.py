@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from replaying import replay_scenario
 
 from septum.designs.registry import Design
 from septum.errors import InputError
@@ -22,7 +23,6 @@ from septum.scenarios.run import (
     RandomRun,
     ScenarioRecipe,
     load_scenario,
-    replay_scenario,
     run_scenario,
 )
 from septum.scenarios.scenario import Scenario

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from septum.explore.exhaustive.plain import plain_search
+from plainly import plain_search
+
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.subject import Options, Strategy
 from septum.explore.workers.search import Job, Searcher

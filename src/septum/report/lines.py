@@ -8,7 +8,7 @@ import os
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from septum.report.palette import RICH_STYLES
-from septum.words import WIDTH, wrap
+from septum.words import wrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -71,10 +71,6 @@ class Lines:
         """The text without styles, each line without trailing blanks."""
         joined = ("".join(span.text for span in line).rstrip() for line in self.lines)
         return "\n".join(joined).rstrip("\n") + "\n"
-
-    def too_wide(self) -> list[str]:
-        """The lines of more than 80 columns, for tests."""
-        return [line for line in self.plain().splitlines() if len(line) > WIDTH]
 
 
 def wants_colour(stream: IO[str]) -> bool:

@@ -1,7 +1,7 @@
 """What a long run shows while it goes on: how far, how fast, and what stops it.
 
-On stderr, and only on a terminal. The clock that it reads is the wall's: it decides when to draw,
-and nothing else.
+On stderr, and only on a terminal. The clock that it reads is the wall's: the rate is by it, and
+nothing else.
 """
 
 from __future__ import annotations
@@ -19,23 +19,18 @@ if TYPE_CHECKING:
 
     from rich.status import Status
 
-REDRAW_S = 0.2
-LOOK_EVERY = 1024
-"""Ticks between two looks at the clock, so that a tick costs next to nothing."""
-
 STOP = "Ctrl-C stops it"
 
 
 class Progress:
-    """A status line. `tick` counts one unit of work; `detail` says what is being done.
+    """A status line. `nr_done` is how many units of work were done; `say` tells what is being done,
+    and draws.
 
     `total` (0: unknown) is the number of units that end it. Use as a context manager.
     """
 
     __slots__ = (
         "_clock",
-        "_drawn_s",
-        "_since_look",
         "_started_s",
         "_status",
         "_stream",
@@ -66,22 +61,12 @@ class Progress:
         self._stream = stream if stream is not None else sys.stderr
         self._clock = clock
         self._started_s = clock()
-        self._drawn_s = self._started_s
-        self._since_look = 0
         self._status: Status | None = None
-
-    def tick(self, n: int = 1) -> None:
-        """`n` units of work were done."""
-        self.nr_done += n
-        self._since_look += 1
-        if self._since_look >= LOOK_EVERY:
-            self._since_look = 0
-            self.draw()
 
     def say(self, detail: str) -> None:
         """What is being done from here on."""
         self.detail = detail
-        self.draw(force=True)
+        self.draw()
 
     def text(self) -> str:
         """The line: what, how much, how fast, what stops it."""
@@ -97,13 +82,9 @@ class Progress:
         parts.append(self.stop)
         return "  ".join(parts)
 
-    def draw(self, force: bool = False) -> None:
-        """Draw when it is time to (or by `force`); nothing when there is no terminal."""
-        if self._status is None:
-            return
-        now_s = self._clock()
-        if force or now_s - self._drawn_s >= REDRAW_S:
-            self._drawn_s = now_s
+    def draw(self) -> None:
+        """Draw the line as it is now; nothing when there is no terminal."""
+        if self._status is not None:
             self._status.update(self.text())
 
     def __enter__(self) -> Progress:

@@ -135,12 +135,6 @@ def load_scenario(name: str) -> Scenario:
     return read_scenario(path.stem, text, where)
 
 
-def replay_scenario(recipe: ScenarioRecipe, schedule: Schedule) -> ScenarioOutcome:
-    """Run again what a token stands for. Raises InputError."""
-    # The token was made from one of the literals.
-    return run_scenario(scenario_of_recipe(recipe), recipe.design, schedule, recipe.check)  # type: ignore[arg-type]
-
-
 def run_scenario(
     scenario: Scenario | str,
     design: str = "v3",

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.explore.runs.run import Runner, Steering
+from septum.explore.runs.steering import Steering
 
 if TYPE_CHECKING:
-    from septum.explore.subject import Options, Subject
-    from septum.sim import Finding
+    from septum.explore.subject import Options
 
 
 class PlainSteering(Steering):
@@ -58,41 +57,3 @@ class PlainSteering(Steering):
                 return True
             path.pop()
         return False
-
-
-class PlainResult:
-    """What the slow judge saw: all findings, by (promise, text), and all final states."""
-
-    __slots__ = ("answers", "complete", "finals", "findings", "schedules", "steps")
-
-    def __init__(self) -> None:
-        self.findings: dict[tuple[str, str], Finding] = {}
-        self.answers: dict[tuple[str, str], list[int]] = {}
-        self.finals: set[object] = set()
-        self.schedules = 0
-        self.steps = 0
-        self.complete = False
-
-
-def plain_search(
-    subject: Subject, options: Options, limit: int = 1_000_000, runner: Runner | None = None
-) -> PlainResult:
-    """Every schedule within the bounds, at most `limit`."""
-    runner = runner if runner is not None else Runner(subject, options)
-    runner.verify_every = 1
-    steering = PlainSteering(options)
-    result = PlainResult()
-    while result.schedules < limit:
-        run = runner.run(steering)
-        result.schedules += 1
-        if run.finding is not None:
-            key = (run.finding.promise, run.finding.text)
-            result.findings.setdefault(key, run.finding)
-            result.answers.setdefault(key, run.answers)
-        elif not run.cut:
-            result.finals.add(subject.final(runner.built))
-        if not steering.advance():
-            result.complete = True
-            break
-    result.steps = runner.nr_steps
-    return result
