@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
+from septum.cli.main import app
 from septum.conform import run_conform
-from septum.conform.command import conform
 from septum.conform.report import render_conform
 from septum.conform.transcript import find_transcripts, read_transcripts
 from septum.errors import InputError
@@ -283,19 +283,17 @@ def test_transcripts_are_found_where_the_environment_says(tmp_path: Path) -> Non
 
 
 def test_the_command_says_it_by_its_exit_code(tmp_path: Path) -> None:
-    import typer
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(app, ["conform", *words])
 
-    app = typer.Typer()
-    app.command()(conform)
-    run = CliRunner().invoke
     good = write(tmp_path / "good.jsonl", transcript())
     steps = steps_that_agree()
     steps[0]["out"]["rax"] = "0x1"
     wrong = write(tmp_path / "wrong.jsonl", transcript(steps=steps))
-    assert run(app, [str(good)]).exit_code == 0
-    assert run(app, [str(good), str(wrong)]).exit_code == 1
-    told = run(app, [str(wrong), "--json"])
+    assert run(str(good)).exit_code == 0
+    assert run(str(good), str(wrong)).exit_code == 1
+    told = run(str(wrong), "--json")
     assert told.exit_code == 1
     assert json.loads(told.stdout)["transcripts"] == 1
-    assert isinstance(run(app, [str(tmp_path / "none")]).exception, InputError)
-    assert isinstance(run(app, [str(good), "--profile", "2.0"]).exception, InputError)
+    assert isinstance(run(str(tmp_path / "none")).exception, InputError)
+    assert isinstance(run(str(good), "--profile", "2.0").exception, InputError)

@@ -1,27 +1,19 @@
-"""The commands of this room, ready for the command line: `septum conform`, `septum fuzz-module`,
-`septum module table`."""
+"""The commands of this room, ready for the command line: `septum conform`, `septum module fuzz`,
+`septum module table`. Each prints its report, as JSON where that is asked for."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from septum.codes import BROKEN
 from septum.errors import InputError
 from septum.module import PROFILES
 
-OK = 0
-BROKEN = 1
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
-def conform(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Transcripts, plain or gzip JSON Lines.")
-    ],
-    json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
-    profile: Annotated[str, typer.Option(help="Module version to replay against.")] = "1.5.25",
-) -> None:
+def conform(files: list[Path], json: bool, profile: str) -> None:
     """Replay recorded SEAMCALL transcripts against the module; 1 on any divergence."""
     from septum.conform.report import render_conform
     from septum.conform.run import run_conform
@@ -34,11 +26,7 @@ def conform(
         raise SystemExit(BROKEN)
 
 
-def fuzz_module(
-    calls: Annotated[int, typer.Option(help="How many calls to make.")] = 1_000_000,
-    seed: Annotated[int, typer.Option(help="The run is a function of this and of --calls.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
-) -> None:
+def fuzz_module(calls: int, seed: int, json: bool) -> None:
     """Make any calls with any operands, and watch the module's invariants; 1 when one breaks."""
     from septum.conform import fuzz
 
@@ -50,12 +38,7 @@ def fuzz_module(
         raise SystemExit(BROKEN)
 
 
-def module_table(
-    dynamic_pamt: Annotated[
-        bool, typer.Option("--dynamic-pamt", help="With Dynamic PAMT.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="The rows as JSON on stdout.")] = False,
-) -> None:
+def module_table(dynamic_pamt: bool, json: bool) -> None:
     """Print every reachable state of an S-EPT entry, every call, every answer."""
     from septum.conform.automaton import explore, facts_that_differ
     from septum.conform.automaton_text import render_table, rows_to_json

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import sys
 from itertools import chain
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
-
-import typer
+from typing import IO, TYPE_CHECKING
 
 from septum.errors import InputError
 from septum.trace.filters import make_filter, parse_only
@@ -22,6 +19,7 @@ from septum.trace.writer import TraceWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from septum.sim.events import Event
     from septum.trace.header import TraceHeader
@@ -83,22 +81,18 @@ def _ladder(events: Iterable[Event], header: TraceHeader, every_step: bool) -> I
 
 
 def trace(
-    file: Annotated[Path, typer.Argument(help="A trace: JSON Lines, plain or gzip.")],
-    fmt: Annotated[
-        str, typer.Option("--as", metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.")
-    ] = "ladder",
-    only: Annotated[
-        str, typer.Option(help="Kinds of events, with commas: seamcall,split,conversion...")
-    ] = "",
-    task: Annotated[str, typer.Option(help="Only tasks whose name contains this.")] = "",
-    every_step: Annotated[
-        bool, typer.Option("--every-step", help="Fold nothing in a ladder.")
-    ] = False,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write here, not to stdout.")
-    ] = None,
+    file: Path,
+    fmt: str,
+    only: str = "",
+    task: str = "",
+    every_step: bool = False,
+    output: Path | None = None,
 ) -> None:
-    """Show a recorded trace: a ladder, ftrace text, Perfetto (JSON, pftrace), or Mermaid."""
+    """Show a recorded trace in a format of FORMATS, on stdout or in the file `output`. `only`:
+    kinds of events, with commas; `task`: a part of the names of tasks; `every_step`: fold nothing.
+
+    Raises InputError for an unknown format or kind, and for a file that cannot be written.
+    """
     words = parse_only(only)
     wanted = make_filter(words)
     if fmt == "pftrace" and output is None and sys.stdout.isatty():
