@@ -9,7 +9,8 @@ import pytest
 from septum.abi.sept import BLOCKED, PENDING
 from septum.checks.view import VmView
 from septum.explore.replay import find_subject
-from septum.explore.runs.run import Replaying, Runner
+from septum.explore.runs.run import Runner
+from septum.explore.runs.steering import Replaying
 from septum.explore.stories.beginning import beginning_lines
 from septum.explore.stories.recording import Beat, Recording
 from septum.explore.subject import Options

@@ -8,7 +8,8 @@ import pytest
 from septum.explore.api import Search
 from septum.explore.command import make_options, stories
 from septum.explore.replay import find_subject
-from septum.explore.runs.run import Replaying, Runner
+from septum.explore.runs.run import Runner
+from septum.explore.runs.steering import Replaying
 from septum.explore.stories.damage import Damage, damage_of
 from septum.explore.stories.parting import first_difference
 from septum.explore.stories.recording import Recording

@@ -10,7 +10,8 @@ from septum.cli.report import ReportOptions, report_run
 from septum.cli.run import decode_run, replay_token
 from septum.explore import Options
 from septum.explore.replay import find_subject
-from septum.explore.runs.run import Replaying, Runner
+from septum.explore.runs.run import Runner
+from septum.explore.runs.steering import Replaying
 from septum.explore.subject import Subject
 from septum.sim import Finding, ListSchedule, encode_token
 from septum.sim.schedule import SEARCHED

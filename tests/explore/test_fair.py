@@ -7,8 +7,9 @@ import pytest
 
 from septum.explore import Options, Strategy, explore
 from septum.explore.replay import find_subject
-from septum.explore.runs.run import Replaying, Run, Runner, StateMissed
+from septum.explore.runs.run import Run, Runner, StateMissed
 from septum.explore.runs.sampling import Length, Measuring, Pct
+from septum.explore.runs.steering import Replaying
 from septum.explore.subject import Subject
 from septum.explore.toybox import LIVELOCK
 from septum.explore.toys import Toy

@@ -9,7 +9,8 @@ from septum.errors import InputError
 from septum.explore import Options, Outcome, Strategy, api, explore
 from septum.explore.command import explore_command, make_options
 from septum.explore.replay import find_subject, replay_answers
-from septum.explore.runs.run import VERIFY_ALWAYS, Replaying, Run, Runner, StateMissed, Steering
+from septum.explore.runs.run import VERIFY_ALWAYS, Run, Runner, StateMissed
+from septum.explore.runs.steering import Replaying, Steering
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.subject import Witness
 from septum.explore.toybox import (

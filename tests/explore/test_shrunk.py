@@ -15,8 +15,9 @@ from septum.explore import Options, Strategy
 from septum.explore.api import Search
 from septum.explore.command import stories
 from septum.explore.runs.rounds import Rounds
-from septum.explore.runs.run import Replaying, Run, Runner
+from septum.explore.runs.run import Run, Runner
 from septum.explore.runs.shrink import Shrinker, shrink
+from septum.explore.runs.steering import Replaying
 from septum.explore.stories.recording import Recording
 from septum.explore.toys import Op, Program, Toy
 from septum.explore.verdict import Counterexample

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from septum.explore import Options
-from septum.explore.runs.run import Replaying, Runner
+from septum.explore.runs.run import Runner
+from septum.explore.runs.steering import Replaying
 from septum.explore.scenario import ScenarioSubject
 from septum.sim import Coroutine, Sim, Task
 from septum.sim.task import Stack

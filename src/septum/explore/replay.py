@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from septum.errors import InputError
 from septum.explore.reproduce import explore_words, misfit_text
-from septum.explore.runs.run import Replaying, Runner
+from septum.explore.runs.run import Runner
+from septum.explore.runs.steering import Replaying
 from septum.explore.subject import Options
 from septum.explore.toybox import find_toy
 from septum.scenarios.failures import Failures

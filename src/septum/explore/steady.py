@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from septum.designs.own import unsteady_text
 from septum.errors import InputError
-from septum.explore.runs.run import Replaying, Runner
+from septum.explore.runs.run import Runner
 from septum.explore.runs.sampling import Length, RandomWalk
+from septum.explore.runs.steering import Replaying
 
 if TYPE_CHECKING:
     from septum.explore.runs.run import Run

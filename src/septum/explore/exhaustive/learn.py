@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from septum.explore.exhaustive.ahead import Ahead, along_max
 from septum.explore.exhaustive.known import BLOCKED, DONE, POINT, Choice, Ends
 from septum.explore.exhaustive.transitions import Unfaithful
-from septum.explore.runs.run import Replaying, Steering
 from septum.explore.runs.sampling import Length, RandomWalk
+from septum.explore.runs.steering import Replaying, Steering
 from septum.explore.states.stacks import place_of
 
 if TYPE_CHECKING:

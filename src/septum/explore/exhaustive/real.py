@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from septum.explore.exhaustive.learn import Recording
 from septum.explore.exhaustive.transitions import Unfaithful
-from septum.explore.runs.run import Abandoned, Replaying
-from septum.explore.runs.steering import Lasting
+from septum.explore.runs.run import Abandoned
+from septum.explore.runs.steering import Lasting, Replaying
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.explore.runs.run import Replaying, Steering
+from septum.explore.runs.steering import Replaying, Steering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

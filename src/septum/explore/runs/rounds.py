@@ -12,8 +12,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from septum.explore.runs.plan import Following
-from septum.explore.runs.run import Replaying, Steering
 from septum.explore.runs.sampling import MODEL_FRAMES, ROUNDS_MAX
+from septum.explore.runs.steering import Replaying, Steering
 from septum.sim import Sim
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from septum.explore import budget
-from septum.explore.runs.steering import Cut, Replaying, Steering, standing
+from septum.explore.runs.steering import Replaying, Steering
 from septum.explore.tracking.adopt import parts_apart
 from septum.explore.tracking.track import Tracker
 from septum.sim import Coroutine, Finding, ListSchedule, RunStopped, encode_token
@@ -24,20 +24,6 @@ if TYPE_CHECKING:
     from septum.explore.covering.coverage import Coverage
     from septum.explore.subject import Built, Options, Subject
     from septum.sim import Event
-
-__all__ = [
-    "Abandoned",
-    "Cut",
-    "DidNotRepeat",
-    "Findings",
-    "OutOfTime",
-    "Replaying",
-    "Run",
-    "Runner",
-    "StateMissed",
-    "Steering",
-    "standing",
-]
 
 VERIFY_ALWAYS = 8
 VERIFY_EVERY = 64

@@ -21,7 +21,7 @@ import math
 import random
 from typing import TYPE_CHECKING
 
-from septum.explore.runs.run import Steering, standing
+from septum.explore.runs.steering import Steering, standing
 
 if TYPE_CHECKING:
     from septum.explore.subject import Options

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from septum.explore.runs.plan import Planning
 from septum.explore.runs.rounds import Repeating, Rounds, Trying, TryingPlan
-from septum.explore.runs.run import OutOfTime, Run, Runner, StateMissed, Steering
+from septum.explore.runs.run import OutOfTime, Run, Runner, StateMissed
+from septum.explore.runs.steering import Steering
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -292,6 +292,3 @@ def _of_frames(values: int | array[int]) -> object:
             return array.tobytes(values)
         values = first
     return of_int(values)
-
-
-__all__ = ["Contents"]

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from septum.explore.runs.run import Replaying, Run, Runner
+from septum.explore.runs.run import Run, Runner
 from septum.explore.runs.shrink import nearest_passing
+from septum.explore.runs.steering import Replaying
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.stories.endless import SCHEDULER
 from septum.explore.stories.parting import first_difference

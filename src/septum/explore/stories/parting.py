@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from septum.explore.runs.run import Replaying
+from septum.explore.runs.steering import Replaying
 from septum.explore.stories.module_watch import call_under_way
 from septum.explore.stories.why import failure_words
 from septum.sim import ALTERNATIVE

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from septum.abi.types import PAGE_SHIFT
-from septum.explore.runs.run import DidNotRepeat, Replaying
+from septum.explore.runs.run import DidNotRepeat
+from septum.explore.runs.steering import Replaying
 from septum.explore.stories.endless import SCHEDULER, Marks, stays
 from septum.explore.stories.module_watch import ModuleWatcher, call_under_way
 from septum.explore.stories.parting import asked_at

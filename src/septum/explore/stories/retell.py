@@ -9,8 +9,9 @@ import msgspec
 from septum.designs.own import is_own, unsteady_text
 from septum.errors import InputError
 from septum.explore.reproduce import replayed_lines
-from septum.explore.runs.run import DidNotRepeat, Replaying, Runner
+from septum.explore.runs.run import DidNotRepeat, Runner
 from septum.explore.runs.shrink import nearest_passing
+from septum.explore.runs.steering import Replaying
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.stories.story import heading
 from septum.explore.stories.telling import tell

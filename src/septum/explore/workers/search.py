@@ -19,15 +19,9 @@ from septum.explore.exhaustive.learn import Learning
 from septum.explore.exhaustive.plain import PlainSteering
 from septum.explore.exhaustive.real import Restart
 from septum.explore.exhaustive.transitions import Transitions, Unfaithful
-from septum.explore.runs.run import (
-    VERIFY_EVERY,
-    OutOfTime,
-    Replaying,
-    Runner,
-    StateMissed,
-    Steering,
-)
+from septum.explore.runs.run import VERIFY_EVERY, OutOfTime, Runner, StateMissed
 from septum.explore.runs.sampling import Length, Measuring, Pct, RandomWalk
+from septum.explore.runs.steering import Replaying, Steering
 from septum.explore.subject import Strategy
 from septum.explore.tracking.adopt import NotTrackable
 from septum.explore.tracking.footprint import EVERYWHERE

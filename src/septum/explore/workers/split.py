@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.explore.runs.run import Replaying, StateMissed
+from septum.explore.runs.run import StateMissed
+from septum.explore.runs.steering import Replaying
 
 if TYPE_CHECKING:
     from septum.explore.runs.run import Runner
