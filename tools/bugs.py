@@ -18,6 +18,7 @@ from septum.explore.api import Search
 from septum.explore.command import make_options, stories
 from septum.explore.replay import find_subject
 from septum.explore.verdict import Counterexample, Verdict
+from septum.words import plural
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "seeded-bugs.md"
 TIME_S = 60.0
@@ -109,11 +110,6 @@ def title() -> str:
 # The document
 
 
-def count(number: int, noun: str) -> str:
-    """A number and its noun."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def entry_head(design: Design) -> str:
     """What is said of a bug whatever a search says."""
     (scenario,) = design.scenarios
@@ -127,14 +123,14 @@ def entry(result: Result) -> str:
     if example is None:
         return f"{entry_head(result.design)} Not found: {result.verdict.why}."
     size = ", ".join(
-        count(number, noun)
+        plural(number, noun)
         for number, noun in (
             (example.steps, "scheduling point"),
             (example.preemptions, "preemption"),
             (example.failures, "failure"),
         )
     )
-    tried = count(result.verdict.schedules, "schedule")
+    tried = plural(result.verdict.schedules, "schedule")
     return f"{entry_head(result.design)} Found after {tried}: {size}.\n\n> {result.cause}"
 
 

@@ -38,16 +38,24 @@ def plural(n: int, one: str, many: str = "") -> str:
     return f"{count_text(n)} {one if n == 1 else many or one + 's'}"
 
 
-def wrap(text: str, indent: str = "", hang: str | None = None, width: int = WIDTH) -> list[str]:
+def wrap(
+    text: str,
+    indent: str = "",
+    hang: str | None = None,
+    width: int = WIDTH,
+    *,
+    break_long: bool = True,
+) -> list[str]:
     """Lines of at most `width` columns; the first begins with `indent`, the others with `hang`.
 
-    A word that is longer than a line (a token) is cut.
+    A word that is longer than a line (a token) is cut, unless `break_long` is False.
     """
     return textwrap.wrap(
         text,
         width,
         initial_indent=indent,
         subsequent_indent=indent if hang is None else hang,
+        break_long_words=break_long,
         break_on_hyphens=False,
     )
 

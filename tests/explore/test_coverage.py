@@ -16,7 +16,7 @@ from septum.designs import find_design
 from septum.explore import Options, Outcome, Strategy, Verdict, explore
 from septum.explore.covering import coverage
 from septum.explore.covering.coverage import KINDS, Coverage
-from septum.explore.covering.covered import WIDTH, coverage_lines, summary
+from septum.explore.covering.covered import coverage_lines, summary
 from septum.explore.covering.errors import ErrorPaths
 from septum.explore.exhaustive.graph import GraphSearch
 from septum.explore.exhaustive.transitions import Unfaithful
@@ -27,6 +27,7 @@ from septum.scenarios.model_names import model_names
 from septum.scenarios.names import RACES, check_names
 from septum.scenarios.reader import read_scenario
 from septum.scenarios.run import LIBRARY
+from septum.words import WIDTH
 
 ROOT = Path(__file__).parents[2]
 SMALL = {

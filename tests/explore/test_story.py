@@ -20,7 +20,7 @@ from septum.explore.runs.run import Runner
 from septum.explore.stories.origin import patch_of
 from septum.explore.stories.recording import Beat, Recording
 from septum.explore.stories.retell import retell
-from septum.explore.stories.story import WIDTH, Row, cause
+from septum.explore.stories.story import Row, cause
 from septum.explore.stories.why import why_lines
 from septum.explore.subject import Options
 from septum.explore.verdict import Outcome, Verdict
@@ -31,6 +31,7 @@ from septum.scenarios.states import Pages, VmState, WorldState
 from septum.sim import Finding, RoundRobin
 from septum.sim.events import ChoiceEvent, Event, LockEvent, SwitchEvent
 from septum.trace.describe import describe
+from septum.words import WIDTH
 
 GOLDEN = Path(__file__).parent / "golden"
 RACE = """\

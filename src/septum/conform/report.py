@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import msgspec
 
 from septum.abi.status import status_name
-
-WIDTH = 80
+from septum.words import wrap
 
 
 class Divergence(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,9 +63,7 @@ class ConformReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _wrap(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False
-    )
+    return wrap(text, indent, indent + "  ")
 
 
 def answer_text(name: str, value: str) -> str:

@@ -20,13 +20,13 @@ from septum.explore.replay import find_subject
 from septum.explore.reproduce import command_lines
 from septum.explore.runs.run import DidNotRepeat
 from septum.explore.steady import check_steady
-from septum.explore.stories.story import WIDTH, heading
+from septum.explore.stories.story import heading
 from septum.explore.stories.telling import tell
 from septum.explore.subject import UNBOUNDED, Options, Strategy
 from septum.explore.verdict import Outcome, Verdict, bounds_text
 from septum.explore.watch import watching
 from septum.report.ktap import Case, ktap_lines
-from septum.words import count_text, plural
+from septum.words import WIDTH, count_text, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

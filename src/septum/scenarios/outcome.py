@@ -9,6 +9,7 @@ import msgspec
 from septum.report.result import FindingRecord
 from septum.scenarios.counts import count_fits
 from septum.scenarios.scenario import covers
+from septum.words import wrap
 
 if TYPE_CHECKING:
     from septum.scenarios.record import Result
@@ -166,7 +167,6 @@ SHOWN_COUNTS = (
     "seamcall.TDH.MEM.PAGE.DEMOTE",
     "seamcall.TDH.MEM.PAGE.REMOVE",
 )
-WIDTH = 80
 
 
 def outcome_lines(outcome: ScenarioOutcome) -> list[str]:
@@ -174,7 +174,7 @@ def outcome_lines(outcome: ScenarioOutcome) -> list[str]:
     verdict = "as expected" if outcome.ok else "NOT as expected"
     schedule = outcome.schedule + (f" {outcome.seed}" if outcome.schedule == "random" else "")
     lines = [f"{outcome.scenario}: {verdict}  ({outcome.design}, {schedule})"]
-    lines += _wrapped(outcome.summary, INDENT)
+    lines += _words(outcome.summary)
     if outcome.results:
         lines.append("")
         actors = max(len(r.actor) for r in outcome.results)
@@ -186,29 +186,20 @@ def outcome_lines(outcome: ScenarioOutcome) -> list[str]:
     shown = {name: outcome.counts[name] for name in SHOWN_COUNTS if name in outcome.counts}
     if shown:
         text = ", ".join(f"{name.removeprefix('seamcall.')} {nr}" for name, nr in shown.items())
-        lines += _wrapped(f"counts: {text}", INDENT)
+        lines += _words(f"counts: {text}")
     broken = [name for name, result in outcome.promises.items() if result == "broken"]
     held = len(outcome.promises) - len(broken)
     lines.append(f"{INDENT}promises: {held} held, {len(broken)} broken")
     for finding, foreseen in zip(outcome.findings, outcome.foreseen, strict=True):
         expected = " (expected)" if foreseen else ""
-        lines += _wrapped(f"broken{expected}: {finding.promise}: {finding.text}", INDENT)
+        lines += _words(f"broken{expected}: {finding.promise}: {finding.text}")
     for text in outcome.ended:
-        lines += _wrapped(f"ended: {text}", INDENT)
+        lines += _words(f"ended: {text}")
     for text in outcome.unmet:
-        lines += _wrapped(f"not as expected: {text}", INDENT)
+        lines += _words(f"not as expected: {text}")
     lines.append(f"{INDENT}replay: septum replay {outcome.token}")
     return lines
 
 
-def _wrapped(text: str, indent: str) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=indent,
-        subsequent_indent=indent + INDENT,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+def _words(text: str) -> list[str]:
+    return wrap(text, INDENT, 2 * INDENT, break_long=False)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING
 
-from septum.words import plural
+from septum.words import plural, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from septum.explore.verdict import Verdict
 
-WIDTH = 80
 NAME_WIDTH = 24
 STATE_WIDTH = 19
 
@@ -131,13 +129,6 @@ def _rows(table: Table) -> list[str]:
             if state:
                 begins += f"{state:<{STATE_WIDTH}} "
                 goes_on = " " * len(begins)
-            lines += textwrap.wrap(
-                ", ".join(happened),
-                WIDTH,
-                initial_indent=begins,
-                subsequent_indent=goes_on,
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
+            lines += wrap(", ".join(happened), begins, goes_on, break_long=False)
             head = ""
     return lines

@@ -22,6 +22,7 @@ from septum.scenarios.outcome import EXPECTATION
 from septum.sim.events import ChoiceEvent, FindingEvent, SwitchEvent
 from septum.trace.describe import describe
 from septum.trace.ladder import folded, is_quiet
+from septum.words import WIDTH, count_text, plural, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from septum.scenarios.states import WorldState
     from septum.sim import Finding
 
-WIDTH = 80
 PREEMPTED = ">>"
 INJECTED = "!!"
 BROKEN = "XX"
@@ -83,21 +83,20 @@ def story_lines(
     were tried."""
     example, recording = damage.example, damage.recording
     finding = example.finding
-    lines = _wrap(heading, "")
-    lines += _wrap(f"token: {example.token}", "", break_long=True)
+    lines = _words(heading)
+    lines += wrap(f"token: {example.token}")
     lines.append("")
     rows = _rows(recording, finding)
-    lines += _wrap(cause(finding, rows, cut=bool(damage.cut)), "")
+    lines += _words(cause(finding, rows, cut=bool(damage.cut)))
     if consequence:
-        lines += _wrap(consequence, "")
+        lines += _words(consequence)
     lines.append("")
     schedule += " before the time for shrinking ended" * example.late
-    lines += _wrap(_size(example, schedule), "")
-    lines += _wrap(damage.cut, "")
-    lines += _wrap(
+    lines += _words(_size(example, schedule))
+    lines += _words(damage.cut)
+    lines += _words(
         f"{PREEMPTED} preempted here; {INJECTED} injected; {BROKEN} broken; below a step, what it "
-        "changed: old -> new.",
-        "",
+        "changed: old -> new."
     )
     lines.append("")
     if beginning := beginning_lines(recording, finding):
@@ -109,7 +108,7 @@ def story_lines(
     if why:
         lines += ["", "Why:"]
         for line in why:
-            lines += _wrap(line, "  ")
+            lines += _words(line, "  ")
     if searched:
         lines += ["", *_passing(example, recording, rows)]
     return lines
@@ -152,7 +151,7 @@ def _size(example: Counterexample, what: str) -> str:
         (example.failures, example.first_failures, "injected failure"),
     )
     words = [
-        _count(now, noun) + (f" (found with {first})" if first != now else "")
+        plural(now, noun) + (f" (found with {count_text(first)})" if first != now else "")
         for now, first, noun in parts
     ]
     return f"{what}: {', '.join(words)}."
@@ -161,10 +160,10 @@ def _size(example: Counterexample, what: str) -> str:
 def untold_lines(example: Counterexample, heading: str) -> list[str]:
     """What is said of a counterexample whose story the user does not wait for."""
     finding = example.finding
-    lines = _wrap(heading, "")
-    lines += _wrap(f"token: {example.token}", "", break_long=True)
-    lines += ["", *_wrap(cause(finding, []), ""), ""]
-    lines += _wrap("Interrupted before its story was told: `septum report TOKEN` tells it.", "")
+    lines = _words(heading)
+    lines += wrap(f"token: {example.token}")
+    lines += ["", *_words(cause(finding, [])), ""]
+    lines += _words("Interrupted before its story was told: `septum report TOKEN` tells it.")
     return lines
 
 
@@ -209,7 +208,7 @@ def _passing(example: Counterexample, recording: Recording, rows: list[Row]) -> 
     if theirs is not None:
         call = [theirs.call] if theirs.call else []
         place = " < ".join([*call, *_said(theirs.path)[:2]])
-    return _wrap(parting_words(ours, theirs, step, before, place), "")
+    return _words(parting_words(ours, theirs, step, before, place))
 
 
 def _rows(recording: Recording, finding: Finding) -> list[Row]:
@@ -269,7 +268,7 @@ def _again(loop: Loop, nr: int, recording: Recording) -> Row:
     if loop.endless:
         return Row(0, "", "", f"... {loop.task} goes on like that without end ...", None)
     what = f"last {nr} steps come" if nr > 1 else "last step comes"
-    text = f"... the {what} again {_count(loop.times, 'time')}"
+    text = f"... the {what} again {plural(loop.times, 'time')}"
     row = Row(0, "", "", f"{text}, and this stays:" if recording.stays else f"{text} ...", None)
     row.changes = recording.stays
     row.sign = "="
@@ -309,7 +308,7 @@ def _add_fold(
     rows: list[Row], quiet: list[Beat], state: WorldState | None, locks: frozenset[str]
 ) -> WorldState | None:
     """A row for quiet steps; returns the state after them."""
-    row = Row(0, "", "", _count(len(quiet), "quiet step"), None)
+    row = Row(0, "", "", plural(len(quiet), "quiet step"), None)
     after = quiet[-1].state
     row.changes = changes_between(state, after, locks, mirror=True)
     rows.append(row)
@@ -387,16 +386,6 @@ def _lanes(tasks: list[str], rows: Iterable[Row]) -> list[str]:
     return lines
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _wrap(text: str, indent: str, *, break_long: bool = False) -> list[str]:
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=indent,
-        subsequent_indent=indent,
-        break_long_words=break_long,
-        break_on_hyphens=False,
-    )
+def _words(text: str, indent: str = "") -> list[str]:
+    """Lines in which what can be copied stays in one piece."""
+    return wrap(text, indent, break_long=False)
