@@ -5,6 +5,10 @@ from __future__ import annotations
 import textwrap
 
 WIDTH = 80
+TDX_LEVELS = ("4K", "2M", "1G", "512G", "256T")
+"""Sizes of pages by the levels of the module, which begin at 0."""
+LEVELS = dict(enumerate(TDX_LEVELS, 1))
+"""The same by KVM's levels, which begin at 1."""
 
 _UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 

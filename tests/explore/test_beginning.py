@@ -15,9 +15,9 @@ from septum.explore.stories.beginning import beginning_lines
 from septum.explore.stories.recording import Beat, Recording
 from septum.explore.subject import Options
 from septum.linux.kvm.events import KvmPageFaultEvent
-from septum.scenarios.changes import LEVELS
 from septum.scenarios.states import Pages, VmState, WorldState
 from septum.sim import Finding
+from septum.words import LEVELS
 
 HUGE = Pages(0x80000, 0x80200, 2, "mapped", 0x100000)
 BROKEN = Finding("tlb", "it broke", "", "vcpu0", 0)

@@ -1,8 +1,7 @@
 """Words for findings: GFNs, levels and S-EPT entries as one reads them in kernel logs."""
 
 from septum.abi.sept import state_name
-
-LEVELS = {1: "4K", 2: "2M", 3: "1G", 4: "512G", 5: "256T"}
+from septum.words import LEVELS
 
 
 def pages_text(start: int, end: int) -> str:

@@ -6,13 +6,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from septum.scenarios.states import Pages
+from septum.words import LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from septum.scenarios.states import Holders, WorldState
 
-LEVELS = {1: "4K", 2: "2M", 3: "1G", 4: "512G", 5: "256T"}
 Piece = tuple[int, int, str, str]
 """[first, end) GFNs, what was there, what is there."""
 

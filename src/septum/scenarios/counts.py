@@ -9,6 +9,7 @@ from septum.abi.leaves import seamcall_name
 from septum.checks.sept import BLOCKED_STATE, PENDING_STATE
 from septum.checks.view import VmView
 from septum.scenarios.memory_map import total_stats
+from septum.words import LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from septum.scenarios.record import Record
     from septum.scenarios.vmm import ScenarioVmm
     from septum.vmm.world import World
-
-_LEVELS = {1: "4K", 2: "2M", 3: "1G"}
 
 
 def count_all(world: World, vmms: Mapping[str, ScenarioVmm], record: Record) -> dict[str, int]:
@@ -90,4 +89,4 @@ def _page_state(view: VmView, gfn: int) -> str:
     kind = "pending" if state & PENDING_STATE else "private"
     if state & BLOCKED_STATE:
         kind = f"blocked {kind}"
-    return f"{kind} {_LEVELS[level]}" + ("" if private else " though shared")
+    return f"{kind} {LEVELS[level]}" + ("" if private else " though shared")

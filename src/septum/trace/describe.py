@@ -34,13 +34,13 @@ from septum.module.events import (
 from septum.module.outcome import OutcomeKind
 from septum.sim.events import ChoiceEvent, FindingEvent, LockEvent, SwitchEvent
 from septum.vmm.events import ConversionEvent
+from septum.words import TDX_LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from septum.sim.events import Event
 
-TDX_LEVELS = ("4K", "2M", "1G", "512G", "256T")
 KVM_LEVELS = ("none", *TDX_LEVELS)
 PAGE_MASK = ~0xFFF
 FOLIO_SIZES = {0: "4K", 9: "2M", 18: "1G"}

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from septum.words import LEVELS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 
 VARS = ("task", "action", "sept", "mirror", "private", "bugged", "tlb", "locks", "pamt")
 DESCRIPTION = "https://apalache-mc.org/docs/adr/015adr-trace.html"
-LEVELS = {1: "4K", 2: "2M", 3: "1G"}
 
 Value = str | bool | dict[str, object]
 

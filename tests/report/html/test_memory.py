@@ -24,7 +24,6 @@ from septum.report.html.memory import (
     NDA,
     PAMT,
     SEPT,
-    TDX_LEVEL_NAMES,
     MemoryFold,
 )
 from septum.scenarios.opening import mirror_runs, tell_memory
@@ -33,6 +32,7 @@ from septum.scenarios.world import ScenarioWorld
 from septum.sim import RandomSchedule, RoundRobin, RunStopped
 from septum.sim.events import Event
 from septum.vmm.world import World
+from septum.words import TDX_LEVELS
 
 SCENARIOS = (
     "accept-parallel-4k",
@@ -78,7 +78,7 @@ class Truth:
 
     def _sept(self) -> None:
         for gfn, nr, level, state, pfn in self.view.runs():
-            words = f"{STATE_NAMES[state]} {TDX_LEVEL_NAMES[level - 1]}"
+            words = f"{STATE_NAMES[state]} {TDX_LEVELS[level - 1]}"
             spread(self.layers[SEPT], gfn, nr, words, pfn)
 
     def _mirror(self) -> None:
@@ -88,7 +88,7 @@ class Truth:
         for gfn, level, nr, spte in mirror_runs(self.view, root):
             size = 512 ** (level - 1)
             pfn = spte >> 12 & (1 << 40) - 1
-            spread(self.layers[MIRROR], gfn, nr * size, f"leaf {TDX_LEVEL_NAMES[level - 1]}", pfn)
+            spread(self.layers[MIRROR], gfn, nr * size, f"leaf {TDX_LEVELS[level - 1]}", pfn)
 
     def _slots(self) -> None:
         for slot in self.view.kvm.memslots.values():
@@ -124,7 +124,7 @@ class Truth:
             found = pamt.lookup(pfn << 12)
             assert found is not None
             level, kind, _, _ = found
-            words = {PT_NDA: NDA, PT_REG: f"REG {TDX_LEVEL_NAMES[level]}"}.get(kind, str(kind))
+            words = {PT_NDA: NDA, PT_REG: f"REG {TDX_LEVELS[level]}"}.get(kind, str(kind))
             leaf = pamt.entry_2m(pfn << 12)
             if pamt.dynamic and leaf is not None and leaf.pt == PT_PAMT:
                 words += ", pair"

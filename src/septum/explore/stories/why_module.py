@@ -33,7 +33,8 @@ from septum.explore.stories.module_watch import ModuleLock
 from septum.explore.stories.told import ModuleCall
 from septum.linux.kvm.events import KvmEntry, KvmMmuGetPage
 from septum.module.events import SeamcallEvent, TdcallEvent, TdExitEvent
-from septum.trace.describe import TDX_LEVELS, describe
+from septum.trace.describe import describe
+from septum.words import TDX_LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

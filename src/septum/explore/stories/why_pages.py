@@ -10,8 +10,8 @@ from septum.abi.types import PAGE_SHIFT
 from septum.linux.kvm.events import KvmMemslotEvent, KvmPageFaultEvent
 from septum.module.events import SeamcallEvent, TdcallEvent, TdExitEvent
 from septum.module.outcome import OutcomeKind
-from septum.scenarios.changes import LEVELS
 from septum.sim.events import LockEvent
+from septum.words import LEVELS
 
 if TYPE_CHECKING:
     from septum.explore.stories.module_watch import TdLook

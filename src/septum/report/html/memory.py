@@ -17,6 +17,7 @@ from septum.abi.spte import is_last_spte, is_shadow_present_pte, spte_to_pfn
 from septum.linux.kvm import events as kvm
 from septum.module.events import PamtPairEvent, SeamcallEvent, SeptLeavesEvent, TdcallEvent
 from septum.report.html.layers import Layer, Values, joined
+from septum.words import TDX_LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 SEPT, MIRROR, ATTRIBUTES, FOLIO, PAMT = range(5)
 LAYER_NAMES = ("S-EPT", "mirror", "private or shared", "folio", "PAMT")
-TDX_LEVEL_NAMES = ("4K", "2M", "1G", "512G", "256T")
 FOLIO_NAMES = {0: "4K folio", 9: "2M folio", 18: "1G folio"}
 NDA = "NDA"
 PAGES = tuple(1 << 9 * level for level in range(5))
@@ -211,12 +211,12 @@ class MemoryFold:
         nr_pages = event.nr_leaves * PAGES[event.level]
         value, pfn = self._sept_value(event.entry, event.gpa >> 12, event.level)
         yield from self._set(vm, SEPT, event.gpa >> 12, nr_pages, value)
-        yield from self._set_frames(pfn, nr_pages, f"REG {TDX_LEVEL_NAMES[event.level]}")
+        yield from self._set_frames(pfn, nr_pages, f"REG {TDX_LEVELS[event.level]}")
 
     def _sept_value(self, entry: int, gfn: int, level: int) -> tuple[int, int]:
         """(value, PFN) of a leaf entry."""
         pfn = (entry & HPA_MASK) >> 12 & -PAGES[level]
-        return self.values.of(f"{state_name(entry)} {TDX_LEVEL_NAMES[level]}", pfn - gfn), pfn
+        return self.values.of(f"{state_name(entry)} {TDX_LEVELS[level]}", pfn - gfn), pfn
 
     def _entry(self, vm: int, rcx: int, entry: int, child: int = -1) -> Iterable[Change]:
         """The entry at the GPA and level of `rcx` is `entry` now; `child` is the first one of the
@@ -263,14 +263,14 @@ class MemoryFold:
             return
         if event.r12 and level == 1:
             yield from self._set_pair(pfn << 12, True)
-        yield from self._set_frames(pfn, PAGES[level], f"REG {TDX_LEVEL_NAMES[level - 1]}")
+        yield from self._set_frames(pfn, PAGES[level], f"REG {TDX_LEVELS[level - 1]}")
 
     def _pamt_after(self, event: SeamcallEvent) -> Iterable[Change]:
         """What a SEAMCALL that succeeded did to the PAMT entries of pages of a TD."""
         leaf = event.leaf
         level = event.rcx & 7
         if leaf in (leaves.TDH_MEM_PAGE_AUG, leaves.TDH_MEM_PAGE_ADD):
-            words = f"REG {TDX_LEVEL_NAMES[level]}"
+            words = f"REG {TDX_LEVELS[level]}"
             return self._set_frames(_pfn(event.r8), PAGES[level], words)
         if leaf == leaves.TDH_MEM_PAGE_REMOVE:
             return self._set_frames(_pfn(event.out_rcx), PAGES[level], NDA)
