@@ -8,6 +8,7 @@ stack. The innermost few say which kernel path a SEAMCALL belongs to. A function
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,6 +16,9 @@ from septum.abi.leaves import seamcall_name, tdcall_name
 from septum.linux.kvm.events import KvmEntry, KvmExit
 from septum.module.events import GuestAccessEvent, SeamcallEvent, TdcallEvent, TdExitEvent
 from septum.sim.events import Event
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 KERNEL = ("septum.linux.", "septum.designs.")
 TELLING = "septum.linux.kvm.gmem_trace"
@@ -28,8 +32,7 @@ WITHOUT_VIA = (KvmEntry, KvmExit, TdExitEvent, GuestAccessEvent)
 def kernel_path(depth: int = DEPTH) -> str:
     """The innermost `depth` kernel functions on the stack, "callee < caller < ..."."""
     names: list[str] = []
-    frame = sys._getframe(1)
-    at = frame
+    at: FrameType | None = sys._getframe(1)
     while at is not None and len(names) < depth:
         module = at.f_globals.get("__name__", "")
         if module.startswith(KERNEL) and module != TELLING:
@@ -37,8 +40,7 @@ def kernel_path(depth: int = DEPTH) -> str:
             passed_over = name.startswith("_") or name in _PLUMBING
             if not passed_over and (not names or names[-1] != name):
                 names.append(name)
-        # The loop ends at None, which the first frame is not.
-        at = at.f_back  # type: ignore[assignment]
+        at = at.f_back
     return " < ".join(names)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from septum.abi.types import PAGE_SHIFT
+from septum.explore.covering.errors import entry_of
 from septum.explore.runs.run import DidNotRepeat
 from septum.explore.runs.steering import Replaying
 from septum.explore.stories.endless import SCHEDULER, Marks, stays
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from septum.sim import Finding, Sim
 
 PATH_DEPTH = 6
-ENTRY_DEPTH = 64
 TURNS_BEATS = 200
 """So many events are kept of a run that has no end, from where tasks take turns."""
 
@@ -178,7 +178,7 @@ class Recording:
             self._failures = steering.failures
         beat.begins = self._begins(event.task)
         if beat.begins:
-            beat.entry = kernel_path(ENTRY_DEPTH).split(" < ")[-1]
+            beat.entry = entry_of()
         if self._watcher is not None:
             beat.state = self._watcher.after(event)
         if self._module is not None:
