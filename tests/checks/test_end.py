@@ -172,6 +172,20 @@ class TestTeardown:
         (text,) = world.texts()
         assert "1 allocation of leaky was never freed, PFN" in text
 
+    def test_what_has_failed_is_not_to_come_back(self, world):
+        """And what is beside it is."""
+        mm = world.host.mm
+        checker = torn_down(world)
+        for order, failed in ((0, True), (9, True), (0, False)):
+            folio = mm.alloc_folio(order, "gmem")
+            if failed:
+                mm.get_hwpoison_page(folio)
+                mm.folio_put(folio)
+        leave(world)
+        checker.finish()
+        (text,) = world.texts()
+        assert f"1 allocation of gmem was never freed, PFN {folio.pfn:#x}" in text
+
 
 class TestNoBug:
     def test_holds(self, world):

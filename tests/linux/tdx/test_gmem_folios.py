@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from septum.abi.errno import EEXIST, EFAULT, EHWPOISON, EINVAL, EIO, ENOMEM, EOPNOTSUPP
+from septum.abi.errno import EAGAIN, EEXIST, EFAULT, EHWPOISON, EINVAL, EIO, ENOMEM, EOPNOTSUPP
 from septum.abi.kvm import (
     GUEST_MEMFD_FLAG_INIT_SHARED,
     KVM_MEM_GUEST_MEMFD,
@@ -312,26 +312,74 @@ def test_poison_unmaps_the_whole_folio(bench: Benches) -> None:
     assert b.host.gmem.kvm_gmem_error_folio(b.gmem.inode, FREE + 4096) == MF_DELAYED
 
 
-def test_poison_goes_with_the_folio(bench: Benches) -> None:
-    """PG_hwpoison is the folio's: what is allocated after a hole is good."""
+@pytest.mark.parametrize(("backing", "pages"), [("4k", 1), ("thp", 512), ("hugetlb-2m", 512)])
+def test_memory_failure_keeps_a_reference(bench: Benches, backing: str, pages: int) -> None:
+    """One beyond the page cache's. Of a folio that has failed before nothing is done."""
+    b = bench(backing)
+    b.prefault(FREE_GPA)
+    inode = b.gmem.inode
+    for _ in range(2):
+        b.host.gmem.kvm_gmem_error_folio(inode, FREE)
+        assert inode.folios[FREE].refcount == pages + 1
+    assert b.host.mm.state.poisoned == {inode.folios[FREE].pfn}
+
+
+def test_small_page_that_failed_is_never_given_out_again(bench: Benches) -> None:
+    """A hole takes it out of the page cache, and what is allocated there is good."""
+    b = bench("4k")
+    bad = get_pfn(b, FREE)[1]
+    b.host.gmem.kvm_gmem_error_folio(b.gmem.inode, FREE)
+    b.ok(punch(b, FREE_GPA, PAGE))
+    ret, pfn, _ = get_pfn(b, FREE)
+    assert ret == 0 and pfn != bad
+    b.vmm.teardown()
+    assert b.texts() == []
+    assert [pfn for pfn, _, site in b.leftovers() if site == "gmem_folio"] == [bad]
+
+
+def test_huge_page_that_failed_stays_in_the_file_and_never_comes_to_its_pool(
+    bench: Benches,
+) -> None:
+    """The hole's check of references finds that of memory_failure(), for good."""
     b = bench("hugetlb-2m")
     b.prefault(FREE_GPA)
     b.host.gmem.kvm_gmem_error_folio(b.gmem.inode, FREE + 5)
-    assert get_pfn(b, FREE)[0] == -EHWPOISON
-    b.ok(punch(b, FREE_GPA, MB2))
-    assert get_pfn(b, FREE + 5)[0] == 0
+    for _ in range(2):
+        assert punch(b, FREE_GPA, MB2) == -EAGAIN
+        assert get_pfn(b, FREE)[0] == -EHWPOISON
+    pool = b.host.mm.state.pools[9]
+    b.vmm.teardown()
     assert b.texts() == []
+    # Of what the file reserved nothing is given up, either: the subpool waits for its page.
+    assert pool.free_huge_pages == pool.max_huge_pages - 1
+    assert pool.resv_huge_pages == (64 * MB >> 21) - 1
 
 
-def test_split_of_a_poisoned_folio_warns_and_loses_the_page(bench: Benches) -> None:
-    """As posted (a TODO): the flag stays on the first page, whichever page failed."""
+def test_conversion_of_a_failed_page_to_private_is_refused_for_good(bench: Benches) -> None:
+    b = bench("hugetlb-2m", in_place=True, vm_memory_attributes=False)
+    b.ok(b.set_attributes(FREE_GPA, 4 * PAGE, private=False))
+    assert b.host.gmem.kvm_gmem_fault_user_mapping(b.gmem.inode, FREE + 2) > 0
+    b.host.gmem.kvm_gmem_error_folio(b.gmem.inode, FREE + 2)
+    for _ in range(2):
+        assert b.convert_gmem(FREE_GPA, 4 * PAGE, private=True) == (-EAGAIN, FREE_GPA + 2 * PAGE)
+    b.ok(b.convert_gmem(FREE_GPA, 2 * PAGE, private=True)[0])
+
+
+def test_split_of_a_failed_folio_spins_for_good(bench: Benches) -> None:
+    """A WARN as it begins (a TODO), another as it waits, and the invalidate_lock stays taken."""
     b = bench("hugetlb-2m", in_place=True, vm_memory_attributes=False)
     b.prefault(FREE_GPA)
     b.host.gmem.kvm_gmem_error_folio(b.gmem.inode, FREE + 5)
-    assert b.convert_gmem(FREE_GPA + 7 * PAGE, PAGE, private=False)[0] == 0
-    assert b.texts() == ["WARN: a poisoned folio is split"]
-    assert get_pfn(b, FREE)[0] == -EHWPOISON
-    assert get_pfn(b, FREE + 5)[0] == 0
+    done: list[object] = []
+    b.sim.spawn("convert", lambda: done.append(b.set_attributes(FREE_GPA, PAGE, private=False)))
+    b.sim.run()
+    assert done == []
+    assert [text.split("=")[0] for text in b.texts()] == [
+        "WARN: a poisoned folio is split",
+        "WARN: Spinning on folio",
+        "no task can go on: convert waits for folio references",
+    ]
+    assert b.gmem.inode.invalidate_lock.writer is not None
 
 
 # A file that is being closed

@@ -240,7 +240,11 @@ class GmemFolios(GmemTrace):
         self.host.mm.state.wq.spin_until(lambda: folio.refcount == nr_pages)
 
     def hugetlb_restructuring_split_folio(self, inode: GmemInode, index: int, to_order: int) -> int:
-        """Split a huge folio in place, to 4 KB at once. 0 or -ENOMEM: nothing has changed then."""
+        """Split a huge folio in place, to 4 KB at once. 0 or -ENOMEM: nothing has changed then.
+
+        Suspect, kept (a TODO in the tree): of a folio that has failed there is a warning, and no
+        way out; its references never are the page cache's alone.
+        """
         mm = self.host.mm
         if to_order:
             self.warn_on("only order 0 is supported", "hugetlb_restructuring_split_folio")
@@ -253,9 +257,6 @@ class GmemFolios(GmemTrace):
         ret = mm.hugetlb_vmemmap_restore_folio(folio)
         if ret:
             return ret
-        # Suspect, kept (a TODO in the tree): PG_hwpoison of a hugetlb folio is on its first page,
-        # and stays there alone, whichever page it was that failed.
-        inode.poisoned.difference_update(range(index + 1, index + folio.nr_pages))
         del inode.folios[index]
         split = inode.split_folios[index] = SplitFolio(index, folio)
         mm.restructure_forget_huge(folio)

@@ -322,19 +322,43 @@ class GmemRange(GmemFolios):
     def kvm_gmem_error_folio(self, inode: GmemInode, index: int) -> int:
         """Memory failure of the page at `index`: the whole folio is unmapped everywhere.
 
-        Returns MF_DELAYED; a later fault gets -EHWPOISON, until the folio is truncated.
-        MODEL: the frame is not taken out of service, so that it may come back good.
+        Returns MF_DELAYED; a later access gets -EHWPOISON, until the folio is truncated. Nothing
+        more comes of another failure in the same folio.
+
+        The folio stays in the page cache, with memory_failure()'s reference for good. What asks
+        whether anybody holds it (conversion to private, a hole) is -EAGAIN from then on, what waits
+        for references to go (split, merge) waits for ever, with the invalidate_lock, and the frame
+        never goes back to where it came from.
+
+        Source: also mm/memory-failure.c, me_huge_page().
         """
+        # MODEL: a memory failure always comes so far; in the tree that v3 is posted on none does.
+        # Of a hugetlb folio in use memory_failure() takes a reference only when it is marked
+        # migratable, which hugetlbfs does at the first fault of user space, and guest_memfd
+        # nowhere: -EBUSY, MF_IGNORED, and the page is not even marked. Of other folios it takes
+        # those on an LRU list, and that tree's go into the page cache without: MF_IGNORED, with
+        # the flag set, so that the next fault is -EHWPOISON, but what is mapped stays. This was
+        # read in that tree's guest_memfd.c and guest_memfd_hugetlb.c, in mainline's
+        # mm/memory-failure.c, and in hugetlb_alloc_folio() as posted for guest_memfd.
+
+        # MODEL: the reference is taken, and the folio marked, with the invalidate_lock. The kernel
+        # does it before, so that a conversion under way may meet it, and holds the folio lock
+        # around all this, although the invalidate_lock is the outer one everywhere else.
+
+        # MODEL: a 2 MB folio of the page allocator is not split first.
+        mm = self.host.mm
         inode.invalidate_lock.down_read()
         folio = self.filemap_get_folio(inode, index)
         if folio is not None:
-            start = index & -folio.nr_pages
-            end = start + folio.nr_pages
-            inode.poisoned.update(range(start, end))
-            self.kvm_gmem_invalidate_begin(inode, start, end)
-            self.kvm_gmem_zap(inode, start, end)
-            self.kvm_gmem_invalidate_end(inode, start, end)
-            self.host.mm.folio_put(folio)
+            if index not in inode.poisoned:
+                start = index & -folio.nr_pages
+                end = start + folio.nr_pages
+                mm.get_hwpoison_page(folio)
+                inode.poisoned.update(range(start, end))
+                self.kvm_gmem_invalidate_begin(inode, start, end)
+                self.kvm_gmem_zap(inode, start, end)
+                self.kvm_gmem_invalidate_end(inode, start, end)
+            mm.folio_put(folio)  # the look-up's
         inode.invalidate_lock.up_read()
         return MF_DELAYED
 

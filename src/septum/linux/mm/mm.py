@@ -152,6 +152,17 @@ class Mm(MmUser):
         """put_page(): drop one reference to the folio that holds the page."""
         self.folio_put(self.page_folio(pfn))
 
+    def get_hwpoison_page(self, folio: Folio) -> None:
+        """The reference that memory_failure() takes of a folio in use, and never drops: who counts
+        the folio's references finds one more than the page cache's from then on.
+
+        unpoison_memory() drops it, but does nothing any more once real memory has failed.
+        Source: mm/memory-failure.c __get_huge_page_for_hwpoison(), get_hwpoison_page(),
+        has_extra_refcount().
+        """
+        folio.refcount += 1
+        self.state.poisoned.add(folio.pfn)
+
     def split_folio(self, folio: Folio, site: str) -> bool:
         """split_folio() of a folio with no users but its page cache: true when it was split.
 

@@ -79,6 +79,7 @@ class MmState:
         "partial_1g",
         "partial_2m",
         "pcp",
+        "poisoned",
         "pools",
         "restructured",
         "restructuring_metadata",
@@ -109,6 +110,7 @@ class MmState:
         self.restructured: dict[int, Restructured] = {}  # first PFN -> split hugetlb folio
         # First PFNs in the xarray hugetlb_restructuring_metadata.
         self.restructuring_metadata: set[int] = set()
+        self.poisoned: set[int] = set()  # first PFNs of folios that memory_failure() has kept
 
     def add_region(self, start_pfn: int, end_pfn: int) -> None:
         """Give the frames [start_pfn, end_pfn) to the allocator, as the boot code does."""
