@@ -382,6 +382,20 @@ def test_split_of_a_failed_folio_spins_for_good(bench: Benches) -> None:
     assert b.gmem.inode.invalidate_lock.writer is not None
 
 
+def test_memory_failure_takes_the_page_from_user_space(bench: Benches) -> None:
+    """hwpoison_user_mappings(), and VM_FAULT_HWPOISON from then on; neighbours stay."""
+    b = bench("hugetlb-2m", in_place=True, vm_memory_attributes=False)
+    gmem, inode = b.host.gmem, b.gmem.inode
+    b.ok(b.set_attributes(FREE_GPA, 2 * PAGE, private=False))
+    assert all(gmem.kvm_gmem_fault_user_mapping(inode, FREE + i) > 0 for i in (0, 1))
+    gmem.kvm_gmem_error_folio(inode, FREE)
+    assert inode.user_mapped == {FREE + 1}
+    assert gmem.kvm_gmem_fault_user_mapping(inode, FREE) == -EHWPOISON
+    assert gmem.kvm_gmem_fault_user_mapping(inode, FREE + 1) > 0
+    # The page cache's, and memory_failure()'s: none of user space's.
+    assert inode.folios[FREE].refcount == 2
+
+
 # A file that is being closed
 
 

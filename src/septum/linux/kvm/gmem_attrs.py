@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from septum.abi.errno import EACCES, EAGAIN, EINVAL, ENOMEM, ENOTTY
+from septum.abi.errno import EACCES, EAGAIN, EHWPOISON, EINVAL, ENOMEM, ENOTTY
 from septum.abi.kvm import GUEST_MEMFD_FLAG_MMAP, KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.linux.kvm.gmem_folio import ALL_ATTRIBUTES
 from septum.linux.kvm.gmem_range import GmemRange
@@ -239,7 +239,10 @@ class GmemAttrs(GmemRange):
         return ret, folio
 
     def kvm_gmem_fault_user_mapping(self, inode: GmemInode, index: int) -> int:
-        """A host access through mmap(): the PFN, or -EACCES and the like, which are SIGBUS."""
+        """A host access through mmap(): the PFN, or -EACCES and the like, which are SIGBUS.
+
+        A page that has failed is found by who called, __do_fault(): VM_FAULT_HWPOISON.
+        """
         if not inode.flags & GUEST_MEMFD_FLAG_MMAP or index << 12 >= inode.i_size:
             return -EINVAL
         ret, folio = self._kvm_gmem_shared_folio(inode, index)
@@ -253,6 +256,10 @@ class GmemAttrs(GmemRange):
         if not folio.uptodate:
             self.machine.mem.write(folio.pfn, 0, 0)
             folio.uptodate = True
+        if index in inode.poisoned:
+            self.folio_unlock(folio)
+            self.host.mm.folio_put(folio)
+            return -EHWPOISON
         if index in inode.user_mapped:
             self.host.mm.folio_put(folio)
         inode.user_mapped.add(index)

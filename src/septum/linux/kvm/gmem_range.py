@@ -320,7 +320,8 @@ class GmemRange(GmemFolios):
         return self.kvm_gmem_allocate(inode, offset, length)
 
     def kvm_gmem_error_folio(self, inode: GmemInode, index: int) -> int:
-        """Memory failure of the page at `index`: the whole folio is unmapped everywhere.
+        """Memory failure of the page at `index`: the whole folio is unmapped everywhere, from user
+        space before it is from guests.
 
         Returns MF_DELAYED; a later access gets -EHWPOISON, until the folio is truncated. Nothing
         more comes of another failure in the same folio.
@@ -330,7 +331,7 @@ class GmemRange(GmemFolios):
         for references to go (split, merge) waits for ever, with the invalidate_lock, and the frame
         never goes back to where it came from.
 
-        Source: also mm/memory-failure.c, me_huge_page().
+        Source: also mm/memory-failure.c, hwpoison_user_mappings() and me_huge_page().
         """
         # MODEL: a memory failure always comes so far; in the tree that v3 is posted on none does.
         # Of a hugetlb folio in use memory_failure() takes a reference only when it is marked
@@ -355,6 +356,7 @@ class GmemRange(GmemFolios):
                 end = start + folio.nr_pages
                 mm.get_hwpoison_page(folio)
                 inode.poisoned.update(range(start, end))
+                self.unmap_mapping_pages(inode, start, folio.nr_pages)
                 self.kvm_gmem_invalidate_begin(inode, start, end)
                 self.kvm_gmem_zap(inode, start, end)
                 self.kvm_gmem_invalidate_end(inode, start, end)
