@@ -61,6 +61,7 @@ FINDINGS = (
     Finding("F18", "finding-demote-meets-pamt-remove", "TDH_PHYMEM_PAMT_REMOVE failed", (43, 32)),
     Finding("F19", "finding-slot-without-binding", "use after free"),
     Finding("F20", "finding-finalize-meets-zap", "TDH_MEM_RANGE_BLOCK failed", (268, 75)),
+    Finding("F21", "memory-failure-then-convert", "progress"),
 )
 
 
