@@ -46,6 +46,17 @@ class TestMappingInFolio:
         assert "2M leaf at GFN 0x200 maps PFN 0x40200, but the folio" in text
         assert "has 1 of its 512 pages" in text
 
+    def test_each_kind_is_told(self, world):
+        """A folio that is too small, and a memslot that ends under another leaf."""
+        folio = world.inode.folios.pop(0)
+        world.inode.split_folios[0] = SplitFolio(0, folio)
+        world.map(0x800, 2)
+        world.slot.npages = 0x900
+        texts = found(world, "mapping-in-folio")
+        assert len(texts) == 2, texts
+        assert any("but the folio at PFN" in text for text in texts)
+        assert any("but the memslot ends at GFN" in text for text in texts)
+
     def test_unless_the_design_rests_on_contiguity(self, world):
         folio = world.inode.folios.pop(0x200)
         world.inode.split_folios[0x200] = SplitFolio(0x200, folio)

@@ -170,3 +170,25 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert exits.guarded(lambda: fail(RuntimeError("broken inside"))) == 70
     assert "defect of Septum" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["scenarios", "designs"])
+def test_who_reads_no_further_is_no_broken_promise(command: str) -> None:
+    """Whether what is printed is more than a pipe's buffer, or less."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "septum", command]
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk without room is of Linux")
+@pytest.mark.parametrize("command", ["scenarios", "designs"])
+def test_a_disk_without_room_is_a_sentence(command: str) -> None:
+    words = [sys.executable, "-m", "septum", command]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("septum: The output could not be written: ")
+    assert done.stderr.count("\n") == 1

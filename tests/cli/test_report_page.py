@@ -7,7 +7,7 @@ import pytest
 
 from septum.cli.exits import BROKEN, OK, USAGE, guarded
 from septum.cli.main import app
-from septum.scenarios.run import load_scenario, recipe_for_token
+from septum.scenarios.run import LIBRARY, load_scenario, recipe_for_token
 from septum.sim import RoundRobin, encode_token
 from septum.trace import TraceHeader, TraceWriter
 
@@ -104,3 +104,18 @@ def test_bad_input_is_told_in_one_sentence(
     assert (code, out) == (USAGE, "")
     assert part in err
     assert err.count("\n") == 1
+
+
+def test_a_page_has_the_words_of_the_scenario_that_was_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Not of one of the library, or of a file, that is called the same."""
+    name = "finding-attributes-late"
+    text = (LIBRARY / f"{name}.toml").read_text()
+    summary = load_scenario(name).summary
+    mine = tmp_path / f"{name}.toml"
+    mine.write_text(text.replace(summary, "This one is mine.").replace("may-break", "# may-break"))
+    page = tmp_path / "page.html"
+    septum(capfd, "report", str(mine), "--html", str(page))
+    assert "This one is mine." in page.read_text()
+    assert summary not in page.read_text()

@@ -25,6 +25,9 @@ HEAD = 'summary = "s"\n'
         ("gpa 0x80000000 + 8K", Area(0x80000, 2, absolute=True)),
         ("gpa 0x80001000", Area(0x80001, 1, absolute=True)),
         ("all", Area(0, 0)),
+        ("Frame 1", Area(512, 512)),
+        ("Pages 0X10-0x1F", Area(16, 16)),
+        ("page 010", Area(10, 1)),
     ],
 )
 def test_areas(text: str, area: Area) -> None:

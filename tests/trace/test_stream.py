@@ -1,11 +1,13 @@
 """The trace file: what is written is read back, equal runs are equal files, damage is told."""
 
+import gc
 import gzip
 import json
 import os
 import subprocess
 import sys
 import typing
+import warnings
 from pathlib import Path
 
 import msgspec
@@ -38,6 +40,29 @@ def test_round_trip(tmp_path: Path, header: TraceHeader, story: list[Event], nam
         assert not reader.complete
         assert len(list(reader)) == len(story)
         assert reader.complete
+
+
+@pytest.mark.parametrize("name", SUFFIXES)
+def test_a_file_that_was_read_or_refused_is_closed(
+    tmp_path: Path, header: TraceHeader, story: list[Event], name: str
+) -> None:
+    path = tmp_path / name
+    write(path, header, story)
+    bad = tmp_path / f"bad-{name}"
+    data = b"{}\n"
+    bad.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        unclosed: list[object] = []
+        hook, sys.unraisablehook = sys.unraisablehook, unclosed.append
+        try:
+            read_trace(path)
+            with pytest.raises(TraceError):
+                TraceReader(bad)
+            gc.collect()
+        finally:
+            sys.unraisablehook = hook
+    assert not unclosed
 
 
 def values(hint: object) -> st.SearchStrategy[object]:

@@ -61,7 +61,8 @@ class MappingInFolio(Promise):
                     slot = vm.slot_at(rest[0])
                 if slot is None or slot.gmem_file is None:
                     if not changing:
-                        self._broken(vm, rest, rest[0], "no memslot with a guest_memfd is there")
+                        why = "no memslot with a guest_memfd is there"
+                        self._broken(vm, rest, rest[0], "slot", why)
                     break
                 slot_end = slot.base_gfn + slot.npages
                 whole = rest[1]
@@ -69,9 +70,8 @@ class MappingInFolio(Promise):
                     pages = PAGES_PER_HPAGE[run[2]]
                     whole = (slot_end - rest[0]) // pages * pages
                     if whole < slot_end - rest[0]:
-                        self._broken(
-                            vm, rest, rest[0] + whole, f"the memslot ends at GFN {slot_end:#x}"
-                        )
+                        why = f"the memslot ends at GFN {slot_end:#x}"
+                        self._broken(vm, rest, rest[0] + whole, "slot end", why)
                         break
                 part = rest if whole == rest[1] else (*rest[:1], whole, *rest[2:])
                 self._check_attributes(vm, slot, part)
@@ -110,12 +110,13 @@ class MappingInFolio(Promise):
                     grounds += (index, folio.pfn, folio.order)
         return grounds
 
-    def _broken(self, vm: VmView, run: LeafRun, gfn: int, why: str) -> None:
-        """`gfn` is where the run of leaves `run` is wrong. The first of each kind is told."""
+    def _broken(self, vm: VmView, run: LeafRun, gfn: int, kind: str, why: str) -> None:
+        """`gfn` is where the run of leaves `run` is wrong. The first of each `kind` is
+        told."""
         pages = PAGES_PER_HPAGE[run[2]]
         leaf = run[0] + (gfn - run[0]) // pages * pages
         self.broken(
-            (vm.name, why[:4]),
+            (vm.name, kind),
             f"{vm.name}: the {level_text(run[2])} leaf at GFN {leaf:#x} maps PFN "
             f"{run[4] + leaf - run[0]:#x}, but {why}",
         )
@@ -127,7 +128,7 @@ class MappingInFolio(Promise):
             attributes, next_gfn = vm.attributes(slot, gfn)
             if not attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE:
                 shared = pages_text(gfn, min(end, next_gfn))
-                self._broken(vm, run, gfn, f"pages under it are shared: {shared}")
+                self._broken(vm, run, gfn, "shared", f"pages under it are shared: {shared}")
                 return
             gfn = next_gfn
 
@@ -146,22 +147,20 @@ class MappingInFolio(Promise):
             piece = piece_at(inode, at + offset)
             expected = pfn + at - gfn
             if piece is None:
-                self._broken(vm, run, at, f"no page of guest_memfd is at index {at + offset:#x}")
+                why = f"no page of guest_memfd is at index {at + offset:#x}"
+                self._broken(vm, run, at, "no page", why)
                 return
             have, in_folio, left = piece
             if have != expected:
-                self._broken(
-                    vm,
-                    run,
-                    at,
+                why = (
                     f"PFN {have:#x} is what guest_memfd has at index {at + offset:#x}, where PFN "
-                    f"{expected:#x} is mapped",
+                    f"{expected:#x} is mapped"
                 )
+                self._broken(vm, run, at, "page", why)
                 return
             if by_folio and in_folio < pages:
-                self._broken(
-                    vm, run, at, f"the folio at PFN {have:#x} has {in_folio} of its {pages} pages"
-                )
+                why = f"the folio at PFN {have:#x} has {in_folio} of its {pages} pages"
+                self._broken(vm, run, at, "folio", why)
                 return
             at += left
 

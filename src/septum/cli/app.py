@@ -7,18 +7,21 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from septum.cli.exits import Interrupted
+from septum.cli.exits import Interrupted, NobodyReads
 
 
 class Commands(typer.core.TyperGroup):
-    """The subcommands; an interrupt goes through to `guarded`, which says so."""
+    """The subcommands; an interrupt, and a reader who is gone, go through to `guarded`."""
 
     def invoke(self, ctx: Any) -> object:
-        """Raises Interrupted, of which typer knows nothing, where it would end without a word."""
+        """Raises Interrupted and NobodyReads, of which typer knows nothing, where it would end
+        without a word, or with the exit code of a broken promise."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Interrupted from None
+        except BrokenPipeError:
+            raise NobodyReads from None
 
 
 app = typer.Typer(

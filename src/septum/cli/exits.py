@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,13 +22,29 @@ class Interrupted(Exception):
     """Ctrl-C, on its way through who would say nothing about it."""
 
 
+class NobodyReads(Exception):
+    """Who reads our output has gone: on its way through who would call that a broken promise."""
+
+
 def guarded(command: Callable[[], None]) -> int:
-    """Run `command`; returns the exit code. SystemExit passes its own code through.
+    """Run `command`, and write out what it printed; returns the exit code. SystemExit passes its
+    own code through.
 
     InputError, or an error or an endless loop in a user's own design, is one sentence on stderr and
-    2; an interrupt is 130; anything else that escapes is a defect of Septum: 70, with the traceback
-    and a word about it.
+    2, as is a disk that has no room for the output; an interrupt is 130; a reader who has gone
+    wants no more: 0. Anything else that escapes is a defect of Septum: 70, with the traceback and a
+    word about it.
     """
+    code = _code_of(command)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _write_no_more()
+        return code if isinstance(error, BrokenPipeError) else _no_room(error)
+    return code
+
+
+def _code_of(command: Callable[[], None]) -> int:
     try:
         command()
     except SystemExit as stop:
@@ -41,9 +60,13 @@ def guarded(command: Callable[[], None]) -> int:
     except (KeyboardInterrupt, Interrupted):
         print("septum: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, NobodyReads):
+        _write_no_more()
         return OK
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            _write_no_more()
+            return _no_room(error)
         sentence = _blame(error)
         if sentence:
             print(f"septum: {sentence}", file=sys.stderr)
@@ -56,6 +79,18 @@ def guarded(command: Callable[[], None]) -> int:
         )
         return DEFECT
     return OK
+
+
+def _write_no_more() -> None:
+    """What is left of the output goes nowhere: else Python tries again at its end."""
+    with contextlib.suppress(OSError):  # no file: somebody else's stream
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _no_room(error: OSError) -> int:
+    said = error.strerror or str(error)
+    print(f"septum: The output could not be written: {said}; send it elsewhere.", file=sys.stderr)
+    return USAGE
 
 
 def _blame(error: Exception) -> str:

@@ -78,13 +78,16 @@ class ScenarioSubject:
         return bool(self.scenario.after)
 
     def expects(self, finding: Finding) -> bool:
-        """The scenario says that this promise breaks, or the user does not want to hear of it. The
-        scenario speaks of v3: of a design that changes another one it foresees nothing."""
-        scenario = self.scenario
+        """The scenario says that this promise breaks, or the user does not want to hear of it."""
         text = f"{finding.promise}: {finding.text}"
-        if any(known in text for known in scenario.ignored):
+        if any(known in text for known in self.scenario.ignored):
             return True
-        return self._changes_v3 and scenario.expect.foresees(finding.promise, finding.text)
+        return self.foresees(finding.promise, finding.text)
+
+    def foresees(self, promise: str, text: str) -> bool:
+        """The scenario says that this breaks. It speaks of v3: of a design that changes another one
+        it foresees nothing."""
+        return self._changes_v3 and self.scenario.expect.foresees(promise, text)
 
     def build(self) -> Built:
         """The world with its VMs up, before the programs begin."""

@@ -11,11 +11,9 @@ import msgspec
 
 from septum.abi.types import PAGE_SHIFT, PAGE_SIZE, PTRS_PER_TABLE
 
-_NUMBER = r"(0x[0-9a-f]+|\d+)"
-_SPAN = re.compile(
-    rf"(page|pages|frame|frames) {_NUMBER}(?:-{_NUMBER})?(?: of frame {_NUMBER})?", re.IGNORECASE
-)
-_GPA = re.compile(rf"gpa {_NUMBER}(?: \+ ?(\w+))?", re.IGNORECASE)
+_NUMBER = r"(0x[0-9a-f]+|[0-9]+)"
+_SPAN = re.compile(rf"(page|pages|frame|frames) {_NUMBER}(?:-{_NUMBER})?(?: of frame {_NUMBER})?")
+_GPA = re.compile(rf"gpa {_NUMBER}(?: \+ ?(\w+))?")
 _SIZE = re.compile(r"(\d+)([KMG]?)")
 _SHIFTS = {"": 0, "K": 10, "M": 20, "G": 30}
 
@@ -52,12 +50,13 @@ def parse_size(text: str) -> int | None:
 
 
 def parse_area(text: str) -> Area | None:
-    """The area that `text` names; None when it names none."""
+    """The area that `text` names, in capitals or not; None when it names none."""
+    text = text.lower()
     if text == "all":
         return Area(0, 0)
     match = _GPA.fullmatch(text)
     if match is not None:
-        gpa = int(match[1], 0)
+        gpa = _number(match[1])
         size = parse_size(match[2]) if match[2] else PAGE_SIZE
         if size is None or not size or gpa % PAGE_SIZE or size % PAGE_SIZE:
             return None
@@ -66,9 +65,13 @@ def parse_area(text: str) -> Area | None:
     if match is None:
         return None
     unit = PTRS_PER_TABLE if match[1].startswith("frame") else 1
-    first = int(match[2], 0)
-    last = int(match[3], 0) if match[3] else first
-    within = int(match[4], 0) * PTRS_PER_TABLE if match[4] else 0
+    first = _number(match[2])
+    last = _number(match[3]) if match[3] else first
+    within = _number(match[4]) * PTRS_PER_TABLE if match[4] else 0
     if last < first or (within and unit != 1) or (match[4] and last >= PTRS_PER_TABLE):
         return None
     return Area(within + first * unit, (last - first + 1) * unit)
+
+
+def _number(text: str) -> int:
+    return int(text, 16 if text.startswith("0x") else 10)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Union
@@ -49,27 +50,33 @@ class TraceReader:
     `line` is the text of the latest event, with what only the file tells (`name`, `via`).
     """
 
-    __slots__ = ("_file", "complete", "header", "line", "path")
+    __slots__ = ("_file", "_files", "complete", "header", "line", "path")
 
     def __init__(self, path: Path) -> None:
         """Raises TraceError (an InputError) when this is no trace that Septum can read."""
         self.path = path
         self.complete = False
         self.line = b""
-        self._file = self._open()
-        self.header = self._read_header()
+        with ExitStack() as files:
+            self._file = self._open(files)
+            self.header = self._read_header()
+            self._files = files.pop_all()  # those of a file that is no trace are closed
 
-    def _open(self) -> IO[bytes]:
+    def _open(self, files: ExitStack) -> IO[bytes]:
         try:
-            file = self.path.open("rb")
+            file = files.enter_context(self.path.open("rb"))
         except OSError as error:
             raise TraceError(
                 self.path, 1, f"the file cannot be read ({error.strerror})", MAKE_ONE
             ) from None
         zipped = file.read(2) == GZIP_MAGIC
         file.seek(0)
+        if not zipped:
+            return file
+        unzipped = gzip.GzipFile(fileobj=file)
+        files.callback(unzipped.close)
         # A GzipFile reads bytes as any file does; its type is not IO[bytes].
-        return gzip.GzipFile(fileobj=file) if zipped else file  # type: ignore[return-value]
+        return unzipped  # type: ignore[return-value]
 
     def _read_header(self) -> TraceHeader:
         try:
@@ -145,7 +152,7 @@ class TraceReader:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._files.close()
 
     def __enter__(self) -> TraceReader:
         return self

@@ -9,11 +9,12 @@ import msgspec
 from septum.checks import PROMISES
 from septum.checks.promise import consequence, sentence
 from septum.errors import InputError
+from septum.explore.scenario import ScenarioSubject
 from septum.scenarios.outcome import EXPECTATION
-from septum.scenarios.run import load_scenario
+from septum.scenarios.run import ScenarioRecipe, scenario_of_recipe
+from septum.sim.schedule import decode_token
 
 if TYPE_CHECKING:
-    from septum.scenarios.scenario import Scenario
     from septum.sim.events import FindingEvent
     from septum.trace.header import TraceHeader
 
@@ -39,19 +40,21 @@ class VerdictText(msgspec.Struct):
     findings: list[FindingText]
 
 
-def _library_scenario(header: TraceHeader) -> Scenario | None:
-    """The scenario of the library that was run, if it was one."""
+def _subject(header: TraceHeader) -> ScenarioSubject | None:
+    """The scenario that was run, on its design, as the token has it: a file may hold another one by
+    now. None of a boot, and where either cannot be had any more."""
     try:
-        return load_scenario(header.scenario)
-    except InputError:
+        _, packed, _ = decode_token(header.token)
+        recipe = msgspec.msgpack.decode(packed, type=ScenarioRecipe)
+        return ScenarioSubject(scenario_of_recipe(recipe), recipe.design)
+    except (ValueError, msgspec.MsgspecError, InputError):
         return None
 
 
 def finding_texts(
-    header: TraceHeader, findings: list[tuple[int, FindingEvent]]
+    subject: ScenarioSubject | None, findings: list[tuple[int, FindingEvent]]
 ) -> list[FindingText]:
     """Findings with the words of their promises; (step, event) each."""
-    scenario = _library_scenario(header)
     texts = []
     for step, event in findings:
         promise = PROMISES.get(event.promise)
@@ -61,8 +64,7 @@ def finding_texts(
                 text=event.text,
                 step=step,
                 task=event.task,
-                foreseen=scenario is not None
-                and scenario.expect.foresees(event.promise, event.text),
+                foreseen=subject is not None and subject.foresees(event.promise, event.text),
                 sentence=sentence(promise) if promise is not None else "",
                 consequence=consequence(promise, event.text) if promise is not None else "",
             )
@@ -74,9 +76,9 @@ def verdict_of(
     header: TraceHeader, findings: list[tuple[int, FindingEvent]], *, complete: bool
 ) -> VerdictText:
     """The verdict of a trace. `complete`: it has its end line."""
-    texts = finding_texts(header, findings)
-    scenario = _library_scenario(header)
-    summary = scenario.summary if scenario is not None else ""
+    subject = _subject(header)
+    texts = finding_texts(subject, findings)
+    summary = subject.scenario.summary if subject is not None else ""
     if texts:
         # What the scenario does not foresee is the news.
         first = next((text for text in texts if not text.foreseen), texts[0])
