@@ -31,6 +31,8 @@ ROOMS = {
     "guest": "Guests (`septum.guest`)",
     "checks": "Promises (`septum.checks`)",
     "designs": "Other hosts (`septum.designs`)",
+    "scenarios": "Small worlds (`septum.scenarios`)",
+    "trace": "Renderings (`septum.trace`)",
 }
 
 
@@ -60,6 +62,10 @@ def notes(path: Path) -> list[tuple[int, str]]:
 def page() -> str:
     """The whole document."""
     out = [HEAD]
+    for path in sorted(SOURCE.rglob("*.py")):
+        room = path.relative_to(SOURCE).parts[0]
+        if room not in ROOMS and notes(path):
+            raise SystemExit(f"{path}: the page has no part for `{room}`; add one to ROOMS")
     for room, title in ROOMS.items():
         rows = []
         for path in sorted((SOURCE / room).rglob("*.py")):

@@ -1,23 +1,28 @@
 """What is told apart by its contents: states that differ must not come to the same number."""
 
+import importlib
 import itertools
+import pkgutil
+from collections.abc import Iterable
 from sys import getrefcount
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import septum
 from septum.explore.exhaustive.transitions import Transitions
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.states import fingerprint, stand
 from septum.explore.states.fingerprint import CONTENTS, Fingerprint
-from septum.explore.states.mix import all_small, of_int, spread
 from septum.explore.states.stacks import _codes
 from septum.explore.states.values import Contents
 from septum.explore.subject import Options, Strategy
-from septum.explore.tracking import own
+from septum.explore.tracking import own, special
 from septum.explore.tracking.footprint import NEW_LOCATION, Footprints, X
+from septum.explore.tracking.mix import all_small, of_int, spread
 from septum.explore.tracking.own import NOBODYS, OwnState, _Contents
+from septum.explore.tracking.private import PRIVATE
 from septum.explore.tracking.steps import Steps
 from septum.explore.tracking.track import Tracker
 from septum.explore.workers.search import Job, Searcher
@@ -240,3 +245,31 @@ def test_that_something_lasts_counts_and_not_since_when() -> None:
         vcpu.hp_busy_since_ns = since
         told.append(Contents(lambda oid: 0).of_slot(vcpu, at))
     assert told[0] != told[1] == told[2]
+
+
+@pytest.mark.parametrize(
+    ("table", "named"),
+    [
+        (special.STATISTICS, True),
+        (special.COUNTING_WORDS, True),
+        (special.HUSHABLE, True),
+        (special.AS_ONE, False),
+        (special.KEYED, False),
+        (PRIVATE, False),
+    ],
+)
+def test_what_is_told_of_by_name_exists(table: Iterable[object], named: bool) -> None:
+    """A class or a slot that has another name now would silently count otherwise."""
+    classes: dict[str, list[type]] = {}
+    for module in pkgutil.walk_packages(septum.__path__, "septum."):
+        if module.name == "septum.__main__":
+            continue
+        for kind in vars(importlib.import_module(module.name)).values():
+            if isinstance(kind, type):
+                classes.setdefault(kind.__name__, []).append(kind)
+    missing = []
+    for entry in table:
+        name, slot = entry if isinstance(entry, tuple) else (entry, "")
+        if not any(not slot or hasattr(kind, slot) for kind in classes.get(name, ())):
+            missing.append(entry)
+    assert not missing

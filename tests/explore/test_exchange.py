@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from septum.explore.exhaustive.heard import learn_of, look_at
 from septum.explore.exhaustive.learn import Recording, Translating
 from septum.explore.exhaustive.real import Making
 from septum.explore.exhaustive.transitions import Transitions, Unfaithful
@@ -21,7 +22,7 @@ from septum.explore.states.fingerprint import Fingerprint
 from septum.explore.subject import Options, Strategy
 from septum.explore.tracking.footprint import EVERYWHERE, Footprints, S, X
 from septum.explore.workers import been, exchange
-from septum.explore.workers.exchange import Exchange, learn_of, look_at, make_files
+from septum.explore.workers.exchange import Exchange, make_files
 from septum.explore.workers.search import Job, Searcher
 
 NAME = "write-against-convert"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from septum.codes import BROKEN, INTERRUPTED, OK, UNDETERMINED
 from septum.designs.own import is_own, unsteady_text
 from septum.errors import InputError
 from septum.explore.api import Search
@@ -36,8 +37,7 @@ if TYPE_CHECKING:
     from septum.explore.subject import Subject
 
 SCHEMA = "septum-explore-1"
-INTERRUPTED = 130
-_SEVERITY = (1, INTERRUPTED, 3, 0)
+_SEVERITY = (BROKEN, INTERRUPTED, UNDETERMINED, OK)
 
 
 class ExploreReport(msgspec.Struct):

@@ -117,8 +117,10 @@ class Strategy(StrEnum):
 class Options(msgspec.Struct, frozen=True):
     """Bounds and means of a search.
 
-    `preemptions`, `failures`: at most so many in one run; None is no bound (failures: none).
-    `schedules`, `time_s`: budgets; None is none. `max_points`: in a run with more decisions tasks
+    `preemptions`, `failures`: at most so many in one run; None is no bound. `schedules`, `time_s`
+    (seconds): budgets; None is none. `workers`: processes. `seed`: of random schedules. `depth`: of
+    PCT, how many constraints of order a bug may take. `shrink`: make what is found as short as it
+    can be. `max_points`: in a run with more decisions tasks
     take turns from there on; if even so it has no end, that is a finding of `progress`.
     `spin_points`: a task that ran so many scheduling points in a row lets others go first, which
     costs no preemption. `keep_going`: collect findings of different kinds instead of stopping at

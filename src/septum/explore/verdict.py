@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
+from septum.codes import BROKEN, INTERRUPTED, OK, UNDETERMINED
 from septum.sim import Finding
 from septum.words import plural
 
@@ -18,8 +19,8 @@ class Outcome(StrEnum):
     UNDETERMINED = "undetermined"
 
     def exit_code(self) -> int:
-        """As style.md says."""
-        return {"held": 0, "broken": 1, "undetermined": 3}[self.value]
+        """0 held, 1 broken, 3 undetermined."""
+        return {"held": OK, "broken": BROKEN, "undetermined": UNDETERMINED}[self.value]
 
 
 class Counterexample(msgspec.Struct, frozen=True):
@@ -81,7 +82,7 @@ class Verdict(msgspec.Struct, frozen=True):
     def exit_code(self) -> int:
         """0 held, 1 broken, 3 undetermined, 130 interrupted with nothing found."""
         if self.interrupted and self.outcome is not Outcome.BROKEN:
-            return 130
+            return INTERRUPTED
         return self.outcome.exit_code()
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from septum.codes import BROKEN, INTERRUPTED, OK, USAGE
 from septum.designs import find_design
 from septum.errors import InputError
 from septum.scenarios.bench import ScenarioBench
@@ -162,7 +163,7 @@ def main(arguments: Sequence[str]) -> int:
             check_names(load_scenario(name), find_design("v3"))
     except InputError as error:
         print(error, file=sys.stderr)
-        return 2
+        return USAGE
     done: list[Verdict] = []
     interrupted = False
     width = max(len(name) for name in names)
@@ -180,8 +181,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     if interrupted:
         print(f"interrupted: {len(names) - len(done)} scenarios were not judged", file=sys.stderr)
-        return 130
-    return 0 if good == len(done) else 1
+        return INTERRUPTED
+    return OK if good == len(done) else BROKEN
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from septum.explore.exhaustive.node import Node, inherit_sleep, order
 from septum.explore.exhaustive.real import RealRuns, Restart
 from septum.explore.exhaustive.tails import slide
 from septum.explore.exhaustive.transitions import Transitions, Unfaithful
+from septum.explore.exhaustive.visited import FOUND
 from septum.explore.states.fingerprint import Fingerprint
 from septum.explore.subject import UNBOUNDED
 from septum.explore.tracking.footprint import (
@@ -44,7 +45,6 @@ from septum.explore.tracking.footprint import (
     join,
     join_into,
 )
-from septum.explore.workers.been import FOUND
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

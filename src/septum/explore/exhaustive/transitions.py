@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.explore.exhaustive.alike import Alike, Like, own_seen
+from septum.explore.exhaustive.heard import learn_of, look_at
 from septum.explore.exhaustive.judged import JudgedEnds
 from septum.explore.exhaustive.known import DONE, POINT, Ends, Step
 from septum.explore.exhaustive.visited import Visited
@@ -32,15 +33,15 @@ from septum.explore.states.fingerprint import (
 )
 from septum.explore.states.stand import Stand
 from septum.explore.tracking.footprint import EVERYWHERE, VIEW, X, join
-from septum.explore.workers.exchange import learn_of, look_at
 
 if TYPE_CHECKING:
     from septum.explore.exhaustive.alike import Others
+    from septum.explore.exhaustive.heard import Key
     from septum.explore.exhaustive.known import Choice, Look
     from septum.explore.exhaustive.tails import Kind, Tail
     from septum.explore.states.stand import Own
     from septum.explore.tracking.track import Tracker
-    from septum.explore.workers.exchange import Exchange, Key
+    from septum.explore.workers.exchange import Exchange
     from septum.sim import Finding
 
 

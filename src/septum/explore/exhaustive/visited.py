@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from septum.explore.exhaustive.node import Node
     from septum.explore.tracking.footprint import Masks, Summary
 
+FOUND = -1
+"""In the summary of what was touched below a state, among the tasks: something was found there."""
+
 _How = tuple[int, int, int, frozenset[int], tuple[tuple[int, "Masks"], ...]]
 
 

@@ -31,6 +31,11 @@ PATIENCE_MAX = 8
 """So many times longer are runs believed when, several times in a row, nothing was missed."""
 
 
+REDONE_MAX = 50
+"""So often runs are made again because state was missed."""
+LEFT_BEHIND = "runs keep changing state that restoring does not put back"
+
+
 class Abandoned(Exception):
     """A searcher gives up a run, to begin again with what it has learned."""
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from septum.explore.states.mix import spread
 from septum.explore.tracking.footprint import IX, S, X
+from septum.explore.tracking.mix import spread
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import greenlet
 
 from septum.explore.states.bytecode import place
-from septum.explore.states.mix import of_int
 from septum.explore.states.stand import NOTHING_HELD, PLACE_DEPTH, FrameAt, Frames, frame_at
 from septum.explore.states.values import Unknown, is_private
+from septum.explore.tracking.mix import of_int
 from septum.explore.tracking.special import OBSERVERS
 from septum.sim import Schedule, Sim, Task
 

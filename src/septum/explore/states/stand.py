@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from septum.explore.states.mix import spread
+from septum.explore.tracking.mix import spread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from septum.abi.types import PTRS_PER_TABLE
-from septum.explore.states.mix import all_small, of_int
+from septum.explore.tracking.mix import all_small, of_int
 from septum.explore.tracking.private import PRIVATE
 from septum.linux.srcu import Srcu
 from septum.machine.mem import FrameBlock, PhysMem

@@ -15,9 +15,9 @@ from __future__ import annotations
 from sys import getrefcount
 from typing import TYPE_CHECKING
 
-from septum.explore.states.mix import spread
 from septum.explore.states.stand import Own, sign_of
 from septum.explore.tracking.footprint import FIRST_MADE, IX, NEW_LOCATION, X, made_in_run
+from septum.explore.tracking.mix import spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

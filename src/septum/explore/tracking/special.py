@@ -70,7 +70,6 @@ STATISTICS = frozenset(
         ("Mm", "_choice_names"),
         ("MmUser", "_choice_names"),
         ("TdxArchState", "regs_pool"),
-        ("X86TdxState", "regs_pool"),
         ("Vmm", "exits"),
         ("MmState", "nr_free_pages"),
         ("MmState", "site_of"),

@@ -16,7 +16,6 @@ import types
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
-from septum.explore.states.mix import of_int
 from septum.explore.states.stacks import Stacks
 from septum.explore.states.stand import Stand
 from septum.explore.states.values import Contents, is_private
@@ -33,6 +32,7 @@ from septum.explore.tracking.adopt import (
 )
 from septum.explore.tracking.footprint import EVERYWHERE, PART_LOCATION, Footprints, kind_of_made
 from septum.explore.tracking.making import Making
+from septum.explore.tracking.mix import of_int
 from septum.explore.tracking.names import Names
 from septum.explore.tracking.own import OWN_REFERENCES, OwnState
 from septum.explore.tracking.patches import Changed, Patches

@@ -12,7 +12,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
-from septum.explore.exhaustive.visited import Visit
+from septum.explore.exhaustive.visited import FOUND, Visit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 TELL_AT = 4096
 """So many states are told together."""
-
-FOUND = -1
-"""In the summary of what was touched below a state, among the tasks: something was found there."""
 
 
 class Been(NamedTuple):

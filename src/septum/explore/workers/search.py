@@ -19,7 +19,14 @@ from septum.explore.exhaustive.learn import Learning
 from septum.explore.exhaustive.plain import PlainSteering
 from septum.explore.exhaustive.real import Restart
 from septum.explore.exhaustive.transitions import Transitions, Unfaithful
-from septum.explore.runs.run import VERIFY_EVERY, OutOfTime, Runner, StateMissed
+from septum.explore.runs.run import (
+    LEFT_BEHIND,
+    REDONE_MAX,
+    VERIFY_EVERY,
+    OutOfTime,
+    Runner,
+    StateMissed,
+)
 from septum.explore.runs.sampling import Length, Measuring, Pct, RandomWalk
 from septum.explore.runs.steering import Replaying, Steering
 from septum.explore.subject import Strategy
@@ -42,7 +49,6 @@ LEARNING_CALM = 32
 LEARNING_MAX = 320
 LEARNING_STEPS = 40_000
 RESTARTS_MAX = 400
-REDONE_MAX = 50
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -243,7 +249,7 @@ class Searcher:
                 self._forget()
             except OutOfTime:
                 return self._leave(result)
-        raise RuntimeError("runs keep changing state that restoring does not put back")
+        raise RuntimeError(LEFT_BEHIND)
 
     def _repeats(self, run: Run) -> bool:
         """Whether what a run found comes again from a world that is surely as it was built. Raises
@@ -284,7 +290,7 @@ class Searcher:
                 self.note = f"without reduction: {error}"
                 self.close()
                 self._forget()
-        while True:
+        for _ in range(REDONE_MAX):
             result = JobResult(job.number, complete=False)
             self._nr_too_long = 0
             try:
@@ -294,6 +300,7 @@ class Searcher:
                 self._forget()
             except OutOfTime:
                 return self._leave(result)
+        raise RuntimeError(LEFT_BEHIND)
 
     def _out_of_budget(self, job: Job, schedules: int) -> bool:
         spent = bool(job.schedules_max) and schedules >= job.schedules_max

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.explore.runs.run import StateMissed
+from septum.explore.runs.run import LEFT_BEHIND, REDONE_MAX, StateMissed
 from septum.explore.runs.steering import Replaying
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def split(runner: Runner, options: Options, preemptions: int, target: int) -> li
     """
     leaves: list[tuple[int, int, list[int]]] = [(0, 0, [])]  # (disturbances, length, prefix)
     ended: list[list[int]] = []
+    nr_missed = 0
     while leaves and len(leaves) + len(ended) < target:
         leaves.sort()
         disturbed, length, prefix = leaves.pop(0)
@@ -60,6 +61,9 @@ def split(runner: Runner, options: Options, preemptions: int, target: int) -> li
         try:
             runner.run(probe)
         except StateMissed:
+            nr_missed += 1
+            if nr_missed > REDONE_MAX:
+                raise RuntimeError(LEFT_BEHIND) from None
             leaves.append((disturbed, length, prefix))
             continue
         if probe.alternatives:
