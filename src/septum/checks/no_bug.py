@@ -27,6 +27,10 @@ class NoBug(Promise):
         " what it warned of; with panic_on_warn the host stops.",
         "machine check": "On real hardware the machine check takes the host down, or poisons the"
         " page and ends who read it.",
+        "use after free": "On real hardware the kernel reads and writes memory that is somebody"
+        " else's by now: KASAN tells of it where it is on, elsewhere anything may come of it.",
+        "corruption": "On real hardware the page cache and the page's metadata are left in pieces:"
+        " list corruption, an oops, or memory that two users have.",
         "BUG: bad page state": "On real hardware the kernel prints a bad page state, is tainted,"
         " and gives the page to nobody any more.",
         "guest panic": "On real hardware the guest's kernel panics.",

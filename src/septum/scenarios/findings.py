@@ -62,6 +62,7 @@ FINDINGS = (
     Finding("F19", "finding-slot-without-binding", "use after free"),
     Finding("F20", "finding-finalize-meets-zap", "TDH_MEM_RANGE_BLOCK failed", (268, 75)),
     Finding("F21", "memory-failure-then-convert", "progress"),
+    Finding("F22", "finding-fresh-folio-twice", "split by two tasks", (11, 12)),
 )
 
 

@@ -437,6 +437,21 @@ def test_no_memory_for_a_binding(bench: Benches) -> None:
     assert "use after free" in b.texts()[0]
 
 
+def test_prefaulting_a_slot_that_is_not_bound_is_warned_of(bench: Benches) -> None:
+    """KVM_PRE_FAULT_MEMORY has a WARN for a fault that comes to -EIO, which it takes for
+    impossible."""
+    b = bench("4k")
+    main = b.host.main
+    _, f = b.host.gmem.kvm_gmem_create(b.kvm, MB)
+    b.choices.wanted["alloc:gmem_bindings"] = [1]
+    region = KvmUserspaceMemoryRegion2(9, KVM_MEM_GUEST_MEMFD, 8 * GB, MB, 1 << 41, f)
+    b.ok(main.kvm_vm_ioctl_set_memory_region(b.kvm, region))
+    b.ok(b.set_attributes(8 * GB, PAGE, private=True))
+    got = main.kvm_vcpu_ioctl_pre_fault_memory(b.kvm.vcpus[0], 8 * GB, 4096)
+    assert got == (-EIO, 8 * GB, 4096)
+    assert b.texts() == ["WARN: a fault came to -5"]
+
+
 def test_huge_page_freed_last_is_taken_first(bench: Benches) -> None:
     """enqueue_hugetlb_folio() and dequeue work at the head of the free list."""
     b = bench("hugetlb-2m")

@@ -46,6 +46,15 @@ def test_what_can_be_created(bench: Benches, region: Region, ret: int) -> None:
     assert (b.kvm.memslots == before) == (ret != 0)
 
 
+def test_no_slot_reaches_into_the_half_of_shared_memory(bench: Benches) -> None:
+    """kvm_arch_prepare_memory_region(): its GFNs would be those of private memory, once more."""
+    b = bench("4k")
+    direct = b.kvm.arch.gfn_direct_bits << 12
+    assert set_region(b, Region(9, 0, direct - MB, MB, HVA)) == 0
+    assert set_region(b, Region(10, 0, direct + 8 * GB, MB, HVA)) == -EINVAL
+    assert 9 in b.kvm.memslots and 10 not in b.kvm.memslots
+
+
 class NoMetadata(KvmMmu):
     """lpage_info cannot be allocated."""
 

@@ -71,6 +71,6 @@ DESIGN = Design(
     "Sean Christopherson (KVM), 2026-01-16; Kai Huang (TDX), 2026-01-19, review of 11/24",
     "the caller computes the head and tail huge pages to split; no only_cross_boundary",
     on_v3(mmu=HeadTailMmu, tdp_mmu=MirrorsSplitTdpMmu),
-    breaks=("progress",),
+    breaks=("progress", "no-bug"),
     scenarios=("convert-straddling", "finding-attributes-enomem", "finding-accept-enomem"),
 )

@@ -135,22 +135,29 @@ class GmemFolios(GmemTrace):
         """The folio at `index`, allocated when there is none, with a reference: (errno, folio).
 
         A new one is locked until the caller's folio_unlock().
+
+        MODEL: `__kvm_gmem_get_folio()` looks the folio up once more before it allocates one; here
+        who was faster is met when the folio is added.
         """
+        folio = self.filemap_lock_folio(inode, index)
+        if folio is not None:
+            return 0, folio
         while True:
-            folio = self.filemap_lock_folio(inode, index)
-            if folio is not None:
-                return 0, folio
             folio = self._alloc_folio(inode, index)
             if folio is None:
                 return -ENOMEM, None
             ret = self.filemap_add_folio(inode, folio, index)
             if not ret:
+                self.sim.point("folio_locked", folio)
                 break
             # Suspect, kept: the restructuring metadata of a hugetlb folio stays behind.
             self.host.mm.folio_put(folio)
             if ret != -EEXIST:
                 return ret, None
-        self.sim.point("folio_locked", folio)
+            # Suspect, kept: what somebody else added is taken for fresh, too.
+            folio = self.filemap_lock_folio(inode, index)
+            if folio is not None:
+                break
         return self._maybe_split_fresh_folio(inode, folio, index)
 
     def filemap_add_folio(self, inode: GmemInode, folio: Folio, index: int) -> int:
@@ -170,7 +177,8 @@ class GmemFolios(GmemTrace):
     def _maybe_split_fresh_folio(
         self, inode: GmemInode, folio: Folio, index: int
     ) -> tuple[int, Folio | None]:
-        """__maybe_split_fresh_folio(): a huge folio over a range that is not all private.
+        """__maybe_split_fresh_folio(): a huge folio over a range that is not all private. The folio
+        may be one that somebody else added, and split by now.
 
         Suspect, kept: a failing split leaves the huge folio in the page cache, where the next
         look-up finds it whole. And __folio_clear_locked() wakes nobody: who waits for the lock by
@@ -249,12 +257,16 @@ class GmemFolios(GmemTrace):
         if to_order:
             self.warn_on("only order 0 is supported", "hugetlb_restructuring_split_folio")
         folio = inode.folios[index]
+        if folio.splitting:
+            return self._split_twice(folio)
         if index in inode.poisoned:
             self.warn_on("a poisoned folio is split", "hugetlb_restructuring_split_folio")
         if mm.fails("gmem_split_entries"):
             return -ENOMEM
+        folio.splitting = True
         self._freeze_folio(folio)
         ret = mm.hugetlb_vmemmap_restore_folio(folio)
+        folio.splitting = False
         if ret:
             return ret
         del inode.folios[index]
@@ -263,6 +275,21 @@ class GmemFolios(GmemTrace):
         folio.order = 0  # for who has it from before, without a reference: page_folio() in TDX
         if self.sim.tracing:
             self.trace_folios(inode, index, split.nr_pages)
+        return 0
+
+    def _split_twice(self, folio: Folio) -> int:
+        """Another task is about to split the folio, and waits for the reference that this one had:
+        nothing keeps the second out. It splits entries of the page cache that are small already,
+        and frees vmemmap of a folio that is no hugetlb folio any more.
+
+        MODEL: what that destroys is not; the second waits for the first.
+        """
+        self.sim.find(
+            "no-bug",
+            f"corruption: the folio at PFN {folio.pfn:#x} is split by two tasks at once",
+            where="hugetlb_restructuring_split_folio",
+        )
+        self.host.mm.state.wq.spin_until(lambda: not folio.splitting)
         return 0
 
     def hugetlb_restructuring_merge_folio(self, inode: GmemInode, index: int, to_order: int) -> int:

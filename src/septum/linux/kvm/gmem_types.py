@@ -114,6 +114,7 @@ class Folio:
         "pfn",
         "refcount",
         "site",
+        "splitting",
         "uptodate",
     )
 
@@ -124,6 +125,7 @@ class Folio:
         self.uptodate = False
         self.locked = False  # PG_locked
         self.lock_waiters: list[Task] = []  # who sleeps in folio_lock()
+        self.splitting = False  # a task is in hugetlb_restructuring_split_folio() with it
         self.hugetlb_vmemmap_optimized = False
         self.hugetlb: Subpool | None = None  # the subpool a hugetlb folio goes back to
         self.site = ""  # call site of the allocation

@@ -82,6 +82,8 @@ class KvmMain(MainAttrs):
         del self.host.kvms[kvm.id]
         # mmu_notifier_unregister() calls the release notifier.
         mmu.kvm_arch_flush_shadow_all(kvm)
+        if kvm.mmu_invalidate_in_progress:
+            self.warn_on("an invalidation is in progress", "kvm_destroy_vm")
         # kvm_arch_destroy_vm()
         for vcpu in kvm.vcpus:
             self.host.x86.kvm_arch_vcpu_destroy(vcpu)
@@ -249,6 +251,8 @@ class KvmMain(MainAttrs):
                 ret = -EINTR
                 break
             ret = self.host.mmu.kvm_arch_vcpu_pre_fault_memory(vcpu, gpa, size)
+            if ret in (0, -EIO):
+                self.warn_on_once(f"a fault came to {ret}", "kvm_vcpu_pre_fault_memory")
             if ret <= 0:
                 break
             gpa += ret

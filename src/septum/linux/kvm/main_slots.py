@@ -113,7 +113,10 @@ class MainSlots(MainRequests):
             if ret:
                 return ret
         kvm.slots_arch_lock.lock()
-        ret = self.host.mmu.kvm_alloc_memslot_metadata(kvm, slot)
+        if (slot.end_gfn - 1) & kvm.arch.gfn_direct_bits:  # kvm_is_gfn_alias()
+            ret = -EINVAL
+        else:
+            ret = self.host.mmu.kvm_alloc_memslot_metadata(kvm, slot)
         if not ret:
             kvm.memslots[slot.id] = slot
         kvm.slots_arch_lock.unlock()
