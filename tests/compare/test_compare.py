@@ -299,6 +299,20 @@ def test_the_plan_has_the_bases_first_and_each_kind_once() -> None:
     assert make_plan(["v3"], [], []).searches == [("v3", name) for name in CORE]
 
 
+def test_two_files_with_one_name_are_not_one_scenario(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table could say of one what the other did: which of them, by the order of the names."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "late.toml").write_text('summary = "x"\n[guest]\nvcpu0 = ["hlt"]\n')
+    with pytest.raises(InputError, match=r"one/late.toml and two/late.toml are both called 'late'"):
+        make_plan(["v3"], [], ["one/late.toml", "busy-once", "two/late.toml"])
+    twice = make_plan(["v3"], [], ["one/late.toml", "one/late.toml"])
+    assert twice.searches == [("v3", "one/late.toml")]
+
+
 def test_wide_signs_do_not_touch_and_80_columns_hold() -> None:
     """Three characters and more, in every column, beside a name that is too long for a line."""
     name = "a-design-with-quite-a-long-name-for-a-table"

@@ -8,6 +8,7 @@ import msgspec
 
 from septum.compare.result import V3
 from septum.designs import Design, designs, find_design, in_order
+from septum.errors import InputError
 from septum.scenarios.run import load_scenario
 
 if TYPE_CHECKING:
@@ -40,14 +41,13 @@ def make_plan(names: Sequence[str], kinds: Sequence[str], scenarios: Sequence[st
     ablations and proposals. `scenarios` replace the designs' own. What a design changes is there,
     too, and in its scenarios; v3 is in all.
 
-    Raises InputError for an unknown name.
+    Raises InputError for an unknown name, and for two files of scenarios with one name.
     """
     if not names and not kinds:
         kinds = ("ablation", "proposal")
     chosen = [design for design in designs().values() if design.kind in kinds]
     chosen += [find_design(name) for name in names]
-    for name in scenarios:
-        load_scenario(name)
+    _check_scenarios(scenarios)
     by_name = {V3: find_design(V3)}
     of: dict[str, dict[str, None]] = {V3: {}}
     for design in [d for d in chosen if d.name != V3] or [find_design(V3)]:
@@ -60,3 +60,16 @@ def make_plan(names: Sequence[str], kinds: Sequence[str], scenarios: Sequence[st
         of[V3].update(wanted)
     ordered = in_order(by_name.values())
     return Plan(ordered, [(d.name, scenario) for d in ordered for scenario in of[d.name]])
+
+
+def _check_scenarios(names: Sequence[str]) -> None:
+    """A table's rows go by what a scenario is called, which is its file's name."""
+    called: dict[str, str] = {}
+    for name in names:
+        stem = load_scenario(name).name
+        other = called.setdefault(stem, name)
+        if other != name:
+            raise InputError(
+                f"--scenarios: {other} and {name} are both called {stem!r}, and the table could not"
+                " tell them apart; rename one of the files"
+            )
