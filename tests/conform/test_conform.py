@@ -268,6 +268,17 @@ def test_bad_input_is_one_sentence(tmp_path: Path, content: bytes, sentence: str
     assert "\n" not in text
 
 
+@pytest.mark.parametrize("content", ["", "\n\n", json.dumps(transcript(steps=[]) | {"setup": []})])
+def test_a_file_without_a_call_agrees_with_nothing(tmp_path: Path, content: str) -> None:
+    """Beside a good one, too: it was meant to say something."""
+    good, empty = tmp_path / "good.jsonl", tmp_path / "empty.jsonl"
+    good.write_text(json.dumps(transcript()))
+    empty.write_text(content)
+    for files in ([empty], [good, empty]):
+        with pytest.raises(InputError, match=r"empty\.jsonl: no call is recorded in it, so"):
+            run_conform(files)
+
+
 def test_a_file_that_is_not_there_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         list(read_transcripts(tmp_path / "none.jsonl"))

@@ -18,6 +18,7 @@ from septum.conform.testbed import (
     recorded_answer,
 )
 from septum.conform.transcript import COMPARED, GPRS, Env, Step, Transcript, read_transcripts
+from septum.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,12 +53,19 @@ def run_conform(
     transcripts = agreeing = 0
     for path in paths:
         files.append(str(path))
+        steps = 0
         for line, transcript in read_transcripts(path):
             transcripts += 1
+            steps += len(transcript.all_steps())
             diverged = _replay(str(path), line, transcript, profile, tallies)
             agreeing += not diverged
             for step in transcript.all_steps():
                 not_compared.update(set(step.out) - _KNOWN_OUT)
+        if not steps:
+            raise InputError(
+                f"{path}: no call is recorded in it, so there is nothing to agree with; give a JSON"
+                " Lines file of transcripts, plain or gzip"
+            )
     leaves = []
     for call in sorted(tallies):
         tally = tallies[call]
