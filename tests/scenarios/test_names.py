@@ -93,6 +93,14 @@ def read(body: str, head: str = HEAD) -> Scenario:
             '[expect]\nwitnesses = ["wait: or cal:TDH.MEM"]',
             "'cal' is no name; did you mean 'call'?",
         ),
+        (
+            '[expect]\nwitnesses = [""]',
+            "f.toml, line 5: expect.witnesses: an empty one, or an",
+        ),
+        (
+            '[expect]\nwitnesses = ["call:TDH.MEM.PAGE.DEMOTE: or "]',
+            "is met by whatever a search reaches; write what it must reach, such as `call:TDH.MEM",
+        ),
         ('[expect]\nwitnesses = ["cal:TDH.MEM.TRACK:"]', "'cal' is no name; did you mean 'call'?"),
         (
             '[expect]\nwitnesses = ["call:TDH.MEM.TRACK:TDX_SUCESS"]',

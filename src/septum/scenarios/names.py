@@ -115,6 +115,13 @@ def _check_count(scenario: Scenario, names: ModelNames, name: str) -> None:
 
 def _check_witness(scenario: Scenario, names: ModelNames, text: str) -> None:
     """The items are those of `septum.explore.covering.coverage`; a witness is how one begins."""
+    if not text.strip():
+        raise _error(
+            scenario,
+            "witnesses",
+            "expect.witnesses: an empty one, or an empty side of ` or `, is met by whatever a"
+            " search reaches; write what it must reach, such as `call:TDH.MEM.PAGE.DEMOTE:`",
+        )
     kind, _, rest = text.partition(":")
     if kind == "choice":
         name, equals, _ = rest.partition("=")
