@@ -182,6 +182,14 @@ pages = { "b: page 1" = "shared or unmapped" }
         ("setup=['vcpu0: accept frames 0-1']\n", r"line 2: vcpu0: `accept frames 0-1` is beyond"),
         ("after=['vcpu0: verify gpa 0x7ffff000 + 8K']\n", r"`verify gpa 0x7ffff000 \+ 8K` is bey"),
         ("[guest]\nvcpu0=['hlt']\n[expect]\npages={'page 512'='unmapped'}\n", r"'page 512' is bey"),
+        (
+            "[host]\na=['touch page 600']\n",
+            r"line 3: host.a: `touch page 600` is beyond the VM's",
+        ),
+        ("[host]\na=['read pages 0-99999999']\n", r"`read pages 0-99999999` is beyond the VM's"),
+        ("[host]\na=['choose: wait x | discard frame 1']\n", r"host.a: `discard frame 1` is bey"),
+        ("setup=['host: fail page 512']\n", r"line 2: host: `fail page 512` is beyond the VM's"),
+        ("[vm.a]\n[vm.b]\nmemory='4M'\n[host]\nx=['pin frame 2 in b']\n", r"give .vm.b. more"),
         ("[vm]\nimage=['pages 0-512']\n[guest]\nvcpu0=['hlt']\n", r"image: 'pages 0-512' is beyo"),
     ],
 )

@@ -40,6 +40,9 @@ _VALUES = {"busy": 1, "error": 2}
 EVER = 1 << 30
 _TO_MEMORY = ("accept", "use", "write", "read", "touch", "verify")
 """What a guest does to memory that has to be there."""
+_OF_MAPPING = ("write", "read", "touch", "discard", "pin", "unpin", "fail")
+"""What user space does to the memory that it has: elsewhere there is something else, or nothing.
+System calls and ioctls may be given any range, and say what they think of it."""
 
 
 class _Reader:
@@ -351,14 +354,17 @@ class _Reader:
             )
 
     def _check_areas(self, actors: Iterable[Program | Step], scenario: Scenario) -> None:
-        """No guest waits for memory that its VM does not have, no expectation is of none."""
+        """No guest waits for memory that its VM does not have, no VMM writes beyond it, no
+        expectation is of none."""
         for actor in actors:
-            vm = scenario.vm(actor.vm) if actor.vcpu >= 0 else None
-            if vm is None or vm.shape.on_fault == "stop":
-                continue
+            verbs = _TO_MEMORY if actor.vcpu >= 0 else _OF_MAPPING
             for op in actor.ops if isinstance(actor, Program) else (actor.op,):
                 for each in (op, *op.alternatives):
-                    if each.verb in _TO_MEMORY:
+                    if each.verb not in verbs:
+                        continue
+                    name = actor.vm if actor.vcpu >= 0 else each.vm or scenario.vms[0].name
+                    vm = scenario.vm(name)
+                    if actor.vcpu < 0 or vm.shape.on_fault != "stop":
                         self._inside(vm, each.area, f"{_name_of(actor)}: `{each.text}`", each.text)
         for key, name, area, _ in scenario.pages:
             self._inside(scenario.vm(name), area, f"expect.pages: {key!r}", key)
