@@ -125,7 +125,8 @@ def _path_or_name(folder: Path, scenario: str | Path) -> str:
 
 def search(config: pytest.Config, scenario: str, design: str, asked: dict[str, object]) -> Verdict:
     """One search; fails the test with the story, or with why there is no answer."""
-    from septum.errors import InputError
+    from septum.designs.own import blame
+    from septum.errors import EndlessLoop, InputError
     from septum.explore.testing import search_for_test
 
     options = {
@@ -138,8 +139,15 @@ def search(config: pytest.Config, scenario: str, design: str, asked: dict[str, o
     wrong = ""
     try:
         verdict, text = search_for_test(scenario, design, **bounds)
-    except InputError as error:
+    except (InputError, EndlessLoop) as error:
         wrong = f"septum: {error}"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit() in a design would end the whole run of tests
+        told = blame(error)
+        if not told:
+            raise
+        wrong = f"septum: {told}"
     if wrong or text:  # outside of the except: one sentence, and no word of another exception
         pytest.fail(wrong or text, pytrace=False)
     return verdict

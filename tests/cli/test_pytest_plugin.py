@@ -109,3 +109,33 @@ def test_other_test_runs_do_not_notice(pytester: pytest.Pytester) -> None:
         """
     )
     run(pytester).assert_outcomes(passed=1)
+
+
+LEAVES = """\
+import sys
+from septum.linux.kvm.tdx import KvmTdxUnit
+
+
+class Leaves(KvmTdxUnit):
+    __slots__ = ()
+
+    def tdx_track(self, kvm):
+        sys.exit(0)
+"""
+
+
+def test_a_design_that_leaves_fails_its_test_and_no_other(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(mine=LEAVES)
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.septum("convert-one-page", designs=["mine.py:Leaves", "v3"])
+        def test_it():
+            pass
+        """
+    )
+    result = run(pytester)
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["*septum: mine.py, line 9, in tdx_track: SystemExit: 0;*"])
+    result.stdout.no_fnmatch_line("*Traceback*")

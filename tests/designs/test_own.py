@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from septum.abi.tdvf_build import synthetic_tdvf
+from septum.cli.main import run_command
 from septum.designs import find_design
 from septum.designs.own import blame
 from septum.errors import InputError
@@ -106,6 +107,7 @@ TRACK = "def tdx_track(self, kvm):\n    return"
 MISTAKES = {
     "syntax": ("import os\nfoo(\n", "mine.py does not import: line 2: SyntaxError"),
     "name": ("\n\nfoo()\n", "mine.py does not import: line 3: NameError"),
+    "exit": ("import sys\nsys.exit(0)\n", "mine.py does not import: line 2: SystemExit: 0"),
     "no-class": (f"{HEAD}\nclass B(TdpMmu): pass\n", "has no class 'A'; there is B"),
     "imported-class": (f"{HEAD}\nA = TdpMmu\n", "has no class 'A'; there is no class in it"),
     "not-a-unit": ("class A: pass\n", "is not a unit class; derive it from one of KvmMmu"),
@@ -201,6 +203,59 @@ def test_a_design_that_raises_is_told_by_its_line(workers: str, tmp_path: Path) 
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("septum: mine.py, line 9, in tdx_track: AttributeError: ")
+
+
+LEAVES = {
+    "exit": ("sys.exit(0)", "SystemExit: 0"),
+    "exit with a word": ("sys.exit('bye')", "SystemExit: bye"),
+    "generator": ("raise GeneratorExit", "GeneratorExit"),
+    "greenlet": ("raise greenlet.GreenletExit", "GreenletExit"),
+    "base": ("raise BaseException", "BaseException"),
+    "own": ("raise type('Foo', (BaseException,), {})(3)", "Foo(3)"),
+    "pipe": ("raise BrokenPipeError", "BrokenPipeError"),
+}
+
+
+@pytest.mark.parametrize("case", LEAVES)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", "convert-one-page", "--design", "mine.py:A"),
+        ("explore", "convert-one-page", "--design", "mine.py:A", "--workers", "1"),
+        ("explore", "convert-one-page", "--design", "mine.py:A", "--workers", "2"),
+    ],
+    ids=lambda words: "-".join(words[::4]),
+)
+def test_a_design_that_leaves_ends_no_command_without_a_word(
+    case: str,
+    command: tuple[str, ...],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Who reads the exit code alone would take 0 for a scenario that held."""
+    line, words = LEAVES[case]
+    source = unit(f"__slots__ = ()\ndef tdx_track(self, kvm):\n    {line}")
+    Path("mine.py").write_text(f"import greenlet, sys\n{source}")
+    monkeypatch.setattr(sys, "argv", ["septum", *command])
+    assert run_command() == 2
+    told = capfd.readouterr()
+    assert not told.out
+    assert told.err == (
+        f"septum: mine.py, line 10, in tdx_track: {words}; a design that raises has no verdict\n"
+    )
+
+
+def test_a_design_that_leaves_while_it_is_built_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing runs yet that a scheduler could look after."""
+    Path("mine.py").write_text(
+        unit(f"__slots__ = ()\ndef __init__(self, *args):\n    exit(0)\n{TRACK}")
+    )
+    monkeypatch.setattr(sys, "argv", ["septum", "run", "convert-one-page", "--design", "mine.py:A"])
+    assert run_command() == 2
+    assert "mine.py, line 9, in __init__: SystemExit: 0;" in capfd.readouterr().err
 
 
 def test_the_list_of_designs_is_grouped_and_fits(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ class Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Interrupted from None
-        except BrokenPipeError:
-            raise NobodyReads from None
+        except BrokenPipeError as error:
+            raise NobodyReads from error  # which says where, if a user's own design raised it
 
 
 app = typer.Typer(

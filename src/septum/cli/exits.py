@@ -46,7 +46,7 @@ def guarded(command: Callable[[], None]) -> int:
 
 def _code_of(command: Callable[[], None]) -> int:
     try:
-        command()
+        _blamed(command)
     except SystemExit as stop:
         if stop.code is None:
             return OK
@@ -67,10 +67,6 @@ def _code_of(command: Callable[[], None]) -> int:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
             _write_no_more()
             return _no_room(error)
-        sentence = _blame(error)
-        if sentence:
-            print(f"septum: {sentence}", file=sys.stderr)
-            return USAGE
         traceback.print_exc()
         print(
             "septum: this is a defect of Septum, not of the model that it ran or of your input; "
@@ -93,7 +89,16 @@ def _no_room(error: OSError) -> int:
     return USAGE
 
 
-def _blame(error: Exception) -> str:
-    """What a user's own design did wrong, when one is loaded and it did."""
-    own = sys.modules.get("septum.designs.own")
-    return str(own.blame(error)) if own is not None else ""
+def _blamed(command: Callable[[], None]) -> None:
+    """Run `command`. Raises InputError in place of whatever a user's own design raised: sys.exit()
+    in it ends no command as if all were well."""
+    try:
+        command()
+    except (InputError, EndlessLoop, KeyboardInterrupt, Interrupted):
+        raise
+    except BaseException as error:
+        own = sys.modules.get("septum.designs.own")
+        sentence = str(own.blame(error)) if own is not None else ""
+        if sentence:
+            raise InputError(sentence) from None
+        raise

@@ -165,7 +165,7 @@ def _work(connection: Connection, task: Callable[[], object]) -> None:
         reply = _Reply(mistake=str(error))
     except KeyboardInterrupt:
         reply = _Reply()
-    except Exception as error:
+    except BaseException as error:  # as a design may raise any
         from septum.designs.own import blame
 
         reply = _Reply(mistake=blame(error))

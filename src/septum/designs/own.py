@@ -34,9 +34,12 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"(?P<path>.+\.py)(?::(?P<chosen>[^:@]*))?(?:@(?P<digest>[0-9a-f]{16}))?")
 _FRAME = re.compile(r'File "(?P<path>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
-_RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Defect|Iteration)\b.*")
-# A worker's error comes as the text of another one, which begins the line.
-_OF_A_WORKER = "septum.explore.workers.parallel.SearchDefect: "
+_RAISED = re.compile(
+    r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Defect|Iteration|Exit)\b.*"
+)
+# A worker's error comes as the text of another one, which begins the line; so does what would end
+# the process.
+_OTHERS = ("septum.explore.workers.parallel.SearchDefect: ", "septum.sim.task.LeftError: ")
 # Below `septum.designs`, so that traces show the file's functions and searches watch its classes.
 _PARENT = "septum.designs.own_file"
 
@@ -106,10 +109,10 @@ def _load(path: Path, *, in_token: bool) -> tuple[str, ModuleType]:
     _loaded[where] = digest, module
     try:
         exec(compile(source, str(path), "exec"), vars(module))
-    except EndlessLoop:
+    except (EndlessLoop, KeyboardInterrupt):
         del _loaded[where], sys.modules[module.__name__]
         raise
-    except Exception as error:
+    except BaseException as error:  # sys.exit(), too, would end the command as if all were well
         del _loaded[where], sys.modules[module.__name__]
         raise InputError(f"{path} does not import: {_where(path, error)}") from None
     found = ambient_use(ast.parse(source), module)
@@ -121,7 +124,7 @@ def _load(path: Path, *, in_token: bool) -> tuple[str, ModuleType]:
     return _loaded[where]
 
 
-def _where(path: Path, error: Exception) -> str:
+def _where(path: Path, error: BaseException) -> str:
     """`line 3: SyntaxError: ...`."""
     line = error.lineno if isinstance(error, SyntaxError) else None
     for frame in traceback.extract_tb(error.__traceback__):
@@ -149,7 +152,9 @@ def blame(error: BaseException) -> str:
         return ""
     last = frames[-1]
     raised = [line for line in lines if _RAISED.fullmatch(line)]
-    text = raised[-1].removeprefix(_OF_A_WORKER) if raised else ""
+    text = raised[-1] if raised else ""
+    for prefix in _OTHERS:
+        text = text.removeprefix(prefix)
     return (
         f"{last['path']}, line {last['line']}, in {last['function']}: {text or repr(error)};"
         " a design that raises has no verdict"

@@ -20,6 +20,14 @@ UNWINDING_MAX = 16
 """So often something that is broken off may wait while it unwinds: then its stack is given up."""
 
 
+class LeftError(Exception):
+    """What a function raised that would end the process without a word, or this stack and nothing
+    else: SystemExit and its like. Its text is what that was."""
+
+
+_ENDS = (SystemExit, GeneratorExit, greenlet.GreenletExit)
+
+
 class BrokenOff(BaseException):
     """Raised in what a stack runs, where that stands, so that the stack can be used again."""
 
@@ -80,12 +88,28 @@ def _serve() -> None:
         body = stack.body
         stack.body = None
         del stack
-        try:  # noqa: SIM105 (suppress() costs more than the switch)
+        try:
             body()
         except BrokenOff:
             pass
+        except BaseException as error:
+            if _leaves(error):
+                raise LeftError(f"{type(error).__name__}: {error}".rstrip(": ")) from error
+            raise
         del body
         greenlet.getcurrent().busy = False
+
+
+def _leaves(error: BaseException) -> bool:
+    """Whether a function meant to leave by it. Greenlet, too, ends a stack that nobody wants any
+    more by an exception: where that had switched to another, which is here."""
+    if type(error) is not BaseException and not isinstance(error, _ENDS):
+        return False
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    name = where.tb_frame.f_globals.get("__name__", "") if where is not None else ""
+    return not str(name).startswith(f"{__package__}.")
 
 
 class _Idle(threading.local):

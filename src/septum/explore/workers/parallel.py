@@ -385,7 +385,7 @@ class _Team:
             except MemoryError:
                 self._searcher = None  # which gives back most of it
                 reply = _Reply(out_of_memory=True)
-            except Exception:
+            except BaseException:  # as a design may raise any
                 reply = _Reply(error=traceback.format_exc())
             self._send(reply)
 
