@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, cast
 from septum.cli.exits import BROKEN, OK
 from septum.cli.run import bare_token, decode_run, firmware_of, record_boot
 from septum.cli.scenario import check_fit, record_scenario
+from septum.designs.own import own_file
 from septum.errors import InputError
+from septum.outputs import check_outputs
 from septum.scenarios.boot import Boot
 from septum.scenarios.run import ScenarioRecipe, load_scenario, scenario_of_recipe
 from septum.scenarios.states import scenario_states
@@ -68,6 +70,13 @@ def report_run(run: str, options: ReportOptions) -> int:
     Raises InputError for a run that is none, and for files that cannot be written.
     """
     wanted = make_filter(parse_only(options.only))
+    check_outputs(
+        [
+            (f"--{name}", getattr(options, name))
+            for name in ("mermaid", "ftrace", "perfetto", "itf", "html")
+        ],
+        [run, options.firmware, own_file(options.design)],
+    )
     with tempfile.TemporaryDirectory(prefix="septum-") as folder:
         path = trace_of(run, Path(folder) / "run.jsonl", options.design, options.firmware)
         for fmt, target in options.files():

@@ -15,8 +15,11 @@ from septum.cli.exits import BROKEN, OK, UNDETERMINED
 from septum.cli.scenario import CHECK_MODES, replay_one
 from septum.cli.watch import watched
 from septum.designs import find_design
+from septum.designs.own import own_file
 from septum.errors import InputError
+from septum.explore.emit import check_made
 from septum.firmware.acquire import Firmware, acquire_firmware
+from septum.outputs import check_outputs
 from septum.report.files import report_json, write_report
 from septum.report.ktap import Case, ktap_lines
 from septum.report.lines import print_lines
@@ -96,6 +99,7 @@ def run_boot(options: RunOptions) -> int:
     memory_bytes = parse_memory_size(options.memory)
     check_memory_size(memory_bytes)
     schedule = _schedule(options)
+    check_outputs([("--trace", options.trace)], [options.firmware, own_file(options.design)])
     firmware = acquire_firmware(options.firmware)
     recipe = BootRecipe(
         memory_bytes=memory_bytes,
@@ -131,6 +135,11 @@ def replay_token(
     if packed.startswith(TOY):
         return _replay_toy(_toy(packed), schedule, trace)
     recipe, schedule = _run_of(packed, schedule)
+    check_outputs(
+        [("--trace", trace), ("--emit-test", emit_test)], [image, own_file(recipe.design)]
+    )
+    if emit_test is not None and isinstance(recipe, ScenarioRecipe):
+        check_made(emit_test)
     if isinstance(recipe, ScenarioRecipe):
         return replay_one(recipe, schedule, trace=trace, as_json=json, emit_test=emit_test)
     if emit_test is not None:

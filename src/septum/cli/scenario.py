@@ -12,7 +12,9 @@ import msgspec
 from septum import __version__
 from septum.cli.exits import BROKEN, OK
 from septum.designs import find_design
+from septum.designs.own import own_file
 from septum.errors import InputError
+from septum.outputs import check_outputs
 from septum.report.ktap import ktap_lines
 from septum.scenarios.ktap import outcome_case
 from septum.scenarios.outcome import outcome_lines
@@ -22,6 +24,7 @@ from septum.scenarios.run import (
     load_scenario,
     recipe_for_token,
     run_scenario,
+    scenario_file,
     scenario_names,
     scenario_of_recipe,
 )
@@ -78,6 +81,8 @@ def run_one(
         raise InputError(f"--schedule {schedule!r}: choose from round-robin, random")
     mode = cast("Mode", check)
     scenario = load_scenario(name)
+    page = report / f"{scenario.name}.html" if report is not None else None
+    check_outputs([("--trace", trace), ("--report", page)], [scenario_file(name), own_file(design)])
     if report is not None:
         return _reported(scenario, design, chosen, mode, trace, report, as_json=as_json, ktap=ktap)
     return _run(scenario, design, chosen, mode, trace, as_json=as_json, ktap=ktap)

@@ -20,10 +20,13 @@ from septum.compare.result import V3, Bounds, Comparison, Cost, Mark, Searched
 from septum.compare.search import search
 from septum.compare.table import COLUMNS, Table
 from septum.compare.text import comparison_lines
+from septum.designs.own import own_file
 from septum.errors import InputError
 from septum.explore.bounds import check_bounds
+from septum.outputs import check_outputs
 from septum.report.lines import print_lines
 from septum.report.progress import Progress
+from septum.scenarios.run import scenario_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,6 +80,10 @@ def compare_command(wanted: Wanted) -> int:
     """Compare and print; returns the exit code. Raises InputError for what cannot be done."""
     _check(wanted)
     plan = make_plan(wanted.names, wanted.kinds, wanted.scenarios)
+    check_outputs(
+        [("--html", wanted.html)],
+        [*map(own_file, wanted.names), *map(scenario_file, wanted.scenarios)],
+    )
     _make_folders(wanted)
     comparison, defects, unanswered = compare(wanted, plan)
     _write(wanted, comparison)

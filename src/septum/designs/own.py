@@ -56,6 +56,12 @@ def is_own(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def own_file(name: str) -> str | None:
+    """The file that the design's name says; None for one of the registry."""
+    match = _NAME.fullmatch(name)
+    return match["path"] if match is not None else None
+
+
 def own_design(name: str) -> Design:
     """The design `PATH.py:Class`; a digest behind it, `@...`, must be that of the file.
 

@@ -10,7 +10,7 @@ import msgspec
 
 from septum.errors import InputError
 from septum.explore.covering.covered import coverage_lines
-from septum.explore.emit import Emitted, regression_tests
+from septum.explore.emit import Emitted, check_made, regression_tests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -114,9 +114,10 @@ def _try_folder(folder: Path) -> None:
 
 
 def try_file(path: Path) -> None:
-    """Raises InputError for a test file that cannot be written. One that is there keeps what is in
-    it."""
+    """Raises InputError for a test file that cannot be written, or is somebody's own. One that is
+    there keeps what is in it."""
     try:
+        check_made(path)
         there = path.exists()
         with path.open("a"):
             pass

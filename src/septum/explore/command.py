@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from septum.codes import BROKEN, INTERRUPTED, OK, UNDETERMINED
-from septum.designs.own import is_own, unsteady_text
+from septum.designs.own import is_own, own_file, unsteady_text
 from septum.errors import InputError
 from septum.explore.api import Search
 from septum.explore.artefacts import Artefacts
@@ -26,7 +26,9 @@ from septum.explore.stories.telling import tell
 from septum.explore.subject import UNBOUNDED, Options, Strategy
 from septum.explore.verdict import Outcome, Verdict, bounds_text
 from septum.explore.watch import watching
+from septum.outputs import check_outputs
 from septum.report.ktap import Case, ktap_lines
+from septum.scenarios.run import scenario_file
 from septum.words import WIDTH, count_text, plural
 
 if TYPE_CHECKING:
@@ -98,6 +100,7 @@ def explore_command(
             fail,
         )
         asked.append((name, subject, options))
+    check_outputs([("--emit-test", emit_test)], [*map(scenario_file, names), own_file(design)])
     artefacts = Artefacts(report, emit_test, page)
     verdicts: list[Verdict] = []
     cases: list[Case] = []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from septum.designs.own import is_own
+from septum.errors import InputError
 from septum.explore.reproduce import explore_words
 from septum.scenarios.run import scenario_file
 
@@ -46,6 +47,20 @@ def test_{name}() -> None:
     finding = replay_answers(scenario, design, answers, {check}, again{asked})
     assert finding is None, f"{{finding.promise}}: {{finding.text}}"
 '''
+
+
+def check_made(path: Path) -> None:
+    """Raises InputError where a test would be written over a file that is none of these tests."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            first = file.readline(WIDTH)
+    except OSError:
+        return  # there is none, or it cannot be written either
+    if path.is_file() and first.strip() and first.strip() != HEAD.partition("\n")[0]:
+        raise InputError(
+            f"--emit-test {path}: a file is there that Septum has not made, and would be lost;"
+            " name another one"
+        )
 
 
 class Emitted(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import IO, TYPE_CHECKING
 
 from septum.errors import InputError
+from septum.outputs import check_outputs
 from septum.trace.filters import make_filter, parse_only
 from septum.trace.ftrace import ftrace_lines
 from septum.trace.ladder import ladder_lines
@@ -97,6 +98,7 @@ def trace(
     wanted = make_filter(words)
     if fmt == "pftrace" and output is None and sys.stdout.isatty():
         raise InputError("--as pftrace is no text; name a file with --output")
+    check_outputs([("--output", output)], [file])
     with TraceReader(file) as reader:
         events = (e for e in reader if wanted(e) and task in e.task)
         if fmt == "jsonl":

@@ -1,0 +1,112 @@
+"""What a user wrote is not written over: by no option of any command, whatever it is called."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from septum.cli.main import run_command
+from septum.errors import InputError
+from septum.explore.emit import HEAD
+from septum.outputs import check_outputs
+from septum.scenarios.run import run_scenario
+
+SCENARIO = """\
+summary = "A thread touches a page."
+[host]
+a = ["touch page 0"]
+"""
+DESIGN = """\
+from septum.linux.kvm.tdx import KvmTdxUnit
+
+
+class D(KvmTdxUnit):
+    __slots__ = ()
+
+    def tdx_track(self, kvm):
+        super().tdx_track(kvm)
+"""
+TEST = "def test_mine() -> None:\n    assert True\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to be in: a scenario, a link to it, a design, a test, a trace."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "late.toml").write_text(SCENARIO)
+    (tmp_path / "link").symlink_to("late.toml")
+    (tmp_path / "dd.py").write_text(DESIGN)
+    (tmp_path / "test_mine.py").write_text(TEST)
+    return tmp_path
+
+
+def septum(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The command in this process."""
+    monkeypatch.setattr(sys, "argv", ["septum", *shlex.split(words)])
+    return run_command()
+
+
+OVER = [
+    ("run late.toml --trace late.toml", "--trace late.toml: that file is read"),
+    ("run late.toml --trace ./link", "--trace link: that file is read"),
+    ("run late.toml --trace out/late.html --report out", "out/late.html: --trace is written to"),
+    ("run late.toml --design dd.py:D --trace dd.py", "--trace dd.py: that file is read"),
+    ("run --firmware r.jsonl --trace r.jsonl", "--trace r.jsonl: that file is read"),
+    ("replay TOKEN --trace late.toml", "--trace late.toml: a scenario is there"),
+    ("replay TOKEN --trace dd.py", "--trace dd.py: a source of Python is there"),
+    ("replay TOKEN --emit-test test_mine.py", "test_mine.py: a file is there that Septum has not"),
+    ("replay TOKEN --trace t --emit-test t", "--emit-test t: --trace is written to the same file"),
+    ("report late.toml --html late.toml", "--html late.toml: that file is read"),
+    ("report late.toml --itf late.toml", "--itf late.toml: that file is read"),
+    ("report late.toml --ftrace link", "--ftrace link: that file is read"),
+    ("report TOKEN --ftrace late.toml", "--ftrace late.toml: a scenario is there"),
+    ("report r.jsonl --html r.jsonl", "--html r.jsonl: that file is read"),
+    ("report r.jsonl --mermaid same --html same", "--html same: --mermaid is written to the same"),
+    ("trace r.jsonl -o r.jsonl", "--output r.jsonl: that file is read"),
+    ("trace r.jsonl --as jsonl -o r.jsonl", "--output r.jsonl: that file is read"),
+    ("explore late.toml --emit-test late.toml", "--emit-test late.toml: that file is read"),
+    ("explore late.toml --design dd.py:D --emit-test dd.py", "--emit-test dd.py: that file is"),
+    ("explore late.toml --emit-test test_mine.py", "test_mine.py: a file is there that Septum"),
+    ("compare dd.py:D --html dd.py --no-cost", "--html dd.py: that file is read"),
+    ("compare v3 --scenarios late.toml --html link --no-cost", "--html link: that file is read"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), OVER, ids=[words for words, _ in OVER])
+def test_a_file_that_is_read_is_not_written(
+    words: str,
+    said: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert septum("run late.toml --trace r.jsonl", monkeypatch) == 0
+    capfd.readouterr()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    token = run_scenario("late.toml").token
+    assert septum(words.replace("TOKEN", token), monkeypatch) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("septum: -") and said in line
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_what_septum_has_made_is_made_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A trace, a test, an empty file, a device that takes all."""
+    for _ in range(2):
+        assert septum("run late.toml --trace r.jsonl", monkeypatch) == 0
+    both = "report r.jsonl --mermaid /dev/null --ftrace /dev/null"
+    assert septum(both, monkeypatch) == 0
+    for text in (HEAD, "", None):
+        if text is not None:
+            (folder / "test_made.py").write_text(text)
+        assert septum("explore late.toml --emit-test test_made.py", monkeypatch) == 0
+
+
+def test_a_hard_link_is_the_file_too(folder: Path) -> None:
+    (folder / "hard").hardlink_to(folder / "late.toml")
+    with pytest.raises(InputError, match="--html hard: that file is read"):
+        check_outputs([("--html", Path("hard"))], ["late.toml"])
+    check_outputs([("--html", None), ("--itf", Path("new"))], ["late.toml", None, "x" * 9999])
