@@ -218,3 +218,14 @@ def test_bookworm_image_has_the_sections_known_for_it() -> None:
         pytest.skip("Debian bookworm's OVMF.fd is neither installed nor in the cache")
     assert image.descriptor_offset == 0x1FF7C0
     assert (image.nr_pages_added, image.nr_extends) == (538, 7680)
+
+
+def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
+    """A device, and a file that no image would be as large as."""
+    with pytest.raises(TdvfError, match="/dev/zero: is no regular file"):
+        read_firmware(Path("/dev/zero"))
+    large = tmp_path / "large.fd"
+    with large.open("wb") as file:
+        file.truncate((64 << 20) + 1)  # of which the disk has nothing
+    with pytest.raises(TdvfError, match=r"large.fd: has more than 64 MiB"):
+        read_firmware(large)

@@ -16,6 +16,8 @@ from septum.firmware.debian import DebianError, cached_image, fetch_image
 from septum.firmware.installed import find_image
 
 SYNTHETIC_NAME = "septum-tdvf"
+IMAGE_MAX_BYTES = 64 << 20
+"""More than any image has that goes below 4 GiB; of a larger file it is not read what it is."""
 
 
 class FirmwareSource(enum.Enum):
@@ -65,10 +67,18 @@ def default_cache_dir() -> Path:
 def read_firmware(path: Path) -> TdvfImage:
     """The image in the file `path`. Raises TdvfError with one sentence if it is of no use."""
     try:
-        data = path.read_bytes()
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise TdvfError(str(path), "is no regular file", "name a firmware image")
+        with path.open("rb") as file:
+            data = file.read(IMAGE_MAX_BYTES + 1)
     except OSError as error:
         reason = error.strerror or "unknown error"
         raise TdvfError(str(path), f"cannot be read ({reason})", "name a firmware image") from error
+    if len(data) > IMAGE_MAX_BYTES:
+        mib = IMAGE_MAX_BYTES >> 20
+        raise TdvfError(
+            str(path), f"has more than {mib} MiB", "name a firmware image, which has few"
+        )
     return parse_tdvf(data, str(path))
 
 
