@@ -1,6 +1,9 @@
 """`septum compare-backing`: what each backing costs, side by side."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -82,3 +85,42 @@ def test_golden_comparison(comparison: BackingComparison) -> None:
     if os.environ.get("SEPTUM_UPDATE_GOLDEN"):
         path.write_text(text)
     assert text == path.read_text()
+
+
+def test_an_interrupt_is_said_once(tmp_path: Path) -> None:
+    """Control-C goes to all processes of the terminal: to those of the pool, too."""
+    (tmp_path / "own.fd").write_bytes(synthetic_tdvf())
+    command = ["compare-backing", "--memory", "4G", "--backing", "4k,4k", "--firmware", "own.fd"]
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, *command],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # a process of the pool has begun to boot
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told.splitlines()[1:] == ["septum: interrupted"]
+
+
+INTERRUPTED = """
+import signal, sys
+from septum.cli.main import run_command
+from septum.scenarios import backing
+
+# Who was started in the background of a shell inherits that SIGINT is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+boot = backing._boot
+
+def told(image, recipe):
+    print("it boots", flush=True)
+    return boot(image, recipe)
+
+backing._boot = told
+sys.argv = ["septum", *sys.argv[1:]]
+sys.exit(run_command())
+"""

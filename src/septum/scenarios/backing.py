@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -95,8 +96,14 @@ def _runs(recipes: list[BootRecipe], image: TdvfImage, workers: int) -> Iterator
     if workers == 1 or len(recipes) == 1:
         yield from map(partial(_boot, image), recipes)
         return
-    with multiprocessing.get_context("fork").Pool(min(workers, len(recipes))) as pool:
+    count = min(workers, len(recipes))
+    with multiprocessing.get_context("fork").Pool(count, leave_interrupts) as pool:
         yield from pool.imap(partial(_boot, image), recipes)
+
+
+def leave_interrupts() -> None:
+    """In a process of a pool: Control-C is the parent's, who says once that it is over."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _boot(image: TdvfImage, recipe: BootRecipe) -> BackingRun:
