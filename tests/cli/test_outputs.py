@@ -110,3 +110,25 @@ def test_a_hard_link_is_the_file_too(folder: Path) -> None:
     with pytest.raises(InputError, match="--html hard: that file is read"):
         check_outputs([("--html", Path("hard"))], ["late.toml"])
     check_outputs([("--html", None), ("--itf", Path("new"))], ["late.toml", None, "x" * 9999])
+
+
+@pytest.mark.parametrize("name", ["full", "full.gz"])
+def test_a_trace_that_has_no_room_is_a_sentence(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / name).symlink_to("/dev/full")
+    assert septum(f"run convert-one-page --trace {name}", monkeypatch) == 2
+    said = f"septum: the trace file {name} cannot be written (No space left on device); name"
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(said)
+
+
+def test_a_page_that_has_no_room_loses_no_table(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "full").symlink_to("/dev/full")
+    words = "compare v3 --scenarios late.toml --no-cost --workers 1 --html full"
+    assert septum(words, monkeypatch) == 2
+    told = capfd.readouterr()
+    assert told.err.splitlines()[-1].startswith("septum: full cannot be written (No space left on")
+    assert told.out == (folder / "septum-compare" / "compare.txt").read_text()

@@ -86,7 +86,7 @@ def compare_command(wanted: Wanted) -> int:
     )
     _make_folders(wanted)
     comparison, defects, unanswered = compare(wanted, plan)
-    _write(wanted, comparison)
+    failed = _write(wanted, comparison)
     if wanted.as_json:
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(comparison)) + b"\n")
         sys.stdout.flush()
@@ -98,6 +98,8 @@ def compare_command(wanted: Wanted) -> int:
         print(f"septum: {text}", file=sys.stderr)
     if defects:
         return DEFECT
+    if failed:
+        raise InputError(failed)
     code = _exit_code(comparison)
     return UNDETERMINED if unanswered and code == OK else code
 
@@ -247,17 +249,32 @@ def _story_name(example: Example) -> str:
     return f"{example.number:02}-{design}-{example.broken.promise}.txt"
 
 
-def _write(wanted: Wanted, comparison: Comparison) -> None:
+def _write(wanted: Wanted, comparison: Comparison) -> str:
+    """ "" when all was written, else what is to be said: what was found is told all the same."""
     from septum.compare.page import page_html
 
     folder = wanted.report
-    for example in filter(lambda example: example.file, comparison.examples):
-        (folder / example.file).write_text("\n".join(example.broken.story) + "\n")
-    (folder / "compare.json").write_bytes(msgspec.json.format(msgspec.json.encode(comparison)))
-    (folder / "compare.txt").write_text(comparison_lines(comparison, str(folder)).plain())
     page = page_html(comparison)
-    for path in filter(None, (folder / "compare.html", wanted.html)):
-        path.write_text(page, encoding="utf-8")
+    files = {
+        folder / example.file: "\n".join(example.broken.story) + "\n"
+        for example in comparison.examples
+        if example.file
+    }
+    files[folder / "compare.json"] = msgspec.json.format(msgspec.json.encode(comparison)).decode()
+    files[folder / "compare.txt"] = comparison_lines(comparison, str(folder)).plain()
+    files[folder / "compare.html"] = page
+    if wanted.html is not None:
+        files[wanted.html] = page
+    failed = ""
+    for path, text in files.items():
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            failed = failed or (
+                f"{path} cannot be written ({error.strerror}); name another place with --report"
+                " and --html"
+            )
+    return failed
 
 
 def _exit_code(comparison: Comparison) -> int:

@@ -31,7 +31,7 @@ class TraceWriter:
     """A sink for `Sim.set_sink(writer.write)`. Use as a context manager, or call `close`.
 
     A path that ends in .gz is compressed. `only` decides which events are kept (see
-    `septum.trace.filters`). Raises InputError when the file cannot be opened.
+    `septum.trace.filters`). Raises InputError when the file cannot be opened, or written to.
     """
 
     __slots__ = ("_batch", "_closed", "_encoder", "_files", "_out", "nr_events", "only", "path")
@@ -48,9 +48,7 @@ class TraceWriter:
         try:
             file = path.open("wb")
         except OSError as error:
-            raise InputError(
-                f"the trace file {path} cannot be written ({error.strerror}); name another one"
-            ) from None
+            raise self._refused(error) from None
         self._files: list[IO[bytes]] = [file]
         self._out: IO[bytes] = file
         if path.suffix == ".gz":
@@ -59,7 +57,7 @@ class TraceWriter:
             # A GzipFile writes bytes as any file does; its type is not IO[bytes].
             self._out = zipped  # type: ignore[assignment]
             self._files.insert(0, self._out)
-        self._out.write(self._encoder.encode(header) + b"\n")
+        self._write(self._encoder.encode(header) + b"\n")
 
     def write(self, event: Event) -> None:
         """Add one event."""
@@ -80,8 +78,19 @@ class TraceWriter:
         """Encode and hand over what was collected."""
         if self._batch:
             self.nr_events += len(self._batch)
-            self._out.write(self._encoder.encode_lines(self._batch))
-            self._batch.clear()
+            batch, self._batch = self._batch, []
+            self._write(self._encoder.encode_lines(batch))
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self._out.write(data)
+        except OSError as error:
+            raise self._refused(error) from None
+
+    def _refused(self, error: OSError) -> InputError:
+        return InputError(
+            f"the trace file {self.path} cannot be written ({error.strerror}); name another one"
+        )
 
     def close(self) -> None:
         """Write the end line and close. A second call does nothing."""
@@ -90,10 +99,20 @@ class TraceWriter:
         self._closed = True
         try:
             self.flush()
-            self._out.write(self._encoder.encode(TraceEnd(self.nr_events)) + b"\n")
+            self._write(self._encoder.encode(TraceEnd(self.nr_events)) + b"\n")
         finally:
-            for file in self._files:
+            self._close_files()
+
+    def _close_files(self) -> None:
+        """All of them, also when one has something left to write and cannot."""
+        failed = None
+        for file in self._files:
+            try:
                 file.close()
+            except OSError as error:
+                failed = error
+        if failed is not None:
+            raise self._refused(failed)
 
     def __enter__(self) -> TraceWriter:
         return self
