@@ -1,6 +1,7 @@
 """A user's own design: `PATH.py:Class` runs like one of the tree, and mistakes are sentences."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from septum.abi.tdvf_build import synthetic_tdvf
 from septum.cli.main import run_command
 from septum.designs import find_design
-from septum.designs.own import blame
+from septum.designs.own import blame, own_source
 from septum.errors import InputError
 
 HEAD = """\
@@ -122,6 +123,11 @@ MISTAKES = {
         + "class C(KvmTdxUnit):\n    __slots__ = ()\nclass A:\n    one = B\n    two = C\n",
         "B and C both replace KvmTdxUnit",
     ),
+    "no-function": (unit("__slots__ = ()\ntdx_track = None"), "write `def tdx_track(...)`"),
+    "new": (
+        unit(f"__slots__ = ()\ndef __new__(cls, *args):\n    return 5\n{TRACK}"),
+        "A.__new__ would decide what is made of a unit; leave it out",
+    ),
     "base": ("class A:\n    base = 3\n", "A.base must be the name of a design"),
 }
 
@@ -203,6 +209,47 @@ def test_a_design_that_raises_is_told_by_its_line(workers: str, tmp_path: Path) 
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("septum: mine.py, line 9, in tdx_track: AttributeError: ")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_result_that_is_forgotten_is_told_by_the_function_that_should_give_it(
+    workers: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It has returned when something goes wrong: no function of the file is on the stack."""
+    lines = ("def tdh_do_no_vcpus(self, *args):", "    super().tdh_do_no_vcpus(*args)")
+    Path("mine.py").write_text(unit("\n".join(("__slots__ = ()", *lines))))
+    command = ("explore", "convert-one-page", "--design", "mine.py:A", "--workers", workers)
+    monkeypatch.setattr(sys, "argv", ["septum", *command])
+    assert run_command() == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("septum: mine.py, line 8, in tdh_do_no_vcpus: ")
+    assert "calls it, and then fails (TypeError: cannot unpack non-iterable NoneType" in line
+
+
+def test_what_a_design_may_have_left_behind_is_a_defect_with_its_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines = ("def __init__(self, *args):", "    super().__init__(*args)", "    self.sim = None")
+    Path("mine.py").write_text(unit("\n".join(("__slots__ = ()", *lines, *TRACK.splitlines()))))
+    monkeypatch.setattr(sys, "argv", ["septum", "run", "convert-one-page", "--design", "mine.py:A"])
+    assert run_command() == 70
+    # Of all that this process of tests has loaded.
+    assert re.search(r"own was loaded \(.*mine\.py.*\), so look there", capfd.readouterr().err)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1"])
+def test_a_file_is_read_in_the_encoding_that_it_says(encoding: str, folder: Path) -> None:
+    said = f"# -*- coding: {encoding} -*-\n" if encoding == "latin-1" else ""
+    Path("mine.py").write_bytes((said + NO_TRACK + "# für\n").encode(encoding))
+    design = find_design("mine.py:NoTrack")
+    source = own_source(design)
+    assert source.endswith("# für\n") and "\ufeff" not in source
+
+
+@pytest.mark.parametrize("doc", ["5", "''", "'  '", "None"])
+def test_a_design_without_a_word_of_its_own_has_one(doc: str, folder: Path) -> None:
+    Path("mine.py").write_text(unit(f"__slots__ = ()\n__doc__ = {doc}\n{TRACK}"))
+    assert find_design("mine.py:A").summary == "a design of your own"
 
 
 LEAVES = {

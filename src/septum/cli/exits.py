@@ -68,13 +68,25 @@ def _code_of(command: Callable[[], None]) -> int:
             _write_no_more()
             return _no_room(error)
         traceback.print_exc()
-        print(
-            "septum: this is a defect of Septum, not of the model that it ran or of your input; "
-            "please report it with the text above and the command line",
-            file=sys.stderr,
-        )
+        print(_defect_text(), file=sys.stderr)
         return DEFECT
     return OK
+
+
+def _defect_text() -> str:
+    own = sys.modules.get("septum.designs.own")
+    files = own.loaded_files() if own is not None else []
+    if files:
+        return (
+            f"septum: a design of your own was loaded ({', '.join(files)}), so look there first: no"
+            " function of it was at work when this went wrong, but what it left behind may be the"
+            " cause; if it is not, this is a defect of Septum: please report it with the text"
+            " above, the file and the command line"
+        )
+    return (
+        "septum: this is a defect of Septum, not of the model that it ran or of your input;"
+        " please report it with the text above and the command line"
+    )
 
 
 def _write_no_more() -> None:

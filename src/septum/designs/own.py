@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import re
 import sys
+import tokenize
 import traceback
 from dataclasses import fields, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING
 
 from septum.designs.ambient import ambient_use, outliving_use
+from septum.designs.called import NEAR, names_called
 from septum.designs.endless import WATCHDOG
 from septum.designs.registry import Design, find_design
 from septum.errors import EndlessLoop, InputError
@@ -28,7 +30,7 @@ from septum.linux.unit import Unit
 from septum.module import Module
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from septum.linux.host import HostUnits
 
@@ -84,13 +86,18 @@ def own_design(name: str) -> Design:
     return Design(
         f"{path}:{chosen.__qualname__}",
         f"{path}, digest {digest}",
-        inspect.cleandoc(chosen.__doc__ or "a design of your own").splitlines()[0],
+        _summary(chosen),
         lambda: units,
         kind="user",
         base=base.name,
         module=lambda: module_class,
         digest=digest,
     )
+
+
+def _summary(chosen: type) -> str:
+    said = chosen.__doc__ if isinstance(chosen.__doc__, str) else ""
+    return (inspect.cleandoc(said).splitlines() or ["a design of your own"])[0]
 
 
 # The file
@@ -143,7 +150,10 @@ def _where(path: Path, error: BaseException) -> str:
 def own_source(design: Design) -> str:
     """The text of the file that a user's design is in; "" for a design of the registry."""
     match = _NAME.fullmatch(design.name)
-    return Path(match["path"]).read_text(encoding="utf-8") if match is not None else ""
+    if match is None:
+        return ""
+    with tokenize.open(match["path"]) as file:  # in the encoding that it says it is in
+        return file.read()
 
 
 def blame(error: BaseException) -> str:
@@ -153,18 +163,60 @@ def blame(error: BaseException) -> str:
     told = traceback.format_exception(error)
     lines = "".join(told).rstrip().splitlines()
     ours = {str(module.__file__) for _, module in _loaded.values()}
-    frames = [frame for frame in map(_FRAME.search, lines) if frame and frame["path"] in ours]
-    if not frames:
-        return ""
-    last = frames[-1]
+    all_frames = [frame for frame in map(_FRAME.search, lines) if frame]
+    frames = [frame for frame in all_frames if frame["path"] in ours]
     raised = [line for line in lines if _RAISED.fullmatch(line)]
     text = raised[-1] if raised else ""
     for prefix in _OTHERS:
         text = text.removeprefix(prefix)
+    if not frames:
+        return _blame_for_result(all_frames, text or repr(error))
+    last = frames[-1]
     return (
         f"{last['path']}, line {last['line']}, in {last['function']}: {text or repr(error)};"
         " a design that raises has no verdict"
     )
+
+
+def _blame_for_result(frames: list[re.Match[str]], text: str) -> str:
+    """One sentence for an error where an override was called, which has returned: what it returned
+    may be it. "" where none was."""
+    overrides = _overrides()
+    for frame in frames[: -1 - NEAR : -1]:
+        for name in sorted(names_called(frame["path"], int(frame["line"])) & overrides.keys()):
+            return (
+                f"{overrides[name]}: {frame['function']} calls it, and then fails ({text}); look at"
+                f" what it returns beside what the {name} returns that it overrides"
+            )
+    return ""
+
+
+def _overrides() -> dict[str, str]:
+    """The place of each function of the files that overrides another one, by its name."""
+    found: dict[str, str] = {}
+    for _, module in _loaded.values():
+        classes = list(_classes_of(vars(module), module.__name__, ""))
+        for of in classes:
+            for name, value in vars(of).items():
+                if isinstance(value, FunctionType) and _overridden(of, classes, name) is not None:
+                    line = value.__code__.co_firstlineno
+                    found[name] = f"{module.__file__}, line {line}, in {name}"
+    return found
+
+
+def _classes_of(names: Mapping[str, object], module: str, within: str) -> Iterator[type]:
+    """The file's classes, and those that stand in them."""
+    for value in names.values():
+        if not isinstance(value, type) or value.__module__ != module:
+            continue
+        if value.__qualname__.startswith(within):
+            yield value
+            yield from _classes_of(vars(value), module, f"{value.__qualname__}.")
+
+
+def loaded_files() -> list[str]:
+    """The files of users' designs that are loaded."""
+    return list(dict.fromkeys(str(module.__file__) for _, module in _loaded.values()))
 
 
 def unsteady_text(name: str) -> str:
@@ -274,6 +326,10 @@ def _check_class(path: Path, kind: type) -> None:
                 f"{path}: {of.__qualname__} has slots; a class with state must stand at the top"
                 " level of the file"
             )
+        if "__new__" in vars(of):
+            raise InputError(
+                f"{path}: {of.__name__}.__new__ would decide what is made of a unit; leave it out"
+            )
         for name, value in vars(of).items():
             if name.startswith("__") and name.endswith("__"):
                 continue
@@ -297,6 +353,11 @@ def _overridden(kind: type, own: list[type], name: str) -> object | None:
 
 
 def _check_signature(path: Path, of: type, name: str, mine: object, theirs: object) -> None:
+    if isinstance(theirs, FunctionType) and not (callable(mine) or hasattr(mine, "__get__")):
+        raise InputError(
+            f"{path}: {of.__name__}.{name} is {mine!r}, and what it overrides is a function; write"
+            f" `def {name}(...)`"
+        )
     if not isinstance(mine, FunctionType) or not isinstance(theirs, FunctionType):
         return
     wanted = inspect.signature(theirs)
