@@ -19,7 +19,7 @@ from septum.designs.own import own_source
 from septum.errors import InputError
 from septum.scenarios.failures import BUSY_ONLY
 from septum.scenarios.model_names import ANYTHING, ModelNames, model_names
-from septum.scenarios.scenario import placed
+from septum.scenarios.places import wrong
 from septum.scenarios.spelling import meant
 from septum.sim import ALTERNATIVE
 
@@ -64,9 +64,9 @@ def check_names(scenario: Scenario, design: Design) -> None:
         return
     names = model_names(own_source(design))
     for pattern in scenario.also_fail:
-        wrong = _no_choice(names, pattern)
-        if wrong:
-            raise InputError(f"--fail {wrong}")
+        why = _no_choice(names, pattern)
+        if why:
+            raise InputError(f"--fail {why}")
     for pattern in failures.allow:
         _check_choice(scenario, names, "allow", pattern)
     for injection in scenario.injections:
@@ -78,8 +78,8 @@ def check_names(scenario: Scenario, design: Design) -> None:
             _check_witness(scenario, names, one)
 
 
-def _error(scenario: Scenario, near: str, what: str) -> InputError:
-    return InputError(f"{placed(scenario.where, scenario.text, near)}: {what}")
+def _error(scenario: Scenario, near: str, what: str, *, key: str = "") -> InputError:
+    return wrong(scenario.where, scenario.text, what, near, key=key)
 
 
 def _exists(name: str, known: Iterable[str]) -> bool:
@@ -88,9 +88,9 @@ def _exists(name: str, known: Iterable[str]) -> bool:
 
 
 def _check_choice(scenario: Scenario, names: ModelNames, key: str, pattern: str) -> None:
-    wrong = _no_choice(names, pattern)
-    if wrong:
-        raise _error(scenario, pattern, f"failures.{key}: {wrong}")
+    why = _no_choice(names, pattern)
+    if why:
+        raise _error(scenario, pattern, f"failures.{key}: {why}")
 
 
 def _no_choice(names: ModelNames, pattern: str) -> str:
@@ -110,7 +110,8 @@ def _check_count(scenario: Scenario, names: ModelNames, name: str) -> None:
     if any(fnmatchcase(name, each) for each in known) or _FAULT.fullmatch(name):
         return
     near = meant(name, known, "docs/scenarios.md says what is counted")
-    raise _error(scenario, name, f"expect.counts: nothing is counted as {name!r}; {near}")
+    what = f"expect.counts: nothing is counted as {name!r}; {near}"
+    raise _error(scenario, "", what, key=name)
 
 
 def _check_witness(scenario: Scenario, names: ModelNames, text: str) -> None:

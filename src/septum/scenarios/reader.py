@@ -13,6 +13,7 @@ from septum.checks import PROMISES
 from septum.errors import InputError
 from septum.scenarios.area import HOW, Area, parse_area, parse_size
 from septum.scenarios.ops import Op, OpError, parse_guest_op, parse_host_op
+from septum.scenarios.places import wrong
 from septum.scenarios.scenario import (
     Document,
     Injection,
@@ -21,7 +22,6 @@ from septum.scenarios.scenario import (
     Step,
     Vm,
     VmShape,
-    placed,
 )
 from septum.scenarios.spelling import meant
 
@@ -56,9 +56,9 @@ class _Reader:
         self.shapes = self._shapes()
         self.several = list(self.shapes) != [ONLY_VM]
 
-    def error(self, what: str, *, near: str = "") -> InputError:
-        """`what` went wrong, at the first line that holds `near`."""
-        return InputError(f"{placed(self.where, self.text, near)}: {what}")
+    def error(self, what: str, *, near: str = "", key: str = "", table: str = "") -> InputError:
+        """`what` went wrong, at the line of the value `near`, or of `key` in `[table]`."""
+        return wrong(self.where, self.text, what, near, key=key, table=table)
 
     def _decode(self) -> Document:
         try:
@@ -79,12 +79,16 @@ class _Reader:
             if unknown is not None:
                 # Keys that exist, of the table that has the wrong one.
                 raise self.error(
-                    f"{key} has no key {unknown[1]!r}; {_known_keys(key)}", near=unknown[1]
+                    f"{key} has no key {unknown[1]!r}; {_known_keys(key)}",
+                    key=unknown[1],
+                    table=key,
                 ) from None
             what = text[0].lower() + text[1:]
-            last = key.rpartition(".")[2].split("[")[0]
+            table, _, last = key.rpartition(".")
             raise self.error(
-                f"{key}: {what}; docs/scenarios.md says what stands there", near=last
+                f"{key}: {what}; docs/scenarios.md says what stands there",
+                key=last.split("[")[0],
+                table=table,
             ) from None
 
     def _shapes(self) -> dict[str, VmShape]:
@@ -107,11 +111,15 @@ class _Reader:
         except OpError as error:
             raise self.error(f"{at}: {error}", near=line) from None
 
-    def _vcpu(self, actor: str, at: str) -> int:
+    def _vcpu(self, actor: str, at: str, near: str = "") -> int:
+        """The number of the vCPU `actor`; `near`: the step that it takes."""
         match = re.fullmatch(r"vcpu(\d+)", actor)
         if match is None or int(match[1]) >= VCPUS_MAX:
             raise self.error(
-                f"{at}: {actor!r} is no vCPU; call it vcpu0 to vcpu{VCPUS_MAX - 1}", near=actor
+                f"{at}: {actor!r} is no vCPU; call it vcpu0 to vcpu{VCPUS_MAX - 1}",
+                near=near,
+                key=actor,
+                table=at.rpartition(".")[0],
             )
         return int(match[1])
 
@@ -122,7 +130,9 @@ class _Reader:
             if isinstance(value, dict):
                 if key not in self.shapes or not self.several:
                     raise self.error(
-                        f"guest.{key}: no VM is called {key!r}; add a table [vm.{key}]", near=key
+                        f"guest.{key}: no VM is called {key!r}; add a table [vm.{key}]",
+                        key=key,
+                        table=f"guest.{key}",
                     )
                 for actor, lines in value.items():
                     at = f"guest.{key}.{actor}"
@@ -146,7 +156,8 @@ class _Reader:
             return value
         raise self.error(
             f'{at}: a program is a list of lines; write {at.rpartition(".")[2]} = ["..."]',
-            near=at.rpartition(".")[2],
+            key=at.rpartition(".")[2],
+            table=at.rpartition(".")[0],
         )
 
     def _guest_program(self, vm: str, actor: str, lines: list[str], at: str) -> Program:
@@ -186,7 +197,7 @@ class _Reader:
                 raise self.error(
                     f"{at}: no vCPU is called {actor!r}; write `{first}.vcpu0: ...`", near=line
                 )
-            vcpu = self._vcpu(name, at)
+            vcpu = self._vcpu(name, at, line)
             op = self._op(what, parse_guest_op, at)
             steps.append(Step(self._actor(vm, vcpu), vm, vcpu, op))
         return tuple(steps)
@@ -213,23 +224,26 @@ class _Reader:
                 raise self.error(
                     f"{at}.slots have {sum(slots) >> 10}K together and the memory"
                     f" {memory >> 10}K; make them equal",
-                    near="slots",
+                    key="slots",
+                    table=at,
                 )
             if shape.init_shared and (not shape.in_place or shape.backing.startswith("hugetlb")):
                 raise self.error(
                     f"{at}.init-shared: memory that begins shared is in place, and not hugetlb's;"
                     ' add in-place = true and backing = "4k" or "thp"',
-                    near="init-shared",
+                    key="init-shared",
+                    table=at,
                 )
             if shape.later and name in used:
                 raise self.error(
                     f"{at}.later: a VM that is built by a program has no programs of its own;"
                     " leave one of them out",
-                    near="later",
+                    key="later",
+                    table=at,
                 )
             nr_vcpus = max(shape.vcpus, used.get(name, 0), 1)
             if nr_vcpus > VCPUS_MAX:
-                raise self.error(f"{at}.vcpus: at most {VCPUS_MAX}", near="vcpus")
+                raise self.error(f"{at}.vcpus: at most {VCPUS_MAX}", key="vcpus", table=at)
             if shape.shares_memory_with and shape.shares_memory_with not in [v.name for v in vms]:
                 raise self.error(
                     f"{at}.shares-memory-with: {shape.shares_memory_with!r} is no VM above it;"
@@ -321,7 +335,7 @@ class _Reader:
         area = parse_area(text if colon else key)
         vm = vm if colon else next(iter(self.shapes))
         if area is None or vm not in self.shapes:
-            raise self.error(f"expect.pages: {key!r} names no pages; {HOW}", near=key)
+            raise self.error(f"expect.pages: {key!r} names no pages; {HOW}", key=key)
         for part in state.split(" or "):
             if part not in PAGE_STATES:
                 raise self.error(

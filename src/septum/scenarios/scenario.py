@@ -105,15 +105,6 @@ def covers(entry: str, promise: str, text: str) -> bool:
     return name == promise and (not colon or part in text)
 
 
-def placed(where: str, text: str, near: str) -> str:
-    """`my.toml, line 12`: the first line of the file `text` that holds `near`; without such a line
-    the file."""
-    for number, line in enumerate(text.splitlines(), 1):
-        if near and near in line:
-            return f"{where}, line {number}"
-    return where
-
-
 class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A scenario file, table by table. Programs are by VM when there are several."""
 
