@@ -161,8 +161,8 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> ScenarioFi
     if file_path.suffix != ".toml" or not parent.session.isinitpath(file_path):
         return None
     # One that cannot be read is collected: the search says what is wrong with it, and where.
-    with suppress(OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
-        document = tomllib.loads(file_path.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, RecursionError):
+        document = tomllib.loads(file_path.read_text(encoding="utf-8-sig"))
         if "summary" not in document or not TABLES & document.keys():
             return None
     made: ScenarioFile = ScenarioFile.from_parent(parent, path=file_path)

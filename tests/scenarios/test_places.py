@@ -20,7 +20,7 @@ GUEST = '[guest]\nvcpu0 = ["hlt"]\n'
         ("[vm]\nmemory = '2M'\nvcpus = 9\n" + GUEST, 4),
         ("[guest]\nvcpu0 = ['hlt', 'al']\n", 3),
         ("source = 'alt\\u2028'\n[guest]\nvcpu0 = ['al']\n", 4),
-        ("source = 'alt\u2028\u0085'\nnotes='\u2028'\n[guest]\nvcpu0 = ['al']\n", 5),
+        ("source = 'alt\u2028\u2029'\nnotes='\u2028'\n[guest]\nvcpu0 = ['al']\n", 5),
         ("[vm]\nmemory = '4K'\n[guest]\nvcpu0 = ['touch page 9', 'touch page 99']\n", 5),
         ("[host]\nb = 'hlt'\n", 3),
         (GUEST + "[expect]\ndead = ['b']\n", 5),
@@ -37,3 +37,4 @@ def test_what_stands_nowhere_is_somewhere_in_the_file() -> None:
     assert placed("f", text, "accept") == "f, line 4"
     assert placed("f", text, key="accept", table="x") == "f, line 4"
     assert placed("f", text, "ept") == placed("f", text) == "f"
+    assert placed("f", "x = '\u0085'\ny = 'z'", "z") == "f, line 2"

@@ -20,6 +20,7 @@ from septum.errors import InputError
 from septum.outputs import check_outputs
 from septum.scenarios.boot import Boot
 from septum.scenarios.run import ScenarioRecipe, load_scenario, scenario_of_recipe
+from septum.scenarios.source import is_file, shown
 from septum.scenarios.states import scenario_states
 from septum.sim import RoundRobin
 from septum.sim.events import FindingEvent
@@ -134,14 +135,14 @@ def trace_of(run: str, into: Path, design: str = "v3", firmware: Path | None = N
     if bare_token(run).startswith(TOKEN_PREFIX):
         record_token(run, into, firmware)
         return into
-    if Path(run).is_file() and not run.endswith(SCENARIO_SUFFIX):
+    if is_file(Path(run)) and not run.endswith(SCENARIO_SUFFIX):
         return Path(run)
     try:
         scenario = load_scenario(run)
     except InputError as error:
-        if run.endswith(SCENARIO_SUFFIX):
+        if run.endswith(SCENARIO_SUFFIX) or is_file(Path(run)):
             raise
-        raise InputError(f"{run!r} is no trace file, no replay token, and {error}") from None
+        raise InputError(f"{shown(run)} is no trace file, no replay token, and {error}") from None
     record_scenario(scenario, design, RoundRobin(), "quiet", into)
     return into
 

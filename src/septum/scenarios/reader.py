@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -23,6 +22,7 @@ from septum.scenarios.scenario import (
     Vm,
     VmShape,
 )
+from septum.scenarios.source import decode
 from septum.scenarios.spelling import meant
 
 if TYPE_CHECKING:
@@ -61,13 +61,7 @@ class _Reader:
         return wrong(self.where, self.text, what, near, key=key, table=table)
 
     def _decode(self) -> Document:
-        try:
-            raw = tomllib.loads(self.text)
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(
-                f"{self.where}: this is not TOML ({error}); docs/scenarios.md shows the format"
-            ) from None
-        return self._convert(raw, Document, "")
+        return self._convert(decode(self.text, self.where), Document, "")
 
     def _convert(self, raw: object, kind: type[T], at: str) -> T:
         try:

@@ -19,6 +19,7 @@ from septum.scenarios.outcome import (
     outcome_of,
 )
 from septum.scenarios.reader import read_scenario
+from septum.scenarios.source import is_file, no_file_text, read_text, shown
 from septum.scenarios.world import ScenarioWorld
 from septum.sim import ListSchedule, RandomSchedule, RoundRobin, Schedule, encode_token
 from septum.sim.events import FindingEvent
@@ -53,7 +54,7 @@ def recipe_for_token(scenario: Scenario, design: str, check: str) -> ScenarioRec
     """The recipe of a scenario's run."""
     design = find_design(design).reference
     path = LIBRARY / f"{scenario.name}{SUFFIX}"
-    if path.is_file() and path.read_text(encoding="utf-8") == scenario.text:
+    if is_file(path) and path.read_text(encoding="utf-8") == scenario.text:
         told = ScenarioRecipe(scenario.name, design, check, digest=_digest(scenario.document))
     else:
         told = ScenarioRecipe(scenario.name, design, check, text=scenario.text)
@@ -111,7 +112,7 @@ def scenario_file(name: str) -> Path | None:
     """The file that the user means by `name`; None when it names a scenario of the library, which
     goes before a file, or nothing."""
     path = Path(name)
-    return path if not (LIBRARY / f"{name}{SUFFIX}").is_file() and path.is_file() else None
+    return path if not is_file(LIBRARY / f"{name}{SUFFIX}") and is_file(path) else None
 
 
 def load_scenario(name: str) -> Scenario:
@@ -122,17 +123,14 @@ def load_scenario(name: str) -> Scenario:
     path = scenario_file(name)
     if path is None:
         path = LIBRARY / f"{name}{SUFFIX}"
-        if not path.is_file():
+        if not is_file(path):
             raise InputError(
-                f"no scenario is called {name!r}, and there is no such file; `septum scenarios`"
-                " lists them"
+                no_file_text(Path(name))
+                or f"no scenario is called {shown(name)}, and there is no such file; `septum"
+                " scenarios` lists them"
             )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: the file cannot be read ({error})") from None
     where = path.name if path.parent == LIBRARY else str(path)
-    return read_scenario(path.stem, text, where)
+    return read_scenario(path.stem, read_text(path), where)
 
 
 def run_scenario(

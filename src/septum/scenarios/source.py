@@ -1,0 +1,93 @@
+"""The text of a scenario file, before anything is made of it."""
+
+from __future__ import annotations
+
+import stat
+import tomllib
+from typing import TYPE_CHECKING
+
+from septum.errors import InputError
+from septum.scenarios.places import wrong
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+NAME_SHOWN_MAX = 60
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there. What no file can be called, as it is too long, is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def shown(name: str) -> str:
+    """What a user took for a name, in quotes, and not all of a text that is none."""
+    return repr(name if len(name) <= NAME_SHOWN_MAX else f"{name[:NAME_SHOWN_MAX]}...")
+
+
+def no_file_text(path: Path) -> str:
+    """Why a scenario cannot be read from what is at `path`; "" when nothing is there."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return ""
+    kind = "a folder" if stat.S_ISDIR(mode) else "no plain file, and it is read more than once"
+    return f"{path} is {kind}; name a TOML file with the scenario"
+
+
+def read_text(path: Path) -> str:
+    """What stands in the file. Raises InputError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")  # an editor's mark at the beginning is no text
+    except OSError as error:
+        raise InputError(f"{path}: the file cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: the file cannot be read, as byte {error.start} is not UTF-8 ({error.reason});"
+            " save it as UTF-8"
+        ) from None
+
+
+def decode(text: str, where: str) -> dict[str, object]:
+    """The tables in `text`, with nothing in them that a terminal would obey. Raises InputError."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        why = str(error)
+    except ValueError:  # Python reads no longer ones
+        why = "a number in it has more than 4300 digits"
+    except RecursionError:
+        why = "its brackets are nested too deeply"
+    else:
+        _check_characters(raw, text, where)
+        return raw
+    raise InputError(f"{where}: this is not TOML ({why}); docs/scenarios.md shows the format")
+
+
+def _check_characters(raw: dict[str, object], text: str, where: str) -> None:
+    for key, value in raw.items():
+        for string in _strings(key, value):
+            for at in string:
+                if not at.isprintable() and ord(at) < 0xA0 and at not in "\n\t":
+                    raise wrong(
+                        where,
+                        text,
+                        f"{key} has the control character U+{ord(at):04X} in a text; leave it out",
+                        key=key,
+                    )
+
+
+def _strings(*values: object) -> Iterator[str]:
+    waiting = list(values)
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            waiting += value
