@@ -11,10 +11,10 @@ import msgspec
 
 from septum.abi.types import PAGE_SHIFT, PAGE_SIZE, PTRS_PER_TABLE
 
-_NUMBER = r"(0x[0-9a-f]+|[0-9]+)"
+_NUMBER = r"(0x[0-9a-f]{1,16}|[0-9]{1,18})"
 _SPAN = re.compile(rf"(page|pages|frame|frames) {_NUMBER}(?:-{_NUMBER})?(?: of frame {_NUMBER})?")
 _GPA = re.compile(rf"gpa {_NUMBER}(?: \+ ?(\w+))?")
-_SIZE = re.compile(r"(\d+)([KMG]?)")
+_SIZE = re.compile(r"([0-9]{1,18})([KMG]?)")
 _SHIFTS = {"": 0, "K": 10, "M": 20, "G": 30}
 
 HOW = "write `page 3`, `pages 0-9`, `frame 0`, `page 3 of frame 1`, `gpa 0x80000000 + 8K` or `all`"

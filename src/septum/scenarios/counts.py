@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from septum.scenarios.record import Record
     from septum.scenarios.vmm import ScenarioVmm
     from septum.vmm.world import World
+
+_RANGE = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})|>= ?([0-9]{1,18})")
 
 
 def count_all(world: World, vmms: Mapping[str, ScenarioVmm], record: Record) -> dict[str, int]:
@@ -58,10 +61,29 @@ def count_fits(right: int | str, value: int) -> bool:
     """Whether `value` is what the scenario says: a number, `1..3` or `>= 1`."""
     if isinstance(right, int):
         return value == right
-    if right.startswith(">="):
-        return value >= int(right[2:])
-    low, _, high = right.partition("..")
-    return int(low) <= value <= int(high)
+    low, high = _bounds(right)
+    return low <= value and (high is None or value <= high)
+
+
+def _bounds(text: str) -> tuple[int, int | None]:
+    """The least and the most; ValueError for what is neither `1..3` nor `>= 1`."""
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no range")
+    low, high, at_least = match.groups()
+    return int(at_least or low), int(high) if high else None
+
+
+def may_fit(name: str, right: int | str) -> bool:
+    """Whether the counter `name` can be what the scenario says. Mapped pages alone can become fewer
+    than they were when the VMs were finalized."""
+    if isinstance(right, int):
+        return right >= 0 or name.rpartition(".")[2].startswith("pages_")
+    try:
+        low, high = _bounds(right)
+    except ValueError:
+        return False
+    return high is None or low <= high
 
 
 def pages_state(world: World, vmm: ScenarioVmm, first_gfn: int, end_gfn: int) -> str:

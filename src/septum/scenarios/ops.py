@@ -19,6 +19,9 @@ from septum.scenarios.spelling import meant
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+VCPUS_MAX = 8
+TOKEN_MAX = (1 << 64) - 1
+"""What a page holds in the model is one word."""
 LEVELS = {"4K": LEVEL_4K, "2M": LEVEL_2M, "1G": LEVEL_1G}
 
 
@@ -124,7 +127,16 @@ def _choose(what: str, parse: Callable[[str], Op]) -> tuple[Op, ...]:
 
 
 def _token(text: str | None) -> int:
-    return int(text, 0) if text else -1
+    value = int(text, 16) if text else -1
+    if value > TOKEN_MAX:
+        raise OpError(f"{text} has more than 64 bits; write at most {TOKEN_MAX:#x}")
+    return value
+
+
+def _vcpu(text: str) -> int:
+    if int(text) >= VCPUS_MAX:
+        raise OpError(f"there is no vcpu{text}; name one of vcpu0 to vcpu{VCPUS_MAX - 1}")
+    return int(text)
 
 
 def _flag(what: str, verb: str) -> str:
@@ -132,6 +144,7 @@ def _flag(what: str, verb: str) -> str:
 
 
 _VALUE = r"(?: (0x[0-9a-fA-F]+))?"
+_INDEX = r"(0|[1-9][0-9]{0,5})"
 
 
 def _access(what: str, verb: str) -> dict[str, object]:
@@ -187,15 +200,15 @@ def _host_fields(what: str, verb: str) -> dict[str, object]:
     if verb in ("punch", "allocate", "fail", "pin", "unpin", "discard"):
         return {"area": _area(_match(rf"{verb} (.+)", what, f"{verb} page 3")[1])}
     if verb == "prefault":
-        match = _match(r"prefault (.+?)(?: by vcpu(\d+))?", what, "prefault frame 0 by vcpu1")
-        return {"area": _area(match[1]), "number": int(match[2] or 0)}
+        match = _match(rf"prefault (.+?)(?: by vcpu{_INDEX})?", what, "prefault frame 0 by vcpu1")
+        return {"area": _area(match[1]), "number": _vcpu(match[2] or "0")}
     if verb in ("delete", "create"):
-        match = _match(rf"{verb} (plain )?slot (\d+)", what, f"{verb} slot 0")
+        match = _match(rf"{verb} (plain )?slot {_INDEX}", what, f"{verb} slot 0")
         return {"number": int(match[2]), "shared": bool(match[1])}
     if verb in ("write", "read", "touch"):
         return _access(what, verb)
     if verb in ("wake", "interrupt"):
-        return {"number": int(_match(rf"{verb} vcpu(\d+)", what, f"{verb} vcpu0")[1])}
+        return {"number": _vcpu(_match(rf"{verb} vcpu{_INDEX}", what, f"{verb} vcpu0")[1])}
     if verb in ("signal", "wait"):
         return {"name": _flag(what, verb)}
     if what in ("close memory", "close vm", "destroy vm", "build vm"):

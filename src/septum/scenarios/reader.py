@@ -11,7 +11,9 @@ from septum.abi.types import PAGE_SHIFT
 from septum.checks import PROMISES
 from septum.errors import InputError
 from septum.scenarios.area import HOW, Area, parse_area, parse_size
-from septum.scenarios.ops import Op, OpError, parse_guest_op, parse_host_op
+from septum.scenarios.counts import may_fit
+from septum.scenarios.injections import InjectionError, parse_injection
+from septum.scenarios.ops import VCPUS_MAX, Op, OpError, parse_guest_op, parse_host_op
 from septum.scenarios.places import wrong
 from septum.scenarios.scenario import (
     Document,
@@ -31,13 +33,9 @@ if TYPE_CHECKING:
 T = TypeVar("T", Document, VmShape)
 
 VMS_MAX = 4
-VCPUS_MAX = 8
 MEMORY_MAX = 4 << 30
 ONLY_VM = "vm"
 PAGE_STATES = ("shared", "unmapped", "pending 4K", "pending 2M", "private 4K", "private 2M", "gone")
-_INJECTION = re.compile(r"([\w:.*-]+?)(?:=(busy|error|\d+))?(?: @(all|\d+)(?:-(\d+))?)?")
-_VALUES = {"busy": 1, "error": 2}
-EVER = 1 << 30
 _TO_MEMORY = ("accept", "use", "write", "read", "touch", "verify")
 """What a guest does to memory that has to be there."""
 _OF_MAPPING = ("write", "read", "touch", "discard", "pin", "unpin", "fail")
@@ -93,6 +91,13 @@ class _Reader:
             }
         else:
             shapes = {ONLY_VM: self._convert(tables, VmShape, "vm")}
+        for name in shapes:
+            if name == "host" or re.fullmatch(r"[\w-]+", name) is None:
+                raise self.error(
+                    f"vm.{name}: no VM can have this name; take letters and digits, as in [vm.a]",
+                    near="[vm",
+                    table=f"vm.{name}",
+                )
         if len(shapes) > VMS_MAX:
             raise self.error(f"{len(shapes)} VMs are too many; have at most {VMS_MAX}", near="[vm")
         return shapes
@@ -107,7 +112,7 @@ class _Reader:
 
     def _vcpu(self, actor: str, at: str, near: str = "") -> int:
         """The number of the vCPU `actor`; `near`: the step that it takes."""
-        match = re.fullmatch(r"vcpu(\d+)", actor)
+        match = re.fullmatch(r"vcpu([0-9])", actor)
         if match is None or int(match[1]) >= VCPUS_MAX:
             raise self.error(
                 f"{at}: {actor!r} is no vCPU; call it vcpu0 to vcpu{VCPUS_MAX - 1}",
@@ -236,8 +241,13 @@ class _Reader:
                     table=at,
                 )
             nr_vcpus = max(shape.vcpus, used.get(name, 0), 1)
-            if nr_vcpus > VCPUS_MAX:
-                raise self.error(f"{at}.vcpus: at most {VCPUS_MAX}", key="vcpus", table=at)
+            if nr_vcpus > VCPUS_MAX or shape.vcpus < 0:
+                raise self.error(
+                    f"{at}.vcpus: {shape.vcpus} is no number of vCPUs; write at most {VCPUS_MAX},"
+                    " or 0 for as many as programs need",
+                    key="vcpus",
+                    table=at,
+                )
             if shape.shares_memory_with and shape.shares_memory_with not in [v.name for v in vms]:
                 raise self.error(
                     f"{at}.shares-memory-with: {shape.shares_memory_with!r} is no VM above it;"
@@ -285,18 +295,10 @@ class _Reader:
         """`alloc:mem_attr_array @2`, `seamcall:TDH.MEM.RANGE.BLOCK=busy`."""
         found = []
         for text in self.document.failures.inject:
-            match = _INJECTION.fullmatch(text)
-            if match is None or "*" in match[1]:
-                raise self.error(
-                    f"failures.inject: {text!r} is not understood; write a choice point, and which"
-                    " time, like `alloc:tdx_split_cache @2` or"
-                    " `seamcall:TDH.MEM.PAGE.DEMOTE=busy @all`",
-                    near=text,
-                )
-            value = _VALUES.get(match[2] or "") or int(match[2] or 1)
-            first = 1 if match[3] in (None, "all") else int(match[3])
-            last = EVER if match[3] == "all" else int(match[4] or first)
-            found.append(Injection(match[1], value, first, last))
+            try:
+                found.append(parse_injection(text))
+            except InjectionError as error:
+                raise self.error(f"failures.inject: {error}", near=text) from None
         return tuple(found)
 
     def check_expect(self) -> tuple[tuple[str, str, Area, str], ...]:
@@ -317,10 +319,18 @@ class _Reader:
                     near=name,
                 )
         for key, value in expect.counts.items():
-            if isinstance(value, str) and re.fullmatch(r"\d+\.\.\d+|>= ?\d+", value) is None:
+            if not may_fit(key, value):
                 raise self.error(
-                    f"expect.counts: {key!r} is {value!r}; write a number, `1..3` or `>= 1`",
-                    near=value,
+                    f"expect.counts: {key!r} is {value!r}, which nothing can be; write a number,"
+                    " `1..3` or `>= 1`",
+                    key=key,
+                )
+        for name, parts in (("ends", expect.ends), ("may-end", expect.may_end)):
+            if not all(part.strip() for part in parts):
+                raise self.error(
+                    f"expect.{name}: '' is a part of all that a VMM says; give more of it",
+                    key=name,
+                    table="expect",
                 )
         return tuple(self._page(key, state) for key, state in expect.pages.items())
 

@@ -135,9 +135,10 @@ class GuestLayout(msgspec.Struct, frozen=True):
 
 def parse_memory_size(text: str) -> int:
     """Bytes of a size like 4G, 512M or 2147483648. Raises LayoutError."""
-    match = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]{1,20})([KMGT]?)(?:i?B)?", text.strip(), re.ASCII | re.IGNORECASE)
     if match is None:
-        raise LayoutError(f"{text!r} is not a memory size; write it like 4G, 512M or 2147483648.")
+        said = text if len(text) <= 40 else f"{text[:40]}..."
+        raise LayoutError(f"{said!r} is not a memory size; write it like 4G, 512M or 2147483648.")
     return int(match[1]) << _UNITS[match[2].upper()]
 
 
