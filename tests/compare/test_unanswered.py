@@ -73,7 +73,7 @@ def test_a_host_that_does_not_come_to_where_a_scenario_begins(tmp_path: Path) ->
     last = done.stderr.splitlines()[-1]
     assert last.startswith("septum: stuck.py:Stuck in setup: scenario setup: setup: `host: ")
     assert "never ends: no task can go on" in last
-    path.write_text(STUCK_IN_SETUP.format(setup="vcpu0: wait x"))
+    path.write_text(STUCK_IN_SETUP.format(setup='vcpu0: wait x", "host: signal x'))
     done = compare(*args, cwd=tmp_path)
     assert done.returncode == 2, done.stdout
     assert "setup: `vcpu0: wait x` never ends" in done.stderr.splitlines()[-1]

@@ -85,11 +85,8 @@ def test_what_never_ends_before_the_programs_is_refused() -> None:
 
 def test_nothing_comes_after_what_never_ends() -> None:
     """Who waits still holds what it holds: what others do then says nothing."""
-    outcome = run_scenario(
-        scenario(
-            TOUCH.replace("summary", 'after = ["vcpu0: wait x", "host: punch page 0"]\nsummary')
-        )
-    )
+    after = 'after = ["vcpu0: wait x", "host: punch page 0", "host: signal x"]'
+    outcome = run_scenario(scenario(TOUCH.replace("summary", f"{after}\nsummary")))
     assert [(f.promise, f.text[:32]) for f in outcome.findings] == [
         ("progress", "no task can go on: vcpu0 waits f")
     ]

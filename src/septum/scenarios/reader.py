@@ -24,6 +24,7 @@ from septum.scenarios.scenario import (
     Vm,
     VmShape,
 )
+from septum.scenarios.sense import check_sense
 from septum.scenarios.source import decode
 from septum.scenarios.spelling import meant
 
@@ -417,6 +418,7 @@ class _Reader:
             where=self.where,
         )
         self._check_areas((*programs, *setup, *after), scenario)
+        check_sense(scenario)
         return scenario
 
 
