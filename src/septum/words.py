@@ -67,3 +67,13 @@ def wrap(
 def gpa_text(gpa: int, digits: int = 9) -> str:
     """An address with leading zeros, so that those above and below 4 GiB line up."""
     return f"0x{gpa:0{digits}x}"
+
+
+def control_character(text: str) -> str:
+    """The first character of `text` that a terminal would obey, but for tabs and ends of lines; ""
+    for none."""
+    return next((at for at in text if _is_control(at)), "")
+
+
+def _is_control(at: str) -> bool:
+    return at not in "\t\n\r" and (at < " " or "\x7f" <= at < "\xa0")

@@ -42,13 +42,18 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "explore", "report"])
-@pytest.mark.parametrize("name", ["x" * 300, "eN" * 3000, "x/" * 3000, "\0"])
+@pytest.mark.parametrize("name", ["x" * 300, "eN" * 3000, "x/" * 3000])
 def test_names_that_no_file_can_have(
     command: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert guarded(lambda: app([command, name], standalone_mode=True)) == USAGE
     err = capsys.readouterr().err
     assert "no scenario is called" in err and err.count("\n") == 1 and len(err) < 300
+
+
+def test_a_name_with_an_end_in_it() -> None:
+    with pytest.raises(InputError, match="no scenario is called"):
+        load_scenario("a\0b")
 
 
 def test_a_file_whose_name_is_nearly_too_long(tmp_path: Path) -> None:

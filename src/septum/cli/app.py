@@ -8,10 +8,16 @@ import typer
 import typer.core
 
 from septum.cli.exits import Interrupted, NobodyReads
+from septum.cli.start import check_arguments
 
 
 class Commands(typer.core.TyperGroup):
     """The subcommands; an interrupt, and a reader who is gone, go through to `guarded`."""
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **more: Any) -> Any:
+        """Raises InputError for arguments that are no text."""
+        check_arguments(args)
+        return super().make_context(info_name, args, *rest, **more)
 
     def invoke(self, ctx: Any) -> object:
         """Raises Interrupted and NobodyReads, of which typer knows nothing, where it would end

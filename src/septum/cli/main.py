@@ -6,6 +6,7 @@ import sys
 
 from septum.cli.app import app as app
 from septum.cli.exits import guarded
+from septum.cli.start import check_python, open_streams
 
 # Each puts its subcommands into `app`.
 from septum.cli import runs as runs  # isort: skip
@@ -15,7 +16,13 @@ from septum.cli import records as records  # isort: skip
 
 def run_command() -> int:
     """Run the command line; returns the exit code."""
-    return guarded(lambda: app(standalone_mode=True))
+    open_streams()
+    return guarded(_checked)
+
+
+def _checked() -> None:
+    check_python()
+    app(standalone_mode=True)
 
 
 def run_and_exit() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from septum.errors import InputError
 from septum.scenarios.places import wrong
+from septum.words import control_character
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,14 +72,14 @@ def decode(text: str, where: str) -> dict[str, object]:
 def _check_characters(raw: dict[str, object], text: str, where: str) -> None:
     for key, value in raw.items():
         for string in _strings(key, value):
-            for at in string:
-                if not at.isprintable() and ord(at) < 0xA0 and at not in "\n\t":
-                    raise wrong(
-                        where,
-                        text,
-                        f"{key} has the control character U+{ord(at):04X} in a text; leave it out",
-                        key=key,
-                    )
+            control = control_character(string)
+            if control:
+                raise wrong(
+                    where,
+                    text,
+                    f"{key} has the control character U+{ord(control):04X} in a text; leave it out",
+                    key=key,
+                )
 
 
 def _strings(*values: object) -> Iterator[str]:
