@@ -77,7 +77,7 @@ def test_a_replay_ends_where_the_search_ended(
     assert re.match(text, finding.text)
     printed = ""
     for _ in range(2):
-        assert replay_token(token, None, trace=None, json=False, report=tmp_path) == 1
+        assert replay_token(token, None, trace=None, json=False) == 1
         out = capsys.readouterr().out
         assert f"broken: progress: {finding.text}" in " ".join(out.split())
         assert printed in ("", out)
@@ -98,10 +98,10 @@ def test_its_report_ends_too(
     assert f"Cause: {finding.text} (host.a, scheduler)." in text
 
 
-def test_a_toys_replay_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_toys_replay_ends(capsys: pytest.CaptureFixture[str]) -> None:
     finding, token = found(find_subject("toy:livelock"))
     assert "no end after 100000 scheduling decisions, the last 80000 in turns" in finding.text
-    assert replay_token(token, None, trace=None, json=False, report=tmp_path) == 1
+    assert replay_token(token, None, trace=None, json=False) == 1
     assert f"progress: {finding.text}\n" in capsys.readouterr().out
 
 

@@ -267,13 +267,12 @@ def test_who_waited_when_a_run_ended_is_not_woken_in_the_next() -> None:
 def test_a_toys_token_replays_on_the_command_line(capsys, tmp_path) -> None:  # type: ignore[no-untyped-def]
     """Who wants a picture of it is told that there is none."""
     example = explore(RARE, Options()).counterexamples[0]
-    report = tmp_path / "report"
-    assert replay_token(example.token, None, trace=None, json=False, report=report) == 1
+    assert replay_token(example.token, None, trace=None, json=False) == 1
     assert f"\n\nBROKEN: {RARE.name}\n" in capsys.readouterr().out
     with pytest.raises(InputError, match="no pictures"):
         decode_run(example.token)
     with pytest.raises(InputError, match="no trace"):
-        replay_token(example.token, None, trace=tmp_path / "t", json=False, report=report)
+        replay_token(example.token, None, trace=tmp_path / "t", json=False)
 
 
 def test_a_run_after_one_that_took_the_vms_down_begins_as_any_other(

@@ -12,7 +12,8 @@ from septum.cli.exits import BROKEN, OK
 from septum.errors import InputError
 from septum.firmware.acquire import acquire_firmware
 from septum.scenarios.backing import compare_backing, render_comparison
-from septum.vmm.layout import check_memory_size, parse_memory_size
+from septum.scenarios.boot import check_boot
+from septum.vmm.layout import parse_memory_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,9 +30,10 @@ def print_comparison(
 ) -> int:
     """Run and print; returns the exit code. Raises InputError for what cannot be done."""
     memory_bytes = parse_memory_size(memory)
-    check_memory_size(memory_bytes)
     if not backings:
         raise InputError("--backing names nothing; write for example 4k,hugetlb-1g")
+    for backing in backings:
+        check_boot(memory_bytes, nr_vcpus, backing)
     image = acquire_firmware(firmware).image
 
     workers = min(os.cpu_count() or 1, len(backings))

@@ -32,6 +32,8 @@ from septum.trace.reader import TraceReader
 
 if TYPE_CHECKING:
     from septum.checks.checker import Mode
+    from septum.scenarios.scenario import Scenario
+    from septum.sim import Schedule
 
 SCENARIO_SUFFIX = ".toml"
 
@@ -51,7 +53,7 @@ class ReportOptions:
     html: Path | None = None
     text: bool = False
     only: str = ""
-    design: str = "v3"
+    design: str | None = None
     firmware: Path | None = None
 
     def files(self) -> list[tuple[str, Path]]:
@@ -66,7 +68,8 @@ class ReportOptions:
 
 
 def report_run(run: str, options: ReportOptions) -> int:
-    """Make the forms that were asked for; 1 when a promise was broken in the run, else 0.
+    """Make the forms that were asked for; 1 when a promise was broken in the run that its scenario
+    does not foresee, else 0.
 
     Raises InputError for a run that is none, and for files that cannot be written.
     """
@@ -76,7 +79,7 @@ def report_run(run: str, options: ReportOptions) -> int:
             (f"--{name}", getattr(options, name))
             for name in ("mermaid", "ftrace", "perfetto", "itf", "html")
         ],
-        [run, options.firmware, own_file(options.design)],
+        [run, options.firmware, own_file(options.design or "v3")],
     )
     with tempfile.TemporaryDirectory(prefix="septum-") as folder:
         path = trace_of(run, Path(folder) / "run.jsonl", options.design, options.firmware)
@@ -89,25 +92,44 @@ def report_run(run: str, options: ReportOptions) -> int:
             _write_states(path, options.itf)
         if options.html is not None:
             _write_page(path, options.html)
-        broken = has_finding(path)
+        findings = findings_in(path)
+        told = _scenario_of(path) if findings else None
         if options.text or not (options.files() or options.itf or options.html):
-            story = _story(path) if broken and not options.only else []
+            story = _story(told) if told is not None and not options.only else []
             with TraceReader(path) as reader:
                 events = (event for event in reader if wanted(event))
                 ladder = render(events, reader.header, "ladder")
                 write_pieces([line.encode() for line in story] or ladder, None)
-        return BROKEN if broken else OK
+        return OK if _foreseen(findings, told) else BROKEN
 
 
-def _story(trace: Path) -> list[str]:
-    """What broke in the run of a scenario, as a search would tell it; of others the ladder does."""
-    from septum.explore.stories.retell import retell
-
+def _scenario_of(trace: Path) -> tuple[ScenarioRecipe, Scenario, Schedule] | None:
+    """What the scenario of the run is; None for a boot."""
     with TraceReader(trace) as reader:
         recipe, schedule = decode_run(reader.header.token)
     if not isinstance(recipe, ScenarioRecipe):
-        return []
-    scenario = scenario_of_recipe(recipe)
+        return None
+    return recipe, scenario_of_recipe(recipe), schedule
+
+
+def _foreseen(
+    findings: list[FindingEvent], told: tuple[ScenarioRecipe, Scenario, Schedule] | None
+) -> bool:
+    """Whether all that broke in the run is what its scenario says of this design."""
+    from septum.explore.scenario import ScenarioSubject
+
+    if not findings or told is None:
+        return not findings
+    recipe, scenario, _ = told
+    subject = ScenarioSubject(scenario, recipe.design, cast("Mode", recipe.check))
+    return all(subject.foresees(finding.promise, finding.text) for finding in findings)
+
+
+def _story(told: tuple[ScenarioRecipe, Scenario, Schedule]) -> list[str]:
+    """What broke in the run of a scenario, as a search would tell it; of others the ladder does."""
+    from septum.explore.stories.retell import retell
+
+    recipe, scenario, schedule = told
     lines = retell(scenario, recipe.design, schedule, cast("Mode", recipe.check))
     return [f"{line}\n" for line in lines]
 
@@ -127,30 +149,43 @@ def write_token_page(token: str, target: Path) -> None:
         _write_page(trace, target)
 
 
-def trace_of(run: str, into: Path, design: str = "v3", firmware: Path | None = None) -> Path:
-    """The trace of `run`: its own file, or `into`, where it is recorded.
+def trace_of(run: str, into: Path, design: str | None = None, firmware: Path | None = None) -> Path:
+    """The trace of `run`: its own file, or `into`, where it is recorded. `design` is of a scenario,
+    `firmware` of a boot's token: others have it.
 
     Raises InputError when `run` is no trace file, no token and no scenario.
     """
     if bare_token(run).startswith(TOKEN_PREFIX):
+        _only_of("a token", design=design)
         record_token(run, into, firmware)
         return into
     if is_file(Path(run)) and not run.endswith(SCENARIO_SUFFIX):
+        _only_of("a trace", design=design, firmware=firmware)
         return Path(run)
+    _only_of("a scenario", firmware=firmware)
     try:
         scenario = load_scenario(run)
     except InputError as error:
         if run.endswith(SCENARIO_SUFFIX) or is_file(Path(run)):
             raise
         raise InputError(f"{shown(run)} is no trace file, no replay token, and {error}") from None
-    record_scenario(scenario, design, RoundRobin(), "quiet", into)
+    record_scenario(scenario, design or "v3", RoundRobin(), "quiet", into)
     return into
+
+
+def _only_of(run: str, **options: str | Path | None) -> None:
+    """Raises InputError for an option that says nothing of such a run."""
+    for name, value in options.items():
+        if value is not None:
+            why = "its VMs boot none" if run == "a scenario" else "that of the run is in it"
+            raise InputError(f"--{name} {value}: this is {run}, and {why}; leave the option out")
 
 
 def record_token(token: str, into: Path, firmware: Path | None = None) -> None:
     """Run again what a token stands for, with its events written to `into`. Raises InputError."""
     recipe, schedule = decode_run(token)
     if isinstance(recipe, ScenarioRecipe):
+        _only_of("a scenario", firmware=firmware)
         check = cast("Mode", recipe.check)
         record_scenario(scenario_of_recipe(recipe), recipe.design, schedule, check, into)
         check_fit(recipe, schedule)
@@ -177,7 +212,7 @@ def _write_states(trace: Path, target: Path) -> None:
     print(f"septum: itf is in {target} ({len(steps)} states)", file=sys.stderr)
 
 
-def has_finding(path: Path) -> bool:
-    """Whether the trace tells of a broken promise."""
+def findings_in(path: Path) -> list[FindingEvent]:
+    """The broken promises that the trace tells of."""
     with TraceReader(path) as reader:
-        return any(isinstance(event, FindingEvent) for event in reader)
+        return [event for event in reader if isinstance(event, FindingEvent)]

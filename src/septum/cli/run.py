@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from septum.report.files import report_json, write_report
 from septum.report.ktap import Case, ktap_lines
 from septum.report.lines import print_lines
 from septum.report.text import report_lines
-from septum.scenarios.boot import Boot, BootRecipe
+from septum.scenarios.boot import Boot, BootRecipe, check_boot
 from septum.scenarios.result import run_result
 from septum.scenarios.run import ScenarioRecipe
 from septum.sim import (
@@ -38,7 +39,7 @@ from septum.sim.schedule import SEARCHED
 from septum.stamp import differs, stamp, version_of
 from septum.trace.header import TraceHeader
 from septum.trace.writer import TraceWriter
-from septum.vmm.layout import check_memory_size, parse_memory_size
+from septum.vmm.layout import parse_memory_size
 
 if TYPE_CHECKING:
     from septum.checks.checker import Mode
@@ -47,8 +48,11 @@ if TYPE_CHECKING:
 # Long enough that a boot is not spent on switching tasks, short enough that vCPUs do meet.
 QUANTUM = 2000
 
-_MARKS = str.maketrans(">#", "  ")
+_MARKS = str.maketrans(dict.fromkeys(">#$'\"`\\", " "))
+_BEFORE = re.compile(r"^(?:token:|replay:|again:|septumreplay)*", re.IGNORECASE)
 
+REPORT = Path("septum-report")
+"""Where the report of a boot is, if nobody says otherwise."""
 TOY = b"toy:"
 """What the recipe of a toy of the explorer begins with."""
 
@@ -66,7 +70,7 @@ class RunOptions:
     check: str = "quiet"
     json: bool = False
     trace: Path | None = None
-    report: Path = Path("septum-report")
+    report: Path = REPORT
     backing: str = "thp"
     module: str = "1.5.28"
     dynamic_pamt: bool = False
@@ -97,7 +101,9 @@ class RunOptions:
 def run_boot(options: RunOptions) -> int:
     """Boot as asked; returns the exit code. Raises InputError for what cannot be done."""
     memory_bytes = parse_memory_size(options.memory)
-    check_memory_size(memory_bytes)
+    # Before the firmware is looked for, which may be fetched.
+    check_boot(memory_bytes, options.vcpus, options.backing, options.module)
+    design = find_design(options.design).reference
     schedule = _schedule(options)
     check_outputs([("--trace", options.trace)], [options.firmware, own_file(options.design)])
     firmware = acquire_firmware(options.firmware)
@@ -105,7 +111,7 @@ def run_boot(options: RunOptions) -> int:
         memory_bytes=memory_bytes,
         nr_vcpus=options.vcpus,
         firmware_sha256=firmware.image.sha256,
-        design=find_design(options.design).reference,
+        design=design,
         backing=options.backing,
         module=options.module,
         dynamic_pamt=options.dynamic_pamt,
@@ -120,7 +126,7 @@ def replay_token(
     *,
     trace: Path | None,
     json: bool,
-    report: Path,
+    report: Path | None = None,
     emit_test: Path | None = None,
 ) -> int:
     """Run again what `token` stands for; returns the exit code. `emit_test`: a file for a pytest
@@ -133,6 +139,7 @@ def replay_token(
     if emit_test is not None and packed.startswith(TOY):
         raise InputError(f"--emit-test: the token is of {_toy(packed)}, which has no tests")
     if packed.startswith(TOY):
+        _refuse_of_boot(_toy(packed), image, report)
         return _replay_toy(_toy(packed), schedule, trace)
     recipe, schedule = _run_of(packed, schedule)
     check_outputs(
@@ -141,21 +148,36 @@ def replay_token(
     if emit_test is not None and isinstance(recipe, ScenarioRecipe):
         check_made(emit_test)
     if isinstance(recipe, ScenarioRecipe):
+        _refuse_of_boot("a scenario", image, report)
         return replay_one(recipe, schedule, trace=trace, as_json=json, emit_test=emit_test)
     if emit_test is not None:
         raise InputError("--emit-test: the token is of a boot; a test replays a scenario's run")
     firmware = firmware_of(recipe, image)
-    options = RunOptions(trace=trace, json=json, report=report)
+    options = RunOptions(trace=trace, json=json, report=report or REPORT)
     command = ["septum", "replay", token]
     if image is not None:
         command += ["--firmware", str(image)]
     return _boot(recipe, firmware, schedule, options, shlex.join(command))
 
 
+def _refuse_of_boot(of: str, image: Path | None, report: Path | None) -> None:
+    """Raises InputError for what only the replay of a boot can be given."""
+    if image is not None:
+        raise InputError(
+            f"--firmware {image}: the token is of {of}, which boots none; leave it out"
+        )
+    if report is not None:
+        raise InputError(
+            f"--report {report}: the folder is of a boot's report, and the token of {of};"
+            " `septum report TOKEN --html FILE` makes a page of a scenario's run"
+        )
+
+
 def bare_token(text: str) -> str:
     """The token in what somebody copied: without line breaks, the marks of a quoting mail or of
-    KTAP before its lines, and the report's label."""
-    return "".join(text.translate(_MARKS).split()).removeprefix("token:")
+    KTAP before its lines, quotes, the report's label, and the command before it."""
+    words = "".join(text.translate(_MARKS).split())
+    return _BEFORE.sub("", words)
 
 
 def decode_run(token: str) -> tuple[BootRecipe | ScenarioRecipe, Schedule]:

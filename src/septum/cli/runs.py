@@ -14,6 +14,7 @@ from septum.cli.app import app
 
 @app.command()
 def run(
+    context: typer.Context,
     scenario: Annotated[
         str | None,
         typer.Argument(help="A scenario by name or file; without it, the standard boot."),
@@ -65,7 +66,12 @@ def run(
     ] = False,
 ) -> None:
     """Boot a TD from firmware to an idle Linux, convert, tear down, and report; or a SCENARIO."""
+    from septum.cli.given import check_run_options, given, refuse_boot_options
+
+    options = given(context)
+    check_run_options(options, schedule=schedule, seed=seed, as_json=json, ktap=ktap)
     if scenario is not None:
+        refuse_boot_options(options)
         from septum.cli.scenario import run_one
 
         raise SystemExit(
@@ -81,7 +87,7 @@ def run(
                 ktap=ktap,
             )
         )
-    from septum.cli.run import RunOptions, run_boot
+    from septum.cli.run import REPORT, RunOptions, run_boot
 
     raise SystemExit(
         run_boot(
@@ -95,7 +101,7 @@ def run(
                 check=check,
                 json=json,
                 trace=trace,
-                report=report or Path("septum-report"),
+                report=report or REPORT,
                 backing=backing,
                 module=module,
                 dynamic_pamt=dynamic_pamt,
@@ -117,9 +123,10 @@ def replay(
         typer.Option(help="Write the event stream here (JSON Lines; .gz compresses)."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
-    report: Annotated[Path, typer.Option(help="Folder for the report and the picture.")] = Path(
-        "septum-report"
-    ),
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the report of a boot and the picture (septum-report)."),
+    ] = None,
     emit_test: Annotated[
         Path | None,
         typer.Option("--emit-test", help="Write a pytest test of a scenario's run here."),
@@ -156,7 +163,9 @@ def report(
     only: Annotated[
         str, typer.Option(help="Kinds of events, with commas: seamcall,split,conversion...")
     ] = "",
-    design: Annotated[str, typer.Option(help="The host's design, of a scenario.")] = "v3",
+    design: Annotated[
+        str | None, typer.Option(help="The host's design, of a scenario; without it v3.")
+    ] = None,
     firmware: Annotated[
         Path | None, typer.Option(help="The image of a boot, when `run` does not find it.")
     ] = None,

@@ -77,6 +77,15 @@ class Placement:
         return self.dma32 + 82 * MIB
 
 
+def check_linux_memory(memory_bytes: int) -> None:
+    """Raises LayoutError for memory that has too little of it below 4 GiB for Linux."""
+    if memory_bytes < LOW_MEMORY_MIN:
+        raise LayoutError(
+            f"The Linux guest does not fit into {memory_bytes >> 20} MiB;"
+            f" give it at least {LOW_MEMORY_MIN // MIB}M."
+        )
+
+
 class LinuxGuest(Guest):
     """The state of the booting guest that its vCPUs share."""
 
@@ -102,11 +111,7 @@ class LinuxGuest(Guest):
     ) -> None:
         """Raises LayoutError when the layout has too little low memory for Linux."""
         super().__init__(nr_cpus)
-        if layout.low_end < LOW_MEMORY_MIN:
-            raise LayoutError(
-                f"The Linux guest does not fit into {layout.memory_bytes >> 20} MiB;"
-                f" give it at least {LOW_MEMORY_MIN // MIB}M."
-            )
+        check_linux_memory(layout.memory_bytes)
         self.layout = layout
         self.params = params if params is not None else LinuxParams()
         if firmware is None:

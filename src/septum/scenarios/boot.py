@@ -14,13 +14,13 @@ from septum.abi.leaves import TDH_MEM_PAGE_ADD, TDH_MR_EXTEND
 from septum.checks import Checker, observed_units
 from septum.designs import find_design
 from septum.errors import InputError
-from septum.guest.linux import LinuxGuest
+from septum.guest.linux import LinuxGuest, check_linux_memory
 from septum.guest.params import LinuxParams
 from septum.guest.tdcpu import make_guest_cpus
 from septum.module import PROFILES
 from septum.scenarios.memory_map import Snapshots
 from septum.sim import RunStopped
-from septum.vmm.layout import q35_layout
+from septum.vmm.layout import check_memory_size, q35_layout
 from septum.vmm.qemu import BACKINGS, STOP_SHUTDOWN, VmmConfig
 from septum.vmm.world import World, recipe_for
 
@@ -82,6 +82,18 @@ def measure(image: TdvfImage, *, two_pass: bool = False) -> tuple[bytes, int, in
     return mrtd, added, extended
 
 
+def check_boot(memory_bytes: int, nr_vcpus: int, backing: str, module: str = "1.5.28") -> None:
+    """Raises InputError for what no boot can be given, whatever its firmware."""
+    check_memory_size(memory_bytes)
+    check_linux_memory(memory_bytes)
+    if not 1 <= nr_vcpus <= VCPUS_MAX:
+        raise InputError(f"--vcpus {nr_vcpus} is out of range; choose from 1 to {VCPUS_MAX}")
+    if backing not in BACKINGS:
+        raise InputError(f"--backing {backing!r}: choose from {', '.join(BACKINGS)}")
+    if module not in PROFILES:
+        raise InputError(f"--module {module!r}: choose from {', '.join(PROFILES)}")
+
+
 class Boot:
     """A world with one Linux guest in it, and what is kept of its run.
 
@@ -113,14 +125,7 @@ class Boot:
         linux: LinuxParams | None = None,
     ) -> None:
         """Raises InputError for what cannot be booted."""
-        if not 1 <= recipe.nr_vcpus <= VCPUS_MAX:
-            raise InputError(
-                f"--vcpus {recipe.nr_vcpus} is out of range; choose from 1 to {VCPUS_MAX}"
-            )
-        if recipe.backing not in BACKINGS:
-            raise InputError(f"--backing {recipe.backing!r}: choose from {', '.join(BACKINGS)}")
-        if recipe.module not in PROFILES:
-            raise InputError(f"--module {recipe.module!r}: choose from {', '.join(PROFILES)}")
+        check_boot(recipe.memory_bytes, recipe.nr_vcpus, recipe.backing, recipe.module)
         design = find_design(recipe.design)
         layout = q35_layout(recipe.memory_bytes, image)
         self.recipe = recipe

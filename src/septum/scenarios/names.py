@@ -119,9 +119,10 @@ def _check_witness(scenario: Scenario, names: ModelNames, text: str) -> None:
     if not text.strip():
         raise _error(
             scenario,
-            "witnesses",
+            "",
             "expect.witnesses: an empty one, or an empty side of ` or `, is met by whatever a"
             " search reaches; write what it must reach, such as `call:TDH.MEM.PAGE.DEMOTE:`",
+            key="witnesses",
         )
     kind, _, rest = text.partition(":")
     if kind == "choice":
