@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_septum import asked
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -23,10 +25,6 @@ if TYPE_CHECKING:
 MARKER = "septum"
 DESIGN = "septum_design"
 EXPLORE = "septum_explore"
-SEARCH_KEYS = frozenset(
-    ("preemptions", "failures", "time_s", "schedules", "strategy", "seed", "check", "fail")
-)
-"""What a marker may say of the search; None or absent: the command line's, or the default."""
 TABLES = frozenset(("guest", "host", "vm"))
 """A TOML file is a scenario when it has a summary and one of these."""
 
@@ -53,11 +51,14 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-def _designs(config: pytest.Config, marked: Iterable[str] | None = None) -> list[str]:
-    asked = config.getoption("--septum-designs")
-    if asked:
-        return [name.strip() for name in asked.split(",") if name.strip()]
-    return list(marked) if marked is not None else ["v3"]
+def _designs(config: pytest.Config, marked: object = None) -> list[str]:
+    option = config.getoption("--septum-designs")
+    if option is not None:
+        marked = [name.strip() for name in option.split(",") if name.strip()]
+    try:
+        return asked.designs(marked) if marked is not None else ["v3"]
+    except asked.AskedError as error:
+        raise pytest.Collector.CollectError(f"septum: {error}") from None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -105,25 +106,32 @@ def _explore(
 ) -> Verdict:
     """Search as asked: by the call, else by the marker, else by the command line."""
     marker = item.get_closest_marker(MARKER)
-    asked: dict[str, object] = {}
-    if marker is not None:
-        scenario = scenario if scenario is not None else next(iter(marker.args), None)
-        asked = {key: value for key, value in marker.kwargs.items() if key != "designs"}
-    asked |= bounds
-    unknown = sorted(set(asked) - SEARCH_KEYS)
-    if unknown or scenario is None:
-        what = f"unknown {', '.join(unknown)}" if unknown else "no scenario is named"
-        pytest.fail(f"septum: {what}; see docs/pytest.md", pytrace=False)
-    return search(item.config, _path_or_name(item.path.parent, scenario), design, asked)
+    marked = dict(marker.kwargs) if marker is not None else {}
+    marked.pop("designs", None)
+    wrong = ""
+    try:
+        chosen = asked.scenario(
+            (scenario,) if scenario is not None else marker.args if marker is not None else ()
+        )
+        wanted = asked.bounds(marked | bounds)
+        wrong = "" if chosen is not None else "no scenario is named; see docs/pytest.md"
+    except asked.AskedError as error:
+        wrong = str(error)
+    if wrong or chosen is None:
+        pytest.fail(f"septum: {wrong}", pytrace=False)
+    return search(item.config, _path_or_name(item.path.parent, chosen), design, wanted)
 
 
 def _path_or_name(folder: Path, scenario: str | Path) -> str:
     """A scenario beside the test goes before one of the library."""
     beside = folder / scenario
-    return str(beside) if beside.is_file() else str(scenario)
+    with suppress(OSError, ValueError):  # too long for a file
+        if beside.is_file():
+            return str(beside)
+    return str(scenario)
 
 
-def search(config: pytest.Config, scenario: str, design: str, asked: dict[str, object]) -> Verdict:
+def search(config: pytest.Config, scenario: str, design: str, wanted: dict[str, object]) -> Verdict:
     """One search; fails the test with the story, or with why there is no answer."""
     from septum.designs.own import blame
     from septum.errors import EndlessLoop, InputError
@@ -135,7 +143,7 @@ def search(config: pytest.Config, scenario: str, design: str, asked: dict[str, o
         "strategy": config.getoption("--septum-strategy"),
         "time_s": config.getoption("--septum-time"),
     }
-    bounds = {key: value for key, value in options.items() if value is not None} | asked
+    bounds = {key: value for key, value in options.items() if value is not None} | wanted
     wrong = ""
     try:
         verdict, text = search_for_test(scenario, design, **bounds)

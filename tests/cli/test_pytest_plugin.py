@@ -139,3 +139,75 @@ def test_a_design_that_leaves_fails_its_test_and_no_other(pytester: pytest.Pytes
     result.assert_outcomes(failed=1, passed=1)
     result.stdout.fnmatch_lines(["*septum: mine.py, line 9, in tdx_track: SystemExit: 0;*"])
     result.stdout.no_fnmatch_line("*Traceback*")
+
+
+WRONG = {
+    'preemptions="2"': "preemptions='2': give a whole number, as in preemptions=2",
+    "failures=True": "failures=True: give a whole number",
+    'seed="x"': "seed='x': give a whole number",
+    "seed=1.5": "seed=1.5: give a whole number",
+    'time_s="x"': "time_s='x': give a number of seconds, as in time_s=60",
+    "strategy=5": "strategy=5: give its name",
+    "fail=5": "fail=5: give a list of names, as in fail=*",
+    'fail="alloc:nosuch"': "--fail 'alloc:nosuch' is no choice point of the model*",
+    '"busy-once"': "'busy-once' stands after the scenario; one test is of one scenario*",
+    'designs="nosuch"': "no design is called 'nosuch'*",
+}
+"""What a marker may say that cannot be meant, and what is said of it."""
+
+
+def test_what_cannot_be_meant_is_one_sentence(pytester: pytest.Pytester) -> None:
+    tests = [
+        f'@pytest.mark.septum("accept-level-b", {text})\ndef test_{number}(): pass\n'
+        for number, text in enumerate(WRONG)
+    ]
+    pytester.makepyfile("import pytest\n\n" + "\n".join(tests))
+    done = run(pytester)
+    done.assert_outcomes(failed=len(WRONG))
+    for sentence in WRONG.values():
+        done.stdout.fnmatch_lines([f"septum: {sentence}".replace("['", "[[]'") + "*"])
+    assert "Traceback" not in done.stdout.str() and "Error:" not in done.stdout.str()
+
+
+@pytest.mark.parametrize("number", ["5", "[5]", "'x' * 300"])
+def test_a_scenario_that_is_none_is_one_sentence(number: str, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        f"import pytest\n@pytest.mark.septum({number})\ndef test_it(): pass\n"
+        f"def test_call(septum_explore): septum_explore({number})\n"
+    )
+    done = run(pytester)
+    done.assert_outcomes(failed=2)
+    assert done.stdout.str().count("\nseptum: ") == 2
+    assert "Traceback" not in done.stdout.str()
+
+
+def test_a_test_of_no_design_is_not_skipped(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        'import pytest\n@pytest.mark.septum("accept-level-b", designs=[])\ndef test_it(): pass\n'
+    )
+    for options in ((), ("--septum-designs", ",")):
+        done = run(pytester, *options)
+        done.assert_outcomes(errors=1)
+        done.stdout.fnmatch_lines(["septum: designs=*: the test would be of nothing; name a desi*"])
+
+
+def test_one_name_may_stand_alone(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.septum(
+            "accept-level-b", designs="v3-without-09", fail="need_resched", preemptions=0
+        )
+        def test_it(septum_design):
+            assert septum_design == "v3-without-09"
+        """
+    )
+    run(pytester).assert_outcomes(passed=1)
+
+
+def test_a_file_that_no_reader_can_take_is_one_sentence(pytester: pytest.Pytester) -> None:
+    (pytester.path / "deep.toml").write_text("x = " + "[" * 20_000)
+    done = run(pytester, "deep.toml")
+    done.assert_outcomes(failed=1)
+    done.stdout.fnmatch_lines(["septum: *deep.toml: this is not TOML*nested too deeply*"])
