@@ -155,6 +155,23 @@ def test_a_missing_file_or_design_says_what_there_is(folder: Path) -> None:
         find_design("v33")
 
 
+@pytest.mark.parametrize("name", ["Both.Split", "Both.tdx", "Made", "NoTrack"])
+def test_a_class_is_found_again_by_the_name_of_the_design(name: str, folder: Path) -> None:
+    """In another class, by another name, out of a function."""
+    made = "\ndef make():\n    class Local(NoTrack):\n        __slots__ = ()\n    return Local\n"
+    (folder / "mine.py").write_text(f"{NO_TRACK}{made}\nMade = make()\n")
+    design = find_design(f"mine.py:{name}")
+    assert design.name == f"mine.py:{name}"
+    assert find_design(design.reference).name == design.name
+
+
+@pytest.mark.parametrize("name", ["Both.", "Both.module.seamcall", "Both.Splt", ".Both", "Both..x"])
+def test_a_class_in_another_that_is_not_there(name: str, folder: Path) -> None:
+    (folder / "mine.py").write_text(NO_TRACK)
+    with pytest.raises(InputError, match=f"has no class '{name}'; there is NoTrack, Loud, Both"):
+        find_design(f"mine.py:{name}")
+
+
 def test_no_file_is_blamed_for_an_error_that_is_not_its_own(folder: Path) -> None:
     (folder / "mine.py").write_text(NO_TRACK)
     find_design("mine.py:NoTrack")

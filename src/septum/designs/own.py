@@ -84,7 +84,7 @@ def own_design(name: str) -> Design:
     for kind in classes:
         _check_class(path, kind)
     return Design(
-        f"{path}:{chosen.__qualname__}",
+        f"{path}:{match['chosen']}",  # by which it is found again
         f"{path}, digest {digest}",
         _summary(chosen),
         lambda: units,
@@ -241,7 +241,11 @@ def _class_in(path: Path, module: ModuleType, name: str) -> type:
         for key, value in vars(module).items()
         if isinstance(value, type) and value.__module__ == module.__name__
     }
-    found = own.get(name)
+    outer, *inner = name.split(".")
+    found = own.get(outer)
+    for part in inner:
+        within = vars(found).get(part) if found is not None else None
+        found = within if isinstance(within, type) else None
     if found is None:
         there = f"there is {', '.join(own)}" if own else "there is no class in it"
         asked = f"has no class {name!r}" if name else "needs the name of a class"
