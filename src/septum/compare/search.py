@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from septum.compare.result import AS_EXPECTED, V3, Bounds, Broken, Searched
-from septum.designs import find_design
+from septum.compare.result import AS_EXPECTED, Bounds, Broken, Searched
 from septum.explore.api import Search
 from septum.explore.command import stories
 from septum.explore.reproduce import command_lines
@@ -34,22 +33,18 @@ def _fold(story: list[str]) -> list[str]:
 
 
 class Watched(ScenarioSubject):
-    """A scenario that remembers what broke as it says; such runs go on.
+    """A scenario that remembers what broke as it says; such runs go on."""
 
-    A scenario speaks of v3: what it says is nothing that a design may do whose base is another one.
-    """
-
-    __slots__ = ("_on_v3", "known")
+    __slots__ = ("known",)
 
     def __init__(self, scenario: str, design: str, bounds: Bounds) -> None:
         # The command has checked that it is one of the modes.
         super().__init__(scenario, design, bounds.check)  # type: ignore[arg-type]
         self.known: dict[str, str] = {}
-        self._on_v3 = find_design(design).base == V3
 
     def expects(self, finding: Finding) -> bool:
         """The scenario says that this promise breaks; remember it."""
-        foreseen = self._on_v3 and super().expects(finding)
+        foreseen = super().expects(finding)
         if foreseen:
             self.known.setdefault(finding.promise, finding.text)
         return foreseen

@@ -308,12 +308,12 @@ class Search:
             )
         except OutOfTime:
             return False
-        budget = 0
+        schedules_max = 0
         if options.schedules is not None:
             left = options.schedules - self.totals.schedules
             if left <= 0:
                 return False
-            budget = max(1, left // len(prefixes))
+            schedules_max = max(1, left // len(prefixes))
         jobs = []
         for prefix in prefixes:
             self._numbers += 1
@@ -324,7 +324,7 @@ class Search:
                     preemptions=preemptions,
                     failures=failures,
                     prefix=prefix,
-                    schedules_max=budget,
+                    schedules_max=schedules_max,
                     until=self._until,
                 )
             )

@@ -282,7 +282,7 @@ class GmemFolios(GmemTrace):
         nothing keeps the second out. It splits entries of the page cache that are small already,
         and frees vmemmap of a folio that is no hugetlb folio any more.
 
-        MODEL: what that destroys is not; the second waits for the first.
+        MODEL: what a second split of one folio destroys is told, not done: it waits for the first.
         """
         self.sim.find(
             "no-bug",
