@@ -16,6 +16,7 @@ from septum.guest.script import Op, ScriptGuest
 from septum.guest.tdcpu import make_guest_cpus
 from septum.linux.host import HostUnits
 from septum.linux.kvm.gmem_attrs import KvmMemoryAttributes2
+from septum.linux.kvm.gmem_range import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from septum.linux.kvm.types import GmemFile, Kvm
 from septum.module.views import sept_entry
 from septum.sim import Schedule
@@ -26,6 +27,7 @@ from septum.vmm.world import World, recipe_for
 MB = 1 << 20
 MB2 = 2 << 20
 PAGE = 4096
+PUNCH = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 IMAGE = parse_tdvf(build_tdvf(edk2_sections(0x10000, 0x8000), 0x10000), "small")
 FREE_GPA = 32 * MB  # nothing of the image is here
 
@@ -111,6 +113,18 @@ class Bench:
         attributes = KVM_MEMORY_ATTRIBUTE_PRIVATE if private else 0
         attrs = KvmMemoryAttributes2(gpa, size, attributes)
         return self.host.gmem.kvm_gmem_set_attributes(self.gmem, attrs), attrs.error_offset
+
+    def punch(self, offset: int, size: int) -> int:
+        """fallocate() of a hole in guest_memfd."""
+        return self.host.gmem.kvm_gmem_fallocate(self.gmem, PUNCH, offset, size)
+
+    def get_pfn(self, gfn: int) -> tuple[int, int, int]:
+        """(errno, pfn, order) of a private page; the reference is dropped again."""
+        slot = self.host.main.gfn_to_memslot(self.kvm, gfn)
+        ret, pfn, folio, order = self.host.gmem.kvm_gmem_get_pfn(self.kvm, slot, gfn)
+        if folio is not None:
+            self.host.mm.folio_put(folio)
+        return ret, pfn, order
 
     def walk(self, gpa: int) -> tuple[int, bool]:
         """(TDX level, is a leaf) of the S-EPT entry where a walk for `gpa` ends."""

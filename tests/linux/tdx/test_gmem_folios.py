@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from septum.abi.errno import EAGAIN, EEXIST, EFAULT, EHWPOISON, EINVAL, EIO, ENOMEM, EOPNOTSUPP
+from septum.abi.errno import EEXIST, EFAULT, EINVAL, EIO, ENOMEM, EOPNOTSUPP
 from septum.abi.kvm import (
     GUEST_MEMFD_FLAG_INIT_SHARED,
     KVM_MEM_GUEST_MEMFD,
@@ -20,7 +20,6 @@ from septum.linux.kvm.gmem_folio import GUEST_MEMFD_FLAG_HUGETLB, GUEST_MEMFD_FL
 from septum.linux.kvm.gmem_range import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
-    MF_DELAYED,
 )
 from septum.linux.kvm.guest_memfd import GuestMemfd
 from septum.linux.kvm.main import KvmUserspaceMemoryRegion2
@@ -33,19 +32,6 @@ GB = 1 << 30
 FREE_GPA = 32 << 20
 FREE = FREE_GPA >> 12
 PUNCH = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
-
-
-def punch(b: Any, offset: int, size: int) -> int:
-    return int(b.host.gmem.kvm_gmem_fallocate(b.gmem, PUNCH, offset, size))
-
-
-def get_pfn(b: Any, gfn: int) -> tuple[int, int, int]:
-    """(errno, pfn, order) of a private page; the reference is dropped again."""
-    slot = b.host.main.gfn_to_memslot(b.kvm, gfn)
-    ret, pfn, folio, order = b.host.gmem.kvm_gmem_get_pfn(b.kvm, slot, gfn)
-    if folio is not None:
-        b.host.mm.folio_put(folio)
-    return ret, pfn, order
 
 
 # Create and bind
@@ -134,7 +120,7 @@ def test_order_and_mapping_level_of_each_backing(
 ) -> None:
     """TDX maps 2 MB at most, also out of a 1 GB page."""
     b = bench(backing, memory=GB if order == 18 else 64 * MB)
-    ret, pfn, got = get_pfn(b, FREE + 7)
+    ret, pfn, got = b.get_pfn(FREE + 7)
     assert (ret, got) == (0, order)
     assert pfn & ((1 << order) - 1) == (FREE + 7) & ((1 << order) - 1)
     b.prefault(FREE_GPA, MB2)
@@ -148,16 +134,16 @@ def test_thp_falls_back_to_small_pages(bench: Benches) -> None:
     """No 2 MB folio to be had, or a small page is there already: 4 KB."""
     b = bench()
     b.choices.wanted["alloc:gmem_folio_2m"] = [1]
-    assert get_pfn(b, FREE + 3)[2] == 0
-    assert get_pfn(b, FREE + 4)[2] == 0
-    assert get_pfn(b, FREE + 512)[2] == 9
+    assert b.get_pfn(FREE + 3)[2] == 0
+    assert b.get_pfn(FREE + 4)[2] == 0
+    assert b.get_pfn(FREE + 512)[2] == 9
 
 
 def test_a_huge_folio_does_not_go_where_a_small_one_is(bench: Benches) -> None:
     """__filemap_add_folio(): whatever is in the range of the folio is in its way."""
     b = bench()
     b.choices.wanted["alloc:gmem_folio_2m"] = [1]
-    assert get_pfn(b, FREE)[2] == 0
+    assert b.get_pfn(FREE)[2] == 0
     folio = b.host.mm.alloc_folio(9, "gmem_folio_2m")
     add = b.host.gmem.filemap_add_folio
     assert add(b.gmem.inode, folio, FREE + 5) == -EEXIST
@@ -167,8 +153,8 @@ def test_a_huge_folio_does_not_go_where_a_small_one_is(bench: Benches) -> None:
 def test_no_memory_for_a_page(bench: Benches) -> None:
     b = bench("4k")
     b.choices.wanted["alloc:gmem_folio"] = [1]
-    assert get_pfn(b, FREE)[0] == -ENOMEM
-    assert get_pfn(b, FREE)[0] == 0
+    assert b.get_pfn(FREE)[0] == -ENOMEM
+    assert b.get_pfn(FREE)[0] == 0
 
 
 def test_two_vms_share_an_inode(bench: Benches) -> None:
@@ -221,13 +207,13 @@ def test_hole_in_a_huge_folio_splits_it(bench: Benches) -> None:
     b = bench()
     b.prefault(FREE_GPA)
     free = b.host.mm.nr_free_pages
-    b.ok(punch(b, FREE_GPA + 3 * PAGE, 2 * PAGE))
+    b.ok(b.punch(FREE_GPA + 3 * PAGE, 2 * PAGE))
     assert b.walk(FREE_GPA + 3 * PAGE) == (0, False)
     assert b.walk(FREE_GPA + 5 * PAGE) == (0, True)
     assert b.kvm.stat.get("split.punch_hole") == 1
     # Two pages came back; the page table and its S-EPT page went out.
     assert b.host.mm.nr_free_pages == free
-    b.ok(punch(b, FREE_GPA, MB2))
+    b.ok(b.punch(FREE_GPA, MB2))
     assert FREE not in b.gmem.inode.folios
     b.vmm.teardown()
     assert b.texts() == []
@@ -240,12 +226,12 @@ def test_a_split_folio_is_small_for_who_found_it_before(bench: Benches, backing:
     in_place = backing != "thp"
     b = bench(backing, in_place=in_place, vm_memory_attributes=not in_place)
     b.prefault(FREE_GPA)
-    folio = b.host.mm.page_folio(get_pfn(b, FREE)[1])
+    folio = b.host.mm.page_folio(b.get_pfn(FREE)[1])
     assert folio.nr_pages >= 512
     if in_place:
         b.ok(b.set_attributes(FREE_GPA, PAGE, private=False))
     else:
-        b.ok(punch(b, FREE_GPA, PAGE))
+        b.ok(b.punch(FREE_GPA, PAGE))
     assert folio.nr_pages == 1
 
 
@@ -255,7 +241,7 @@ def test_hole_takes_the_whole_folio_when_it_cannot_be_split(bench: Benches) -> N
     b = bench()
     b.prefault(FREE_GPA)
     b.choices.wanted["alloc:gmem_split_folio"] = [1]
-    b.ok(punch(b, FREE_GPA, PAGE))
+    b.ok(b.punch(FREE_GPA, PAGE))
     assert FREE not in b.gmem.inode.folios
     assert b.walk(FREE_GPA + PAGE) == (0, True)
 
@@ -266,7 +252,7 @@ def test_failed_leaf_split_stops_a_hole_with_one(bench: Benches) -> None:
     b.prefault(FREE_GPA)
     b.choices.wanted["alloc:tdp_mmu_alloc_sp_for_split.sp"] = [1]
     b.choices.wanted["alloc:tdp_mmu_alloc_sp_for_split.spt"] = [1]
-    assert punch(b, FREE_GPA, PAGE) == 1
+    assert b.punch(FREE_GPA, PAGE) == 1
     assert b.walk(FREE_GPA) == (1, True)
     assert b.kvm.mmu_invalidate_in_progress == 0
     b.vmm.teardown()
@@ -286,7 +272,7 @@ def test_hole_unmaps(bench: Benches, unit: type[GuestMemfd], mapped: bool) -> No
     fields = {f: getattr(units, f) for f in units.__slots__} | {"gmem": unit}
     b = bench("4k", units=HostUnits(**fields))
     b.prefault(FREE_GPA, PAGE)
-    b.ok(punch(b, FREE_GPA, PAGE))
+    b.ok(b.punch(FREE_GPA, PAGE))
     assert b.walk(FREE_GPA) == (0, mapped)
 
 
@@ -295,105 +281,7 @@ def test_dead_vm_does_not_stop_a_hole(bench: Benches) -> None:
     b.prefault(FREE_GPA, PAGE)
     b.host.main.kvm_vm_dead(b.kvm)
     assert b.set_attributes(FREE_GPA, PAGE, private=False) == -EIO
-    b.ok(punch(b, FREE_GPA, PAGE))
-
-
-# Memory failure
-
-
-def test_poison_unmaps_the_whole_folio(bench: Benches) -> None:
-    b = bench()
-    b.prefault(FREE_GPA)
-    made = b.seamcalls(lambda: b.host.gmem.kvm_gmem_error_folio(b.gmem.inode, FREE + 5))
-    assert made["TDH.MEM.PAGE.REMOVE"] == 1
-    assert b.walk(FREE_GPA) == (1, False)
-    assert get_pfn(b, FREE)[0] == -EHWPOISON
-    assert get_pfn(b, FREE + 512)[0] == 0
-    assert b.host.gmem.kvm_gmem_error_folio(b.gmem.inode, FREE + 4096) == MF_DELAYED
-
-
-@pytest.mark.parametrize(("backing", "pages"), [("4k", 1), ("thp", 512), ("hugetlb-2m", 512)])
-def test_memory_failure_keeps_a_reference(bench: Benches, backing: str, pages: int) -> None:
-    """One beyond the page cache's. Of a folio that has failed before nothing is done."""
-    b = bench(backing)
-    b.prefault(FREE_GPA)
-    inode = b.gmem.inode
-    for _ in range(2):
-        b.host.gmem.kvm_gmem_error_folio(inode, FREE)
-        assert inode.folios[FREE].refcount == pages + 1
-    assert b.host.mm.state.poisoned == {inode.folios[FREE].pfn}
-
-
-def test_small_page_that_failed_is_never_given_out_again(bench: Benches) -> None:
-    """A hole takes it out of the page cache, and what is allocated there is good."""
-    b = bench("4k")
-    bad = get_pfn(b, FREE)[1]
-    b.host.gmem.kvm_gmem_error_folio(b.gmem.inode, FREE)
-    b.ok(punch(b, FREE_GPA, PAGE))
-    ret, pfn, _ = get_pfn(b, FREE)
-    assert ret == 0 and pfn != bad
-    b.vmm.teardown()
-    assert b.texts() == []
-    assert [pfn for pfn, _, site in b.leftovers() if site == "gmem_folio"] == [bad]
-
-
-def test_huge_page_that_failed_stays_in_the_file_and_never_comes_to_its_pool(
-    bench: Benches,
-) -> None:
-    """The hole's check of references finds that of memory_failure(), for good."""
-    b = bench("hugetlb-2m")
-    b.prefault(FREE_GPA)
-    b.host.gmem.kvm_gmem_error_folio(b.gmem.inode, FREE + 5)
-    for _ in range(2):
-        assert punch(b, FREE_GPA, MB2) == -EAGAIN
-        assert get_pfn(b, FREE)[0] == -EHWPOISON
-    pool = b.host.mm.state.pools[9]
-    b.vmm.teardown()
-    assert b.texts() == []
-    # Of what the file reserved nothing is given up, either: the subpool waits for its page.
-    assert pool.free_huge_pages == pool.max_huge_pages - 1
-    assert pool.resv_huge_pages == (64 * MB >> 21) - 1
-
-
-def test_conversion_of_a_failed_page_to_private_is_refused_for_good(bench: Benches) -> None:
-    b = bench("hugetlb-2m", in_place=True, vm_memory_attributes=False)
-    b.ok(b.set_attributes(FREE_GPA, 4 * PAGE, private=False))
-    assert b.host.gmem.kvm_gmem_fault_user_mapping(b.gmem.inode, FREE + 2) > 0
-    b.host.gmem.kvm_gmem_error_folio(b.gmem.inode, FREE + 2)
-    for _ in range(2):
-        assert b.convert_gmem(FREE_GPA, 4 * PAGE, private=True) == (-EAGAIN, FREE_GPA + 2 * PAGE)
-    b.ok(b.convert_gmem(FREE_GPA, 2 * PAGE, private=True)[0])
-
-
-def test_split_of_a_failed_folio_spins_for_good(bench: Benches) -> None:
-    """A WARN as it begins (a TODO), another as it waits, and the invalidate_lock stays taken."""
-    b = bench("hugetlb-2m", in_place=True, vm_memory_attributes=False)
-    b.prefault(FREE_GPA)
-    b.host.gmem.kvm_gmem_error_folio(b.gmem.inode, FREE + 5)
-    done: list[object] = []
-    b.sim.spawn("convert", lambda: done.append(b.set_attributes(FREE_GPA, PAGE, private=False)))
-    b.sim.run()
-    assert done == []
-    assert [text.split("=")[0] for text in b.texts()] == [
-        "WARN: a poisoned folio is split",
-        "WARN: Spinning on folio",
-        "no task can go on: convert waits for folio references",
-    ]
-    assert b.gmem.inode.invalidate_lock.writer is not None
-
-
-def test_memory_failure_takes_the_page_from_user_space(bench: Benches) -> None:
-    """hwpoison_user_mappings(), and VM_FAULT_HWPOISON from then on; neighbours stay."""
-    b = bench("hugetlb-2m", in_place=True, vm_memory_attributes=False)
-    gmem, inode = b.host.gmem, b.gmem.inode
-    b.ok(b.set_attributes(FREE_GPA, 2 * PAGE, private=False))
-    assert all(gmem.kvm_gmem_fault_user_mapping(inode, FREE + i) > 0 for i in (0, 1))
-    gmem.kvm_gmem_error_folio(inode, FREE)
-    assert inode.user_mapped == {FREE + 1}
-    assert gmem.kvm_gmem_fault_user_mapping(inode, FREE) == -EHWPOISON
-    assert gmem.kvm_gmem_fault_user_mapping(inode, FREE + 1) > 0
-    # The page cache's, and memory_failure()'s: none of user space's.
-    assert inode.folios[FREE].refcount == 2
+    b.ok(b.punch(FREE_GPA, PAGE))
 
 
 # A file that is being closed
@@ -403,10 +291,10 @@ def test_file_without_references_gives_no_page(bench: Benches) -> None:
     """get_file_active(): between the last fput() and kvm_gmem_release(), faults get -EFAULT."""
     b = bench("4k")
     b.gmem.f_count = 0
-    assert get_pfn(b, FREE)[0] == -EFAULT
+    assert b.get_pfn(FREE)[0] == -EFAULT
     assert b.host.gmem.kvm_gmem_get_memory_attributes(b.kvm, FREE) == 0
     b.gmem.f_count = 1
-    assert get_pfn(b, FREE)[0] == 0
+    assert b.get_pfn(FREE)[0] == 0
 
 
 def test_unbound_index_warns_only_when_another_slot_has_it(bench: Benches) -> None:
@@ -430,7 +318,7 @@ def test_no_memory_for_a_binding(bench: Benches) -> None:
     b.choices.wanted["alloc:gmem_bindings"] = [1]
     region = KvmUserspaceMemoryRegion2(9, KVM_MEM_GUEST_MEMFD, 8 * GB, MB, 1 << 41, f)
     b.ok(main.kvm_vm_ioctl_set_memory_region(b.kvm, region))
-    assert get_pfn(b, 8 * GB >> 12)[0] == -EIO
+    assert b.get_pfn(8 * GB >> 12)[0] == -EIO
     b.host.gmem.fput(f)
     assert b.texts() == []
     b.ok(main.kvm_vm_ioctl_set_memory_region(b.kvm, KvmUserspaceMemoryRegion2(9, 0, 8 * GB, 0)))
@@ -455,12 +343,12 @@ def test_prefaulting_a_slot_that_is_not_bound_is_warned_of(bench: Benches) -> No
 def test_huge_page_freed_last_is_taken_first(bench: Benches) -> None:
     """enqueue_hugetlb_folio() and dequeue work at the head of the free list."""
     b = bench("hugetlb-2m")
-    first = get_pfn(b, FREE)[1]
-    second = get_pfn(b, FREE + 512)[1]
-    b.ok(punch(b, FREE_GPA, MB2))
-    b.ok(punch(b, FREE_GPA + MB2, MB2))
-    assert get_pfn(b, FREE)[1] == second
-    assert get_pfn(b, FREE + 512)[1] == first
+    first = b.get_pfn(FREE)[1]
+    second = b.get_pfn(FREE + 512)[1]
+    b.ok(b.punch(FREE_GPA, MB2))
+    b.ok(b.punch(FREE_GPA + MB2, MB2))
+    assert b.get_pfn(FREE)[1] == second
+    assert b.get_pfn(FREE + 512)[1] == first
 
 
 # The folio lock, and the metadata of a huge page
@@ -485,9 +373,9 @@ def test_a_refused_page_cache_entry_leaves_metadata(bench: Benches) -> None:
     known = b.host.mm.state.restructuring_metadata
     before = set(known)
     b.choices.wanted["alloc:gmem_filemap_add"] = [1]
-    assert get_pfn(b, FREE)[0] == -ENOMEM
+    assert b.get_pfn(FREE)[0] == -ENOMEM
     assert len(known - before) == 1 and b.texts() == []
-    assert get_pfn(b, FREE)[0] == 0
+    assert b.get_pfn(FREE)[0] == 0
     assert b.texts() == ["WARN: Unexpected duplicate metadata registered"]
 
 
@@ -497,7 +385,7 @@ def test_a_register_without_memory_warns_of_a_duplicate(bench: Benches) -> None:
     known = b.host.mm.state.restructuring_metadata
     before = set(known)
     b.choices.wanted["alloc:hugetlb_restructuring_register"] = [1]
-    assert get_pfn(b, FREE)[0] == -ENOMEM and known == before
+    assert b.get_pfn(FREE)[0] == -ENOMEM and known == before
     assert b.texts() == ["WARN: Unexpected duplicate metadata registered"]
 
 
@@ -506,10 +394,10 @@ def test_metadata_goes_with_the_folio(bench: Benches) -> None:
     known = b.host.mm.state.restructuring_metadata
     before = set(known)
     b.choices.wanted["alloc:hugetlb_restructuring_metadata"] = [1]
-    assert get_pfn(b, FREE)[0] == -ENOMEM and known == before
-    assert get_pfn(b, FREE)[0] == 0 and len(known) == len(before) + 1
+    assert b.get_pfn(FREE)[0] == -ENOMEM and known == before
+    assert b.get_pfn(FREE)[0] == 0 and len(known) == len(before) + 1
     b.ok(b.convert_gmem(FREE_GPA, PAGE, private=False)[0])
-    b.ok(punch(b, FREE_GPA, MB2))
+    b.ok(b.punch(FREE_GPA, MB2))
     assert known == before
     b.vmm.teardown()
     assert not known and b.texts() == []
