@@ -310,14 +310,20 @@ def test_unbound_index_warns_only_when_another_slot_has_it(bench: Benches) -> No
     f.bindings = kept
 
 
+def make_unbound_slot(b: Any) -> Any:
+    """Slot 9 at 8 GB, of whose guest_memfd, which is returned, no binding could be noted."""
+    _, f = b.host.gmem.kvm_gmem_create(b.kvm, MB)
+    b.choices.wanted["alloc:gmem_bindings"] = [1]
+    region = KvmUserspaceMemoryRegion2(9, KVM_MEM_GUEST_MEMFD, 8 * GB, MB, 1 << 41, f)
+    b.ok(b.host.main.kvm_vm_ioctl_set_memory_region(b.kvm, region))
+    return f
+
+
 def test_no_memory_for_a_binding(bench: Benches) -> None:
     """As posted: the slot is made, and its pointer to the file outlives the file."""
     b = bench("4k")
     main = b.host.main
-    _, f = b.host.gmem.kvm_gmem_create(b.kvm, MB)
-    b.choices.wanted["alloc:gmem_bindings"] = [1]
-    region = KvmUserspaceMemoryRegion2(9, KVM_MEM_GUEST_MEMFD, 8 * GB, MB, 1 << 41, f)
-    b.ok(main.kvm_vm_ioctl_set_memory_region(b.kvm, region))
+    f = make_unbound_slot(b)
     assert b.get_pfn(8 * GB >> 12)[0] == -EIO
     b.host.gmem.fput(f)
     assert b.texts() == []
@@ -329,13 +335,9 @@ def test_prefaulting_a_slot_that_is_not_bound_is_warned_of(bench: Benches) -> No
     """KVM_PRE_FAULT_MEMORY has a WARN for a fault that comes to -EIO, which it takes for
     impossible."""
     b = bench("4k")
-    main = b.host.main
-    _, f = b.host.gmem.kvm_gmem_create(b.kvm, MB)
-    b.choices.wanted["alloc:gmem_bindings"] = [1]
-    region = KvmUserspaceMemoryRegion2(9, KVM_MEM_GUEST_MEMFD, 8 * GB, MB, 1 << 41, f)
-    b.ok(main.kvm_vm_ioctl_set_memory_region(b.kvm, region))
+    make_unbound_slot(b)
     b.ok(b.set_attributes(8 * GB, PAGE, private=True))
-    got = main.kvm_vcpu_ioctl_pre_fault_memory(b.kvm.vcpus[0], 8 * GB, 4096)
+    got = b.host.main.kvm_vcpu_ioctl_pre_fault_memory(b.kvm.vcpus[0], 8 * GB, 4096)
     assert got == (-EIO, 8 * GB, 4096)
     assert b.texts() == ["WARN: a fault came to -5"]
 
