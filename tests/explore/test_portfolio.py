@@ -98,7 +98,7 @@ def test_no_schedule_is_drawn_twice(rates: list[tuple[int, int, int]]) -> None:
 
 def test_what_is_drawn_does_not_depend_on_workers() -> None:
     """A search by one, two and three processes draws the same."""
-    toys: list[Toy] = [toy for toy in TOYS if explore(toy, Options()).outcome is Outcome.HELD][:4]
+    toys: list[Toy] = [toy for toy in TOYS if explore(toy, Options()).outcome is Outcome.HELD][:2]
     assert toys
     for toy in toys:
         drawn = [explore(toy, Options(workers=workers)).drawn for workers in (1, 2, 3)]
