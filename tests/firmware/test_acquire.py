@@ -65,7 +65,7 @@ def test_given_file_is_used_or_refused(tmp_path: Path) -> None:
         acquire_firmware(write(tmp_path / "plain.fd", PLAIN_UEFI))
     with pytest.raises(TdvfError, match=r"cannot be read \(No such file or directory\)"):
         read_firmware(tmp_path / "missing.fd")
-    with pytest.raises(TdvfError, match=r"cannot be read \(Is a directory\)"):
+    with pytest.raises(TdvfError, match="is a folder; name a firmware image"):
         read_firmware(tmp_path)
 
 

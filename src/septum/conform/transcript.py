@@ -15,6 +15,7 @@ import msgspec
 
 from septum.abi.leaves import SEAMCALL_LEAVES, TDCALL_LEAVES
 from septum.errors import InputError
+from septum.inputs import lines_of, no_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -149,11 +150,14 @@ def read_transcripts(path: Path) -> Iterator[tuple[int, Transcript]]:
     Raises InputError that names the file, the line and the remedy.
     """
     number = 0
+    what = no_file(path)
+    if what:
+        raise InputError(f"{path} is {what}; give a JSON Lines file of transcripts, plain or gzip")
     try:
         with path.open("rb") as probe:
             packed = probe.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rb") if packed else path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
+        with gzip.open(path, "rb") if packed else path.open("rb") as file:
+            for number, line in enumerate(lines_of(file), 1):
                 if line.strip():
                     yield number, _decode(path, number, line)
     except (OSError, EOFError, zlib.error) as error:

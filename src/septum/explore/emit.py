@@ -51,12 +51,14 @@ def test_{name}() -> None:
 
 def check_made(path: Path) -> None:
     """Raises InputError where a test would be written over a file that is none of these tests."""
+    if not path.is_file():
+        return  # there is none, or it is a pipe, from which nobody should wait to read
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             first = file.readline(WIDTH)
     except OSError:
-        return  # there is none, or it cannot be written either
-    if path.is_file() and first.strip() and first.strip() != HEAD.partition("\n")[0]:
+        return  # it cannot be written either
+    if first.strip() and first.strip() != HEAD.partition("\n")[0]:
         raise InputError(
             f"--emit-test {path}: a file is there that Septum has not made, and would be lost;"
             " name another one"

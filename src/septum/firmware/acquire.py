@@ -14,6 +14,7 @@ from septum.abi.tdvf import TdvfError, TdvfImage, parse_tdvf
 from septum.abi.tdvf_build import synthetic_tdvf
 from septum.firmware.debian import DebianError, cached_image, fetch_image
 from septum.firmware.installed import find_image
+from septum.inputs import no_file
 
 SYNTHETIC_NAME = "septum-tdvf"
 IMAGE_MAX_BYTES = 64 << 20
@@ -66,9 +67,10 @@ def default_cache_dir() -> Path:
 
 def read_firmware(path: Path) -> TdvfImage:
     """The image in the file `path`. Raises TdvfError with one sentence if it is of no use."""
+    what = no_file(path)
+    if what:
+        raise TdvfError(str(path), f"is {what}", "name a firmware image")
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise TdvfError(str(path), "is no regular file", "name a firmware image")
         with path.open("rb") as file:
             data = file.read(IMAGE_MAX_BYTES + 1)
     except OSError as error:

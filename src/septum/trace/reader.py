@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Union
 import msgspec
 
 from septum.errors import InputError
+from septum.inputs import LINE_MAX_BYTES, lines_of, no_file
 from septum.sim.events import Event
 from septum.trace.header import SCHEMA, SCHEMA_VERSION, TraceEnd, TraceHeader
 from septum.trace.registry import event_types
@@ -63,6 +64,9 @@ class TraceReader:
             self._files = files.pop_all()  # those of a file that is no trace are closed
 
     def _open(self, files: ExitStack) -> IO[bytes]:
+        what = no_file(self.path)
+        if what:
+            raise TraceError(self.path, 1, f"this is {what}", MAKE_ONE)
         try:
             file = files.enter_context(self.path.open("rb"))
         except OSError as error:
@@ -80,7 +84,7 @@ class TraceReader:
 
     def _read_header(self) -> TraceHeader:
         try:
-            first = self._file.readline()
+            first = self._file.readline(LINE_MAX_BYTES)
             start = msgspec.json.decode(first, type=dict[str, object]) if first else {}
         except (msgspec.MsgspecError, OSError, EOFError, zlib.error):
             start = {}
@@ -106,7 +110,7 @@ class TraceReader:
         number = 1
         nr_events = 0
         try:
-            for line in self._file:
+            for line in lines_of(self._file):
                 number += 1
                 try:
                     event = decode(line)
@@ -131,7 +135,9 @@ class TraceReader:
         return msgspec.json.decode(self.line, type=_Via).via
 
     def _damaged(self, number: int, line: bytes, error: msgspec.MsgspecError) -> TraceError:
-        if not line.endswith(b"\n"):
+        if len(line) == LINE_MAX_BYTES:
+            what, remedy = f"the line has more than {LINE_MAX_BYTES >> 20} MiB", MAKE_ONE
+        elif not line.endswith(b"\n"):
             what, remedy = "the line is cut short", "the run was stopped while it wrote; run again"
         elif isinstance(error, msgspec.ValidationError):
             what = f"this is no event that this Septum knows ({error})"

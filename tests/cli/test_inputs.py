@@ -1,0 +1,78 @@
+"""What has no end is not read: a device, a pipe, a folder or a line without an end is refused in
+one sentence, whatever a command would have read it as."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MEMORY_MAX_BYTES = 2 << 30
+SECONDS_MAX = 20
+
+
+def septum(*args: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """The command in its own process, which ends even where it reads without end."""
+
+    def bound() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MAX_BYTES, MEMORY_MAX_BYTES))
+
+    return subprocess.run(
+        [sys.executable, "-m", "septum", *args],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS_MAX,
+        preexec_fn=bound,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Files that are none, under the names that commands take for files."""
+    for suffix in ("jsonl", "toml", "py"):
+        (tmp_path / f"zero.{suffix}").symlink_to("/dev/zero")
+        os.mkfifo(tmp_path / f"pipe.{suffix}")
+        (tmp_path / f"folder.{suffix}").mkdir()
+        with (tmp_path / f"large.{suffix}").open("wb") as file:
+            file.truncate(1 << 40)  # of which the disk has nothing
+    return tmp_path
+
+
+RECORDS = [
+    f"{command} {kind}.jsonl" for command in ("trace", "conform") for kind in ("zero", "pipe")
+]
+NO_FILE = "is no regular file"
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        *((command, NO_FILE) for command in RECORDS),
+        ("trace folder.jsonl", "this is a folder"),
+        ("trace large.jsonl", "this is not a Septum trace"),
+        ("conform folder.jsonl", "folder.jsonl is a folder; give a JSON Lines file"),
+        ("conform large.jsonl", "line 1: not JSON"),
+        ("report zero.jsonl", "no plain file"),
+        ("report pipe.jsonl", "no plain file"),
+        ("report large.jsonl", "this is not a Septum trace"),
+        ("mrtd zero.jsonl", NO_FILE),
+        ("firmware pipe.jsonl", NO_FILE),
+        ("run --firmware pipe.jsonl", NO_FILE),
+    ],
+)
+def test_what_has_no_end_is_one_sentence(command: str, sentence: str, folder: Path) -> None:
+    done = septum(*command.split(), cwd=folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sentence in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_test_is_not_looked_for_in_a_pipe(folder: Path) -> None:
+    """Whether a test is somebody's own is not asked of what gives no answer, such as our stdout."""
+    words = ("explore", "toy:lost-update", "--workers", "1", "--emit-test", "/dev/stdout")
+    done = septum(*words, cwd=folder)
+    assert done.returncode == 1, done.stderr
+    assert "\ndef test_toy_lost_update" in done.stdout
