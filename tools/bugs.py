@@ -15,9 +15,10 @@ from typing import NamedTuple
 from septum.designs import Design
 from septum.designs.bugs import SUBJECTS
 from septum.explore.api import Search
-from septum.explore.command import make_options, stories
+from septum.explore.command import stories
 from septum.explore.replay import find_subject
 from septum.explore.verdict import Counterexample, Verdict
+from septum.explore.wanted import Wanted
 from septum.words import plural
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "seeded-bugs.md"
@@ -63,7 +64,7 @@ def search(design: Design) -> Result:
     (scenario,) = design.scenarios
     started = time.process_time()
     subject = find_subject(scenario, design.name)
-    options = make_options("auto", 2, int(subject.may_fail), TIME_S, None, 1, 0)
+    options = Wanted(time_s=TIME_S).options(subject)
     run = Search(subject, options)
     run.start()
     verdict = run.run()

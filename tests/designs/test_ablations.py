@@ -18,8 +18,9 @@ from septum.designs.ablations import DESIGNS
 from septum.designs.ablations.patches import TITLES
 from septum.designs.ablations.zap import BoolHandlers
 from septum.explore.api import Search
-from septum.explore.command import explore_command, make_options
+from septum.explore.command import explore_command
 from septum.explore.replay import find_subject
+from septum.explore.wanted import Wanted
 from septum.linux.kvm.tdx_teardown import TdxTeardown
 from septum.scenarios.outcome import ScenarioOutcome
 from septum.scenarios.run import RandomRun, run_scenario
@@ -123,8 +124,9 @@ def test_what_needs_a_race(name: str) -> None:
     """A search finds it within a few schedules; the same answers do v3 no harm."""
     design = find_design(name)
     scenario, *others = design.scenarios
-    options = make_options("auto", 1, 0, 30.0, 1000, 1, 0)
-    verdict = Search(find_subject(scenario, name, "quiet"), options).run()
+    wanted = Wanted(preemptions=1, failures=0, time_s=30.0, schedules=1000)
+    subject = find_subject(scenario, name, "quiet")
+    verdict = Search(subject, wanted.options(subject)).run()
     example = verdict.counterexamples[0]
     assert example.finding.promise == design.breaks[0]
     assert re.search(RACES[name], example.finding.text)
@@ -234,9 +236,8 @@ def test_an_oops_in_a_boot_is_a_report(tmp_path: Path) -> None:
 
 def test_a_story_is_told_by_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     """Patch 16 as its log has it: the zap of one page takes 2 MB, and nothing is split before."""
-    code = explore_command(
-        ["private-mem-punch-all"], "v3-without-16", "auto", 1, time_s=30.0, check="quiet"
-    )
+    wanted = Wanted(design="v3-without-16", preemptions=1, time_s=30.0, check="quiet")
+    code = explore_command(["private-mem-punch-all"], wanted)
     story = " ".join(capsys.readouterr().out.split())
     assert code == 1
     assert "promise precise-zap in scenario private-mem-punch-all on design v3-without-16" in story

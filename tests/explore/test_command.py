@@ -426,7 +426,7 @@ ONE_PAGE = find_subject("convert-one-page")
             token_of(
                 find_subject("convert-one-page").recipe.replace(b"\xa3end", b"\xa3odd"), "list", []
             ),
-            "check 'odd'",
+            "Invalid enum value 'odd' - at `$.check`",
         ),
         (token_of(ONE_PAGE.recipe, "list", [9]), "search again with `septum explore convert-one-"),
     ],

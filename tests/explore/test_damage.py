@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from septum.explore.api import Search
-from septum.explore.command import make_options, stories
+from septum.explore.command import stories
 from septum.explore.replay import find_subject
 from septum.explore.runs.run import Runner
 from septum.explore.runs.steering import Replaying
@@ -14,6 +14,7 @@ from septum.explore.stories.damage import Damage, damage_of
 from septum.explore.stories.parting import first_difference
 from septum.explore.stories.recording import Recording
 from septum.explore.verdict import Counterexample, Verdict
+from septum.explore.wanted import Wanted
 from septum.module.events import SeamcallEvent
 
 SEEN_LATE = ("convert-against-fault-there", "bug-seq-not-checked")
@@ -24,7 +25,7 @@ class Found:
 
     def __init__(self, scenario: str, design: str, check: str = "end") -> None:
         subject = find_subject(scenario, design, check)
-        search = Search(subject, make_options("auto", 2, int(subject.may_fail), 60.0, None, 1, 0))
+        search = Search(subject, Wanted().options(subject))
         search.start()
         self.verdict: Verdict = search.run()
         self.runner: Runner = search.runner_searcher.runner

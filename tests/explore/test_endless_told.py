@@ -7,11 +7,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from septum.explore.api import Search
-from septum.explore.command import make_options, stories
+from septum.explore.command import stories
 from septum.explore.replay import find_subject
 from septum.explore.stories.endless import Mark, Marks, loop_of
 from septum.explore.subject import Options, Subject
 from septum.explore.toybox import DEADLOCK, LIVELOCK
+from septum.explore.wanted import Wanted
 from septum.sim import Finding
 from septum.trace.ladder import FOLD_FROM
 
@@ -64,7 +65,7 @@ STAYS = {
 def test_one_round_is_told_and_what_stays(scenario: str, bug: str) -> None:
     """By the guest; by KVM's retries, of which an event tells, or none."""
     subject = find_subject(scenario, f"bug-{bug}")
-    options = make_options("auto", 2, int(subject.may_fail), 60.0, None, 1, 0)
+    options = Wanted().options(subject)
     expected = STAYS[scenario, bug]
     assert told(subject, options)[-len(expected) :] == expected
 

@@ -107,12 +107,13 @@ def test_what_is_drawn_does_not_depend_on_workers() -> None:
 
 def test_the_verdict_says_what_was_drawn(capsys: pytest.CaptureFixture[str]) -> None:
     """On the command line, by kind; a search of one strategy says nothing of kinds."""
-    from septum.explore.command import make_options, verdict_lines
+    from septum.explore.command import verdict_lines
+    from septum.explore.wanted import Wanted
 
-    options = make_options("auto", 2, 0, None, None, 1, 0)
+    options = Wanted().options(LOCKED_UPDATE)
     text = "\n".join(verdict_lines(explore(LOCKED_UPDATE, options)))
     assert "random schedules: 75 by PCT, 75 by uniform walk, 50 by walk that mostly stays" in text
-    options = make_options("pct", 2, 0, None, 50, 1, 0)
+    options = Wanted(strategy="pct", schedules=50).options(LOCKED_UPDATE)
     assert "random schedules:" not in "\n".join(verdict_lines(explore(LOCKED_UPDATE, options)))
 
 

@@ -7,7 +7,7 @@ import pytest
 from septum.cli.run import decode_run, replay_token
 from septum.errors import InputError
 from septum.explore import Options, Outcome, Strategy, api, explore
-from septum.explore.command import explore_command, make_options
+from septum.explore.command import explore_command
 from septum.explore.replay import find_subject, replay_answers
 from septum.explore.runs.run import VERIFY_ALWAYS, Run, Runner, StateMissed
 from septum.explore.runs.steering import Replaying, Steering
@@ -23,6 +23,7 @@ from septum.explore.toybox import (
     TOYS,
 )
 from septum.explore.toys import Toy
+from septum.explore.wanted import Wanted
 from septum.sim import Finding, decode_token
 
 
@@ -150,7 +151,7 @@ def test_unshrunk_is_as_found() -> None:
 def test_command_text(capsys: pytest.CaptureFixture[str], tmp_path) -> None:  # type: ignore[no-untyped-def]
     """The report keeps 80 columns and says the ten points; artefacts are written."""
     test = tmp_path / "test_it.py"
-    code = explore_command(["toy:rare"], report=tmp_path / "r", emit_test=test)
+    code = explore_command(["toy:rare"], Wanted(report=tmp_path / "r", emit_test=test))
     out = capsys.readouterr().out
     assert code == 1
     assert all(len(line) <= 80 for line in out.splitlines())
@@ -165,7 +166,7 @@ def test_command_text(capsys: pytest.CaptureFixture[str], tmp_path) -> None:  # 
 
 def test_command_json(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     """--json prints verdicts."""
-    assert explore_command(["toy:locked-update"], as_json=True) == 0
+    assert explore_command(["toy:locked-update"], Wanted(as_json=True)) == 0
     report = json.loads(capsysbinary.readouterr().out)
     assert report["schema"] == "septum-explore-1"
     assert report["verdicts"][0]["outcome"] == "held"
@@ -176,9 +177,9 @@ def test_bad_usage() -> None:
     with pytest.raises(InputError):
         find_subject("toy:no-such")
     with pytest.raises(InputError):
-        make_options("best", 2, 0, None, None, 1, 0)
+        Wanted(strategy="best").options(LOCKED_UPDATE)
     with pytest.raises(InputError):
-        make_options("auto", 2, 0, None, None, 0, 0)
+        Wanted(workers=0).options(LOCKED_UPDATE)
 
 
 class Endless(Toy):

@@ -24,6 +24,7 @@ from septum.explore.stories.story import Row, cause
 from septum.explore.stories.why import why_lines
 from septum.explore.subject import Options
 from septum.explore.verdict import Outcome, Verdict
+from septum.explore.wanted import Wanted
 from septum.module.events import SeamcallEvent, TdcallEvent, TdExitEvent
 from septum.scenarios.changes import changes, lock_changes
 from septum.scenarios.run import load_scenario
@@ -70,7 +71,8 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         found = {}
         for name, (scenario, design) in FINDINGS.items():
             report = folder / name
-            assert explore_command([scenario], design, check="quiet", report=report) == 1
+            wanted = Wanted(design=design, check="quiet", report=report)
+            assert explore_command([scenario], wanted) == 1
             (text,) = (path.read_text() for path in report.glob("*.txt"))
             found[name] = text
         return found

@@ -10,7 +10,7 @@ from judging import Searched, searched
 from septum.explore.tracking.watched import Watched
 
 if TYPE_CHECKING:
-    from septum.checks.checker import Mode
+    from septum.checks.modes import Mode
 
 MINE = '''"""Two mistakes that nobody but a promise sees."""
 

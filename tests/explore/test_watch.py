@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from septum.explore.api import Search
-from septum.explore.command import explore_command, make_options
+from septum.explore.command import explore_command
 from septum.explore.progress import Progress
 from septum.explore.replay import find_subject
 from septum.explore.subject import Options
+from septum.explore.wanted import Wanted
 from septum.explore.watch import BARS, WIDTH, View, watching
 from septum.explore.workers.search import Found, JobResult
 from septum.sim import Finding
@@ -95,8 +96,8 @@ def test_nothing_without_a_terminal() -> None:
 
 def test_a_search_tells_how_far_it_is() -> None:
     for workers in (1, 2):
-        options = make_options("auto", 1, 0, None, None, workers, 0)
-        search = Search(find_subject("toy:rare"), options)
+        toy = find_subject("toy:rare")
+        search = Search(toy, Wanted(preemptions=1, workers=workers).options(toy))
         search.start()
         verdict = search.run()
         progress = search.progress
@@ -105,7 +106,7 @@ def test_a_search_tells_how_far_it_is() -> None:
 
 
 def test_json_is_all_there_is_on_stdout(capfd: pytest.CaptureFixture[str]) -> None:
-    explore_command(["toy:rare"], as_json=True)
+    explore_command(["toy:rare"], Wanted(as_json=True))
     shown = capfd.readouterr()
     assert shown.out.startswith("{")
     assert shown.err == ""

@@ -25,12 +25,13 @@ from septum.abi.status import (
     TDX_TLB_TRACKING_NOT_DONE,
 )
 from septum.explore.api import Search
-from septum.explore.command import make_options, stories
+from septum.explore.command import stories
 from septum.explore.replay import find_subject
 from septum.explore.stories.module_watch import Held, ModuleLock, ModuleLook, TdLook
 from septum.explore.stories.recording import Beat
 from septum.explore.stories.story import consequence_of
 from septum.explore.stories.why import why_lines
+from septum.explore.wanted import Wanted
 from septum.module.events import SeamcallEvent
 from septum.sim import Finding
 from septum.sim.events import Event
@@ -181,7 +182,7 @@ WHY = {
 def why_of(scenario: str, design: str, strategy: str = "auto", seed: int = 0) -> str:
     """The why-lines of the first story of a search, on one line."""
     subject = find_subject(scenario, design)
-    options = make_options(strategy, 2, int(subject.may_fail), SEARCH_S, None, 1, seed)
+    options = Wanted(strategy=strategy, time_s=SEARCH_S, seed=seed).options(subject)
     search = Search(subject, options)
     search.start()
     (story,) = stories(search.run(), search.runner_searcher.runner, [])

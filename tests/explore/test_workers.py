@@ -19,6 +19,7 @@ from septum.explore.subject import Built
 from septum.explore.toybox import LOCKED_UPDATE, RARE, dice_toy
 from septum.explore.toys import Toy
 from septum.explore.verdict import Outcome, Verdict
+from septum.explore.wanted import Wanted
 from septum.explore.workers.parallel import Workers, _Team
 from septum.explore.workers.search import Job, Searcher
 
@@ -180,7 +181,7 @@ def test_the_first_worker_ends_where_it_was_to_fork() -> None:
 def test_the_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     subject = Deadly(LOCKED_UPDATE, lambda far, runs: far == 1 and runs > 2, kill_me)
     monkeypatch.setattr("septum.explore.command.find_subject", lambda *words: subject)
-    assert explore_command(["toy"], workers=2, watch=False) == 3
+    assert explore_command(["toy"], Wanted(workers=2, watch=False)) == 3
     out = " ".join(capsys.readouterr().out.split())
     assert out.startswith("UNDETERMINED: toy:locked-update") and "was killed by SIGKILL" in out
 

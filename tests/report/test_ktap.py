@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from septum.cli.run import boot_case
 from septum.cli.scenario import run_one
 from septum.explore.command import explore_command
+from septum.explore.wanted import Wanted
 from septum.report.ktap import Case, ktap_lines
 from septum.report.result import RunResult
 
@@ -106,7 +107,7 @@ def test_what_a_scenario_foresees_is_xfail(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_search_that_finds_and_one_that_holds(capsys: pytest.CaptureFixture[str]) -> None:
-    code = explore_command(["convert-one-page"], "v3-without-08", ktap=True)
+    code = explore_command(["convert-one-page"], Wanted(design="v3-without-08", ktap=True))
     (test,) = whole(capsys.readouterr().out)
     assert (code, test.ok) == (1, False)
     (broken,) = [subtest for subtest in test.subtests if not subtest.ok]
@@ -117,14 +118,15 @@ def test_a_search_that_finds_and_one_that_holds(capsys: pytest.CaptureFixture[st
         ("SKIP", "not looked at after that")
     }
     assert any("Cause: " in line for line in broken.diagnostics)
-    assert explore_command(["accept-level-b"], strategy="exhaustive", preemptions=0, ktap=True) == 0
+    wanted = Wanted(strategy="exhaustive", preemptions=0, ktap=True)
+    assert explore_command(["accept-level-b"], wanted) == 0
     (test,) = whole(capsys.readouterr().out)
     assert test.ok
     assert all(subtest.ok and not subtest.directive for subtest in test.subtests)
 
 
 def test_what_a_search_breaks_as_foreseen_is_xfail(capsys: pytest.CaptureFixture[str]) -> None:
-    assert explore_command(["finding-attributes-late"], preemptions=1, ktap=True) == 0
+    assert explore_command(["finding-attributes-late"], Wanted(preemptions=1, ktap=True)) == 0
     (test,) = whole(capsys.readouterr().out)
     broken = {subtest.name: subtest for subtest in test.subtests if subtest.directive}
     assert set(broken) == {"mapping-in-folio", "private-unreachable"}
@@ -133,7 +135,8 @@ def test_what_a_search_breaks_as_foreseen_is_xfail(capsys: pytest.CaptureFixture
 
 
 def test_a_search_without_an_answer_is_timeout(capsys: pytest.CaptureFixture[str]) -> None:
-    assert explore_command(["hugetlb-fault-race"], schedules=1, strategy="random", ktap=True) == 3
+    wanted = Wanted(schedules=1, strategy="random", ktap=True)
+    assert explore_command(["hugetlb-fault-race"], wanted) == 3
     (test,) = whole(capsys.readouterr().out)
     assert (test.ok, test.directive) == (False, "TIMEOUT")
 

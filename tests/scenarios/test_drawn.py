@@ -3,7 +3,7 @@
 import pytest
 from drawn import drawn_scenario
 
-from septum.checks.checker import Mode
+from septum.checks.modes import Mode
 from septum.scenarios.bench import ScenarioBench
 from septum.scenarios.run import RandomRun, load_scenario
 

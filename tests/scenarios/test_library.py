@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from septum.checks.checker import Mode
+from septum.checks.modes import Mode
 from septum.scenarios.check import Bounds, judge
 from septum.scenarios.run import LIBRARY, load_scenario, scenario_names
 

@@ -13,7 +13,7 @@ from septum.explore.subject import Options, Strategy
 from septum.explore.workers.search import Job, Searcher
 
 if TYPE_CHECKING:
-    from septum.checks.checker import Mode
+    from septum.checks.modes import Mode
 
 SPIN_POINTS = 6000
 """The plain search takes who has run for so long for one that goes round; the fast one knows."""

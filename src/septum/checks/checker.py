@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from septum.checks.intervals import Intervals
+    from septum.checks.modes import Mode
     from septum.checks.view import GuestView, WorldView
     from septum.guest.memory import GuestMemory
     from septum.linux.kvm.types import Kvm, KvmVcpu
 
-Mode = Literal["end", "quiet", "every-step"]
 Result = Literal["held", "broken"]
 
 CREDIT_PER_QUIET_POINT = 1

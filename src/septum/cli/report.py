@@ -10,7 +10,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from septum.cli.exits import BROKEN, OK
 from septum.cli.run import bare_token, decode_run, firmware_of, record_boot
@@ -31,7 +31,6 @@ from septum.trace.itf import itf_chunks
 from septum.trace.reader import TraceReader
 
 if TYPE_CHECKING:
-    from septum.checks.checker import Mode
     from septum.scenarios.scenario import Scenario
     from septum.sim import Schedule
 
@@ -121,7 +120,7 @@ def _foreseen(
     if not findings or told is None:
         return not findings
     recipe, scenario, _ = told
-    subject = ScenarioSubject(scenario, recipe.design, cast("Mode", recipe.check))
+    subject = ScenarioSubject(scenario, recipe.design, recipe.check)
     return all(subject.foresees(finding.promise, finding.text) for finding in findings)
 
 
@@ -130,7 +129,7 @@ def _story(told: tuple[ScenarioRecipe, Scenario, Schedule]) -> list[str]:
     from septum.explore.stories.retell import retell
 
     recipe, scenario, schedule = told
-    lines = retell(scenario, recipe.design, schedule, cast("Mode", recipe.check))
+    lines = retell(scenario, recipe.design, schedule, recipe.check)
     return [f"{line}\n" for line in lines]
 
 
@@ -186,7 +185,7 @@ def record_token(token: str, into: Path, firmware: Path | None = None) -> None:
     recipe, schedule = decode_run(token)
     if isinstance(recipe, ScenarioRecipe):
         _only_of("a scenario", firmware=firmware)
-        check = cast("Mode", recipe.check)
+        check = recipe.check
         record_scenario(scenario_of_recipe(recipe), recipe.design, schedule, check, into)
         check_fit(recipe, schedule)
         return
@@ -206,7 +205,7 @@ def _write_states(trace: Path, target: Path) -> None:
         raise InputError(
             "--itf writes the states of a scenario; those of a boot are too many, take --perfetto"
         )
-    check = cast("Mode", recipe.check)
+    check = recipe.check
     steps = scenario_states(scenario_of_recipe(recipe), recipe.design, schedule, check)
     write_pieces(itf_chunks(steps, header), target)
     print(f"septum: itf is in {target} ({len(steps)} states)", file=sys.stderr)

@@ -66,10 +66,12 @@ def run(
     ] = False,
 ) -> None:
     """Boot a TD from firmware to an idle Linux, convert, tear down, and report; or a SCENARIO."""
+    from septum.checks.modes import check_mode
     from septum.cli.given import check_run_options, given, refuse_boot_options
 
     options = given(context)
     check_run_options(options, schedule=schedule, seed=seed, as_json=json, ktap=ktap)
+    mode = check_mode(check)
     if scenario is not None:
         refuse_boot_options(options)
         from septum.cli.scenario import run_one
@@ -80,7 +82,7 @@ def run(
                 design=design,
                 schedule=schedule,
                 seed=seed,
-                check=check,
+                check=mode,
                 trace=trace,
                 report=report,
                 as_json=json,
@@ -98,7 +100,7 @@ def run(
                 design=design,
                 seed=seed,
                 schedule=schedule,
-                check=check,
+                check=mode,
                 json=json,
                 trace=trace,
                 report=report or REPORT,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -34,11 +34,9 @@ from septum.trace.header import TraceHeader
 from septum.trace.writer import TraceWriter
 
 if TYPE_CHECKING:
-    from septum.checks.checker import Mode
+    from septum.checks.modes import Mode
     from septum.scenarios.outcome import ScenarioOutcome
     from septum.scenarios.scenario import Scenario
-
-CHECK_MODES = ("end", "quiet", "every-step")
 
 
 def print_scenarios(*, as_json: bool) -> int:
@@ -59,7 +57,7 @@ def run_one(
     design: str,
     schedule: str,
     seed: int,
-    check: str,
+    check: Mode,
     trace: Path | None,
     as_json: bool,
     report: Path | None = None,
@@ -70,8 +68,6 @@ def run_one(
     `report`: a folder for its text and its page. Raises InputError for an unknown name, or a
     wrong file or option.
     """
-    if check not in CHECK_MODES:
-        raise InputError(f"--check {check!r}: choose from {', '.join(CHECK_MODES)}")
     chosen: Schedule
     if schedule == "round-robin":
         chosen = RoundRobin()
@@ -79,13 +75,12 @@ def run_one(
         chosen = RandomRun(seed)
     else:
         raise InputError(f"--schedule {schedule!r}: choose from round-robin, random")
-    mode = cast("Mode", check)
     scenario = load_scenario(name)
     page = report / f"{scenario.name}.html" if report is not None else None
     check_outputs([("--trace", trace), ("--report", page)], [scenario_file(name), own_file(design)])
     if report is not None:
-        return _reported(scenario, design, chosen, mode, trace, report, as_json=as_json, ktap=ktap)
-    return _run(scenario, design, chosen, mode, trace, as_json=as_json, ktap=ktap)
+        return _reported(scenario, design, chosen, check, trace, report, as_json=as_json, ktap=ktap)
+    return _run(scenario, design, chosen, check, trace, as_json=as_json, ktap=ktap)
 
 
 def _reported(
@@ -133,7 +128,7 @@ def replay_one(
     Raises InputError when the scenario has changed, and when there is nothing to test.
     """
     scenario = scenario_of_recipe(recipe)
-    check = cast("Mode", recipe.check)
+    check = recipe.check
     outcome = _outcome(scenario, recipe.design, schedule, check, trace)
     check_fit(recipe, schedule)
     if not as_json and not (outcome.ok and outcome.held):

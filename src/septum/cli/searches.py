@@ -77,32 +77,31 @@ def explore(
     """Try every interleaving and failure of a scenario; tell the shortest story of what broke."""
     from septum.cli.report import write_token_page
     from septum.explore.command import explore_command
+    from septum.explore.wanted import Wanted
     from septum.explore.workers.parallel import cores
 
-    raise SystemExit(
-        explore_command(
-            scenario,
-            design,
-            strategy,
-            preemptions,
-            failures,
-            time,
-            schedules,
-            cores() if workers is None else workers,
-            seed,
-            check,
-            json,
-            report,
-            emit_test,
-            fail=fail or (),
-            ignore=ignore or (),
-            keep_going=keep_going,
-            ktap=ktap,
-            coverage=coverage,
-            watch=watch,
-            page=write_token_page,
-        )
+    wanted = Wanted(
+        design=design,
+        strategy=strategy,
+        preemptions=preemptions,
+        failures=failures,
+        time_s=time,
+        schedules=schedules,
+        workers=cores() if workers is None else workers,
+        seed=seed,
+        check=check,
+        fail=fail or (),
+        ignore=ignore or (),
+        keep_going=keep_going,
+        as_json=json,
+        ktap=ktap,
+        coverage=coverage,
+        watch=watch,
+        report=report,
+        emit_test=emit_test,
+        page=write_token_page,
     )
+    raise SystemExit(explore_command(scenario, wanted))
 
 
 @app.command()
@@ -143,6 +142,7 @@ def compare(
     ),
 ) -> None:
     """Which promises does each design break, and what does it cost? Without any: all of them."""
+    from septum.checks.modes import check_mode
     from septum.compare.command import Wanted, compare_command, scenario_names
     from septum.compare.result import Bounds
     from septum.explore.workers.parallel import cores
@@ -154,7 +154,7 @@ def compare(
                 names=tuple(design or ()),
                 kinds=tuple(kinds),
                 scenarios=scenario_names(scenarios),
-                bounds=Bounds(preemptions, failures, schedules, time, seed, check),
+                bounds=Bounds(preemptions, failures, schedules, time, seed, check_mode(check)),
                 workers=cores() if workers is None else workers,
                 costs=cost,
                 as_json=json,

@@ -6,6 +6,8 @@ from enum import StrEnum
 
 import msgspec
 
+from septum.checks.modes import Mode
+
 SCHEMA = "septum.compare"
 SCHEMA_VERSION = 2
 AS_EXPECTED = "as-expected"
@@ -40,7 +42,7 @@ class Bounds(msgspec.Struct, frozen=True):
     schedules: int = 10_000
     time_s: float = 20.0
     seed: int = 0
-    check: str = "quiet"
+    check: Mode = "quiet"
 
 
 class Broken(msgspec.Struct, frozen=True):

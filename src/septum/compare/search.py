@@ -38,8 +38,7 @@ class Watched(ScenarioSubject):
     __slots__ = ("known",)
 
     def __init__(self, scenario: str, design: str, bounds: Bounds) -> None:
-        # The command has checked that it is one of the modes.
-        super().__init__(scenario, design, bounds.check)  # type: ignore[arg-type]
+        super().__init__(scenario, design, bounds.check)
         self.known: dict[str, str] = {}
 
     def expects(self, finding: Finding) -> bool:

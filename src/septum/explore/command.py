@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import textwrap
 from typing import TYPE_CHECKING
@@ -14,7 +13,6 @@ from septum.designs.own import is_own, own_file, unsteady_text
 from septum.errors import InputError
 from septum.explore.api import Search
 from septum.explore.artefacts import Artefacts
-from septum.explore.bounds import check_bounds
 from septum.explore.covering.covered import coverage_lines, summary
 from septum.explore.ktap import verdict_case
 from septum.explore.replay import find_subject
@@ -23,8 +21,8 @@ from septum.explore.runs.run import DidNotRepeat
 from septum.explore.steady import check_steady
 from septum.explore.stories.story import heading
 from septum.explore.stories.telling import tell
-from septum.explore.subject import UNBOUNDED, Options, Strategy
 from septum.explore.verdict import Outcome, Verdict, bounds_text
+from septum.explore.wanted import Wanted
 from septum.explore.watch import watching
 from septum.outputs import check_outputs
 from septum.report.ktap import Case, ktap_lines
@@ -32,11 +30,10 @@ from septum.scenarios.run import scenario_file
 from septum.words import WIDTH, count_text, plural
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from septum.explore.runs.run import Runner
-    from septum.explore.subject import Subject
+    from septum.explore.subject import Options, Subject
 
 SCHEMA = "septum-explore-1"
 _SEVERITY = (BROKEN, INTERRUPTED, UNDETERMINED, OK)
@@ -49,75 +46,34 @@ class ExploreReport(msgspec.Struct):
     verdicts: list[Verdict]
 
 
-def explore_command(
-    names: Sequence[str],
-    design: str = "v3",
-    strategy: str = "auto",
-    preemptions: int | None = 2,
-    failures: int | None = None,
-    time_s: float | None = 60.0,
-    schedules: int | None = None,
-    workers: int = 1,
-    seed: int = 0,
-    check: str = "end",
-    as_json: bool = False,
-    report: Path | None = None,
-    emit_test: Path | None = None,
-    ignore: Sequence[str] = (),
-    keep_going: bool = False,
-    fail: Sequence[str] = (),
-    ktap: bool = False,
-    watch: bool = True,
-    coverage: bool = False,
-    page: Callable[[str, Path], None] | None = None,
-) -> int:
+def explore_command(names: Sequence[str], wanted: Wanted) -> int:
     """Explore scenarios one after the other; returns the exit code of the worst verdict.
 
-    `failures` None: one where the scenario allows any, else none. `fail`: choice points that may
-    fail beside those that it allows. `page` writes the page of a
-    token's run to a file: for counterexamples, beside their text. `coverage`: print all that was
-    reached, too.
     Raises InputError before anything is searched: for unknown names and values, and for files that
     cannot be written.
     """
-    if not all(text.strip() for text in ignore):
+    if not all(text.strip() for text in wanted.ignore):
         raise InputError("--ignore '': that is a part of every finding; give more of its text")
-    if as_json and ktap:
+    if wanted.as_json and wanted.ktap:
         raise InputError("--json and --ktap both write to stdout: give one of them")
+    check = wanted.check
     asked = []
     for name in names:
-        subject = find_subject(name, design, check, fail, ignore)
-        options = make_options(
-            strategy,
-            preemptions,
-            int(subject.may_fail) if failures is None else failures,
-            time_s,
-            schedules,
-            workers,
-            seed,
-            ignore,
-            keep_going,
-            fail,
-        )
-        asked.append((name, subject, options))
-    check_outputs([("--emit-test", emit_test)], [*map(scenario_file, names), own_file(design)])
-    artefacts = Artefacts(report, emit_test, page)
+        subject = find_subject(name, wanted.design, check, wanted.fail, wanted.ignore)
+        asked.append((name, subject, wanted.options(subject)))
+    inputs = [*map(scenario_file, names), own_file(wanted.design)]
+    check_outputs([("--emit-test", wanted.emit_test)], inputs)
+    artefacts = Artefacts(wanted.report, wanted.emit_test, wanted.page)
     verdicts: list[Verdict] = []
     cases: list[Case] = []
     codes = set()
     try:
         for name, subject, options in asked:
-            verdict, told = _searched(name, subject, options, check, watch=watch)
+            verdict, told = _searched(name, subject, options, check, watch=wanted.watch)
             verdicts.append(verdict)
             cases.append(verdict_case(verdict, told))
-            if not (as_json or ktap):
-                print("\n".join(verdict_lines(verdict)))
-                for story in told:
-                    print()
-                    print("\n".join(story))
-                if coverage:
-                    print()
-                    print("\n".join(coverage_lines(verdict)))
+            if not (wanted.as_json or wanted.ktap):
+                _print(verdict, told, coverage=wanted.coverage)
             artefacts.add(verdict, told, name, check, options)
             if verdict.interrupted:
                 break
@@ -125,15 +81,25 @@ def explore_command(
         # What was found before is told all the same.
         print("septum: interrupted", file=sys.stderr)
         codes.add(INTERRUPTED)
-    if as_json:
+    if wanted.as_json:
         sys.stdout.buffer.write(msgspec.json.encode(ExploreReport(SCHEMA, verdicts)) + b"\n")
         sys.stdout.flush()
-    if ktap:
+    if wanted.ktap:
         print("\n".join(ktap_lines(cases)))
     if artefacts.failed:
         raise InputError(artefacts.failed)
     codes |= {verdict.exit_code() for verdict in verdicts}
     return next((code for code in _SEVERITY if code in codes), 0)
+
+
+def _print(verdict: Verdict, told: Sequence[Sequence[str]], *, coverage: bool) -> None:
+    print("\n".join(verdict_lines(verdict)))
+    for story in told:
+        print()
+        print("\n".join(story))
+    if coverage:
+        print()
+        print("\n".join(coverage_lines(verdict)))
 
 
 def _searched(
@@ -153,51 +119,6 @@ def _searched(
         if not is_own(subject.design):
             raise
         raise InputError(unsteady_text(subject.design)) from None
-
-
-def make_options(
-    strategy: str,
-    preemptions: int | None,
-    failures: int,
-    time_s: float | None,
-    schedules: int | None,
-    workers: int,
-    seed: int,
-    ignore: Sequence[str] = (),
-    keep_going: bool = False,
-    fail: Sequence[str] = (),
-) -> Options:
-    """Options from what a user wrote. Raises InputError; `preemptions` of -1 is no bound."""
-    try:
-        chosen = Strategy(strategy)
-    except ValueError:
-        known = ", ".join(s.value for s in Strategy)
-        raise InputError(f"--strategy {strategy!r}: choose from {known}") from None
-    check_bounds(
-        preemptions=preemptions,
-        failures=failures,
-        schedules=schedules,
-        time_s=time_s,
-        workers=workers,
-        seed=seed,
-    )
-    # No run comes to so many preemptions, and no search to the end of all time.
-    if preemptions is not None and not 0 <= preemptions < UNBOUNDED:
-        preemptions = None
-    if time_s is not None and math.isinf(time_s):
-        time_s = None
-    return Options(
-        strategy=chosen,
-        preemptions=preemptions,
-        failures=failures,
-        schedules=schedules,
-        time_s=time_s,
-        workers=workers,
-        seed=seed,
-        ignore=tuple(ignore),
-        keep_going=keep_going,
-        fail=tuple(fail),
-    )
 
 
 def verdict_lines(verdict: Verdict) -> list[str]:

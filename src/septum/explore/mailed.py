@@ -18,7 +18,7 @@ from septum.scenarios.run import SUFFIX
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from septum.checks.checker import Mode
+    from septum.checks.modes import Mode
     from septum.scenarios.scenario import Scenario
     from septum.sim import Schedule
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from septum.checks.modes import check_mode
 from septum.errors import InputError
 from septum.explore.reproduce import explore_words, misfit_text
 from septum.explore.runs.run import Runner
@@ -65,10 +66,8 @@ def find_subject(
             return find_toy(name.removeprefix("toy:"))
         except (KeyError, ValueError):
             raise InputError(f"no toy is called {name.removeprefix('toy:')!r}") from None
-    if check not in ("end", "quiet", "every-step"):
-        raise InputError(f"--check {check!r}: choose from end, quiet, every-step")
-    # `check` was just found to be one of the literals.
-    return ScenarioSubject(load_scenario(name).asked(fail, ignore), design, check)  # type: ignore[arg-type]
+    mode = check_mode(check)
+    return ScenarioSubject(load_scenario(name).asked(fail, ignore), design, mode)
 
 
 def replay_answers(

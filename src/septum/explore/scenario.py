@@ -18,7 +18,7 @@ from septum.scenarios.world import ScenarioWorld
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from septum.checks.checker import Mode
+    from septum.checks.modes import Mode
     from septum.scenarios.scenario import Scenario
     from septum.sim import Finding
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.explore.api import Search
-from septum.explore.command import make_options, stories, verdict_lines
+from septum.explore.command import stories, verdict_lines
 from septum.explore.replay import find_subject
 from septum.explore.reproduce import command_lines
 from septum.explore.verdict import Outcome, Verdict
+from septum.explore.wanted import Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,10 +32,17 @@ def search_for_test(
 
     Raises InputError for unknown names and values.
     """
-    options = make_options(
-        strategy, preemptions, failures, time_s, schedules, 1, seed, fail=tuple(fail)
-    )
-    search = Search(find_subject(scenario, design, check, fail), options)
+    subject = find_subject(scenario, design, check, fail)
+    options = Wanted(
+        strategy=strategy,
+        preemptions=preemptions,
+        failures=failures,
+        time_s=time_s,
+        schedules=schedules,
+        seed=seed,
+        fail=fail,
+    ).options(subject)
+    search = Search(subject, options)
     search.start()
     verdict = search.run()
     if verdict.outcome is Outcome.HELD:

@@ -12,7 +12,7 @@ from septum.sim.state import Snapshot
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from septum.checks.checker import Mode
+    from septum.checks.modes import Mode
     from septum.scenarios.outcome import ScenarioOutcome
     from septum.scenarios.scenario import Scenario
     from septum.sim import Event

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from septum.abi.tdvf import TdvfImage
-    from septum.checks.checker import Mode
+    from septum.checks.modes import Mode
     from septum.linux.kvm.types import Kvm
     from septum.report.result import PhaseRecord
     from septum.sim import Schedule

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from septum.checks.modes import MODES, Mode
 from septum.codes import BROKEN, INTERRUPTED, OK, USAGE
 from septum.designs import find_design
 from septum.errors import InputError
@@ -28,7 +29,6 @@ from septum.sim import RoundRobin, Schedule
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from septum.checks.checker import Mode
     from septum.scenarios.outcome import ScenarioOutcome
     from septum.scenarios.scenario import Scenario
     from septum.sim import Event
@@ -141,7 +141,7 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--failing", type=int, default=FAILING, help="and so many with failures")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--check", choices=("end", "quiet", "every-step"), default="quiet")
+    parser.add_argument("--check", choices=MODES, default="quiet")
     return parser.parse_args(list(arguments))
 
 

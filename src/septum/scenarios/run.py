@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from septum.checks.modes import Mode
 from septum.designs import find_design
 from septum.errors import InputError
 from septum.scenarios.failures import Failures
@@ -28,7 +29,6 @@ from septum.stamp import stamp
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from septum.checks.checker import Mode
     from septum.scenarios.scenario import Document, Scenario
     from septum.sim import Event
 
@@ -43,14 +43,14 @@ class ScenarioRecipe(msgspec.Struct, frozen=True, tag="scenario", omit_defaults=
 
     name: str
     design: str = "v3"
-    check: str = "quiet"
+    check: Mode = "quiet"
     digest: bytes = b""
     text: str = ""
     fail: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
 
 
-def recipe_for_token(scenario: Scenario, design: str, check: str) -> ScenarioRecipe:
+def recipe_for_token(scenario: Scenario, design: str, check: Mode) -> ScenarioRecipe:
     """The recipe of a scenario's run."""
     design = find_design(design).reference
     path = LIBRARY / f"{scenario.name}{SUFFIX}"

@@ -32,7 +32,7 @@ from septum.trace.ladder import is_quiet
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from septum.checks.checker import Mode
+    from septum.checks.modes import Mode
     from septum.linux.kvm.types import Kvm
     from septum.machine import LogicalProcessor, TablePage
     from septum.scenarios.scenario import Scenario

@@ -29,7 +29,7 @@ from septum.vmm.world import World, WorldRecipe
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from septum.checks.checker import Mode
+    from septum.checks.modes import Mode
     from septum.scenarios.scenario import Program, Scenario, Step
 
 MACHINE_BYTES = 4 << 30

@@ -24,7 +24,7 @@ from septum.stamp import stamp
 from septum.words import wrap
 
 if TYPE_CHECKING:
-    from septum.checks.checker import Mode
+    from septum.checks.modes import Mode
     from septum.explore.subject import Subject
     from septum.scenarios.outcome import ScenarioOutcome
     from septum.scenarios.scenario import Scenario
