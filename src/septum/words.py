@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 
 WIDTH = 80
@@ -10,6 +11,7 @@ TDX_LEVELS = ("4K", "2M", "1G", "512G", "256T")
 LEVELS = dict(enumerate(TDX_LEVELS, 1))
 """The same by KVM's levels, which begin at 1."""
 
+_WORD = re.compile(r"\w")
 _UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
@@ -67,6 +69,17 @@ def wrap(
 def gpa_text(gpa: int, digits: int = 9) -> str:
     """An address with leading zeros, so that those above and below 4 GiB line up."""
     return f"0x{gpa:0{digits}x}"
+
+
+def begins(text: str, beginning: str) -> bool:
+    """Whether `text` begins with `beginning`, and no word of it is cut there. A number is a word of
+    its own: `vcpu` begins `vcpu0`, `TDH.MEM` begins `TDH.MEM.TRACK`, `vm1` does not begin `vm10`.
+    """
+    if not text.startswith(beginning):
+        return False
+    last, following = beginning[-1:], text[len(beginning) :][:1]
+    cut = _WORD.match(last) and _WORD.match(following)
+    return not cut or (last.isalpha() and following.isdigit())
 
 
 def control_character(text: str) -> str:

@@ -2,7 +2,6 @@
 one sentence, whatever a command would have read it as."""
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -15,18 +14,14 @@ SECONDS_MAX = 20
 
 def septum(*args: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     """The command in its own process, which ends even where it reads without end."""
-
-    def bound() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MAX_BYTES, MEMORY_MAX_BYTES))
-
+    bound = f'ulimit -v {MEMORY_MAX_BYTES >> 10}; exec "$@"'
     return subprocess.run(
-        [sys.executable, "-m", "septum", *args],
+        ["sh", "-c", bound, "sh", sys.executable, "-m", "septum", *args],
         cwd=cwd,
         capture_output=True,
         text=True,
         check=False,
         timeout=SECONDS_MAX,
-        preexec_fn=bound,
     )
 
 
@@ -56,12 +51,21 @@ NO_FILE = "is no regular file"
         ("trace large.jsonl", "this is not a Septum trace"),
         ("conform folder.jsonl", "folder.jsonl is a folder; give a JSON Lines file"),
         ("conform large.jsonl", "line 1: not JSON"),
-        ("report zero.jsonl", "no plain file"),
-        ("report pipe.jsonl", "no plain file"),
+        ("report zero.jsonl", NO_FILE),
+        ("report pipe.jsonl", NO_FILE),
         ("report large.jsonl", "this is not a Septum trace"),
         ("mrtd zero.jsonl", NO_FILE),
         ("firmware pipe.jsonl", NO_FILE),
         ("run --firmware pipe.jsonl", NO_FILE),
+        *((f"{command} zero.toml", NO_FILE) for command in ("run", "explore", "report")),
+        ("run pipe.toml", "pipe.toml is no regular file; name a TOML file with the scenario"),
+        ("run folder.toml", "folder.toml is a folder; name a TOML file"),
+        ("run large.toml", "large.toml has more than 1 MiB; name a TOML file"),
+        ("compare v3 --scenarios zero.toml", NO_FILE),
+        ("run reference --design zero.py:A", NO_FILE),
+        ("explore reference --design pipe.py:A", NO_FILE),
+        ("run reference --design folder.py:A", "folder.py is a folder; name a Python file"),
+        ("compare large.py:A", "large.py has more than 1 MiB; name a Python file with the design"),
     ],
 )
 def test_what_has_no_end_is_one_sentence(command: str, sentence: str, folder: Path) -> None:

@@ -109,6 +109,7 @@ MISTAKES = {
     "syntax": ("import os\nfoo(\n", "mine.py does not import: line 2: SyntaxError"),
     "name": ("\n\nfoo()\n", "mine.py does not import: line 3: NameError"),
     "exit": ("import sys\nsys.exit(0)\n", "mine.py does not import: line 2: SystemExit: 0"),
+    "interrupt": ("\nraise KeyboardInterrupt\n", "not import: line 2: KeyboardInterrupt"),
     "no-class": (f"{HEAD}\nclass B(TdpMmu): pass\n", "has no class 'A'; there is B"),
     "imported-class": (f"{HEAD}\nA = TdpMmu\n", "has no class 'A'; there is no class in it"),
     "not-a-unit": ("class A: pass\n", "is not a unit class; derive it from one of KvmMmu"),
@@ -275,6 +276,7 @@ LEAVES = {
     "generator": ("raise GeneratorExit", "GeneratorExit"),
     "greenlet": ("raise greenlet.GreenletExit", "GreenletExit"),
     "base": ("raise BaseException", "BaseException"),
+    "as by Ctrl-C": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
     "own": ("raise type('Foo', (BaseException,), {})(3)", "Foo(3)"),
     "pipe": ("raise BrokenPipeError", "BrokenPipeError"),
 }
@@ -308,6 +310,19 @@ def test_a_design_that_leaves_ends_no_command_without_a_word(
     assert told.err == (
         f"septum: mine.py, line 10, in tdx_track: {words}; a design that raises has no verdict\n"
     )
+
+
+@pytest.mark.parametrize("command", ["run", "explore"])
+def test_ctrl_c_while_a_design_is_at_work_is_an_interrupt(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = "signal.raise_signal(signal.SIGINT)"
+    source = unit(f"__slots__ = ()\ndef tdx_track(self, kvm):\n    {line}")
+    Path("mine.py").write_text(f"import signal\n{source}")
+    words = [command, "convert-one-page", "--design", "mine.py:A"]
+    monkeypatch.setattr(sys, "argv", ["septum", *words])
+    assert run_command() == 130
+    assert capfd.readouterr().err == "septum: interrupted\n"
 
 
 def test_a_design_that_leaves_while_it_is_built_is_told(

@@ -118,6 +118,25 @@ def read(body: str, head: str = HEAD) -> Scenario:
             '[expect]\nwitnesses = ["choice:need_reschd=1"]',
             "'need_reschd' is no name; did you mean 'need_resched'?",
         ),
+        (
+            '[expect]\nwitnesses = ["c"]',
+            (
+                "f.toml, line 5: expect.witnesses: 'c' in 'c' ends within a word; it could be call,"
+                " choice, contend"
+            ),
+        ),
+        (
+            '[expect]\nwitnesses = ["call:TDH.MEM.TRACK:TDX_OP"]',
+            "'TDX_OP' in 'call:TDH.MEM.TRACK:TDX_OP' ends within a word; it could be TDX_OPERAND_",
+        ),
+        (
+            '[expect]\nwitnesses = ["wait: or error:kvm_gmem_conv"]',
+            "ends within a word; it could be kvm_gmem_convert",
+        ),
+        (
+            '[expect]\nwitnesses = ["choice:alloc:td"]',
+            "'alloc:td' in 'choice:alloc:td' ends within a word; it could be alloc:td_params, ",
+        ),
     ],
 )
 def test_mistakes(body: str, sentence: str) -> None:
@@ -163,8 +182,8 @@ def test_what_there_is_can_be_named() -> None:
         read(
             '[failures]\nallow = ["seamcall:*=busy", "tdx_*"]\n[expect]\ncounts = { splits = 0,'
             ' "exits.memory_fault" = 0, "pf_fixed.private.2m" = 1, "fault.private page 3 8K" = 0}\n'
-            'witnesses = ["ca", "call:TDH.MEM", "wait:mmu_lock:ex", "choice:alloc:td",'
-            ' "tdcall:TDG.MEM.PAGE.ACCEPT:TDX_SUCCESS", "sept:FREE:TDH.MEM.PAGE.AUG:TDX_",'
+            'witnesses = ["call", "call:TDH.MEM", "wait:mmu_lock:ex", "choice:alloc:",'
+            ' "tdcall:TDG.MEM.PAGE.ACCEPT:TDX_SUCCESS", "sept:FREE:TDH.MEM.PAGE.AUG:",'
             ' "error:kvm_gmem_convert:-ENOMEM", "wait: or sept:PENDING:TDG.MEM.PAGE.ACCEPT:exit"]\n'
         ),
         find_design("v3"),

@@ -37,7 +37,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         load_scenario(str(folder))
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    with pytest.raises(InputError, match=r"fifo is no plain file, and it is read more than once"):
+    with pytest.raises(InputError, match=r"fifo is no regular file; name a TOML file"):
         load_scenario(str(fifo))
 
 

@@ -26,8 +26,10 @@ from septum.designs.called import NEAR, names_called
 from septum.designs.endless import WATCHDOG
 from septum.designs.registry import Design, find_design
 from septum.errors import EndlessLoop, InputError
+from septum.inputs import read_written
 from septum.linux.unit import Unit
 from septum.module import Module
+from septum.sim import is_raised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"(?P<path>.+\.py)(?::(?P<chosen>[^:@]*))?(?:@(?P<digest>[0-9a-f]{16}))?")
 _FRAME = re.compile(r'File "(?P<path>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
 _RAISED = re.compile(
-    r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Defect|Iteration|Exit)\b.*"
+    r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Defect|Iteration|Exit|Interrupt)\b.*"
 )
 # A worker's error comes as the text of another one, which begins the line; so does what would end
 # the process.
@@ -106,10 +108,12 @@ def _summary(chosen: type) -> str:
 def _load(path: Path, *, in_token: bool) -> tuple[str, ModuleType]:
     """(digest, module) of the file, which is read once in a process."""
     try:
-        source = path.read_bytes()
+        source = read_written(path)
     except OSError as error:
         hint = "; the token was made with a design in it" if in_token else ""
         raise InputError(f"{path}: the file cannot be read ({error.strerror}){hint}") from None
+    except ValueError as error:
+        raise InputError(f"{path} {error}; name a Python file with the design") from None
     digest = hashlib.sha256(source).hexdigest()[:16]
     where = path.resolve()
     known = _loaded.get(where)
@@ -122,11 +126,11 @@ def _load(path: Path, *, in_token: bool) -> tuple[str, ModuleType]:
     _loaded[where] = digest, module
     try:
         exec(compile(source, str(path), "exec"), vars(module))
-    except (EndlessLoop, KeyboardInterrupt):
-        del _loaded[where], sys.modules[module.__name__]
-        raise
     except BaseException as error:  # sys.exit(), too, would end the command as if all were well
         del _loaded[where], sys.modules[module.__name__]
+        interrupts = isinstance(error, KeyboardInterrupt) and not is_raised(error)
+        if interrupts or isinstance(error, EndlessLoop):
+            raise
         raise InputError(f"{path} does not import: {_where(path, error)}") from None
     found = ambient_use(ast.parse(source), module)
     if found is not None:

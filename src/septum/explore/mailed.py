@@ -14,6 +14,7 @@ from septum.explore.scenario import ScenarioSubject
 from septum.explore.stories.retell import example_of, usual_options
 from septum.explore.subject import Options
 from septum.scenarios.run import SUFFIX
+from septum.scenarios.source import read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,8 +58,8 @@ def _beside(scenario: Scenario, path: Path) -> Path:
         if not file.exists():
             file.write_text(scenario.text, encoding="utf-8")
             print(f"septum: the scenario is in {file}", file=sys.stderr)
-        there = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        there = read_text(file)
+    except (OSError, InputError) as error:
         raise InputError(f"--emit-test: {file} cannot be used ({error})") from None
     if there != scenario.text:
         raise InputError(

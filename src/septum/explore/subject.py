@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from septum.words import begins
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -20,7 +22,7 @@ class Witness(msgspec.Struct, frozen=True):
     """Something that a scenario says must be reached, or its silence means nothing.
 
     It counts as reached when a coverage item begins with one of `prefixes`, such as
-    "call:TDH.MEM.PAGE.DEMOTE:" or "choice:seamcall:TDH.MEM.RANGE.BLOCK=1".
+    "call:TDH.MEM.PAGE.DEMOTE:" or "choice:seamcall:TDH.MEM.RANGE.BLOCK=1", and with whole words.
     """
 
     name: str
@@ -28,7 +30,7 @@ class Witness(msgspec.Struct, frozen=True):
 
     def is_in(self, coverage: Iterable[str]) -> bool:
         """Whether it was reached."""
-        return any(item.startswith(self.prefixes) for item in coverage)
+        return any(begins(item, prefix) for item in coverage for prefix in self.prefixes)
 
 
 class Built:

@@ -22,9 +22,10 @@ from septum.scenarios.model_names import ANYTHING, ModelNames, model_names
 from septum.scenarios.places import wrong
 from septum.scenarios.spelling import meant
 from septum.sim import ALTERNATIVE
+from septum.words import begins
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from septum.designs.registry import Design
     from septum.scenarios.scenario import Scenario
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 SEE = "docs/scenarios.md lists them"
 REACHED = ("call", "sept", "choice", "error", "race", "tdcall", "wait", "contend")
 """What a witness begins with."""
+LONGER_SHOWN = 4
+"""So many of the words are told that one may have been meant to be."""
 RACES = {
     "mmu_invalidate_retry_gfn_unsafe": "mmu",
     "is_page_fault_stale": "mmu",
@@ -115,7 +118,8 @@ def _check_count(scenario: Scenario, names: ModelNames, name: str) -> None:
 
 
 def _check_witness(scenario: Scenario, names: ModelNames, text: str) -> None:
-    """The items are those of `septum.explore.covering.coverage`; a witness is how one begins."""
+    """The items are those of `septum.explore.covering.coverage`; a witness is how one begins, in
+    whole words."""
     if not text.strip():
         raise _error(
             scenario,
@@ -127,17 +131,20 @@ def _check_witness(scenario: Scenario, names: ModelNames, text: str) -> None:
     kind, _, rest = text.partition(":")
     if kind == "choice":
         name, equals, _ = rest.partition("=")
-        if not name.startswith(ALTERNATIVE) and not _exists(
-            name if equals else name + ANYTHING, names.choices
-        ):
-            raise _no_witness(scenario, text, name, meant(name, names.choices, SEE))
+        known = [*names.choices, ALTERNATIVE]
+        if name.startswith(ALTERNATIVE) or any(fnmatchcase(name, each) for each in known):
+            return
+        if equals:
+            raise _no_witness(scenario, text, name, known, SEE)
+        _check_beginning(scenario, text, name, known, SEE)
         return
     parts = _parts_of(kind, names)
-    for number, (part, known) in enumerate(zip(text.split(":"), parts, strict=False)):
-        whole = text.count(":") > number
-        if not any(part == each if whole else each.startswith(part) for each in known):
-            near = meant(part, known, f"there is {', '.join(known[:6])}")
-            raise _no_witness(scenario, text, part, near)
+    for number, (part, possible) in enumerate(zip(text.split(":"), parts, strict=False)):
+        otherwise = f"there is {', '.join(possible[:6])}"
+        if text.count(":") == number:
+            _check_beginning(scenario, text, part, possible, otherwise)
+        elif part not in possible:
+            raise _no_witness(scenario, text, part, possible, otherwise)
 
 
 def _parts_of(kind: str, names: ModelNames) -> tuple[tuple[str, ...], ...]:
@@ -153,7 +160,28 @@ def _parts_of(kind: str, names: ModelNames) -> tuple[tuple[str, ...], ...]:
     return (REACHED, *parts.get(kind, ()))
 
 
-def _no_witness(scenario: Scenario, text: str, part: str, near: str) -> InputError:
+def _check_beginning(
+    scenario: Scenario, text: str, part: str, known: Collection[str], otherwise: str
+) -> None:
+    """The last part of a witness: what begins with half a word of it may be anything."""
+    if any(begins(each, part) for each in known):
+        return
+    longer = sorted({each for each in known if each.startswith(part)})
+    if not longer:
+        raise _no_witness(scenario, text, part, known, otherwise)
+    more = ", ..." if len(longer) > LONGER_SHOWN else ""
+    raise _error(
+        scenario,
+        text,
+        f"expect.witnesses: {part!r} in {text!r} ends within a word; it could be"
+        f" {', '.join(longer[:LONGER_SHOWN])}{more}",
+    )
+
+
+def _no_witness(
+    scenario: Scenario, text: str, part: str, known: Iterable[str], otherwise: str
+) -> InputError:
+    near = meant(part, known, otherwise)
     return _error(
         scenario,
         text,

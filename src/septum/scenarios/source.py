@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import stat
 import tomllib
 from typing import TYPE_CHECKING
 
 from septum.errors import InputError
+from septum.inputs import no_file, read_written
 from septum.scenarios.places import wrong
 from septum.words import control_character
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+NAME_ONE = "name a TOML file with the scenario"
 NAME_SHOWN_MAX = 60
 
 
@@ -32,18 +33,16 @@ def shown(name: str) -> str:
 
 def no_file_text(path: Path) -> str:
     """Why a scenario cannot be read from what is at `path`; "" when nothing is there."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):
-        return ""
-    kind = "a folder" if stat.S_ISDIR(mode) else "no plain file, and it is read more than once"
-    return f"{path} is {kind}; name a TOML file with the scenario"
+    what = no_file(path)
+    return what and f"{path} is {what}; {NAME_ONE}"
 
 
 def read_text(path: Path) -> str:
     """What stands in the file. Raises InputError."""
     try:
-        return path.read_text(encoding="utf-8-sig")  # an editor's mark at the beginning is no text
+        # An editor's mark at the beginning is no text, and a line may end as elsewhere.
+        text = read_written(path).decode("utf-8-sig")
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise InputError(f"{path}: the file cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:
@@ -51,6 +50,8 @@ def read_text(path: Path) -> str:
             f"{path}: the file cannot be read, as byte {error.start} is not UTF-8 ({error.reason});"
             " save it as UTF-8"
         ) from None
+    except ValueError as error:
+        raise InputError(f"{path} {error}; {NAME_ONE}") from None
 
 
 def decode(text: str, where: str) -> dict[str, object]:

@@ -17,7 +17,7 @@ from septum.sim.schedule import (
     encode_token,
 )
 from septum.sim.sim import Finding, RunStopped, Sim, SimDefect
-from septum.sim.task import Coroutine, Task
+from septum.sim.task import Coroutine, Task, is_raised
 
 __all__ = [
     "ALTERNATIVE",
@@ -42,4 +42,5 @@ __all__ = [
     "WaitQueue",
     "decode_token",
     "encode_token",
+    "is_raised",
 ]

@@ -7,6 +7,7 @@ inside a task (the guest that its vCPU thread runs): it is entered with `resume`
 
 from __future__ import annotations
 
+import dis
 import threading
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,7 +23,7 @@ UNWINDING_MAX = 16
 
 class LeftError(Exception):
     """What a function raised that would end the process without a word, or this stack and nothing
-    else: SystemExit and its like. Its text is what that was."""
+    else, or as if the user had: SystemExit and its like. Its text is what that was."""
 
 
 _ENDS = (SystemExit, GeneratorExit, greenlet.GreenletExit)
@@ -103,6 +104,8 @@ def _serve() -> None:
 def _leaves(error: BaseException) -> bool:
     """Whether a function meant to leave by it. Greenlet, too, ends a stack that nobody wants any
     more by an exception: where that had switched to another, which is here."""
+    if isinstance(error, KeyboardInterrupt):
+        return is_raised(error)
     if type(error) is not BaseException and not isinstance(error, _ENDS):
         return False
     where = error.__traceback__
@@ -110,6 +113,17 @@ def _leaves(error: BaseException) -> bool:
         where = where.tb_next
     name = where.tb_frame.f_globals.get("__name__", "") if where is not None else ""
     return not str(name).startswith(f"{__package__}.")
+
+
+def is_raised(error: BaseException) -> bool:
+    """Whether a `raise` made it. The user's Ctrl-C comes out of what Python was at otherwise: it
+    looks for signals where a function begins, calls and goes round."""
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    if where is None:
+        return False
+    return dis.opname[where.tb_frame.f_code.co_code[where.tb_lasti]] == "RAISE_VARARGS"
 
 
 class _Idle(threading.local):
