@@ -58,7 +58,7 @@ def rounds_toy(seed: int) -> Toy:
     dice = random.Random(seed)
     programs = [list(program) for program in base.programs]
     for program in programs:
-        op = dice.choice([("read", dice.randrange(3)), ("point",), ("peek", 0), ("trylock", 0)])
+        op = dice.choice([("read", dice.randrange(3)), ("point",), ("peek",), ("trylock", 0)])
         at = dice.randrange(len(program) + 1)
         if at and program[at - 1][0] in ("unless", "fail"):
             at -= 1  # these skip what follows

@@ -7,7 +7,7 @@ import pytest
 
 from septum.explore.states.fingerprint import CONTENTS, WHOLES, Fingerprint
 from septum.explore.toybox import AS_BUILT_AGAIN, CLEANED, TWO_BLOCKS
-from septum.explore.toys import Toy
+from septum.explore.toys import Op, Toy
 from septum.explore.tracking import track
 
 Compare = Callable[[Toy, int | None], tuple[int, int] | None]
@@ -18,12 +18,16 @@ Notices = Callable[[Toy, Patch, int | None], None]
 def memory_toy(seed: int, nr_tasks: int, length: int) -> Toy:
     """A toy from dice that does everything to memory, by frame, by block, and to all of it."""
     dice = random.Random(seed)
-    names = ("store", "store", "load", "dirty", "flush", "flush_block", "wipe", "wbinvd")
-    programs = [
-        tuple((dice.choice(names), dice.randrange(3), dice.randrange(2)) for _ in range(length))
-        for _ in range(nr_tasks)
-    ]
+    programs = [tuple(_memory_op(dice) for _ in range(length)) for _ in range(nr_tasks)]
     return Toy(f"memory-{seed}", programs)
+
+
+def _memory_op(dice: random.Random) -> Op:
+    names = ("store", "store", "load", "dirty", "flush", "flush_block", "wipe", "wbinvd")
+    name, frame, value = dice.choice(names), dice.randrange(3), dice.randrange(2)
+    if name in ("store", "wipe"):
+        return (name, frame, value)
+    return (name,) if name == "wbinvd" else (name, frame)
 
 
 @pytest.mark.parametrize("tasks,length,seeds", [(2, 2, 20), (3, 1, 20)])

@@ -54,7 +54,7 @@ def test_a_run_begins_as_it_is_started() -> None:
 
 def test_what_is_looked_at_in_one_dict_that_runs_make_is_in_all() -> None:
     """Every run makes its dicts anew: a search that began over for each would never be through."""
-    toy = Toy("baskets", [(("fill", 1), ("list", 0), ("fill", 5)), (("list", 0), ("list", 0))])
+    toy = Toy("baskets", [(("fill", 1), ("list",), ("fill", 5)), (("list",), ("list",))])
     result, runs = searched(toy)
     assert result.complete and not result.note
     assert runs < 200, runs
@@ -64,7 +64,7 @@ def test_who_retries_in_vain_is_put_aside(monkeypatch: pytest.MonkeyPatch) -> No
     """A task that shows all another thing in each round never comes to a state again; but the model
     says that it tries again what came to nothing. A search that does not heed that follows it until
     runs are too long."""
-    toy = Toy("insist", [(("insist", 0),), (("peek", 1), ("write", 0, 1))])
+    toy = Toy("insist", [(("insist", 0),), (("peek",), ("write", 0, 1))])
     result, runs = searched(toy)
     assert result.complete and not result.note
     assert runs < 60, runs

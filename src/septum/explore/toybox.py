@@ -35,9 +35,9 @@ PRODUCER_CONSUMER = Toy(
 GRACE_PERIOD = Toy(
     "grace-period",
     [
-        (("enter", 0), ("read", 0), ("leave", 0)),
-        (("enter", 0), ("leave", 0)),
-        (("write", 0, 1), ("synchronize", 0), ("append", 1)),
+        (("enter",), ("read", 0), ("leave",)),
+        (("enter",), ("leave",)),
+        (("write", 0, 1), ("synchronize",), ("append", 1)),
     ],
 )
 LIVELOCK = Toy(
@@ -71,18 +71,18 @@ FAILING = Toy(
 HANDED_ON = Toy(
     "handed-on",
     [
-        (("push", 2), ("pop", 1), ("use", 1)),
-        (("pop", 2), ("peek", 3)),
-        (("push", 3), ("pop", 1)),
+        (("push", 2), ("pop",), ("use", 1)),
+        (("pop",), ("peek",)),
+        (("push", 3), ("pop",)),
     ],
 )
 # It takes its node out itself, but another may still have it and write into it.
 HELD = Toy(
     "held",
     [
-        (("push", 3), ("pop", 1), ("push", 1)),
+        (("push", 3), ("pop",), ("push", 1)),
         (("hold", 7), ("hold", 1)),
-        (("peek", 2), ("hold", 1)),
+        (("peek",), ("hold", 1)),
     ],
 )
 # One word leads to two nodes, and another task drops the one behind.
@@ -221,6 +221,8 @@ def _dice_op(dice: random.Random, name: str) -> Op:
         return (name, cell, dice.randrange(2), 2)
     if name in ("choose", "fail"):
         return (name, cell, 2)  # two alternatives; go on at the operation after the next
+    if name in ("size", "peek"):
+        return (name,)
     if name == "trylock":
         return (name, dice.randrange(2))
     return (name, cell)

@@ -99,208 +99,274 @@ class ToyState:
 
 
 class ToyTask:
-    """Executes one program."""
+    """Executes one program. Each operation is the method of its name, which returns how far from it
+    the program goes on: None is the next operation."""
 
-    __slots__ = ("_acc", "_index", "_program", "_sim", "_srcu_idx", "_state")
+    __slots__ = ("_acc", "_program", "_seen", "_sim", "_srcu_idx", "_state")
 
     def __init__(self, sim: Sim, state: ToyState, index: int, program: Program) -> None:
         self._sim = sim
         self._state = state
-        self._index = index
+        self._seen = state.seen[index]
         self._program = program
         self._acc = 0
         self._srcu_idx = 0
 
     def run(self) -> None:
-        """All operations in order."""
+        """All operations in order. Raises ValueError for one that there is not."""
         at = 0
         program = self._program
         while at < len(program):
-            at = self._step(program[at], at)
+            name, *given = program[at]
+            operation = getattr(self, f"op_{name}", None)
+            if operation is None:
+                raise ValueError(f"no toy operation {name!r}")
+            far = operation(*given)
+            at += 1 if far is None else far
 
-    def _step(self, op: Op, at: int) -> int:
-        sim, state, seen = self._sim, self._state, self._state.seen[self._index]
-        name, arg = str(op[0]), int(op[1]) if len(op) > 1 else 0
-        if name == "point":
-            sim.point("point")
-        elif name == "read":
-            sim.point("read")
-            self._acc = state.cells[arg].value
-            seen.append(self._acc)
-        elif name == "write":
-            sim.point("write")
-            state.cells[arg].value = int(op[2])
-        elif name == "inc":
-            sim.point("read")
-            value = state.cells[arg].value
-            sim.point("write")
-            state.cells[arg].value = value + 1
-        elif name == "atomic_inc":
-            sim.point("atomic")
-            state.cells[arg].value += 1
-        elif name == "cmpxchg":
-            sim.point("cmpxchg")
-            found = state.cells[arg].value
-            if found == int(op[2]):
-                state.cells[arg].value = int(op[3])
-            seen.append(found)
-        elif name == "unless":  # skip ahead unless the cell holds a value
-            sim.point("read")
-            if state.cells[arg].value != int(op[2]):
-                return at + int(op[3])
-        elif name == "retry":  # go back until the cell holds a value
-            sim.point("cpu_relax")
-            if state.cells[arg].value != int(op[2]):
-                return at
-        elif name == "choose":
-            seen.append(sim.choose(f"op:{arg}", int(op[2])))
-        elif name == "fail":
-            if sim.choose(f"fail:{arg}", 2):
-                return at + int(op[2])
-        elif name == "check":  # a broken promise when the cell holds this value
-            sim.point("check")
-            if state.cells[arg].value == int(op[2]):
-                sim.find("toy", f"cell {arg} is {op[2]}", where="check")
-        else:
-            self._rest(name, arg, op)
-        return at + 1
+    # Cells, and where a program goes on
 
-    def _rest(self, name: str, arg: int, op: Op) -> None:
-        sim, state, seen = self._sim, self._state, self._state.seen[self._index]
-        if name == "lock":
-            state.mutexes[arg].lock()
-        elif name == "unlock":
-            state.mutexes[arg].unlock()
-        elif name == "trylock":
-            if state.mutexes[arg].trylock():
-                seen.append(1)
-                sim.point("held")
-                state.mutexes[arg].unlock()
-            else:
-                seen.append(0)
-        elif name == "rlock":
-            state.rwlocks[arg].read_lock()
-        elif name == "runlock":
-            state.rwlocks[arg].read_unlock()
-        elif name == "wlock":
-            state.rwlocks[arg].write_lock()
-        elif name == "wunlock":
-            state.rwlocks[arg].write_unlock()
-        elif name == "renew":  # from now on there is another mutex and rwlock
-            state.mutexes[arg] = Mutex(sim, f"m{arg}")
-            state.rwlocks[arg] = RwLock(sim, f"rw{arg}")
-        elif name == "renew_queue":
-            state.wq = WaitQueue(sim, "wq")
-        elif name == "enter":
-            sim.point("srcu_read_lock")
-            self._srcu_idx = state.srcu.read_lock()
-        elif name == "leave":
-            sim.point("srcu_read_unlock")
-            state.srcu.read_unlock(self._srcu_idx)
-        elif name == "synchronize":
-            state.srcu.synchronize()
-        elif name == "wait":
-            cell = state.cells[arg]
-            state.wq.wait_event(lambda: cell.value >= int(op[2]))
-        elif name == "wake":
-            sim.point("wake")
-            state.cells[arg].value += 1
-            state.wq.wake_up_all()
-        elif name == "put":
-            sim.point("put")
-            state.table[arg] = int(op[2])
-        elif name == "get":
-            sim.point("get")
-            seen.append(state.table.get(arg, -1))
-        elif name == "size":
-            sim.point("size")
-            seen.append(len(state.table))
-        elif name == "append":
-            sim.point("append")
-            state.log.append(arg)
-        elif name in ("store", "load", "dirty", "flush", "flush_block", "wipe", "wbinvd"):
-            self._on_memory(name, arg, op)
-        else:
-            self._on_list(name, arg)
+    def op_point(self) -> None:
+        self._sim.point("point")
 
-    def _on_memory(self, name: str, arg: int, op: Op) -> None:
-        mem, seen = self._state.mem, self._state.seen[self._index]
-        self._sim.point(name)
-        if name == "store":
-            mem.write(FRAMES[arg], 0, int(op[2]))
-        elif name == "load":
-            seen.append(mem.read(FRAMES[arg], 0))
-        elif name == "dirty":
-            seen.append(mem.dirty_of(FRAMES[arg]))
-        elif name == "flush":
-            mem.wbinvd_page(FRAMES[arg])
-        elif name == "flush_block":  # the block that a frame is in
-            mem.wbinvd_pages(FRAMES[arg] & ~511, 512)
-        elif name == "wipe":
-            mem.fill(FRAMES[arg] & ~511, 512, 0, int(op[2]))
-        else:
-            mem.wbinvd()
+    def op_read(self, cell: int) -> None:
+        self._sim.point("read")
+        self._acc = self._state.cells[cell].value
+        self._seen.append(self._acc)
 
-    def _on_list(self, name: str, arg: int) -> None:
-        sim, state, seen = self._sim, self._state, self._state.seen[self._index]
-        if name == "push":
-            node = Node(arg)
-            sim.point("push")
-            node.next = state.head
-            state.head = node
-        elif name == "insist":  # show all a new node in each round, until a cell is 1
-            while state.cells[arg].value != 1:
-                state.head = Node(arg)
-                sim.retry("cpu_relax")
-        elif name == "label":  # tell for good what a cell holds
-            sim.point("label")
-            state.label = Label(state.cells[arg].value)
-        elif name == "heed":  # put into a cell what was told
-            sim.point("heed")
-            if state.label is not None:
-                state.cells[arg].value = state.label.value
-        elif name == "pair":  # two at once
-            node = Node(arg)
-            node.next = Node(arg + 1)
-            sim.point("pair")
-            node.next.next = state.head
-            state.head = node
-        elif name == "cut":  # drop all but the newest node
-            sim.point("cut")
-            if state.head is not None:
-                state.head.next = None
-        elif name == "poke":  # write into the newest node
-            sim.point("poke")
-            if state.head is not None:
-                state.head.value = arg
-        elif name == "peek":
-            sim.point("peek")
-            seen.append(state.head.value if state.head is not None else -1)
-        elif name == "pop":  # take the newest node out, and let it go
-            sim.point("pop")
-            if state.head is not None:
-                state.head = state.head.next
-        elif name == "hold":  # get hold of the newest node, and write into it later
-            sim.point("hold")
-            held = state.head
-            sim.point("held")
-            if held is not None:
-                held.value = arg
-        elif name == "fill":  # give all a new basket, with two things in it
-            basket = Basket()
-            basket.items[arg] = basket.items[arg + 1] = 0
-            sim.point("fill")
-            state.basket = basket
-        elif name == "list":  # what is in the basket, in which order
-            sim.point("list")
-            if state.basket is not None:
-                seen.extend(state.basket.items)
-        elif name == "use":  # make a node that nobody else ever has
-            mine = Node(arg)
-            sim.point("use")
-            seen.append(mine.value)
+    def op_write(self, cell: int, value: int) -> None:
+        self._sim.point("write")
+        self._state.cells[cell].value = value
+
+    def op_inc(self, cell: int) -> None:
+        self._sim.point("read")
+        value = self._state.cells[cell].value
+        self._sim.point("write")
+        self._state.cells[cell].value = value + 1
+
+    def op_atomic_inc(self, cell: int) -> None:
+        self._sim.point("atomic")
+        self._state.cells[cell].value += 1
+
+    def op_cmpxchg(self, cell: int, old: int, new: int) -> None:
+        self._sim.point("cmpxchg")
+        found = self._state.cells[cell].value
+        if found == old:
+            self._state.cells[cell].value = new
+        self._seen.append(found)
+
+    def op_unless(self, cell: int, value: int, far: int) -> int | None:
+        """Skip ahead unless the cell holds a value."""
+        self._sim.point("read")
+        return far if self._state.cells[cell].value != value else None
+
+    def op_retry(self, cell: int, value: int) -> int | None:
+        """Stay here until the cell holds a value."""
+        self._sim.point("cpu_relax")
+        return 0 if self._state.cells[cell].value != value else None
+
+    def op_choose(self, which: int, n: int) -> None:
+        self._seen.append(self._sim.choose(f"op:{which}", n))
+
+    def op_fail(self, which: int, far: int) -> int | None:
+        """Skip ahead where it fails."""
+        return far if self._sim.choose(f"fail:{which}", 2) else None
+
+    def op_check(self, cell: int, value: int) -> None:
+        """A broken promise when the cell holds this value."""
+        self._sim.point("check")
+        if self._state.cells[cell].value == value:
+            self._sim.find("toy", f"cell {cell} is {value}", where="check")
+
+    # Locks and queues
+
+    def op_lock(self, which: int) -> None:
+        self._state.mutexes[which].lock()
+
+    def op_unlock(self, which: int) -> None:
+        self._state.mutexes[which].unlock()
+
+    def op_trylock(self, which: int) -> None:
+        mutex = self._state.mutexes[which]
+        if mutex.trylock():
+            self._seen.append(1)
+            self._sim.point("held")
+            mutex.unlock()
         else:
-            raise ValueError(f"no toy operation {name!r}")
+            self._seen.append(0)
+
+    def op_rlock(self, which: int) -> None:
+        self._state.rwlocks[which].read_lock()
+
+    def op_runlock(self, which: int) -> None:
+        self._state.rwlocks[which].read_unlock()
+
+    def op_wlock(self, which: int) -> None:
+        self._state.rwlocks[which].write_lock()
+
+    def op_wunlock(self, which: int) -> None:
+        self._state.rwlocks[which].write_unlock()
+
+    def op_renew(self, which: int) -> None:
+        """From now on there is another mutex and rwlock."""
+        self._state.mutexes[which] = Mutex(self._sim, f"m{which}")
+        self._state.rwlocks[which] = RwLock(self._sim, f"rw{which}")
+
+    def op_renew_queue(self) -> None:
+        self._state.wq = WaitQueue(self._sim, "wq")
+
+    def op_enter(self) -> None:
+        self._sim.point("srcu_read_lock")
+        self._srcu_idx = self._state.srcu.read_lock()
+
+    def op_leave(self) -> None:
+        self._sim.point("srcu_read_unlock")
+        self._state.srcu.read_unlock(self._srcu_idx)
+
+    def op_synchronize(self) -> None:
+        self._state.srcu.synchronize()
+
+    def op_wait(self, cell: int, value: int) -> None:
+        """Until the cell holds that much."""
+        waited = self._state.cells[cell]
+        self._state.wq.wait_event(lambda: waited.value >= value)
+
+    def op_wake(self, cell: int) -> None:
+        self._sim.point("wake")
+        self._state.cells[cell].value += 1
+        self._state.wq.wake_up_all()
+
+    # A dict and a list
+
+    def op_put(self, key: int, value: int) -> None:
+        self._sim.point("put")
+        self._state.table[key] = value
+
+    def op_get(self, key: int) -> None:
+        self._sim.point("get")
+        self._seen.append(self._state.table.get(key, -1))
+
+    def op_size(self) -> None:
+        self._sim.point("size")
+        self._seen.append(len(self._state.table))
+
+    def op_append(self, value: int) -> None:
+        self._sim.point("append")
+        self._state.log.append(value)
+
+    # Frames of memory
+
+    def op_store(self, frame: int, value: int) -> None:
+        self._sim.point("store")
+        self._state.mem.write(FRAMES[frame], 0, value)
+
+    def op_load(self, frame: int) -> None:
+        self._sim.point("load")
+        self._seen.append(self._state.mem.read(FRAMES[frame], 0))
+
+    def op_dirty(self, frame: int) -> None:
+        self._sim.point("dirty")
+        self._seen.append(self._state.mem.dirty_of(FRAMES[frame]))
+
+    def op_flush(self, frame: int) -> None:
+        self._sim.point("flush")
+        self._state.mem.wbinvd_page(FRAMES[frame])
+
+    def op_flush_block(self, frame: int) -> None:
+        """The block that a frame is in."""
+        self._sim.point("flush_block")
+        self._state.mem.wbinvd_pages(FRAMES[frame] & ~511, 512)
+
+    def op_wipe(self, frame: int, value: int) -> None:
+        """All of the block that a frame is in."""
+        self._sim.point("wipe")
+        self._state.mem.fill(FRAMES[frame] & ~511, 512, 0, value)
+
+    def op_wbinvd(self) -> None:
+        self._sim.point("wbinvd")
+        self._state.mem.wbinvd()
+
+    # What tasks make for each other: nodes of a list, a label, a basket
+
+    def op_push(self, value: int) -> None:
+        node = Node(value)
+        self._sim.point("push")
+        node.next = self._state.head
+        self._state.head = node
+
+    def op_pair(self, value: int) -> None:
+        """Two nodes at once."""
+        node = Node(value)
+        node.next = Node(value + 1)
+        self._sim.point("pair")
+        node.next.next = self._state.head
+        self._state.head = node
+
+    def op_insist(self, cell: int) -> None:
+        """Show all a new node in each round, until a cell is 1."""
+        while self._state.cells[cell].value != 1:
+            self._state.head = Node(cell)
+            self._sim.retry("cpu_relax")
+
+    def op_cut(self) -> None:
+        """Drop all but the newest node."""
+        self._sim.point("cut")
+        if self._state.head is not None:
+            self._state.head.next = None
+
+    def op_poke(self, value: int) -> None:
+        """Write into the newest node."""
+        self._sim.point("poke")
+        if self._state.head is not None:
+            self._state.head.value = value
+
+    def op_peek(self) -> None:
+        self._sim.point("peek")
+        self._seen.append(self._state.head.value if self._state.head is not None else -1)
+
+    def op_pop(self) -> None:
+        """Take the newest node out, and let it go."""
+        self._sim.point("pop")
+        if self._state.head is not None:
+            self._state.head = self._state.head.next
+
+    def op_hold(self, value: int) -> None:
+        """Get hold of the newest node, and write into it later."""
+        self._sim.point("hold")
+        held = self._state.head
+        self._sim.point("held")
+        if held is not None:
+            held.value = value
+
+    def op_use(self, value: int) -> None:
+        """Make a node that nobody else ever has."""
+        mine = Node(value)
+        self._sim.point("use")
+        self._seen.append(mine.value)
+
+    def op_label(self, cell: int) -> None:
+        """Tell for good what a cell holds."""
+        self._sim.point("label")
+        self._state.label = Label(self._state.cells[cell].value)
+
+    def op_heed(self, cell: int) -> None:
+        """Put into a cell what was told."""
+        self._sim.point("heed")
+        if self._state.label is not None:
+            self._state.cells[cell].value = self._state.label.value
+
+    def op_fill(self, key: int) -> None:
+        """Give all a new basket, with two things in it."""
+        basket = Basket()
+        basket.items[key] = basket.items[key + 1] = 0
+        self._sim.point("fill")
+        self._state.basket = basket
+
+    def op_list(self) -> None:
+        """What is in the basket, in which order."""
+        self._sim.point("list")
+        if self._state.basket is not None:
+            self._seen.extend(self._state.basket.items)
 
 
 class Toy:
