@@ -15,7 +15,7 @@ from septum.cli.main import app
 from septum.designs import find_design
 from septum.explore import Options, Outcome, Strategy, Verdict, explore
 from septum.explore.covering import coverage
-from septum.explore.covering.coverage import KINDS, Coverage
+from septum.explore.covering.coverage import Coverage
 from septum.explore.covering.covered import coverage_lines, summary
 from septum.explore.covering.errors import ErrorPaths
 from septum.explore.exhaustive.graph import GraphSearch
@@ -24,7 +24,7 @@ from septum.explore.scenario import ScenarioSubject
 from septum.linux.kvm import gmem_folio
 from septum.module import Module, tdg
 from septum.scenarios.model_names import model_names
-from septum.scenarios.names import RACES, check_names
+from septum.scenarios.names import RACES, REACHED, check_names
 from septum.scenarios.reader import read_scenario
 from septum.scenarios.run import LIBRARY
 from septum.words import WIDTH
@@ -71,7 +71,7 @@ def test_the_judges_reach_the_same(name: str) -> None:
     it from hooks, and leaves out what is alike."""
     reached = judged(name, Strategy.EXHAUSTIVE)
     assert reached == judged(name, Strategy.PLAIN)
-    assert {item.partition(":")[0] for item in reached} <= set(KINDS)
+    assert {item.partition(":")[0] for item in reached} <= set(REACHED)
 
 
 @pytest.mark.usefixtures("all_watched")
@@ -220,7 +220,12 @@ def test_all_of_it_is_told_in_80_columns(items: list[str]) -> None:
     for item in items:
         for part in item.split(":")[1:]:
             assert part.rpartition("=")[0] in text and part.rpartition("=")[2] in text
-    assert ("reached: " in summary(items)) and len(summary(items).split(", ")) <= len(KINDS)
+    assert ("reached: " in summary(items)) and len(summary(items).split(", ")) <= len(REACHED)
+
+
+def test_every_kind_is_counted() -> None:
+    """What a witness may begin with has a name in the summary."""
+    assert [kind for kind in REACHED if summary([f"{kind}:"]) == summary([])] == []
 
 
 def test_the_command_tells_and_keeps_it(tmp_path: Path) -> None:

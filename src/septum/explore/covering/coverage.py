@@ -1,6 +1,7 @@
 """What a search reached, so that its silence can be judged.
 
-Items are texts, and a scenario's witness is the beginning of one:
+Items are texts, and a scenario's witness is the beginning of one (`scenarios.names.REACHED` are the
+words that they begin with):
 
     call:TDH.MEM.TRACK:TDX_OPERAND_BUSY            a SEAMCALL, and its status
     tdcall:TDG.MEM.PAGE.ACCEPT:TDX_SUCCESS         a TDCALL; "exit": it ended in a TD exit
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 
 WATCHED_FIRST = 50
 WATCHED_EVERY = 8
-
-KINDS = ("call", "choice", "contend", "error", "race", "sept", "tdcall", "wait")
-"""What items begin with."""
 
 
 class Coverage:

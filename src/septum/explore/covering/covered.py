@@ -27,7 +27,7 @@ _NOUNS = {
     "contend": ("pair of tasks at a lock", "pairs of tasks at a lock"),
     "choice": ("choice other than the ordinary", "choices other than the ordinary"),
 }
-"""What kinds of items are called: one of them, and many."""
+"""What items of each kind in `scenarios.names.REACHED` are called: one of them, and many."""
 
 
 def summary(coverage: Iterable[str]) -> str:
