@@ -3,6 +3,7 @@
 import re
 import runpy
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,20 +65,26 @@ def judged(name: str, strategy: Strategy) -> set[str]:
     return set(verdict.coverage)
 
 
+@cache
+def told_by_plain(name: str) -> set[str]:
+    """What the plain judge tells, with all watched and nothing broken."""
+    return judged(name, Strategy.PLAIN)
+
+
 @pytest.mark.usefixtures("all_watched")
 @pytest.mark.parametrize("name", SMALL)
 def test_the_judges_reach_the_same(name: str) -> None:
     """The plain search watches the events of every schedule; the fast one makes a step once, hears
     it from hooks, and leaves out what is alike."""
     reached = judged(name, Strategy.EXHAUSTIVE)
-    assert reached == judged(name, Strategy.PLAIN)
+    assert reached == told_by_plain(name)
     assert {item.partition(":")[0] for item in reached} <= set(REACHED)
 
 
 @pytest.mark.usefixtures("all_watched")
 @pytest.mark.parametrize("kind", ["seamcall", "tdcall", "waits"])
 def test_a_search_that_hears_less_is_noticed(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    plain = judged("accept-4k-against-2m", Strategy.PLAIN)
+    plain = told_by_plain("accept-4k-against-2m")
     monkeypatch.setattr(Coverage, kind, lambda *_: None)
     assert judged("accept-4k-against-2m", Strategy.EXHAUSTIVE) < plain
 
@@ -88,7 +95,7 @@ def test_a_race_that_kvm_notices_is_told(monkeypatch: pytest.MonkeyPatch, unit: 
     """By both judges alike; with functions that notice nothing there is none."""
     name = {"mmu": "convert-against-fault-there", "tdp_mmu": "fault-against-fault"}[unit]
     told = judged(name, Strategy.EXHAUSTIVE)
-    assert told == judged(name, Strategy.PLAIN)
+    assert told == told_by_plain(name)
     races = {item for item in told if item.startswith("race:")}
     assert {item.split(":")[1] for item in races} == {
         function for function, where in RACES.items() if where == unit
@@ -100,7 +107,7 @@ def test_a_race_that_kvm_notices_is_told(monkeypatch: pytest.MonkeyPatch, unit: 
 @pytest.mark.usefixtures("all_watched")
 def test_a_state_that_another_call_met_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that ends in a call leaves what that met; the next one's does not meet it."""
-    plain = judged("accept-4k-against-2m", Strategy.PLAIN)
+    plain = told_by_plain("accept-4k-against-2m")
     monkeypatch.setattr(Coverage, "call_begins", lambda *_: None)
     monkeypatch.setattr(
         Coverage, "_met", property(lambda _: {"vcpu0": 0, "vcpu1": 0}, lambda *_: None)
