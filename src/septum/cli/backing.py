@@ -6,11 +6,10 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from septum.cli.exits import BROKEN, OK
 from septum.errors import InputError
 from septum.firmware.acquire import acquire_firmware
+from septum.json_text import json_text
 from septum.scenarios.backing import compare_backing, render_comparison
 from septum.scenarios.boot import check_boot
 from septum.vmm.layout import parse_memory_size
@@ -46,7 +45,7 @@ def print_comparison(
         image, memory_bytes, nr_vcpus, backings, dynamic_pamt, workers, progress
     )
     if as_json:
-        print(msgspec.json.format(msgspec.json.encode(comparison), indent=2).decode())
+        print(json_text(comparison))
     else:
         print(render_comparison(comparison), end="")
     return OK if all(run.held for run in comparison.runs) else BROKEN

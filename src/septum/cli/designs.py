@@ -10,6 +10,7 @@ from septum.cli.exits import OK
 from septum.designs import KINDS, designs
 from septum.designs.registry import V3
 from septum.errors import InputError
+from septum.json_text import json_text
 from septum.words import wrap
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def print_designs(kinds: list[str], *, as_json: bool) -> int:
     chosen = [design for design in designs().values() if not kinds or design.kind in kinds]
     if as_json:
         rows = DesignList([_row(design) for design in chosen])
-        print(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode())
+        print(json_text(rows))
     else:
         print("\n".join(design_lines(chosen)))
     return OK

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from septum.abi.tdvf import describe
 from septum.firmware.acquire import acquire_firmware
+from septum.json_text import json_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +26,7 @@ def print_firmware(path: Path | None, *, as_json: bool) -> int:
             "sections": firmware.image.sections,
             "passed_over": firmware.passed_over,
         }
-        print(msgspec.json.format(msgspec.json.encode(body), indent=2).decode())
+        print(json_text(body))
         return 0
     for line in firmware.passed_over:
         print(line)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from septum.firmware.acquire import read_firmware
+from septum.json_text import json_text
 from septum.scenarios.boot import measure
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def print_mrtd(path: Path, *, two_pass: bool, as_json: bool) -> int:
             "page_adds": added,
             "mr_extends": extended,
         }
-        print(msgspec.json.format(msgspec.json.encode(body), indent=2).decode())
+        print(json_text(body))
         return 0
     print(mrtd.hex())
     print(f"{order}: {added} TDH.MEM.PAGE.ADD, {extended} TDH.MR.EXTEND")

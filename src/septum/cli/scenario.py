@@ -14,6 +14,7 @@ from septum.cli.exits import BROKEN, OK
 from septum.designs import find_design
 from septum.designs.own import own_file
 from septum.errors import InputError
+from septum.json_text import json_text
 from septum.outputs import check_outputs
 from septum.report.ktap import ktap_lines
 from septum.scenarios.ktap import outcome_case
@@ -43,7 +44,7 @@ def print_scenarios(*, as_json: bool) -> int:
     """List the library, one line each."""
     names = scenario_names()
     if as_json:
-        print(msgspec.json.format(msgspec.json.encode(names), indent=2).decode())
+        print(json_text(names))
         return OK
     width = max(len(name) for name in names)
     for name, summary in names.items():

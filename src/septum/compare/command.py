@@ -23,6 +23,7 @@ from septum.compare.text import comparison_lines
 from septum.designs.own import own_file
 from septum.errors import InputError
 from septum.explore.bounds import check_bounds
+from septum.json_text import json_text
 from septum.outputs import check_outputs
 from septum.report.lines import print_lines
 from septum.report.progress import Progress
@@ -87,7 +88,7 @@ def compare_command(wanted: Wanted) -> int:
     comparison, defects, unanswered = compare(wanted, plan)
     failed = _write(wanted, comparison)
     if wanted.as_json:
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(comparison)) + b"\n")
+        sys.stdout.buffer.write(json_text(comparison).encode() + b"\n")
         sys.stdout.flush()
     else:
         print_lines(comparison_lines(comparison, str(wanted.report)), sys.stdout)
@@ -257,7 +258,7 @@ def _write(wanted: Wanted, comparison: Comparison) -> str:
         for example in comparison.examples
         if example.file
     }
-    files[folder / "compare.json"] = msgspec.json.format(msgspec.json.encode(comparison)).decode()
+    files[folder / "compare.json"] = json_text(comparison)
     files[folder / "compare.txt"] = comparison_lines(comparison, str(folder)).plain()
     files[folder / "compare.html"] = page
     if wanted.html is not None:

@@ -24,6 +24,7 @@ from septum.conform.invariants import broken_invariants, expected_readers
 from septum.conform.scene import GIGABYTE, TD_PARAMS, Scene, scene_config
 from septum.conform.testbed import td_params_bytes
 from septum.conform.transcript import TdParams
+from septum.json_text import json_text
 from septum.machine import Tdmr
 from septum.module import PROFILES, OutcomeKind
 from septum.module.locks import HP, READER
@@ -59,7 +60,7 @@ class FuzzReport(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_json(self) -> str:
         """The report as JSON, indented."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode()
+        return json_text(self)
 
 
 class _Episode:

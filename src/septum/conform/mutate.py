@@ -26,6 +26,7 @@ from septum.conform.judges import (
 )
 from septum.conform.mutants import Applied, Mutant, all_mutants
 from septum.conform.transcript import find_transcripts
+from septum.json_text import json_text
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -161,7 +162,7 @@ def main(argv: list[str]) -> int:
             print(f"\r{done} of {len(work)} checks", end="", file=sys.stderr)
     print(file=sys.stderr)
     if options.json:
-        print(msgspec.json.format(msgspec.json.encode(verdicts), indent=2).decode())
+        print(json_text(verdicts))
     else:
         print(render_kill_table(verdicts), end="")
     return 0 if all(v.killed or v.equivalent for v in verdicts) else 1

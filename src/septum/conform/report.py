@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from septum.abi.status import status_name
+from septum.json_text import json_text
 from septum.words import wrap
 
 
@@ -59,7 +60,7 @@ class ConformReport(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_json(self) -> str:
         """The report as JSON, indented."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode()
+        return json_text(self)
 
 
 def _wrap(text: str, indent: str) -> list[str]:

@@ -6,11 +6,10 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from septum.errors import InputError
 from septum.explore.covering.covered import coverage_lines
 from septum.explore.emit import Emitted, check_made, regression_tests
+from septum.json_text import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,7 +79,7 @@ class Artefacts:
         emitted: Sequence[Emitted],
     ) -> None:
         stem = self._stem(verdict)
-        (folder / f"{stem}.json").write_bytes(msgspec.json.format(msgspec.json.encode(verdict)))
+        _write(folder / f"{stem}.json", json_text(verdict))
         if verdict.coverage and not stories:
             _write(folder / f"{stem}-coverage.txt", "\n".join(coverage_lines(verdict)) + "\n")
         for number, (story, test) in enumerate(zip(stories, emitted, strict=True), 1):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from septum.errors import InputError
+from septum.json_text import json_text
 from septum.report.result import SCHEMA, SCHEMA_VERSION, RunResult
 from septum.report.svg import memory_svg
 from septum.report.text import render_report, title, verdict
@@ -22,7 +23,7 @@ TEXT_NAME = "report.txt"
 
 def report_json(result: RunResult) -> str:
     """The result as indented JSON; its `schema` and `schema_version` say what it is."""
-    return msgspec.json.format(msgspec.json.encode(result), indent=2).decode() + "\n"
+    return json_text(result) + "\n"
 
 
 def report_schema() -> dict[str, object]:
