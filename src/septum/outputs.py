@@ -3,8 +3,9 @@ no two of them are one, and what Septum never writes it leaves alone."""
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from septum.errors import InputError
 
@@ -18,13 +19,36 @@ EMIT_TEST = "--emit-test"
 ANOTHER = "name another file"
 
 
+class ReportFolder(NamedTuple):
+    """A folder that a command fills by itself; None where it was not given. `names` are patterns of
+    the files that it writes there, as a shell has them."""
+
+    path: Path | None
+    names: Iterable[str]
+
+    def has(self, path: Path) -> bool:
+        """Whether one of its files may lie there."""
+        if self.path is None or self.path.resolve() != path.resolve().parent:
+            return False
+        return any(fnmatchcase(path.resolve().name, name) for name in self.names)
+
+
 def check_outputs(
-    outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[str | Path | None] = ()
+    outputs: Iterable[tuple[str, Path | None]],
+    inputs: Iterable[str | Path | None] = (),
+    folder: ReportFolder | None = None,
 ) -> None:
     """`outputs` are (option, file), None where it was not given; `inputs` what may be files that
-    are read. Called before anything runs. Raises InputError, which names the option and the file.
+    are read; `folder` is that of --report. Called before anything runs. Raises InputError, which
+    names the option and the file.
     """
     read = [Path(each) for each in inputs if each is not None and _is_file(each)]
+    for given in read:
+        if folder is not None and folder.has(given):
+            raise InputError(
+                f"--report {folder.path}: {given} is read, and would be written over; name another"
+                " folder"
+            )
     before: list[tuple[str, Path]] = []
     for option, path in outputs:
         if path is None:
@@ -33,11 +57,11 @@ def check_outputs(
             raise InputError(
                 f"{option} {path}: that file is read, and would be written over; {ANOTHER}"
             )
-        for other_option, other in before:
-            if _same(path, other):
-                raise InputError(
-                    f"{option} {path}: {other_option} is written to the same file; {ANOTHER}"
-                )
+        clash = next((by for by, other in before if _same(path, other)), "")
+        if folder is not None and folder.has(path):
+            clash = "--report"
+        if clash:
+            raise InputError(f"{option} {path}: {clash} is written to the same file; {ANOTHER}")
         before.append((option, path))
         what = SOURCES.get(path.resolve().suffix, "") if option != EMIT_TEST else ""
         if what and _is_file(path) and path.stat().st_size:

@@ -37,6 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "late.toml").write_text(SCENARIO)
     (tmp_path / "link").symlink_to("late.toml")
     (tmp_path / "dd.py").write_text(DESIGN)
+    (tmp_path / "test_late_1.py").write_text(DESIGN)
     (tmp_path / "test_mine.py").write_text(TEST)
     return tmp_path
 
@@ -50,7 +51,21 @@ def septum(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
 OVER = [
     ("run late.toml --trace late.toml", "--trace late.toml: that file is read"),
     ("run late.toml --trace ./link", "--trace link: that file is read"),
-    ("run late.toml --trace out/late.html --report out", "out/late.html: --trace is written to"),
+    ("run late.toml --trace out/late.html --report out", "out/late.html: --report is written to"),
+    ("run late.toml --trace out/late.txt --report ./out", "out/late.txt: --report is written to"),
+    ("run --trace out/report.json --report out", "--trace out/report.json: --report is written"),
+    ("run --trace septum-report/memory-x.svg", "memory-x.svg: --report is written to the same"),
+    ("explore late.toml --report o --emit-test o/late.json", "o/late.json: --report is written to"),
+    ("explore late.toml --report . --emit-test late-1.txt", "late-1.txt: --report is written to"),
+    ("explore late.toml --report o --emit-test o/test_late_1.py", "test_late_1.py: --report is"),
+    (
+        "explore late.toml --design test_late_1.py:D --report .",
+        "--report .: test_late_1.py is read",
+    ),
+    ("compare v3 --html o/compare.json --report o", "--html o/compare.json: --report is written"),
+    ("compare v3 --html septum-compare/compare.txt", "compare.txt: --report is written to the"),
+    ("compare v3 --html ./compare.html --report .", "--html compare.html: --report is written to"),
+    ("compare v3 --html o/01-v3-no-bug.txt --report o", "01-v3-no-bug.txt: --report is written"),
     ("run late.toml --design dd.py:D --trace dd.py", "--trace dd.py: that file is read"),
     ("run --firmware r.jsonl --trace r.jsonl", "--trace r.jsonl: that file is read"),
     ("replay TOKEN --trace late.toml", "--trace late.toml: a scenario is there"),

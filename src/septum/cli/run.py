@@ -20,8 +20,8 @@ from septum.designs.own import own_file
 from septum.errors import InputError
 from septum.explore.emit import check_made
 from septum.firmware.acquire import Firmware, acquire_firmware
-from septum.outputs import check_outputs
-from septum.report.files import report_json, write_report
+from septum.outputs import ReportFolder, check_outputs
+from septum.report.files import REPORT_FILES, report_json, write_report
 from septum.report.ktap import Case, ktap_lines
 from septum.report.lines import print_lines
 from septum.report.text import report_lines
@@ -105,7 +105,11 @@ def run_boot(options: RunOptions) -> int:
     check_boot(memory_bytes, options.vcpus, options.backing, options.module)
     design = find_design(options.design).reference
     schedule = _schedule(options)
-    check_outputs([("--trace", options.trace)], [options.firmware, own_file(options.design)])
+    check_outputs(
+        [("--trace", options.trace)],
+        [options.firmware, own_file(options.design)],
+        ReportFolder(options.report, REPORT_FILES),
+    )
     firmware = acquire_firmware(options.firmware)
     recipe = BootRecipe(
         memory_bytes=memory_bytes,
@@ -143,7 +147,9 @@ def replay_token(
         return _replay_toy(_toy(packed), schedule, trace)
     recipe, schedule = _run_of(packed, schedule)
     check_outputs(
-        [("--trace", trace), ("--emit-test", emit_test)], [image, own_file(recipe.design)]
+        [("--trace", trace), ("--emit-test", emit_test)],
+        [image, own_file(recipe.design)],
+        ReportFolder(report or REPORT, REPORT_FILES) if isinstance(recipe, BootRecipe) else None,
     )
     if emit_test is not None and isinstance(recipe, ScenarioRecipe):
         check_made(emit_test)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from septum.designs import find_design
 from septum.designs.own import own_file
 from septum.errors import InputError
 from septum.json_text import json_text
-from septum.outputs import check_outputs
+from septum.outputs import ReportFolder, check_outputs
 from septum.report.ktap import ktap_lines
 from septum.scenarios.ktap import outcome_case
 from septum.scenarios.outcome import outcome_lines
@@ -77,8 +78,12 @@ def run_one(
     else:
         raise InputError(f"--schedule {schedule!r}: choose from round-robin, random")
     scenario = load_scenario(name)
-    page = report / f"{scenario.name}.html" if report is not None else None
-    check_outputs([("--trace", trace), ("--report", page)], [scenario_file(name), own_file(design)])
+    names = [f"{escape(scenario.name)}.{kind}" for kind in ("txt", "html")]
+    check_outputs(
+        [("--trace", trace)],
+        [scenario_file(name), own_file(design)],
+        ReportFolder(report, names),
+    )
     if report is not None:
         return _reported(scenario, design, chosen, check, trace, report, as_json=as_json, ktap=ktap)
     return _run(scenario, design, chosen, check, trace, as_json=as_json, ktap=ktap)

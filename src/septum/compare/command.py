@@ -24,7 +24,7 @@ from septum.designs.own import own_file
 from septum.errors import InputError
 from septum.explore.bounds import check_bounds
 from septum.json_text import json_text
-from septum.outputs import check_outputs
+from septum.outputs import ReportFolder, check_outputs
 from septum.report.lines import print_lines
 from septum.report.progress import Progress
 from septum.scenarios.run import scenario_file
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from septum.compare.result import Example
 
 SAME_NAME = ("preemptions", "failures", "schedules", "seed", "check")
+
+REPORT_FILES = ("compare.json", "compare.txt", "compare.html", "[0-9][0-9]*-*.txt")
+"""What is written into the folder: the table, the page, a story of each example."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -83,6 +86,7 @@ def compare_command(wanted: Wanted) -> int:
     check_outputs(
         [("--html", wanted.html)],
         [*map(own_file, wanted.names), *map(scenario_file, wanted.scenarios)],
+        ReportFolder(wanted.report, REPORT_FILES),
     )
     _make_folders(wanted)
     comparison, defects, unanswered = compare(wanted, plan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from glob import escape
 from typing import TYPE_CHECKING
 
 from septum.errors import InputError
@@ -84,7 +85,7 @@ class Artefacts:
             _write(folder / f"{stem}-coverage.txt", "\n".join(coverage_lines(verdict)) + "\n")
         for number, (story, test) in enumerate(zip(stories, emitted, strict=True), 1):
             _write(folder / f"{stem}-{number}.txt", "\n".join(story) + "\n")
-            name = f"test_{stem.replace('-', '_')}_{number}.py"
+            name = f"test_{_identifier(stem)}_{number}.py"
             _write(folder / name, regression_tests([test], folder))
             if self._page is not None and verdict.design:
                 self._page(test.example.token, folder / f"{stem}-{number}.html")
@@ -92,9 +93,26 @@ class Artefacts:
 
     def _stem(self, verdict: Verdict) -> str:
         """Two files of scenarios may have one name."""
-        stem = verdict.subject.replace(":", "-").replace("/", "-")
+        stem = stem_of(verdict.subject)
         nr = self._stems[stem] = self._stems.get(stem, 0) + 1
         return stem if nr == 1 else f"{stem}-again-{nr}"
+
+
+def stem_of(subject: str) -> str:
+    """What the names of a subject's files begin with."""
+    return subject.replace(":", "-").replace("/", "-")
+
+
+def names_of(stem: str) -> list[str]:
+    """Patterns of the files in the folder whose names begin with it."""
+    begins, test = escape(stem), escape(_identifier(stem))
+    ends = (".json", "-coverage.txt", "-[0-9]*.txt", "-[0-9]*.html", "-again-*")
+    tests = (f"test_{test}_[0-9]*.py", f"test_{test}_again_*.py")
+    return [*(f"{begins}{end}" for end in ends), *tests]
+
+
+def _identifier(stem: str) -> str:
+    return stem.replace("-", "_")
 
 
 def _write(path: Path, text: str) -> None:

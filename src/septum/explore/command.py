@@ -12,7 +12,7 @@ from septum.codes import BROKEN, INTERRUPTED, OK, UNDETERMINED
 from septum.designs.own import is_own, own_file, unsteady_text
 from septum.errors import InputError
 from septum.explore.api import Search
-from septum.explore.artefacts import Artefacts
+from septum.explore.artefacts import Artefacts, names_of, stem_of
 from septum.explore.covering.covered import coverage_lines, summary
 from septum.explore.ktap import verdict_case
 from septum.explore.replay import find_subject
@@ -24,7 +24,7 @@ from septum.explore.stories.telling import tell
 from septum.explore.verdict import Outcome, Verdict, bounds_text
 from septum.explore.wanted import Wanted
 from septum.explore.watch import watching
-from septum.outputs import check_outputs
+from septum.outputs import ReportFolder, check_outputs
 from septum.report.ktap import Case, ktap_lines
 from septum.scenarios.run import scenario_file
 from septum.words import WIDTH, count_text, plural
@@ -62,7 +62,12 @@ def explore_command(names: Sequence[str], wanted: Wanted) -> int:
         subject = find_subject(name, wanted.design, check, wanted.fail, wanted.ignore)
         asked.append((name, subject, wanted.options(subject)))
     inputs = [*map(scenario_file, names), own_file(wanted.design)]
-    check_outputs([("--emit-test", wanted.emit_test)], inputs)
+    stems = [stem_of(subject.name) for _, subject, _ in asked]
+    check_outputs(
+        [("--emit-test", wanted.emit_test)],
+        inputs,
+        ReportFolder(wanted.report, [name for stem in stems for name in names_of(stem)]),
+    )
     artefacts = Artefacts(wanted.report, wanted.emit_test, wanted.page)
     verdicts: list[Verdict] = []
     cases: list[Case] = []

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 JSON_NAME = "report.json"
 TEXT_NAME = "report.txt"
+REPORT_FILES = (JSON_NAME, TEXT_NAME, "memory-*.svg")
+"""What is written into the folder."""
 
 
 def report_json(result: RunResult) -> str:
