@@ -30,7 +30,17 @@ LAYERS = (
 )
 """From the ground up."""
 
-GROUND = {"__init__", "__main__", "codes", "errors", "inputs", "outputs", "stamp", "words"}
+GROUND = {
+    "__init__",
+    "__main__",
+    "codes",
+    "errors",
+    "inputs",
+    "json_text",
+    "outputs",
+    "stamp",
+    "words",
+}
 """Modules beside the packages, for all of them; they import none."""
 
 EXCEPTIONS = {
