@@ -51,6 +51,27 @@ def test_names_that_no_file_can_have(
     assert "no scenario is called" in err and err.count("\n") == 1 and len(err) < 300
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("convert-one-pag", "did you mean 'convert-one-page'? `septum scenarios` lists them"),
+        ("mine", "did you mean 'mine.toml'?"),
+        ("zzz", "there is no such file; `septum scenarios` lists them"),
+    ],
+)
+def test_what_may_be_meant(
+    name: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text(TEXT)
+    assert guarded(lambda: app(["run", name], standalone_mode=True)) == USAGE
+    assert capsys.readouterr().err.endswith(f"{said}\n")
+
+
 def test_a_name_with_an_end_in_it() -> None:
     with pytest.raises(InputError, match="no scenario is called"):
         load_scenario("a\0b")

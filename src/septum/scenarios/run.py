@@ -21,6 +21,7 @@ from septum.scenarios.outcome import (
 )
 from septum.scenarios.reader import read_scenario
 from septum.scenarios.source import is_file, no_file_text, read_text, shown
+from septum.scenarios.spelling import meant
 from septum.scenarios.world import ScenarioWorld
 from septum.sim import ListSchedule, RandomSchedule, RoundRobin, Schedule, encode_token
 from septum.sim.events import FindingEvent
@@ -126,11 +127,19 @@ def load_scenario(name: str) -> Scenario:
         if not is_file(path):
             raise InputError(
                 no_file_text(Path(name))
-                or f"no scenario is called {shown(name)}, and there is no such file; `septum"
-                " scenarios` lists them"
+                or f"no scenario is called {shown(name)}, and there is no such file; {_near(name)}"
             )
     where = path.name if path.parent == LIBRARY else str(path)
     return read_scenario(path.stem, read_text(path), where)
+
+
+def _near(name: str) -> str:
+    """What may have been meant by a name that nothing has."""
+    lists = "`septum scenarios` lists them"
+    if is_file(Path(f"{name}{SUFFIX}")):
+        return f"did you mean '{name}{SUFFIX}'?"
+    near = meant(name, (path.stem for path in LIBRARY.glob(f"*{SUFFIX}")), "")
+    return f"{near} {lists}".lstrip()
 
 
 def run_scenario(
