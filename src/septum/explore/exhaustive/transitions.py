@@ -196,40 +196,23 @@ class Transitions:
         kept, shared, made, touched = tracker.steps.take(task)
         kinds = kinds_of(shared)
         whole_of = tracker.footprints.whole_of
-        met = kinds
-        if made:
-            # What a step makes it finds as it made it.
-            met = {
-                at: kind
-                for at, kind in kinds.items()
-                if at not in made and whole_of.get(at) not in made
-            }
-            kinds.update(dict.fromkeys(made, X))
+        met = _met(kinds, made, whole_of)
+        kinds.update(dict.fromkeys(made, X))
         contents, handed_on = tracker.own.reach(task, state.written(kinds, tracker))
         untold = {at for at, content in contents.items() if content is None}
         observed, seen = state.observe(met, untold)
-        values = tuple(choice.value for choice in choices)
+        values = tuple([choice.value for choice in choices])
         chain = state.chain(task)
-        observed = hash((observed, values, alone))
-        step = Step(seen, observed, choices)
-        step.raw = step.chain = hash((task, chain, observed)) or 1
+        step = Step(seen, hash((observed, values, alone)), choices)
+        step.raw = step.chain = hash((task, chain, step.observed)) or 1
+        step.looked = looked
+        step.looks_at = tuple(met)
         step.handed_on = handed_on
-        after: Stand | Own | None = None
-        if ends.task is not None:
-            after = tracker.stands(ends.task, step.raw)
-            step.moved = tracker.stacks.moved
-            step.retries = ends.end == POINT and ends.task.retrying
-            if after is not None:
-                step.chain = chain_of(task, after)
-        if ends.end == DONE and self.forgets and ends.finding is None:
-            after = tracker.left_behind(task)
-            if after is not None:
-                step.chain = self._chain_of_ended(task, after)
-        if after is None:
-            self._observed.add(step.chain)
-        else:
-            step.left = tuple(tracker.own.noted)
-            step.relies = chain in self._observed
+        step.makes = bool(tracker.steps.makes)
+        step.end, step.woken = ends.end, ends.woken
+        step.place, step.finding = ends.place, ends.finding
+        after = self._stops(step, task, chain, ends)
+
         mark = state.mark()
         state.set(CHAINS, task, step.chain)
         # What a chain stands for that is all that was observed is not told apart by contents.
@@ -243,36 +226,57 @@ class Transitions:
         step.change = _change(state, mark, made, tracker.footprints.parts)
         state.learn(step.change, mark)
         step.wrote = step.change.locations(whole_of)
-        step.looked = looked
+
         if tracker.watched.counts and (viewed or step.change.shown or step.change.afresh):
             context, views = tracker.footprints.views(task, viewed)
             tracker.steps.accesses.append((context, views))
             kept |= views
             touched.add(VIEW)
         step.touched = tracker.footprints.numbers_of(touched)
-        step.makes = bool(tracker.steps.makes)
-        step.looks_at = tuple(met)
         step.masks = tracker.footprints.masks(kept)
-        step.end, step.woken = ends.end, ends.woken
-        step.place, step.finding = ends.place, ends.finding
-        if isinstance(after, Stand):
-            self.alike.stands.setdefault(step.chain, after)
-        same = self._known(task, chain, alone, step)
+        return self._keep(step, (task, chain, alone), after, touched)
+
+    def _stops(self, step: Step, task: int, chain: int, ends: Ends) -> Stand | Own | None:
+        """Where `task`, which was at `chain`, stands after the step, or what it left if it has
+        ended. None: that cannot be told, and the step's chain stands for all that was observed."""
+        tracker = self._tracker
+        after: Stand | Own | None = None
+        if ends.task is not None:
+            after = stand = tracker.stands(ends.task, step.raw)
+            step.moved = tracker.stacks.moved
+            step.retries = ends.end == POINT and ends.task.retrying
+            if stand is not None:
+                step.chain = chain_of(task, stand)
+                self.alike.stands.setdefault(step.chain, stand)
+        if ends.end == DONE and self.forgets and ends.finding is None:
+            after = left = tracker.left_behind(task)
+            if left is not None:
+                step.chain = self._chain_of_ended(task, left)
+        if after is None:
+            self._observed.add(step.chain)
+        else:
+            step.left = tuple(tracker.own.noted)
+            step.relies = chain in self._observed
+        return after
+
+    def _keep(self, step: Step, key: Key, after: Stand | Own | None, touched: set[int]) -> Step:
+        """The step that is known from now on: one that was known already, or this one. Raises
+        Unfaithful when they came out in two ways."""
+        same = self._known(*key, step)
         if same is not None:
-            if same.effect() != step.effect() and not ends.finding and not same.finding:
+            if same.effect() != step.effect() and not step.finding and not same.finding:
                 raise Unfaithful(
-                    f"a step of task {task} came out in two ways, by {_difference(same, step)}"
+                    f"a step of task {key[0]} came out in two ways, by {_difference(same, step)}"
                 )
             same.hearsay = False
             return same
-        if ends.finding is None or not looked:
-            key = (task, chain, alone)
+        if step.finding is None or not step.looked:
             self._steps.setdefault(key, []).append(step)
             self.nr_known += 1
-            if after is not None and not ends.finding:
+            if after is not None and not step.finding:
                 self._keep_like(step, key, after, touched)
-            if self.exchange is not None and ends.finding is None:
-                self.exchange.tell(key, step, tracker)
+            if self.exchange is not None and step.finding is None:
+                self.exchange.tell(key, step, self._tracker)
         return step
 
     def _keep_like(self, step: Step, key: Key, after: Stand | Own, touched: set[int]) -> None:
@@ -344,6 +348,15 @@ class Transitions:
 def chain_of(task: int, stand: Stand) -> int:
     """What stands for a task that stops there."""
     return hash((POINT, task, stand.digest())) or 1
+
+
+def _met(kinds: dict[int, int], made: set[int], whole_of: dict[int, int]) -> dict[int, int]:
+    """What a step found of the locations that it touched: what it `made` it finds as it made it."""
+    if not made:
+        return kinds
+    return {
+        at: kind for at, kind in kinds.items() if at not in made and whole_of.get(at) not in made
+    }
 
 
 def _change(state: Fingerprint, mark: Mark, made: set[int], parts: dict[int, list[int]]) -> Change:
