@@ -138,6 +138,22 @@ def test_a_verdict_is_80_columns_wide() -> None:
     assert "never reached: call:TDH.MEM.PAGE.DEMOTE:0" in "\n".join(lines)
 
 
+def test_a_search_that_ended_with_a_finding_need_not_have_reached_all() -> None:
+    """What it did not come to is told where it held, and where it went on to the end."""
+    missing = ["call:TDH.MEM.PAGE.DEMOTE"]
+    for outcome, complete, told in (
+        (Outcome.BROKEN, False, False),
+        (Outcome.BROKEN, True, True),
+        (Outcome.UNDETERMINED, False, True),
+    ):
+        verdict = Verdict(
+            outcome, "a", "v3", "auto", 0, 2, 1,
+            complete=complete, why="", schedules=1, states=1, steps=1, seconds=1.0,
+            missing_witnesses=missing,
+        )  # fmt: skip
+        assert ("never reached: " in "\n".join(verdict_lines(verdict))) == told
+
+
 def test_the_race_names_who_is_where(stories: dict[str, str]) -> None:
     text = " ".join(stories["race"].split())
     assert "once vcpu1 runs while vcpu0 is at `alloc` in hugetlb_alloc_folio <" in text

@@ -150,7 +150,9 @@ def verdict_lines(verdict: Verdict) -> list[str]:
         said.append(f"random schedules: {drawn}")
     said += [f"breaks, as the scenario says of v3: {text}" for text in verdict.foreseen]
     said += [f"breaks, and is ignored: {text}" for text in verdict.ignored]
-    if verdict.missing_witnesses:
+    # A search that ended with what it found was not there to reach all.
+    ended_early = verdict.outcome is Outcome.BROKEN and not verdict.complete
+    if verdict.missing_witnesses and not ended_early:
         said.append(f"never reached: {', '.join(verdict.missing_witnesses)}")
     if verdict.outcome is not Outcome.BROKEN and verdict.coverage:
         said.append(summary(verdict.coverage))
