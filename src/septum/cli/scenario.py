@@ -84,9 +84,11 @@ def run_one(
         [scenario_file(name), own_file(design)],
         ReportFolder(report, names),
     )
-    if report is not None:
-        return _reported(scenario, design, chosen, check, trace, report, as_json=as_json, ktap=ktap)
-    return _run(scenario, design, chosen, check, trace, as_json=as_json, ktap=ktap)
+    if report is None:
+        outcome = _outcome(scenario, design, chosen, check, trace)
+    else:
+        outcome = _reported(scenario, design, chosen, check, trace, report)
+    return _show(outcome, as_json=as_json, ktap=ktap)
 
 
 def _reported(
@@ -96,10 +98,7 @@ def _reported(
     check: Mode,
     trace: Path | None,
     report: Path,
-    *,
-    as_json: bool,
-    ktap: bool,
-) -> int:
+) -> ScenarioOutcome:
     """Run with the outcome and the page in the folder `report`, too."""
     from septum.report.html import write_page
 
@@ -117,7 +116,7 @@ def _reported(
             ) from None
         write_page(path, report / f"{scenario.name}.html")
     print(f"septum: the report is in {report}", file=sys.stderr)
-    return _show(outcome, as_json=as_json, ktap=ktap)
+    return outcome
 
 
 def replay_one(
@@ -160,20 +159,6 @@ def check_fit(recipe: ScenarioRecipe, schedule: Schedule) -> None:
     options = Options(failures=int(may_fail), fail=recipe.fail, ignore=recipe.ignore)
     words = explore_words(recipe.name, find_design(recipe.design).name, recipe.check, options)
     raise InputError(misfit_text(words))
-
-
-def _run(
-    scenario: Scenario,
-    design: str,
-    schedule: Schedule,
-    check: Mode,
-    trace: Path | None,
-    *,
-    as_json: bool,
-    ktap: bool = False,
-) -> int:
-    outcome = _outcome(scenario, design, schedule, check, trace)
-    return _show(outcome, as_json=as_json, ktap=ktap)
 
 
 def _outcome(

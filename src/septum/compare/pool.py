@@ -85,17 +85,9 @@ class Pool:
                         self._start(number, tasks[number])
                     patience = max(0.0, deadline - time.monotonic()) if deadline else None
                     for number, reply in self._ended(patience):
-                        if reply.mistake:
-                            raise InputError(reply.mistake)
-                        if reply.killed:
-                            answers[number] = Unanswered(reply.killed)
-                        elif reply.stuck:
-                            answers[number] = Stuck(reply.stuck)
-                        elif reply.result or reply.defect:
-                            answers[number] = reply.defect or decode(reply.result)
-                        else:
-                            continue
-                        told(number)
+                        answers[number] = _answer(reply, decode)
+                        if answers[number] is not None:
+                            told(number)
                     if deadline and time.monotonic() >= deadline:
                         break
                 except KeyboardInterrupt:
@@ -142,6 +134,19 @@ class Pool:
             process.kill()
             process.join()
         self._running.clear()
+
+
+def _answer(reply: _Reply, decode: Callable[[bytes], T]) -> T | str | None:
+    """What `Pool.run` answers for a task. Raises InputError for the user's mistake."""
+    if reply.mistake:
+        raise InputError(reply.mistake)
+    if reply.killed:
+        return Unanswered(reply.killed)
+    if reply.stuck:
+        return Stuck(reply.stuck)
+    if reply.defect:
+        return reply.defect
+    return decode(reply.result) if reply.result else None
 
 
 def _died(code: int) -> _Reply:

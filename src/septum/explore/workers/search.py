@@ -173,7 +173,8 @@ class Searcher:
                 if budget.passed(job.until):
                     result = JobResult(job.number, complete=False)
                 elif job.strategy in (Strategy.PCT, Strategy.RANDOM):
-                    result = self._sample(job)
+                    self.close()  # these runs are faster when nobody sees them
+                    result = self._redone(job, self._sample)
                 else:
                     result = self._exhaust(job)
         finally:
@@ -217,39 +218,43 @@ class Searcher:
             self.note = f"runs of more than {most} decisions were not searched beyond them"
         return not self._nr_too_long
 
-    # Random
-
-    def _sample(self, job: Job) -> JobResult:
-        if self.tracker is not None:
-            self.close()
-        make = Pct if job.strategy is Strategy.PCT else RandomWalk
+    def _redone(self, job: Job, search: Callable[[Job, JobResult], None]) -> JobResult:
+        """What `search` puts into the result of the job. As often as a run left the world otherwise
+        than it was built, all is done once more."""
         for _ in range(REDONE_MAX):
-            result = JobResult(job.number, complete=True)
-            outcomes: dict[int, None] = {}
-            last = job.first + job.count * job.stride
+            result = JobResult(job.number, complete=False)
+            self._nr_too_long = 0
             try:
-                self.runner.settle()
-                for number in range(job.first, last, job.stride):
-                    if budget.passed(job.until):
-                        result.complete = False
-                        break
-                    run = self.one_run(make(self.options, number, self.length))
-                    result.schedules += 1
-                    result.steps += run.steps
-                    if job.compares:
-                        outcomes[hash(self.subject.came_out(self.runner.built))] = None
-                    if run.finding is not None and self._repeats(run):
-                        result.found.append(_found(run.finding, run))
-                        if not self.options.keep_going:
-                            break
-                self.runner.settle()
-                result.outcomes = list(outcomes)
+                search(job, result)
                 return result
             except StateMissed:
                 self._forget()
             except OutOfTime:
                 return self._leave(result)
         raise RuntimeError(LEFT_BEHIND)
+
+    # Random
+
+    def _sample(self, job: Job, result: JobResult) -> None:
+        make = Pct if job.strategy is Strategy.PCT else RandomWalk
+        outcomes: dict[int, None] = {}
+        result.complete = True
+        self.runner.settle()
+        for number in range(job.first, job.first + job.count * job.stride, job.stride):
+            if budget.passed(job.until):
+                result.complete = False
+                break
+            run = self.one_run(make(self.options, number, self.length))
+            result.schedules += 1
+            result.steps += run.steps
+            if job.compares:
+                outcomes[hash(self.subject.came_out(self.runner.built))] = None
+            if run.finding is not None and self._repeats(run):
+                result.found.append(_found(run.finding, run))
+                if not self.options.keep_going:
+                    break
+        self.runner.settle()
+        result.outcomes = list(outcomes)
 
     def _repeats(self, run: Run) -> bool:
         """Whether what a run found comes again from a world that is surely as it was built. Raises
@@ -290,17 +295,7 @@ class Searcher:
                 self.note = f"without reduction: {error}"
                 self.close()
                 self._forget()
-        for _ in range(REDONE_MAX):
-            result = JobResult(job.number, complete=False)
-            self._nr_too_long = 0
-            try:
-                self._plain(job, result)
-                return result
-            except StateMissed:
-                self._forget()
-            except OutOfTime:
-                return self._leave(result)
-        raise RuntimeError(LEFT_BEHIND)
+        return self._redone(job, self._plain)
 
     def _out_of_budget(self, job: Job, schedules: int) -> bool:
         spent = bool(job.schedules_max) and schedules >= job.schedules_max
