@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from septum.cli.app import app, module_app
+from septum.cli.options import JsonReport, Only
 
 
 @app.command()
@@ -23,9 +24,7 @@ def trace(
             help="ladder, ftrace, perfetto (JSON), pftrace, mermaid or jsonl.",
         ),
     ] = "ladder",
-    only: Annotated[
-        str, typer.Option(help="Kinds of events, with commas: seamcall,split,conversion...")
-    ] = "",
+    only: Only = "",
     task: Annotated[str, typer.Option(help="Only tasks whose name contains this.")] = "",
     every_step: Annotated[
         bool, typer.Option("--every-step", help="Fold nothing in a ladder.")
@@ -45,7 +44,7 @@ def conform(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="Transcripts, plain or gzip JSON Lines.")
     ],
-    json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
+    json: JsonReport = False,
     profile: Annotated[str, typer.Option(help="Module version to replay against.")] = "1.5.25",
 ) -> None:
     """Replay recorded SEAMCALL transcripts against the module; 1 on any divergence."""
@@ -71,7 +70,7 @@ def module_table(
 def module_fuzz(
     calls: Annotated[int, typer.Option(help="How many calls to make.")] = 1_000_000,
     seed: Annotated[int, typer.Option(help="The run is a function of this and of --calls.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
+    json: JsonReport = False,
 ) -> None:
     """Make any calls with any operands, and watch the module's invariants; 1 when one breaks."""
     from septum.conform import command

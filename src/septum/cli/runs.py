@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from septum.cli.app import app
+from septum.cli.options import Check, Design, Json, JsonReport, Memory, Only, Trace, Vcpus
 
 
 @app.command()
@@ -23,11 +24,9 @@ def run(
         Path | None,
         typer.Option(help="TDVF image; by default an OVMF is looked for, then fetched, then made."),
     ] = None,
-    memory: Annotated[str, typer.Option(help="Guest memory, such as 4G.")] = "4G",
-    vcpus: Annotated[int, typer.Option(help="Number of vCPUs.")] = 8,
-    design: Annotated[
-        str, typer.Option(help="The host's design, or your own: PATH.py:Class.")
-    ] = "v3",
+    memory: Memory = "4G",
+    vcpus: Vcpus = 8,
+    design: Design = "v3",
     backing: Annotated[
         str, typer.Option(help="Of guest memory: 4k, thp, hugetlb-2m or hugetlb-1g.")
     ] = "thp",
@@ -46,14 +45,9 @@ def run(
     schedule: Annotated[
         str, typer.Option(help="round-robin, or random (then --seed counts).")
     ] = "round-robin",
-    check: Annotated[
-        str, typer.Option(help="When promises are checked: end, quiet or every-step.")
-    ] = "quiet",
-    json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
-    trace: Annotated[
-        Path | None,
-        typer.Option(help="Write the event stream here (JSON Lines; .gz compresses)."),
-    ] = None,
+    check: Check = "quiet",
+    json: JsonReport = False,
+    trace: Trace = None,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -120,11 +114,8 @@ def replay(
     firmware: Annotated[
         Path | None, typer.Option(help="The image, when it is not one that `run` finds by itself.")
     ] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option(help="Write the event stream here (JSON Lines; .gz compresses)."),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
+    trace: Trace = None,
+    json: JsonReport = False,
     report: Annotated[
         Path | None,
         typer.Option(help="Folder for the report of a boot and the picture (septum-report)."),
@@ -162,9 +153,7 @@ def report(
     html: Annotated[
         Path | None, typer.Option(help="A page: ladder, memory, charts. One file, no network.")
     ] = None,
-    only: Annotated[
-        str, typer.Option(help="Kinds of events, with commas: seamcall,split,conversion...")
-    ] = "",
+    only: Only = "",
     design: Annotated[
         str | None, typer.Option(help="The host's design, of a scenario; without it v3.")
     ] = None,
@@ -199,7 +188,7 @@ def mrtd(
     two_pass: Annotated[
         bool, typer.Option("--two-pass", help="Per section all PAGE.ADDs, then all MR.EXTENDs.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Build a TD from an image in the model and print its MRTD."""
     from septum.cli.mrtd import print_mrtd
@@ -213,7 +202,7 @@ def firmware(
         Path | None,
         typer.Argument(help="TDVF image; without it, the one that `run` would use."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Show the TDVF metadata of an image."""
     from septum.cli.firmware import print_firmware
@@ -223,7 +212,7 @@ def firmware(
 
 @app.command()
 def scenarios(
-    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """List the scenarios, one line each."""
     from septum.cli.scenario import print_scenarios

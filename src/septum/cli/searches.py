@@ -10,21 +10,18 @@ from typing import Annotated
 import typer
 
 from septum.cli.app import app
+from septum.cli.options import Check, Design, Json, Memory, Preemptions, Seed, Vcpus, Workers
 
 
 @app.command()
 def explore(
     scenario: Annotated[list[str], typer.Argument(help="Scenarios by name or file.")],
-    design: Annotated[
-        str, typer.Option(help="The host's design, or your own: PATH.py:Class.")
-    ] = "v3",
+    design: Design = "v3",
     strategy: Annotated[
         str,
         typer.Option(help="auto, exhaustive, pct, random; or plain: all, none left out as alike."),
     ] = "auto",
-    preemptions: Annotated[
-        int, typer.Option(help="At most so many preemptions; -1 for no bound.")
-    ] = 2,
+    preemptions: Preemptions = 2,
     failures: Annotated[
         int | None,
         typer.Option(
@@ -38,13 +35,9 @@ def explore(
     schedules: Annotated[
         int | None, typer.Option(help="At most so many schedules for each scenario.")
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes; without it, one for each core.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
-    check: Annotated[
-        str, typer.Option(help="When promises are checked: end, quiet or every-step.")
-    ] = "end",
+    workers: Workers = None,
+    seed: Seed = 0,
+    check: Check = "end",
     json: Annotated[bool, typer.Option("--json", help="Verdicts as JSON on stdout.")] = False,
     report: Annotated[Path | None, typer.Option(help="Folder for stories and verdicts.")] = None,
     emit_test: Annotated[
@@ -119,19 +112,13 @@ def compare(
     scenarios: Annotated[
         str | None, typer.Option(help="Scenarios, with commas, instead of each design's own.")
     ] = None,
-    preemptions: Annotated[
-        int, typer.Option(help="At most so many preemptions; -1 for no bound.")
-    ] = 2,
+    preemptions: Preemptions = 2,
     failures: Annotated[int, typer.Option(help="At most so many injected failures.")] = 1,
     schedules: Annotated[int, typer.Option(help="At most so many schedules in a search.")] = 10_000,
     time: Annotated[float, typer.Option(help="Seconds for one search.")] = 20.0,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes; without it, one for each core.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
-    check: Annotated[
-        str, typer.Option(help="When promises are checked: end, quiet or every-step.")
-    ] = "quiet",
+    workers: Workers = None,
+    seed: Seed = 0,
+    check: Check = "quiet",
     cost: Annotated[
         bool, typer.Option("--cost/--no-cost", help="Measure what each costs, too.")
     ] = True,
@@ -167,8 +154,8 @@ def compare(
 
 @app.command("compare-backing")
 def compare_backing(
-    memory: Annotated[str, typer.Option(help="Guest memory, such as 4G.")] = "1G",
-    vcpus: Annotated[int, typer.Option(help="Number of vCPUs.")] = 2,
+    memory: Memory = "1G",
+    vcpus: Vcpus = 2,
     backing: Annotated[
         str, typer.Option(help="Backings to compare, with commas.")
     ] = "4k,hugetlb-2m,hugetlb-1g",
@@ -182,7 +169,7 @@ def compare_backing(
     firmware: Annotated[
         Path | None, typer.Option(help="TDVF image; without it, the one that `run` would use.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Boot the same guest on 4 KB and on huge backing, and count what each costs."""
     from septum.cli.backing import print_comparison
@@ -197,7 +184,7 @@ def designs(
         list[str] | None,
         typer.Option(help="Only base, ablation, proposal or seeded-bug; may be repeated."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """List the designs by kind, with their origin and one line each."""
     from septum.cli.designs import print_designs
