@@ -40,6 +40,7 @@ class Totals:
     """What all jobs saw together."""
 
     __slots__ = (
+        "broke",
         "coverage",
         "drawn",
         "foreseen",
@@ -61,6 +62,7 @@ class Totals:
         self.notes: list[str] = []
         self.foreseen: dict[tuple[str, str], str] = {}  # by what makes findings the same
         self.ignored: dict[tuple[str, str], str] = {}
+        self.broke: set[tuple[str, str]] = set()  # all of what is foreseen
         self.drawn: dict[str, int] = {}  # random schedules, by kind
         self.started = budget.now()
 
@@ -75,6 +77,7 @@ class Totals:
                 into.setdefault(words_of(promise, text), f"{promise}: {text}")
         for item, count in result.coverage.items():
             self.coverage[item] = self.coverage.get(item, 0) + count
+        self.broke.update(result.foreseen)
         if result.note and result.note not in self.notes:
             self.notes.append(result.note)
 
@@ -160,6 +163,7 @@ class Search:
             missing_witnesses=missing,
             drawn=self.totals.drawn,
             foreseen=sorted(self.totals.foreseen.values()),
+            unbroken=self._subject.unbroken(self.totals.broke) if complete else [],
             ignored=sorted(self.totals.ignored.values()),
             interrupted=self._workers.interrupted,
             level=self.level,

@@ -149,6 +149,10 @@ def verdict_lines(verdict: Verdict) -> list[str]:
         drawn = ", ".join(f"{count_text(count)} by {name}" for name, count in verdict.drawn.items())
         said.append(f"random schedules: {drawn}")
     said += [f"breaks, as the scenario says of v3: {text}" for text in verdict.foreseen]
+    if verdict.unbroken:
+        said.append(
+            "did not break here, though the scenario says so of v3: " + "; ".join(verdict.unbroken)
+        )
     said += [f"breaks, and is ignored: {text}" for text in verdict.ignored]
     # A search that ended with what it found was not there to reach all.
     ended_early = verdict.outcome is Outcome.BROKEN and not verdict.complete

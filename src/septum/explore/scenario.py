@@ -13,10 +13,11 @@ from septum.scenarios.failures import Failures
 from septum.scenarios.names import check_names
 from septum.scenarios.outcome import EXPECTATION, beside_promises, unmet_expectations
 from septum.scenarios.run import load_scenario, recipe_for_token
+from septum.scenarios.scenario import covers
 from septum.scenarios.world import ScenarioWorld
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from septum.checks.modes import Mode
     from septum.scenarios.scenario import Scenario
@@ -88,6 +89,18 @@ class ScenarioSubject:
         """The scenario says that this breaks. It speaks of v3: of a design that changes another one
         it foresees nothing."""
         return self._changes_v3 and self.scenario.expect.foresees(promise, text)
+
+    def unbroken(self, broke: Iterable[tuple[str, str]]) -> list[str]:
+        """Of v3 itself: a design may well mend what the scenario says of it."""
+        if self._design != V3.name:
+            return []
+        expect = self.scenario.expect
+        found = list(broke)
+        return [
+            entry
+            for entry in (*expect.broken, *expect.may_break)
+            if not any(covers(entry, promise, text) for promise, text in found)
+        ]
 
     def build(self) -> Built:
         """The world with its VMs up, before the programs begin."""

@@ -85,6 +85,9 @@ class Subject(Protocol):
     def expects(self, finding: Finding) -> bool:
         """Whether a finding is as the scenario says, and no news."""
 
+    def unbroken(self, broke: Iterable[tuple[str, str]]) -> list[str]:
+        """What the scenario says breaks and is none of these (promise, text), in its own words."""
+
     def build(self) -> Built:
         """A new world. Called once for a process; its state is put back before every run."""
 

@@ -16,7 +16,7 @@ from septum.machine.mem import PhysMem
 from septum.sim import Mutex, RwLock, Sim, WaitQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from septum.sim import Finding
 
@@ -419,6 +419,10 @@ class Toy:
     def expects(self, finding: Finding) -> bool:
         """Toys break by surprise."""
         return False
+
+    def unbroken(self, broke: Iterable[tuple[str, str]]) -> list[str]:
+        """So there is nothing that must break."""
+        return []
 
     def build(self) -> Built:
         """The shared state."""

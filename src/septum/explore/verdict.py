@@ -51,6 +51,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
     `level` is the largest number of preemptions of which all schedules were tried; -1 none.
     `foreseen`: what broke as the scenario says of v3, as "promise: text"; a search goes on then.
+    `unbroken`: what should have, in the scenario's words, where all was searched.
     `ignored`: what broke and does not count as the user said so.
     `drawn`: how many random schedules of which kind a search of several kinds has drawn.
     `timed_out`: the clock ended the search, not another budget.
@@ -73,6 +74,7 @@ class Verdict(msgspec.Struct, frozen=True):
     coverage: dict[str, int] = {}
     missing_witnesses: list[str] = []
     foreseen: list[str] = []
+    unbroken: list[str] = []
     ignored: list[str] = []
     drawn: dict[str, int] = {}
     interrupted: bool = False

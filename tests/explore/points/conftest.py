@@ -339,6 +339,9 @@ class Calls:
     def expects(self, finding: object) -> bool:
         return False
 
+    def unbroken(self, broke: object) -> list[str]:
+        return []
+
     def is_failure(self, choice: str) -> bool:
         return False
 
