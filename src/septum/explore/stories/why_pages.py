@@ -81,29 +81,36 @@ def mapped_in_vain(told: Told, at: int) -> str:
     if since >= 0 and isinstance(told.beats[since].event, KvmMemslotEvent):
         how = "has no memslot"
     text = f"it maps {part}, which {how} {told.since(since)}"
+    began = _fault_began(told, at, name, range(first, end), since)
+    return f"{text}; {began}" if began else text
+
+
+def _fault_began(told: Told, at: int, name: str, gfns: range, since: int) -> str:
+    """Whether the fault at `gfns` that the call of beat `at` is part of began before beat `since`,
+    and what mmu_invalidate_seq of the VM called `name` was then; "" where that is not known."""
+    task = told.beats[at].event.task
     fault = next(
         (
             index
             for index, call in told.calls(at)
             if isinstance(call, KvmPageFaultEvent)
-            and call.task == event.task
-            and first <= call.fault_address >> PAGE_SHIFT < end
+            and call.task == task
+            and call.fault_address >> PAGE_SHIFT in gfns
         ),
         None,
     )
     if fault is None or told.beats[fault].module is None:
-        return text
+        return ""
     then, now = (told.beats[index].module for index in (fault, at))
     assert then is not None
     assert now is not None
     if name not in then.vms or name not in now.vms:
-        return text
+        return ""
     order = "before" if fault < since else "after"
     old, new = then.vms[name].seq, now.vms[name].seq
     seq = f"is {new} as then" if old == new else f"was {old} then and is {new} now"
     open_ = ", an invalidation is under way" * bool(now.vms[name].in_progress)
-    began = f"the fault began {order} that, at {told.when(fault)}"
-    return f"{text}; {began}; mmu_invalidate_seq {seq}{open_}"
+    return f"the fault began {order} that, at {told.when(fault)}; mmu_invalidate_seq {seq}{open_}"
 
 
 def _not_private(vm: VmState, first: int, end: int) -> int | None:

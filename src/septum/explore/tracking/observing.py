@@ -20,10 +20,18 @@ UNDER_WAY = 1
 def observers(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
     """What the checker reads and notes is no access of the step in which it looks; nor is what is
     looked at to judge the end."""
-    from septum.checks.checker import Checker
-    from septum.scenarios.record import Record
     from septum.scenarios.world import ScenarioWorld
 
+    unseen = _unseen(tracker)
+    return [
+        *_promises(tracker, unseen),
+        *_operations(tracker, unseen),
+        *[(ScenarioWorld, name, unseen) for name in ("_look", "gave_up", "remains")],
+    ]
+
+
+def _unseen(tracker: Tracker) -> Wrap:
+    """What the method touches is told to `watched` alone."""
     log = tracker.log
 
     def unseen(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,6 +47,13 @@ def observers(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
                     del log[mark:]
 
         return call
+
+    return unseen
+
+
+def _promises(tracker: Tracker, unseen: Wrap) -> list[tuple[type, str, Wrap]]:
+    """That promises look is a fact about the step in which they do."""
+    from septum.checks.checker import Checker
 
     def look(method: Callable[..., Any]) -> Callable[..., Any]:
         unseen_look = unseen(method)
@@ -72,15 +87,26 @@ def observers(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
 
         return call
 
-    checker = (
+    plain = (
         *("quiet_point", "ept_violation_handled", "fault_tried"),
         *("_step", "entry_changes", "entry_changed", "vm_destroyed"),
     )
+    return [
+        *[(Checker, name, unseen) for name in plain],
+        (Checker, "_look", look),
+        (Checker, "operation_begin", begin),
+        (Checker, "operation_end", end),
+    ]
+
+
+def _operations(tracker: Tracker, unseen: Wrap) -> list[tuple[type, str, Wrap]]:
+    """What comes of operations, where it counts, is a result of the step in which they end."""
+    from septum.scenarios.record import Record
 
     sim, steps = tracker.sim, tracker.steps
     results, numbers = steps.results, steps.nr_results
 
-    def op_begin(method: Callable[..., Any]) -> Callable[..., Any]:
+    def begin(method: Callable[..., Any]) -> Callable[..., Any]:
         unseen_begin = unseen(method)
 
         def call(record: Any, actor: str, op: Any) -> Any:
@@ -91,7 +117,7 @@ def observers(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
 
         return call
 
-    def op_end(method: Callable[..., Any]) -> Callable[..., Any]:
+    def end(method: Callable[..., Any]) -> Callable[..., Any]:
         unseen_end = unseen(method)
 
         def call(record: Any, actor: str, op: Any, result: str) -> Any:
@@ -107,12 +133,7 @@ def observers(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
         return call
 
     return [
-        *[(Checker, name, unseen) for name in checker],
-        (Checker, "_look", look),
-        (Checker, "operation_begin", begin),
-        (Checker, "operation_end", end),
-        (Record, "begin", op_begin),
-        (Record, "end", op_end),
+        (Record, "begin", begin),
+        (Record, "end", end),
         (Record, "memory_fault", unseen),
-        *[(ScenarioWorld, name, unseen) for name in ("_look", "gave_up", "remains")],
     ]

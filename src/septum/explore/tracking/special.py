@@ -95,7 +95,8 @@ def specials(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
         *_locks(tracker),
         *_scheduler(tracker),
         *_srcu(tracker),
-        *_machine(tracker),
+        *_tables(tracker),
+        *_memory(tracker),
         *_plain_locks(tracker),
         *observers(tracker),
         *reached_hooks(tracker),
@@ -293,9 +294,26 @@ def _plain_locks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
     ]
 
 
-def _machine(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
-    """Page tables by entry, physical memory by frame."""
-    from septum.machine.mem import PhysMem
+def _all_of(tracker: Tracker, kind: int) -> Wrap:
+    """A method that touches the whole of its object."""
+    log = tracker.log
+    append = log.append
+
+    def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(table: object, *args: object) -> Any:
+            mark = len(log)
+            result = method(table, *args)
+            del log[mark:]
+            append(id(table) << 10 | kind)
+            return result
+
+        return call
+
+    return wrap
+
+
+def _tables(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
+    """Page tables by entry."""
     from septum.machine.tables import TablePage
 
     log = tracker.log
@@ -318,18 +336,24 @@ def _machine(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
 
         return wrap
 
-    def all_of(kind: int) -> Wrap:
-        def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
-            def call(table: object, *args: object) -> Any:
-                mark = len(log)
-                result = method(table, *args)
-                del log[mark:]
-                append(id(table) << 10 | kind)
-                return result
+    return [
+        (TablePage, "entry", element(S, IS)),
+        (TablePage, "set_entry", element(X, IX)),
+        (TablePage, "set_lock", element(X, IX)),
+        (TablePage, "try_cmpxchg", element(X, IX)),
+        (TablePage, "fill", _all_of(tracker, X)),
+        (TablePage, "uniform", _all_of(tracker, S)),
+        (TablePage, "values", _all_of(tracker, S)),
+    ]
 
-            return call
 
-        return wrap
+def _memory(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
+    """Physical memory by frame."""
+    from septum.machine.mem import PhysMem
+
+    log = tracker.log
+    append = log.append
+    location_of = tracker.part_location
 
     def frames(kind: int, count_at: int | None) -> Wrap:
         """A method on frames from its first argument on; argument `count_at` says how many."""
@@ -372,13 +396,6 @@ def _machine(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
         return copy_page
 
     return [
-        (TablePage, "entry", element(S, IS)),
-        (TablePage, "set_entry", element(X, IX)),
-        (TablePage, "set_lock", element(X, IX)),
-        (TablePage, "try_cmpxchg", element(X, IX)),
-        (TablePage, "fill", all_of(X)),
-        (TablePage, "uniform", all_of(S)),
-        (TablePage, "values", all_of(S)),
         (PhysMem, "read", frames(S, None)),
         (PhysMem, "write", frames(X, None)),
         (PhysMem, "fill", frames(X, 0)),
@@ -389,7 +406,7 @@ def _machine(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
         (PhysMem, "wbinvd_page", frames(X, None)),
         (PhysMem, "wbinvd_pages", frames(X, 0)),
         (PhysMem, "movdir64b", frames(X, 0)),
-        (PhysMem, "wbinvd", all_of(X)),
+        (PhysMem, "wbinvd", _all_of(tracker, X)),
         (PhysMem, "token_of", frames(S, None)),
         (PhysMem, "key_of", frames(S, None)),
         (PhysMem, "dirty_of", frames(S, None)),

@@ -219,20 +219,11 @@ class Workers:
             ):
                 return
             for ready, ended in self._wait(busy).items():
-                job = busy.pop(ready)
-                reply = _reply_of(ready, ended)
-                if reply is None or reply.out_of_memory:
-                    self._lose(ready, job, "ran out of memory" if reply else "")
+                result = self._result_of(busy.pop(ready), ready, ended)
+                if result is None:
                     continue
-                if ended:
-                    self._lose(ready)
-                else:
+                if not ended:
                     idle.append(ready)
-                if reply.refused:
-                    raise InputError(reply.refused)
-                if reply.result is None:
-                    raise SearchDefect(reply.error)
-                result = reply.result
                 results[result.number] = result
                 told(result)
                 if result.found and stop_at_first:
@@ -240,6 +231,21 @@ class Workers:
                     first_found = min(lowest, result.number)
                     jobs = self._before(first_found, waiting, jobs)
                     waiting = next(jobs, None)
+
+    def _result_of(self, job: Job, ready: Connection, ended: bool) -> JobResult | None:
+        """What a worker says of its job; None: nothing, and it is lost. Raises InputError for the
+        user's mistake, and SearchDefect."""
+        reply = _reply_of(ready, ended)
+        if reply is None or reply.out_of_memory:
+            self._lose(ready, job, "ran out of memory" if reply else "")
+            return None
+        if ended:
+            self._lose(ready)
+        if reply.refused:
+            raise InputError(reply.refused)
+        if reply.result is None:
+            raise SearchDefect(reply.error)
+        return reply.result
 
     @staticmethod
     def _before(number: int, waiting: Job | None, jobs: Iterator[Job]) -> Iterator[Job]:
