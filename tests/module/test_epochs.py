@@ -6,6 +6,7 @@ from septum.module import common
 TDR = 0x40000000
 GPA = 0x40000000
 PAGE_2M = 0x42000000
+PAGE_4K = 0x41000000
 
 
 def status(bench, name, *args, **k):
@@ -26,6 +27,24 @@ def test_a_page_is_free_once_everyone_left_the_epoch_it_was_blocked_in(bench):
     bench.leave()
     bench.enter()
     bench.ok("TDH.MEM.PAGE.REMOVE", GPA | 1, TDR)
+
+
+def test_relocate_sees_that_the_page_is_there_already_before_it_asks_for_tracking(bench):
+    """Whatever is in bits 63:52 of the new frame (a removal hint, say): that is looked at last."""
+    bench.sept_page(GPA, 1)
+    bench.ok("TDH.MEM.PAGE.AUG", GPA, TDR, r8=PAGE_4K)
+    for blocked, tracking in (
+        (False, "TDX_GPA_RANGE_NOT_BLOCKED"),
+        (True, "TDX_TLB_TRACKING_NOT_DONE"),
+    ):
+        if blocked:
+            bench.ok("TDH.MEM.RANGE.BLOCK", GPA, TDR)
+        for r8, expected in (
+            (PAGE_4K, "TDX_OPERAND_INVALID|R8"),
+            (PAGE_4K | 1 << 62, "TDX_OPERAND_INVALID|R8"),
+            (PAGE_4K + 4096 | 1 << 62, f"{tracking}|RCX"),
+        ):
+            assert status(bench, "TDH.MEM.PAGE.RELOCATE", GPA, TDR, r8=r8) == expected
 
 
 def test_a_module_that_forgets_refcounts_lets_a_running_page_go(bench, monkeypatch):

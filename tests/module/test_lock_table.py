@@ -244,3 +244,24 @@ def test_host_priority_for_a_second_is_a_td_exit(bench):
     hint = 1 << 52
     bench.ok("TDH.VP.ENTER", bench.vcpus[0] | hint, lp=1)
     assert regs.rax == 0x9000020000000001
+
+
+def test_host_priority_is_remembered_over_td_exits(bench):
+    """Only a TDCALL that returns with another status forgets since when the guest was kept out."""
+    bench.put(GPA, 1, "PENDING", PAGE_2M)
+    bench.enter()
+    held = bench.m.hold_lock("sept_entry", td=TDR, gpa=GPA, level=1, by="guest")
+    bench.call("TDH.MEM.RANGE.BLOCK", GPA | 1, TDR)
+    bench.m.release_lock(held)
+    bench.accept(GPA, 1)
+    assert bench.tdcall("TDG.VP.VMCALL", 1)[0].kind == OutcomeKind.TD_EXIT
+    bench.enter()
+    bench.sim.advance(1_000_000_000)
+    assert bench.accept(GPA + (2 << 20), 1)[0].exit.rax == 0x30, "an EPT violation"
+    bench.enter()
+    assert bench.accept(GPA, 1)[0].exit.rax == 0x9000020500000000
+    bench.enter()
+    assert bench.accept(GPA, 1)[0].kind == OutcomeKind.TD, "and then it begins anew"
+    bench.tdcall("TDG.VP.INFO", 1)
+    bench.sim.advance(1_000_000_000)
+    assert bench.accept(GPA, 1)[0].kind == OutcomeKind.TD

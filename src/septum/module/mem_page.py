@@ -47,7 +47,7 @@ from septum.module.common import (
 )
 from septum.module.locks import HP as LOCK_HP
 from septum.module.locks import hp_lock_ex
-from septum.module.pamt import PT_REG
+from septum.module.pamt import MAX_PA_BITS, PT_REG
 
 if TYPE_CHECKING:
     from septum.abi.regs import Regs
@@ -214,7 +214,8 @@ def tdh_mem_page_relocate(m: Module, lp: LogicalProcessor, regs: Regs, version: 
         set_entry_details(m, regs, entry, 0)
         return fail(found, False, TDX_EPT_ENTRY_STATE_INCORRECT | OPERAND_ID_RCX)
     hpa = leaf_hpa(m, entry, 0)
-    if hpa == target_hpa:
+    # Compared without bits 63:52, which are looked at with the new frame, after TLB tracking.
+    if hpa == target_hpa & ~MAX_PA_BITS:
         return fail(found, False, TDX_OPERAND_INVALID | OPERAND_ID_R8)
     m.sim.point("module.pamt")
     pamt_entry = m.pamt.implicit(hpa, 0)

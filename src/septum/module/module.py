@@ -237,8 +237,10 @@ class Module(Steps):
         if isinstance(result, int):
             outcome = self._tdcall_return(lp, vcpu, regs, result)
         else:
-            vcpu.hp_busy_since_ns = -1
             outcome = result
+            # A TD exit does not come back to where the module forgets that host priority was met.
+            if outcome.kind != OutcomeKind.TD_EXIT:
+                vcpu.hp_busy_since_ns = -1
         if self.sim.tracing:
             current = self.sim.current
             status = regs.rax if outcome.kind == OutcomeKind.TD else 0
