@@ -68,6 +68,7 @@ class Row(msgspec.Struct, frozen=True):
     findings: list[str]
     tokens: list[str]
     reached: list[str] = []
+    unbroken: list[str] = []
 
 
 def search(task: tuple[str, float], workers: int = 1) -> Row:
@@ -94,6 +95,7 @@ def search(task: tuple[str, float], workers: int = 1) -> Row:
         [f"{c.finding.promise}: {c.finding.text}" for c in verdict.counterexamples],
         [c.token for c in verdict.counterexamples],
         list(verdict.coverage),
+        verdict.unbroken,
     )
 
 
@@ -155,6 +157,8 @@ def tell(row: Row) -> None:
     print(f"{row.name:45} {row.verdict:13} {row.seconds:6} s  {row.why}", flush=True)
     for finding in row.findings:
         print(f"    {finding}", flush=True)
+    for entry in row.unbroken:
+        print(f"    did not break, though the scenario says so: {entry}", flush=True)
 
 
 def main() -> int:
