@@ -46,39 +46,46 @@ class MappingInFolio(Promise):
 
         While somebody holds slots_lock, a slot or a file may be on its way out.
         """
-        changing = vm.kvm.slots_lock.locked()
         slot: KvmMemorySlot | None = None
         runs = vm.runs(first_gfn, end_gfn)
         before = self._judged_before(vm, runs)
         if before == runs:
             return
         for run in runs:
-            if run in before:
-                continue
-            rest = run
-            while rest[1] > 0:
-                if slot is None or not slot.base_gfn <= rest[0] < slot.base_gfn + slot.npages:
-                    slot = vm.slot_at(rest[0])
-                if slot is None or slot.gmem_file is None:
-                    if not changing:
-                        why = "no memslot with a guest_memfd is there"
-                        self._broken(vm, rest, rest[0], "slot", why)
+            if run not in before:
+                slot = self._look_at_run(vm, run, slot)
+
+    def _look_at_run(
+        self, vm: VmView, run: LeafRun, slot: KvmMemorySlot | None
+    ) -> KvmMemorySlot | None:
+        """Leaves that follow each other, which may lie in several slots: the first maybe in `slot`.
+        Returns the one of the last."""
+        changing = vm.kvm.slots_lock.locked()
+        rest = run
+        while rest[1] > 0:
+            if slot is None or not slot.base_gfn <= rest[0] < slot.base_gfn + slot.npages:
+                slot = vm.slot_at(rest[0])
+            if slot is None or slot.gmem_file is None:
+                if not changing:
+                    why = "no memslot with a guest_memfd is there"
+                    self._broken(vm, rest, rest[0], "slot", why)
+                break
+            slot_end = slot.base_gfn + slot.npages
+            whole = rest[1]
+            if rest[0] + whole > slot_end:
+                pages = PAGES_PER_HPAGE[run[2]]
+                whole = (slot_end - rest[0]) // pages * pages
+                if whole < slot_end - rest[0]:
+                    why = f"the memslot ends at GFN {slot_end:#x}"
+                    self._broken(vm, rest, rest[0] + whole, "slot end", why)
                     break
-                slot_end = slot.base_gfn + slot.npages
-                whole = rest[1]
-                if rest[0] + whole > slot_end:
-                    pages = PAGES_PER_HPAGE[run[2]]
-                    whole = (slot_end - rest[0]) // pages * pages
-                    if whole < slot_end - rest[0]:
-                        why = f"the memslot ends at GFN {slot_end:#x}"
-                        self._broken(vm, rest, rest[0] + whole, "slot end", why)
-                        break
-                part = rest if whole == rest[1] else (*rest[:1], whole, *rest[2:])
-                self._check_attributes(vm, slot, part)
-                self._check_frames(vm, slot, slot.gmem_file.inode, part)
-                if whole == rest[1]:
-                    break
-                rest = (rest[0] + whole, rest[1] - whole, *rest[2:4], rest[4] + whole)
+            part = rest if whole == rest[1] else (*rest[:1], whole, *rest[2:])
+            self._check_attributes(vm, slot, part)
+            self._check_frames(vm, slot, slot.gmem_file.inode, part)
+            if whole == rest[1]:
+                break
+            rest = (rest[0] + whole, rest[1] - whole, *rest[2:4], rest[4] + whole)
+        return slot
 
     def _judged_before(self, vm: VmView, runs: list[LeafRun]) -> list[LeafRun]:
         """Leaves that were judged on the grounds that there are now; from now on `runs` are."""

@@ -5,6 +5,7 @@ Every page of a bank is in exactly one cell, and is counted there once.
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -48,6 +49,16 @@ class BankCells(msgspec.Struct, frozen=True):
     bank: Bank
     cell_bytes: int
     cells: list[Cell]
+
+    def rows(self, per_row: int) -> list[tuple[int, list[Cell]]]:
+        """(address, cells) of the rows that it is drawn in. They begin at multiples of their size,
+        unless one is enough."""
+        row_bytes = self.cell_bytes * per_row
+        rows = [
+            (row * row_bytes, list(cells))
+            for row, cells in groupby(self.cells, lambda cell: cell.gpa // row_bytes)
+        ]
+        return rows if len(rows) != 1 else [(self.bank.gpa, self.cells)]
 
 
 class OverlapError(ValueError):

@@ -48,21 +48,14 @@ def memory_map_lines(
 
 
 def _bank_lines(lines: Lines, bank_cells: BankCells, digits: int) -> None:
-    """A bank: its name, then rows that begin at multiples of their size, unless one is enough."""
+    """A bank: its name, then its rows."""
     bank = bank_cells.bank
     end = bank.gpa + bank.size_bytes
     lines.add(
         Span(f"  {bank_title(bank)}", "head"),
         Span(f"  {size_text(bank.size_bytes)}  [{bank.gpa:#x}, {end:#x})", "dim"),
     )
-    row_bytes = bank_cells.cell_bytes * PER_ROW
-    rows = [
-        (row * row_bytes, list(cells))
-        for row, cells in groupby(bank_cells.cells, lambda cell: cell.gpa // row_bytes)
-    ]
-    if len(rows) == 1:
-        rows = [(bank.gpa, bank_cells.cells)]
-    for start, cells in rows:
+    for start, cells in bank_cells.rows(PER_ROW):
         skipped = (cells[0].gpa - start) // bank_cells.cell_bytes
         spans = [Span(f"  {gpa_text(start, digits)} ", "dim"), Span(" " * skipped)]
         for kind, same in groupby(cell.kind for cell in cells):

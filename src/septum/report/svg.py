@@ -5,7 +5,6 @@ A square that holds pages of several kinds is filled in proportion.
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
@@ -151,13 +150,7 @@ def _bank(parts: list[str], bank_cells: BankCells, y: int, digits: int) -> int:
     detail = f"{size_text(bank.size_bytes)}, GPA {bank.gpa:#x} up to {end:#x}"
     parts.append(_text(_x(PER_ROW - 1) + SQUARE, y, "small", detail, "end"))
     y += 8
-    row_bytes = bank_cells.cell_bytes * PER_ROW
-    rows = [
-        (row * row_bytes, list(cells))
-        for row, cells in groupby(bank_cells.cells, lambda cell: cell.gpa // row_bytes)
-    ]
-    if len(rows) == 1:
-        rows = [(bank.gpa, bank_cells.cells)]
+    rows = bank_cells.rows(PER_ROW)
     for number, (start, cells) in enumerate(rows):
         if number % 4 == 0:
             parts.append(

@@ -63,11 +63,15 @@ def coverage_lines(verdict: Verdict) -> list[str]:
     return lines
 
 
+def _tell(table: Table, name: str, happened: str, state: str = "") -> None:
+    table.setdefault(name, {}).setdefault(state, []).append(happened)
+
+
 def _states(by_kind: dict[str, list[str]]) -> Table:
     table: Table = {}
     for rest in by_kind.get("sept", ()):
         state, call, status = rest.split(":")
-        table.setdefault(call, {}).setdefault(state, []).append(status)
+        _tell(table, call, status, state)
     return table
 
 
@@ -78,7 +82,7 @@ def _others(by_kind: dict[str, list[str]]) -> Table:
     for rest in by_kind.get("call", []) + by_kind.get("tdcall", []):
         if rest not in on_entries:
             call, status = rest.split(":")
-            table.setdefault(call, {}).setdefault("", []).append(status)
+            _tell(table, call, status)
     return table
 
 
@@ -87,7 +91,7 @@ def _errors(by_kind: dict[str, list[str]]) -> Table:
     for rest in by_kind.get("error", ()):
         function, number, *entry = rest.split(":")
         text = f"{function} (in {entry[0]})" if entry else function
-        table.setdefault(number, {}).setdefault("", []).append(text)
+        _tell(table, number, text)
     return table
 
 
@@ -95,7 +99,7 @@ def _races(by_kind: dict[str, list[str]]) -> Table:
     table: Table = {}
     for rest in by_kind.get("race", ()):
         function, entry = rest.split(":")
-        table.setdefault(function, {}).setdefault("", []).append(entry)
+        _tell(table, function, entry)
     return table
 
 
@@ -103,10 +107,10 @@ def _locks(by_kind: dict[str, list[str]]) -> Table:
     table: Table = {}
     for rest in by_kind.get("wait", ()):
         lock, mode = rest.rsplit(":", 1)
-        table.setdefault(lock, {}).setdefault("", []).append(f"({mode})")
+        _tell(table, lock, f"({mode})")
     for rest in by_kind.get("contend", ()):
         lock, waiter, holder = rest.rsplit(":", 2)
-        table.setdefault(lock, {}).setdefault("", []).append(f"{waiter} for {holder}")
+        _tell(table, lock, f"{waiter} for {holder}")
     return table
 
 
@@ -114,7 +118,7 @@ def _choices(by_kind: dict[str, list[str]]) -> Table:
     table: Table = {}
     for rest in by_kind.get("choice", ()):
         name, value = rest.rsplit("=", 1)
-        table.setdefault(name, {}).setdefault("", []).append(value)
+        _tell(table, name, value)
     return table
 
 
