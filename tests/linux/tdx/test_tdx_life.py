@@ -7,7 +7,9 @@ import pytest
 
 from septum.abi.errno import EBUSY, EINVAL, EIO, ENOSPC, EOPNOTSUPP
 from septum.abi.features import TDX_CONFIG_FLAGS_NO_RBP_MOD
+from septum.abi.status import TDX_OPERAND_INVALID
 from septum.abi.tdvf import TdvfSection
+from septum.abi.types import PAGE_SIZE
 from septum.linux.host import HostUnits, v3_units
 from septum.linux.kvm.tdx import KvmTdxUnit
 from septum.linux.kvm.tdx_defs import (
@@ -129,6 +131,22 @@ def test_what_the_module_wants_set_is_set(bench: Benches) -> None:
     assert td.config_flags & TDX_CONFIG_FLAGS_NO_RBP_MOD
 
 
+def test_tsc_fields_that_cannot_be_read_are_only_logged(
+    bench: Benches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """td_tdcs_exec_read64() says so with pr_err(), and KVM_TDX_INIT_VM goes on."""
+    b = bench("4k")
+    monkeypatch.setattr(
+        type(b.host.x86_tdx), "tdh_mng_rd", lambda self, td, field: (TDX_OPERAND_INVALID, 7)
+    )
+    ret, kvm = b.host.main.kvm_create_vm()
+    assert ret == 0 and kvm is not None
+    init_vm = KvmTdxCmd(KVM_TDX_INIT_VM, data=KvmTdxInitVm())
+    assert b.host.main.kvm_vm_ioctl_mem_enc_op(kvm, init_vm) == 0
+    assert (kvm.tdx.tsc_offset, kvm.tdx.tsc_multiplier, kvm.vm_dead) == (0, 0, False)
+    assert b.texts() == []
+
+
 def test_all_the_locks_guard(bench: Benches) -> None:
     b = bench()
     b.kvm.created_vcpus += 1
@@ -187,6 +205,27 @@ def test_prefault_must_not_wrap(bench: Benches) -> None:
     prefault = b.host.main.kvm_vcpu_ioctl_pre_fault_memory
     left = (FREE_GPA, (1 << 64) - FREE_GPA)
     assert prefault(b.vmm.vcpus[0], *left) == (-EINVAL, *left)
+
+
+def test_prefault_by_a_vcpu_that_was_not_initialised(bench: Benches) -> None:
+    """KVM_PRE_FAULT_MEMORY does not ask for KVM_TDX_INIT_VCPU. Its roots are loaded, and TDH.VP.WR
+    has no TDVPR to write the shared EPT pointer to: KVM_BUG_ON(), then the WARN about -EIO."""
+    b = bench("4k", scripts=[[], []], build=False)
+    vmm = b.vmm
+    for step in (vmm.create_vm, vmm.create_vcpus, vmm.create_memory):
+        b.ok(step())
+    vcpu = vmm.vcpus.pop()
+    vmm.contexts.pop()
+    b.ok(vmm.add_image())
+    vmm.vcpus.append(vcpu)
+    main = b.host.main
+    assert main.kvm_vcpu_ioctl_run(vcpu) == -EINVAL and b.texts() == []
+    left = (FREE_GPA, PAGE_SIZE)
+    assert main.kvm_vcpu_ioctl_pre_fault_memory(vcpu, *left) == (-EIO, *left)
+    broken, warned = b.texts()
+    assert "SEAMCALL TDH_VP_WR failed" in broken and "a fault came to -5" in warned
+    vmm.teardown()
+    b.assert_nothing_left()
 
 
 def test_dead_vm_refuses_every_ioctl(bench: Benches) -> None:

@@ -162,7 +162,12 @@ class GmemRange(GmemFolios):
     # References
 
     def unmap_mapping_pages(self, inode: GmemInode, start: int, nr_pages: int) -> None:
-        """Unmap [start, start + nr_pages) from host page tables."""
+        """Unmap [start, start + nr_pages) from host page tables.
+
+        MODEL: KVM's MMU notifier, which hears of it where the slot's user address is a mapping of
+        the file, is not called. Guests lose shared pages with the zap instead, not when a pinned
+        page stops a conversion before it; they would fault them in again.
+        """
         mapped = inode.user_mapped
         if not mapped:
             return

@@ -36,7 +36,7 @@ from septum.linux.kvm.tdx_defs import (
     TdParams,
 )
 from septum.linux.kvm.tdx_teardown import TdxTeardown
-from septum.linux.kvm.types import Kvm, KvmVcpu
+from septum.linux.kvm.types import Kvm, KvmTdx, KvmVcpu
 
 # What KVM lets user space choose of the attributes.
 KVM_SUPPORTED_TD_ATTRS = TDX_TD_ATTR_SEPT_VE_DISABLE
@@ -117,13 +117,8 @@ class TdxInit(TdxTeardown):
         ret, cmd.hw_error = self.do_tdx_td_init(kvm, params_page)
         if ret:
             return ret
-        err_offset, kvm_tdx.tsc_offset = self.host.x86_tdx.tdh_mng_rd(
-            kvm_tdx, MD_FIELD_ID_TDCS_TSC_OFFSET
-        )
-        err_mult, kvm_tdx.tsc_multiplier = self.host.x86_tdx.tdh_mng_rd(
-            kvm_tdx, MD_FIELD_ID_TDCS_TSC_MULTIPLIER
-        )
-        self.tdx_bug_on(err_offset or err_mult, "TDH_MNG_RD", kvm)
+        kvm_tdx.tsc_offset = self.td_tdcs_exec_read64(kvm_tdx, MD_FIELD_ID_TDCS_TSC_OFFSET)
+        kvm_tdx.tsc_multiplier = self.td_tdcs_exec_read64(kvm_tdx, MD_FIELD_ID_TDCS_TSC_MULTIPLIER)
         kvm_tdx.attributes = td_params.attributes
         kvm_tdx.xfam = td_params.xfam
         if td_params.config_flags & TDX_CONFIG_FLAGS_GPAW:
@@ -134,6 +129,12 @@ class TdxInit(TdxTeardown):
             kvm.arch.root_level = PT64_ROOT_4LEVEL
         kvm_tdx.state = TD_STATE_INITIALIZED
         return 0
+
+    def td_tdcs_exec_read64(self, kvm_tdx: KvmTdx, field: int) -> int:
+        """A field of the TDCS. One that cannot be read is a line in the log, no more, and counts as
+        0. Source: vmx/tdx.h."""
+        err, data = self.host.x86_tdx.tdh_mng_rd(kvm_tdx, field)
+        return 0 if err else data
 
     def do_tdx_td_init(self, kvm: Kvm, params_page: Pfn) -> tuple[int, int]:
         """__tdx_td_init(): key id, control pages, TDH.MNG.*: (errno, status for user space)."""

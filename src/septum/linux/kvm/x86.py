@@ -98,7 +98,11 @@ class KvmX86(Unit):
         vcpu.kvm.srcu.read_unlock(vcpu.srcu_idx)
 
     def kvm_arch_vcpu_ioctl_run(self, vcpu: KvmVcpu) -> int:
-        """KVM_RUN with vcpu->mutex held: 0 or an error."""
+        """KVM_RUN with vcpu->mutex held: 0 or an error.
+
+        MODEL: a vCPU without KVM_TDX_INIT_VCPU is -EINVAL. In the kernel that is the boot processor
+        alone; another waits for a signal first (KVM_MP_STATE_UNINITIALIZED), with its vcpu->mutex.
+        """
         main = self.host.main
         main.vcpu_load(vcpu)
         self.kvm_vcpu_srcu_read_lock(vcpu)

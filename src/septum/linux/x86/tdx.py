@@ -139,9 +139,9 @@ class TdxArch(TdxPamt):
         return regs.rax
 
     def tdx_tdvpr_pa(self, vp: VcpuTdx) -> int:
-        """Physical address of the TDVPR."""
-        assert vp.tdvpr_page is not None
-        return vp.tdvpr_page << 12
+        """Physical address of the TDVPR; 0 for a vCPU that was not initialised, which the module
+        refuses. Source: vp->tdvpr_pa (6.18)."""
+        return vp.tdvpr_page << 12 if vp.tdvpr_page is not None else 0
 
     # Secure EPT
 
