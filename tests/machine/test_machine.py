@@ -1,5 +1,7 @@
 """Frames, tables, TLBs and IPIs behave like a flat machine that is spelled out page by page."""
 
+from collections.abc import Iterable
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,14 +15,22 @@ OPS = st.lists(
         st.tuples(st.just("fill"), st.integers(0, 600), KEYS, st.integers(0, 5)),
         st.tuples(st.just("fill2m"), st.sampled_from([0, 512]), KEYS, st.integers(0, 5)),
         st.tuples(st.just("reset"), st.integers(0, 1100), st.just(0), st.just(0)),
-        st.tuples(st.just("flush"), st.integers(0, 1100), st.just(0), st.just(0)),
+        st.tuples(st.just("flush"), st.integers(0, 1100), KEYS | st.none(), st.just(0)),
+        st.tuples(st.just("flush2m"), st.sampled_from([0, 3]), KEYS | st.none(), st.just(0)),
     ),
     max_size=12,
 )
 
 
+def flush(flat: dict[int, tuple[int, int, int]], frames: Iterable[int], key: int | None) -> None:
+    """The dirty lines of `frames` that have `key` (None: any) are clean."""
+    for pfn in frames:
+        if pfn in flat and key in (None, flat[pfn][2]):
+            flat[pfn] = (*flat[pfn][:2], -1)
+
+
 @given(OPS)
-def test_blocks_of_frames_equal_a_flat_memory(ops: list[tuple[str, int, int, int]]) -> None:
+def test_blocks_of_frames_equal_a_flat_memory(ops: list[tuple[str, int, int | None, int]]) -> None:
     mem = PhysMem(Sim(), MachineConfig())
     flat: dict[int, tuple[int, int, int]] = {}
     for op, pfn, key, token in ops:
@@ -28,9 +38,11 @@ def test_blocks_of_frames_equal_a_flat_memory(ops: list[tuple[str, int, int, int
             mem.write(pfn, key, token)
             flat[pfn] = (token, key, key)
         elif op == "flush":
-            mem.wbinvd_page(pfn)
-            if pfn in flat:
-                flat[pfn] = (*flat[pfn][:2], -1)
+            mem.wbinvd_page(pfn, key)
+            flush(flat, (pfn,), key)
+        elif op == "flush2m":
+            mem.wbinvd_pages(pfn, 600, key)
+            flush(flat, range(pfn, pfn + 600), key)
         elif op == "reset":
             mem.movdir64b(pfn)
             flat[pfn] = (0, 0, -1)

@@ -39,6 +39,25 @@ def test_at_once_equals_one_by_one(dynamic: bool) -> None:
         assert at_once.mem.dirty_of(pfn) == one_by_one.mem.dirty_of(pfn) == -1
 
 
+@pytest.mark.parametrize("mixed", [False, True], ids=["one key", "two keys"])
+def test_lines_of_another_key_stay(mixed: bool) -> None:
+    """What a host leaves in the cache that flushes with the key of another TD, or with its own."""
+    at_once, _ = make(False)
+    one_by_one, _ = make(False)
+    for machine in (at_once, one_by_one):
+        if mixed:
+            machine.mem.write(HPA >> 12, 34, 7)
+    for hkid, left in ((0, 33), (34, 33), (33, -1)):
+        assert at_once.wbinvd_2m(HPA | hkid << 40)
+        for page in range(512):
+            regs = Regs(rax=TDH_PHYMEM_PAGE_WBINVD, rcx=HPA + (page << 12) | hkid << 40)
+            one_by_one.seamcall(0, regs)
+            assert regs.rax == 0
+        for mem in (at_once.mem, one_by_one.mem):
+            assert {mem.dirty_of((HPA >> 12) + page) for page in range(1, 512)} == {left}
+            assert mem.dirty_of(HPA >> 12) == (left if not mixed else -1 if hkid else 34)
+
+
 @pytest.mark.parametrize(
     "what", ["unaligned", "leaf", "one page", "locked", "page locked", "traced"]
 )

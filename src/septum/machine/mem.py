@@ -148,16 +148,21 @@ class PhysMem:
     # Caches
 
     def clflush(self, pfn: int, nr_pages: int = 1) -> None:
-        """CLFLUSH of `nr_pages` frames with the host's key: their dirty host lines are written."""
+        """CLFLUSH of `nr_pages` frames with the host's key: their dirty host lines are written.
+
+        MODEL: and those of other keys, which hardware leaves alone.
+        """
         for frame in range(pfn, pfn + nr_pages) if nr_pages < PTRS_PER_TABLE else ():
             self.wbinvd_page(frame)
         if nr_pages >= PTRS_PER_TABLE:
             self.wbinvd_pages(pfn, nr_pages)
 
-    def wbinvd_page(self, pfn: int) -> None:
-        """Write back and invalidate frame `pfn`, whatever key its lines have."""
+    def wbinvd_page(self, pfn: int, hkid: int | None = None) -> None:
+        """Write back and invalidate the lines of frame `pfn` that have key `hkid` (None: any)."""
         block = self._blocks.get(pfn >> 9)
-        if block is not None and block.dirty != CLEAN:
+        if block is None or block.dirty == CLEAN:
+            return
+        if hkid is None or _get(block.dirty, pfn & 511) == hkid:
             self.nr_changes += 1
             block.dirty = _put(block.dirty, pfn & 511, CLEAN, "h")
 
@@ -167,18 +172,19 @@ class PhysMem:
         for block in self._blocks.values():
             block.dirty = CLEAN
 
-    def wbinvd_pages(self, pfn: int, nr_pages: int) -> None:
+    def wbinvd_pages(self, pfn: int, nr_pages: int, hkid: int | None = None) -> None:
         """`wbinvd_page` of `nr_pages` frames from `pfn`."""
         self.nr_changes += 1
         end = pfn + nr_pages
         while pfn < end:
-            if not pfn & 511 and end - pfn >= PTRS_PER_TABLE:
-                block = self._blocks.get(pfn >> 9)
-                if block is not None:
+            block = self._blocks.get(pfn >> 9)
+            whole = not pfn & 511 and end - pfn >= PTRS_PER_TABLE
+            if whole and (block is None or hkid is None or isinstance(block.dirty, int)):
+                if block is not None and hkid in (None, block.dirty):
                     block.dirty = CLEAN
                 pfn += PTRS_PER_TABLE
             else:
-                self.wbinvd_page(pfn)
+                self.wbinvd_page(pfn, hkid)
                 pfn += 1
 
     def movdir64b(self, pfn: int, nr_pages: int = 1) -> None:

@@ -173,7 +173,7 @@ class Module(Steps):
         hpa = rcx & ~self.pamt.hkid_mask
         all_succeed = not hpa & (PMD_SIZE - 1) and self.pamt.is_free_2m(hpa)
         if all_succeed:
-            self.mem.wbinvd_pages(hpa >> 12, PTRS_PER_TABLE)
+            self.mem.wbinvd_pages(hpa >> 12, PTRS_PER_TABLE, self.hkid_of(rcx))
             key = (TDH_PHYMEM_PAGE_WBINVD, 0)
             self.counts[key] = self.counts.get(key, 0) + PTRS_PER_TABLE
         return all_succeed

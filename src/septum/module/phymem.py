@@ -152,9 +152,9 @@ def _reclaim(m: Module, regs: Regs, hpa: int, walk: PamtWalk) -> int:
 
 
 def tdh_phymem_page_wbinvd(m: Module, lp: LogicalProcessor, regs: Regs, version: int) -> int:
-    """Write back and invalidate the cache lines of a free page.
+    """Write back and invalidate the cache lines of a free page that have the HKID in RCX.
 
-    RCX: the page, with the HKID whose lines to flush (any). Source: TDH.PHYMEM.PAGE.WBINVD.
+    RCX: the page, with any HKID, which is not checked. Source: TDH.PHYMEM.PAGE.WBINVD.
     """
     # operands, locks
     hpa = regs.rcx & ~m.pamt.hkid_mask
@@ -163,7 +163,7 @@ def tdh_phymem_page_wbinvd(m: Module, lp: LogicalProcessor, regs: Regs, version:
         return walk
     # effects
     m.sim.point("module.commit")
-    m.mem.wbinvd_page(hpa >> 12)
+    m.mem.wbinvd_page(hpa >> 12, m.hkid_of(regs.rcx))
     # return
     m.pamt.unwalk(walk, False)
     return 0
