@@ -7,6 +7,7 @@ TDR = 0x40000000
 GPA = 0x40000000
 PAGE_2M = 0x42000000
 PAGE_4K = 0x41000000
+VIOLATION = "TDX_SUCCESS|0x30"
 
 
 def status(bench, name, *args, **k):
@@ -136,3 +137,19 @@ def test_zero_step_mitigation_refuses_entry_while_the_page_would_fault_still(ben
     bench.ok("TDH.MEM.PAGE.AUG", GPA | 1, TDR, r8=PAGE_2M)
     bench.enter()
     assert bench.m.tds[TDR >> 12].refcount == [0, 1]
+
+
+def test_1_5_01_looks_at_the_tree_alone_before_it_refuses_entry(make_bench):
+    """From 1.5.01 to 1.5.25, zero-step mitigation went to the shared S-EPT tree lock."""
+    expected = {"1.5.01": "TDX_OPERAND_BUSY|SEPT_TREE", "1.5.25": VIOLATION, "1.5.28": VIOLATION}
+    for profile, met in expected.items():
+        bench = make_bench(profile=profile).build()
+        for _ in range(7):
+            bench.enter()
+            bench.m.guest_access_step(bench.machine.lps[1], GPA, 2)
+        held = bench.m.hold_lock("secure_ept", "sh", td=TDR)
+        assert status(bench, "TDH.VP.ENTER", bench.vcpus[0], lp=1) == met, profile
+        bench.m.release_lock(held)
+        assert bench.call("TDH.VP.ENTER", bench.vcpus[0], lp=1).rax == 0x30
+        bench.ok("TDH.MEM.PAGE.AUG", GPA | 1, TDR, r8=PAGE_2M)
+        bench.enter()

@@ -2,7 +2,12 @@
 
 import pytest
 
-from septum.abi.features import MD_FIELD_ID_TDX_FEATURES0
+from septum.abi.features import (
+    MD_FIELD_ID_TDCS_VIRT_MAXPA,
+    MD_FIELD_ID_TDX_FEATURES0,
+    TDX_CONFIG_FLAGS_MAXGPA_VIRT,
+    TDX_CONFIG_FLAGS_MAXPA_VIRT,
+)
 from septum.abi.status import status_name
 from septum.abi.td_params import pack_td_params
 
@@ -126,6 +131,20 @@ def test_init_checks_td_params(make_bench, params, expected):
     bench.create()
     bench.machine.mem.load_bytes(PARAMS >> 12, 0, pack_td_params(**params))
     assert status(bench, "TDH.MNG.INIT", TDR, PARAMS) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [(0, 52), (TDX_CONFIG_FLAGS_MAXPA_VIRT, 48), (TDX_CONFIG_FLAGS_MAXGPA_VIRT, 48)],
+)
+def test_the_virtual_maximum_of_physical_addresses(make_bench, flags, expected):
+    """That of the platform, where the TD does not ask for its own. GPAs are bounded by both."""
+    bench = make_bench()
+    bench.m.max_pa = 52
+    bench.create()
+    bench.init(config_flags=flags)
+    assert bench.ok("TDH.MNG.RD", TDR, MD_FIELD_ID_TDCS_VIRT_MAXPA).r8 == expected
+    assert status(bench, "TDH.MEM.SEPT.RD", 1 << 48 | 3, TDR) == "TDX_OPERAND_INVALID|RCX"
 
 
 @pytest.mark.parametrize("address", [PARAMS + 512, 33 << 40 | PARAMS, 1 << 52, 0x1C0000000])

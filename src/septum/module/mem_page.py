@@ -115,6 +115,8 @@ def tdh_mem_page_aug(m: Module, lp: LogicalProcessor, regs: Regs, version: int) 
     """Add a 4 KB or 2 MB page in PENDING state, for the guest to accept.
 
     RCX: GPA and level 0 or 1. RDX: TDR. R8: the new page. Its content is not touched.
+    MODEL: the entry and the page's metadata change in one step. The module unlocks the entry first;
+    a REMOVE, RELOCATE or DEMOTE of it that came in between would be fatal to the module.
     Source: TDH.MEM.PAGE.AUG.
     """
     # operands

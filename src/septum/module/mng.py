@@ -136,7 +136,8 @@ def tdh_mng_addcx(m: Module, lp: LogicalProcessor, regs: Regs, version: int) -> 
 def tdh_mng_key_config(m: Module, lp: LogicalProcessor, regs: Regs, version: int) -> int:
     """Configure the TD's key on this package; after the last package the TD has its keys.
 
-    RCX: TDR. Source: TDH.MNG.KEY.CONFIG.
+    RCX: TDR. MODEL: the package's memory controller is never busy with the key of another TD
+    (TDX_OPERAND_BUSY with KET). Source: TDH.MNG.KEY.CONFIG.
     """
     # operands, locks
     td = lock_td(m, regs.rcx, OPERAND_ID_RCX, exclusive=True)

@@ -56,6 +56,7 @@ def tdh_mng_init(m: Module, lp: LogicalProcessor, regs: Regs, version: int) -> i
     """Initialise a TD from TD_PARAMS; the measurement starts here.
 
     RCX: TDR (bit 0: event filters in R8). RDX: TD_PARAMS, 1024-aligned shared memory.
+    MODEL: event filters are not looked at.
     Source: TDH.MNG.INIT.
     """
     # operands
@@ -136,9 +137,10 @@ def _configure(m: Module, td: Td, params: bytes) -> int:
     tsc = m.sim.now_ns() * m.native_tsc_hz // 1_000_000_000
     td.tsc_offset = -(tsc * td.tsc_multiplier >> 48) & (1 << 64) - 1
     gpa_width = 52 if gpaw else 48
-    td.virt_maxpa = min(m.max_pa, gpa_width)
-    # The SHARED bit, and every bit from the TD's virtual maximum PA up.
-    td.gpa_bad = (1 << 64) - (1 << td.virt_maxpa) | 1 << gpa_width - 1
+    highest = min(m.max_pa, gpa_width)
+    td.virt_maxpa = highest if config_flags & both else m.max_pa
+    # The SHARED bit, and every bit from the highest of a GPA up.
+    td.gpa_bad = (1 << 64) - (1 << highest) | 1 << gpa_width - 1
     td.mrconfigid, td.mrowner, td.mrownerconfig = params[80:128], params[128:176], params[176:224]
     return 0
 

@@ -29,6 +29,9 @@ class ModuleProfile(msgspec.Struct, frozen=True):
     tree_has_host_priority: bool
     """A host call that fails on the S-EPT tree makes interruptible leaves give way."""
     promote_tree_exclusive: bool
+    zero_step_tree_exclusive: bool
+    """Zero-step mitigation takes the S-EPT tree exclusively, so that VP.ENTER meets every host call
+    that has it."""
     features0: int
 
 
@@ -52,10 +55,13 @@ _FEATURES0_1_5_25 = (
 PROFILES: dict[str, ModuleProfile] = {
     profile.name: profile
     for profile in (
-        # MODEL: 1.5.01 is 1.5.25 without Dynamic PAMT and host priority on the S-EPT tree; what
-        # its statuses lack in details (OP_STATE, vCPU state) is not modelled.
-        ModuleProfile("1.5.01", 1, 5, 1, False, True, False, False, _FEATURES0_1_5),
-        ModuleProfile("1.5.25", 1, 5, 25, True, True, True, True, _FEATURES0_1_5_25),
+        # MODEL: 1.5.01 is 1.5.25 without Dynamic PAMT and host priority on the S-EPT tree, and with
+        # other tree locks of PROMOTE and zero-step mitigation. Not modelled: what its statuses lack
+        # in details (OP_STATE, vCPU state), the operand id of UNBLOCK's TDX_TLB_TRACKING_NOT_DONE
+        # (SEPT_TREE), that it allows GPAs above the platform's width, and that who changes an S-EPT
+        # entry wipes the host priority that was set meanwhile.
+        ModuleProfile("1.5.01", 1, 5, 1, False, True, False, False, True, _FEATURES0_1_5),
+        ModuleProfile("1.5.25", 1, 5, 25, True, True, True, True, False, _FEATURES0_1_5_25),
         # MODEL: 1.5.28 is 1.5.25 plus feature bit 51; nothing else of it is public. With the bit,
         # DEMOTE polls neither for interrupts nor for a waiting host (TDX_INTERRUPTED_BUSY).
         ModuleProfile(
@@ -67,6 +73,7 @@ PROFILES: dict[str, ModuleProfile] = {
             False,
             True,
             True,
+            False,
             _FEATURES0_1_5_25 | TDX_FEATURES0_ENHANCE_DEMOTE_INTERRUPTIBILITY,
         ),
     )

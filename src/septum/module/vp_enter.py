@@ -36,7 +36,7 @@ from septum.module.common import (
     walk_sept,
 )
 from septum.module.events import TdExitEvent
-from septum.module.locks import READER, hp_lock_sh
+from septum.module.locks import READER, hp_lock_ex, hp_lock_sh, hp_unlock_ex, hp_unlock_sh
 from septum.module.state import (
     LAST_EXIT_ASYNC_FAULT,
     LAST_EXIT_ASYNC_TRAP,
@@ -171,12 +171,13 @@ def _zero_step_filter(m: Module, td: Td, vcpu: Vcpu, regs: Regs) -> int:
 
     The refusal looks like an EPT violation TD exit. Source: td_entry_stepping_filter.
     """
+    exclusive = m.profile.zero_step_tree_exclusive
     m.sim.point("module.sept_tree")
-    if not hp_lock_sh(td.sept_lock):
+    if not (hp_lock_ex if exclusive else hp_lock_sh)(td.sept_lock):
         return TDX_OPERAND_BUSY | OPERAND_ID_SEPT_TREE
     m.sim.point("module.commit")
     fault = next((gpa for gpa in vcpu.epf_gpas if _epf_expected(m, td, gpa)), None)
-    td.sept_lock.lock -= READER
+    (hp_unlock_ex if exclusive else hp_unlock_sh)(td.sept_lock)
     # MODEL: TDs do not ask to be notified (NOTIFY_ENABLES), so no #VE is injected here.
     if fault is None:
         return 0
