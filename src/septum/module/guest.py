@@ -34,6 +34,7 @@ def access_step(m: Module, lp: LogicalProcessor, gpa: int, access: int) -> Guest
 
     The processor walks the S-EPT: a present leaf is cached in the TLB. Otherwise an EPT violation
     goes to the module, which injects #VE (pending page, SEPT_VE_DISABLE 0) or does a TD exit.
+    MODEL: no GPA has bits above the TD's width, which would be a #PF or another #VE.
     Source: td_ept_violation_exit.
     """
     vcpu = lp.guest
