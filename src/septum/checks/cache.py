@@ -92,8 +92,8 @@ class CacheLines(Promise):
     def _check_free(
         self, leaf: PamtEntry2M, keys: int | array[int], hkid_min: int, what: str
     ) -> None:
-        # MODEL: PAMT.REMOVE and PROMOTE give pages back without flushing the lines of the module's own
-        # key, and no kernel flushes them either; whether hardware minds is not known: not judged.
+        # MODEL: PAMT.REMOVE and PROMOTE give pages back without flushing the lines of the module's
+        # own key, and no kernel flushes them; whether hardware minds is not known: not judged.
         if isinstance(keys, int) and keys < hkid_min:
             return
         index = _first_of_host(
