@@ -47,6 +47,8 @@ setup = ["vcpu0: use 4K pages 0-3"]
 fail = ["fail page 1 => any"]
 [failures]
 allow = ["need_resched"]
+[expect]
+may-break = ["accept-once"]
 """
 CONVERTS_TWICE = """
 summary = "One TDVMCALL after the other: its registers stay those that the world was built with."

@@ -37,7 +37,10 @@ _NOT_TOLD = (
 
 
 class _AnyBreak(ScenarioSubject):
-    """The scenario, with every broken promise as news, also those that it foresees."""
+    """The scenario, with every broken promise as news, also those that it foresees; of its setup
+    there would be no steps to tell."""
+
+    tells_setup = False
 
     __slots__ = ()
 

@@ -1,0 +1,74 @@
+"""What breaks before the programs begin is a finding, whoever searches: every schedule has it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from septum.cli.main import app
+
+SCENARIO = """
+summary = "The guest uses a page that it has not accepted, and later another vCPU runs."
+setup = ["vcpu0: use 4K page 0"]
+
+[guest]
+vcpu1 = ["accept 4K page 7"]
+
+[expect]
+may-end = ["Guest access before accepting"]
+"""
+BROKEN = "accept-once: Guest access before accepting 0x80000000 on vCPU 0"
+
+
+def explored(path: Path, *words: str) -> Result:
+    return CliRunner().invoke(app, ["explore", str(path), "--no-watch", *words])
+
+
+def scenario(folder: Path, more: str = "") -> Path:
+    path = folder / "before.toml"
+    path.write_text(SCENARIO + more, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("strategy", ["auto", "exhaustive", "pct", "random", "plain"])
+@pytest.mark.parametrize("check", ["end", "every-step"])
+def test_what_the_setup_breaks_is_found(tmp_path: Path, strategy: str, check: str) -> None:
+    """By its token, too; and the story says when it broke."""
+    result = explored(scenario(tmp_path), "--strategy", strategy, "--check", check, "--json")
+    (verdict,) = json.loads(result.output)["verdicts"]
+    (example,) = verdict["counterexamples"]
+    assert result.exit_code == 1 and verdict["outcome"] == "broken"
+    assert f"{example['finding']['promise']}: {example['finding']['text']}" == BROKEN
+    assert example["steps"] == 0 and not example["answers"]
+    again = CliRunner().invoke(app, ["replay", example["token"]])
+    assert again.exit_code == 1
+    told = " ".join(again.output.split())
+    assert "Broken by the setup, before the programs begin" in told
+
+
+def test_workers_and_who_goes_on_find_the_same(tmp_path: Path) -> None:
+    """Nothing comes after it: a run ends with the first that is news."""
+    for words in (("--workers", "2"), ("--keep-going",)):
+        result = explored(scenario(tmp_path), *words)
+        told = " ".join(result.output.split())
+        assert result.exit_code == 1 and told.count("BROKEN: promise accept-once") == 1
+        assert "Broken by the setup, before the programs begin" in told
+
+
+@pytest.mark.parametrize("strategy", ["auto", "exhaustive", "plain"])
+def test_what_it_breaks_as_foreseen_is_said(tmp_path: Path, strategy: str) -> None:
+    """And the programs are searched after it."""
+    path = scenario(tmp_path, 'may-break = ["accept-once"]\n')
+    result = explored(path, "--strategy", strategy)
+    told = " ".join(result.output.split())
+    assert result.exit_code == 0 and told.startswith("AS FORESEEN: before")
+    assert f"breaks, as the scenario says of v3: {BROKEN}" in told
+    assert "did not break here" not in told
+
+
+def test_what_it_breaks_can_be_ignored(tmp_path: Path) -> None:
+    """Then the rest is searched."""
+    result = explored(scenario(tmp_path), "--ignore", "accept-once: ")
+    told = " ".join(result.output.split())
+    assert result.exit_code == 0 and "breaks, and is ignored: accept-once: " in told
