@@ -27,18 +27,7 @@ if TYPE_CHECKING:
 class ScenarioSubject:
     """`scenario` on a host of `design`, with its promises checked as `check` says."""
 
-    tells_setup = True
-    """What breaks before the programs begin is a finding of every run."""
-
-    __slots__ = (
-        "_broke_before",
-        "_changes_v3",
-        "_design",
-        "_torn_down",
-        "check",
-        "scenario",
-        "witnesses",
-    )
+    __slots__ = ("_changes_v3", "_design", "_torn_down", "check", "scenario", "witnesses")
 
     def __init__(self, scenario: Scenario | str, design: str = "v3", check: Mode = "quiet") -> None:
         """Raises InputError for an unknown scenario."""
@@ -50,7 +39,6 @@ class ScenarioSubject:
         self.check: Mode = check
         # Ends of which VMs were taken down, with what broke there as the scenario says.
         self._torn_down: dict[tuple[object, ...], list[Finding]] = {}
-        self._broke_before: list[Finding] = []
         self.witnesses: Sequence[Witness] = tuple(
             Witness(text, tuple(text.split(" or "))) for text in self.scenario.expect.witnesses
         )
@@ -114,20 +102,13 @@ class ScenarioSubject:
             if not any(covers(entry, promise, text) for promise, text in found)
         ]
 
-    def broke_before(self, finding: Finding) -> bool:
-        """By the setup."""
-        return finding in self._broke_before
-
     def build(self) -> Built:
         """The world with its VMs up, before the programs begin."""
         world = ScenarioWorld(self.scenario, self._design, self.check)
-        self._broke_before = list(world.sim.findings) if self.tells_setup else []
         return Built(world.sim, [world], world)
 
     def start(self, built: Built) -> None:
-        """What the setup broke, which ends the run where it is news; and the programs."""
-        for finding in self._broke_before:
-            built.sim.findings.append(finding)
+        """The programs."""
         _world(built).spawn()
 
     def finish(self, built: Built) -> None:

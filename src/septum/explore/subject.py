@@ -88,9 +88,6 @@ class Subject(Protocol):
     def unbroken(self, broke: Iterable[tuple[str, str]]) -> list[str]:
         """What the scenario says breaks and is none of these (promise, text), in its own words."""
 
-    def broke_before(self, finding: Finding) -> bool:
-        """Whether it was broken when the world was built, before any task."""
-
     def build(self) -> Built:
         """A new world. Called once for a process; its state is put back before every run."""
 

@@ -424,10 +424,6 @@ class Toy:
         """So there is nothing that must break."""
         return []
 
-    def broke_before(self, finding: Finding) -> bool:
-        """There is no setup."""
-        return False
-
     def build(self) -> Built:
         """The shared state."""
         sim = Sim()

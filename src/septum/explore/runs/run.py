@@ -117,6 +117,7 @@ class Runner:
         "_coroutines",
         "_patience",
         "_verified_at",
+        "before",
         "built",
         "foreseen",
         "ignored",
@@ -135,6 +136,8 @@ class Runner:
         self.subject = subject
         self.options = options
         self.built: Built = subject.build()
+        # What is broken already, by the setup, is a finding of every run.
+        self.before = tuple(self.built.sim.findings)
         self.nr_runs = 0
         self.nr_steps = 0
         # What broke as the scenario says, as (promise, text), since somebody emptied it.
@@ -205,6 +208,8 @@ class Runner:
         self.begin(steering)
         finished = False
         try:
+            for known in self.before:
+                sim.findings.append(known)
             subject.start(self.built)
             sim.run()
             finished = not steering.stopped
@@ -271,8 +276,7 @@ class Runner:
         """`look`, once tasks have been spawned and none has run: what is done to spawn them is done
         in every run, before the first step."""
         self.begin(Replaying([]))
-        with suppress(RunStopped):  # what is broken already is a finding of every run
-            self.subject.start(self.built)
+        self.subject.start(self.built)
         look()
 
     def clear(self, verify: bool = False) -> None:

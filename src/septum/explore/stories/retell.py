@@ -25,7 +25,7 @@ from septum.words import wrap
 
 if TYPE_CHECKING:
     from septum.checks.modes import Mode
-    from septum.explore.subject import Subject
+    from septum.explore.subject import Built, Subject
     from septum.scenarios.outcome import ScenarioOutcome
     from septum.scenarios.scenario import Scenario
     from septum.sim import Finding, Schedule
@@ -40,9 +40,12 @@ class _AnyBreak(ScenarioSubject):
     """The scenario, with every broken promise as news, also those that it foresees; of its setup
     there would be no steps to tell."""
 
-    tells_setup = False
-
     __slots__ = ()
+
+    def build(self) -> Built:
+        built = super().build()
+        built.sim.findings = []
+        return built
 
     def expects(self, finding: Finding) -> bool:
         return False

@@ -29,7 +29,7 @@ def tell(
     except KeyboardInterrupt:
         # To look at the world at each of many steps takes its time; the token has it all.
         return untold_lines(example, heading)
-    if runner.subject.broke_before(example.finding):
+    if example.finding in runner.before:
         schedule = "Broken by the setup, before the programs begin"
     consequence = consequence_of(damage.example.finding, runner.subject.design)
     return story_lines(damage, heading, consequence, schedule=schedule, searched=searched)
