@@ -5,7 +5,7 @@ from pathlib import Path
 
 from septum.checks import PROMISES
 from septum.designs import KINDS, designs
-from septum.scenarios.run import load_scenario
+from septum.scenarios.run import load_scenario, scenario_names
 
 TEXT = (Path(__file__).parents[2] / "docs" / "designs.md").read_text()
 TOLD = ("ablation", "proposal")
@@ -45,3 +45,10 @@ def test_what_a_design_says_of_itself_exists() -> None:
         assert set(design.breaks) <= {*PROMISES, "expectation"}, design.name
         for scenario in design.scenarios:
             load_scenario(scenario)
+
+
+def test_origins_can_be_looked_up() -> None:
+    """Patches, mails, commits, functions: no number of a list that readers do not have."""
+    origins = {design.name: design.origin for design in designs().values()}
+    origins |= {name: load_scenario(name).document.source for name in scenario_names()}
+    assert [name for name, origin in origins.items() if re.search(r"\bJ-[0-9]", origin)] == []

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def seeded(
     name: str,
-    hazard: str,
+    place: str,
     summary: str,
     scenario: str,
     *promises: str,
@@ -20,10 +20,11 @@ def seeded(
     **units: Any,
 ) -> Design:
     """v3 with one mistake: in these `units` of the host (by the names of `HostUnits`), or in the
-    TDX `module`. `hazard` says where people were warned of it, `scenario` where it shows."""
+    TDX `module`. `place` is the code that it would be in, or who had it; `scenario` is where it
+    shows."""
     return Design(
         f"bug-{name}",
-        f"seeded: {hazard}",
+        f"seeded: {place}",
         summary,
         on_v3(**units),
         kind="seeded-bug",

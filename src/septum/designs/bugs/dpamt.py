@@ -62,7 +62,7 @@ class DemotedOneShort(TdxArch):
 DESIGNS = (
     seeded(
         "pamt-aug-failure",
-        "hazard J-46; v3 patch 17",
+        "v3 patch 17, tdx_sept_set_private_spte()",
         "When AUG fails the PAMT reference of its page is not dropped",
         "dpamt-fault-against-fault",
         "pamt",
@@ -70,7 +70,7 @@ DESIGNS = (
     ),
     seeded(
         "pamt-get-not-rechecked",
-        "hazard J-47; Dynamic PAMT v4 08/16",
+        "Dynamic PAMT v4 08/16",
         "Two tdx_pamt_get() of one 2 MB frame both think that they are the first",
         "dpamt-fault-against-fault",
         "pamt",
@@ -79,7 +79,7 @@ DESIGNS = (
     ),
     seeded(
         "pamt-put-not-rechecked",
-        "hazard J-47; Dynamic PAMT v4 08/16",
+        "Dynamic PAMT v4 08/16",
         "tdx_pamt_put() removes the pair that a tdx_pamt_get() counts on",
         "dpamt-slot-against-fault",
         "no-bug",
@@ -95,7 +95,7 @@ DESIGNS = (
     ),
     seeded(
         "pamt-demote-511",
-        "hazard J-42; v3 patch 23",
+        "v3 patch 23",
         "After DEMOTE the reference count of the frame is 511",
         "dpamt-convert",
         "pamt",

@@ -65,7 +65,7 @@ class AttributesBeforeSplit(GuestMemfd):
 DESIGNS = (
     seeded(
         "split-first-vm-only",
-        "hazard J-30; v3 patch 16",
+        "v3 patch 16, kvm_gmem_split_private()",
         "Of two VMs on one guest_memfd only the first has its leaves split",
         "two-vms-straddling",
         "precise-zap",
@@ -82,7 +82,7 @@ DESIGNS = (
     ),
     seeded(
         "pins-ignored",
-        "hazard J-49",
+        "guest_memfd.c kvm_gmem_has_safe_refcount()",
         "A page that a driver holds may become private",
         "gmem-conversions-pinned",
         "no-bug",

@@ -121,7 +121,7 @@ DESIGNS = (
     ),
     seeded(
         "edges-not-covered",
-        "hazard J-32, commit 9129633d568e",
+        "commit 9129633d568e",
         "A 2 MB page that a conversion cuts through can be mapped in the middle of it",
         "convert-against-fault",
         "mapping-in-folio",
@@ -129,7 +129,7 @@ DESIGNS = (
     ),
     seeded(
         "punch-never-ends",
-        "review of v3 patch 16",
+        "v3 patch 16, kvm_gmem_punch_hole()",
         "When a hole cannot be punched, the invalidation that it began is never ended",
         "punch-enomem",
         "progress",
@@ -137,7 +137,7 @@ DESIGNS = (
     ),
     seeded(
         "retries-going-slot",
-        "hazard J-31, commit 2bc2694fe20b",
+        "commit 2bc2694fe20b",
         "A vCPU retries a fault in a slot whose deletion waits for the vCPU",
         "slot-delete-against-fault",
         "progress",
@@ -145,7 +145,7 @@ DESIGNS = (
     ),
     seeded(
         "prefaults-going-slot",
-        "hazard J-31, commit 3ccbf6f47098",
+        "commit 3ccbf6f47098",
         "KVM_PRE_FAULT_MEMORY retries in a slot whose deletion waits for it",
         "slot-delete-against-prefault",
         "progress",

@@ -51,7 +51,7 @@ class MovesUnflushed(KvmTdxUnit):
 DESIGNS = (
     seeded(
         "dead-vm-keeps-pages",
-        "hazard J-59",
+        "guest_memfd.c kvm_gmem_release()",
         "The pages of a VM that is dead stay in its S-EPT when its memory is closed",
         "dead-vm-closes",
         "mapping-in-folio",
@@ -60,7 +60,7 @@ DESIGNS = (
     ),
     seeded(
         "release-unannounced",
-        "hazard J-55; guest_memfd.c kvm_gmem_release()",
+        "guest_memfd.c kvm_gmem_release()",
         "The memory is closed without an invalidation: a fault under way maps it afterwards",
         "teardown-memory-closed-under-vcpu",
         "mapping-in-folio",
@@ -68,7 +68,7 @@ DESIGNS = (
     ),
     seeded(
         "vcpu-moves-unflushed",
-        "hazard J-57",
+        "tdx.c tdx_vcpu_load()",
         "A vCPU moves to another CPU without TDH.VP.FLUSH",
         "prefault-by-thread",
         "no-bug",

@@ -102,7 +102,7 @@ class LevelOffByOne(KvmTdxUnit):
 DESIGNS = (
     seeded(
         "frozen-ignored",
-        "hazard J-33",
+        "tdp_mmu.c kvm_tdp_mmu_map()",
         "A fault takes a frozen mirror SPTE for one that is not present",
         "fault-against-fault",
         "no-bug",
@@ -110,7 +110,7 @@ DESIGNS = (
     ),
     seeded(
         "not-frozen",
-        "review of v3 patch 09; hazard J-33",
+        "v3 patch 09, set_external_spte_present()",
         "A mirror SPTE gets its new value before the SEAMCALL, without FROZEN_SPTE",
         "fault-against-fault",
         "no-bug",
@@ -118,7 +118,7 @@ DESIGNS = (
     ),
     seeded(
         "frozen-for-ever",
-        "hazard J-33",
+        "v3 patch 09, set_external_spte_present()",
         "When TDH.MEM.PAGE.AUG fails the mirror SPTE stays frozen",
         "fault-against-fault",
         "progress",
@@ -126,7 +126,7 @@ DESIGNS = (
     ),
     seeded(
         "stale-after-lock",
-        "hazard J-28",
+        "v3 patch 19, tdp_mmu_split_huge_pages_root()",
         "A split goes on with the SPTE that it read before it dropped mmu_lock",
         "convert-against-accept-4k",
         "no-bug",
@@ -134,7 +134,7 @@ DESIGNS = (
     ),
     seeded(
         "alloc-under-mmu-lock",
-        "hazard J-37",
+        "v3 patch 10, tdp_mmu_split_huge_pages_root()",
         "A split allocates with GFP_KERNEL while it holds mmu_lock",
         "convert-one-page",
         "locking",
@@ -142,7 +142,7 @@ DESIGNS = (
     ),
     seeded(
         "split-head-only",
-        "hazard J-1; v3 patch 11",
+        "v3 patch 11",
         "Only the leaf at the start of a range is split, not the one at its end",
         "convert-straddling-per-vm",
         "precise-zap",
@@ -151,7 +151,7 @@ DESIGNS = (
     ),
     seeded(
         "lock-dropped-early",
-        "hazard J-22; v3 patch 13",
+        "v3 patch 13, tdx_honor_guest_accept_level()",
         "mmu_lock is dropped between the split and the flag that keeps 2 MB away",
         "accept-4k-against-2m",
         "no-bug",
@@ -159,7 +159,7 @@ DESIGNS = (
     ),
     seeded(
         "accept-level-off-by-one",
-        "hazard J-25; v3 patch 13",
+        "v3 patch 13, tdx_honor_guest_accept_level()",
         "The TDX level of an ACCEPT is taken for a PG_LEVEL_*",
         "accept-level-prefault",
         "progress",

@@ -101,7 +101,7 @@ class AcceptSkipsChunk(Module):
 DESIGNS = (
     seeded(
         "module-demote-pending",
-        "review of v3: does DEMOTE keep the accepted state?",
+        "TDX module, TDH.MEM.PAGE.DEMOTE; v3 patch 08 relies on it",
         "TDH.MEM.PAGE.DEMOTE makes pending pages of an accepted one",
         "convert-one-page",
         "precise-zap",
@@ -110,7 +110,7 @@ DESIGNS = (
     ),
     seeded(
         "module-demote-accepts",
-        "hazard J-10, the other way round",
+        "TDX module, TDH.MEM.PAGE.DEMOTE; v3 patch 13 relies on it",
         "TDH.MEM.PAGE.DEMOTE makes mapped pages of a pending one",
         "accept-level-prefault",
         "no-bug",
@@ -127,7 +127,7 @@ DESIGNS = (
     ),
     seeded(
         "module-exit-epoch",
-        "TDX module, REFCOUNT of an epoch; hazard J-5",
+        "TDX module, REFCOUNT of an epoch",
         "A TD exit counts down the TD's epoch, not the one that the vCPU entered in",
         "convert-against-write",
         "no-bug",
@@ -135,7 +135,7 @@ DESIGNS = (
     ),
     seeded(
         "module-entry-unflushed",
-        "hazard J-2",
+        "TDX module, TD_EPOCH in TDH.VP.ENTER",
         "TDH.VP.ENTER in a new epoch does not flush the TLB",
         "write-against-convert",
         "tlb",

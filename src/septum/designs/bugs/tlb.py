@@ -73,7 +73,7 @@ class BarredLate(KvmTdxUnit):
 DESIGNS = (
     seeded(
         "no-track",
-        "hazard J-2",
+        "tdx.c tdx_track(); v3 patch 08",
         "No TDH.MEM.TRACK between BLOCK and DEMOTE or REMOVE",
         "convert-against-write",
         "no-bug",
@@ -81,7 +81,7 @@ DESIGNS = (
     ),
     seeded(
         "no-kick",
-        "hazard J-2",
+        "tdx.c tdx_track(); v3 patch 08",
         "vCPUs are not kicked after TDH.MEM.TRACK",
         "convert-against-write",
         "no-bug",
@@ -89,7 +89,7 @@ DESIGNS = (
     ),
     seeded(
         "kick-before-track",
-        "hazards J-2 and J-5",
+        "tdx.c tdx_track(); v3 patch 08",
         "The kick comes before TDH.MEM.TRACK, not after it",
         "convert-against-write",
         "no-bug",
@@ -97,7 +97,7 @@ DESIGNS = (
     ),
     seeded(
         "block-busy-ignored",
-        "hazard J-3, canonical/tdx #213",
+        "canonical/tdx #213",
         "OPERAND_BUSY from TDH.MEM.RANGE.BLOCK is ignored before DEMOTE",
         "accept-against-block",
         "no-bug",
@@ -105,7 +105,7 @@ DESIGNS = (
     ),
     seeded(
         "entry-not-barred",
-        "hazard J-4",
+        "tdx.c tdh_do_no_vcpus()",
         "vCPUs may enter between the kick and the second attempt of a SEAMCALL",
         "accept-against-block",
         "no-bug",
@@ -113,7 +113,7 @@ DESIGNS = (
     ),
     seeded(
         "entry-barred-late",
-        "hazard J-4",
+        "tdx.c tdh_do_no_vcpus()",
         "wait_for_sept_zap is set after the kick, not before it",
         "accept-against-block",
         "no-bug",

@@ -1,6 +1,7 @@
 """The guest's accept level is honoured by splitting its root to that level.
 
-Proposed by Sean Christopherson (KVM), 2026-01-20: the fault path has no need of "cross boundary".
+Proposed by Sean Christopherson (KVM), 2026-01-16, and as code on 2026-01-20: the fault path has no
+need of "cross boundary".
 RFC v5 41/45 (2026-01-28) has it with the vCPU's own root, which is that of shared memory; its
 author saw it the next day.
 """
@@ -54,7 +55,7 @@ class AcceptInVcpuRootTdx(KvmTdxUnit):
 
 DESIGN = Design(
     "accept-to-level",
-    "Sean Christopherson (KVM), 2026-01-20, review of 11/24; 2026-01-29, reply to RFC v5 41/45",
+    "Sean Christopherson (KVM), 2026-01-16 and 20, review of 11/24; reply to RFC v5 41/45",
     "an ACCEPT splits the mirror root to the accept level; -ENOMEM goes to user space",
     on_v3(tdx=AcceptToLevelTdx, tdp_mmu=MirrorsSplitTdpMmu),
     scenarios=("accept-level-prefault", "finding-accept-enomem", "accept-parallel-4k"),

@@ -1,7 +1,8 @@
 """guest_memfd asks the architecture to prepare a conversion; what that takes is TDX's business.
 
 Proposed by Sean Christopherson (KVM), 2026-01-28, against kvm_gmem_split_private(); RFC v5 43/45
-and 44/45. Yan Zhao would call the hook gmem_split_private_mapping (2026-02-11).
+and 44/45. Yan Zhao would call the hook gmem_split_private_mapping, and call it for holes and memory
+failures, too (2026-02-11).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """No huge pages where private or shared is an attribute of the VM.
 
-Proposed by Sean Christopherson (KVM), 2026-01-28; how, by Yan Zhao in RFC v5 45/45: tdx_huge_page
-is off with vm_memory_attributes=Y.
+Demanded by Sean Christopherson (KVM), 2026-01-16, against patch 14: per-VM attributes are to go.
+Yan Zhao (author) agreed the same day; how, in RFC v5 45/45: tdx_huge_page is off with
+vm_memory_attributes=Y.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class NoVmAttributesTdx(KvmTdxUnit):
 
 DESIGN = Design(
     "no-vm-attributes",
-    "Sean Christopherson (KVM), 2026-01-28, review of 15/24; agreed with Yan Zhao",
+    "Sean Christopherson (KVM), 2026-01-16, review of 14/24; agreed by Yan Zhao (author)",
     "huge pages are off with vm_memory_attributes=Y",
     on_v3(tdx=NoVmAttributesTdx),
     scenarios=("finding-attributes-enomem", "reference-per-vm"),

@@ -1,7 +1,9 @@
 """SEAMCALL wrappers that take a PFN and a level and do not look at folios.
 
-Agreed on by Sean Christopherson (KVM) and Dave Hansen (x86), 2026-01-16, after Vishal Annapurve,
-2026-01-09: guest_memfd vouches for contiguous private memory, whatever its folios are.
+Agreed on by Sean Christopherson (KVM) and Dave Hansen (x86), 2026-01-16, after the first's NAK of
+2026-01-14 to folios in TDX. Asked for by Ackerley Tng, 2026-01-08, and Vishal Annapurve,
+2026-01-09: guest_memfd vouches for contiguous private memory, whatever its folios are. What may
+stay is a warning of memory that TDX cannot convert, which no memory is here.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 What v3 rules out (patch 06; cover letter, design 7): the module merges 512 pages only if all are
 PENDING or all are accepted, PROMOTE needs a BLOCK before it, and a page that comes back from shared
-is PENDING among accepted ones. "After we support S-EPT promotion later": Yan Zhao, 2026-01-12.
+is PENDING among accepted ones. "After we support S-EPT promotion later": Yan Zhao, 2026-01-12. Sean
+Christopherson, 2026-01-26, names what a fault would need besides: break before make, and the entry
+frozen meanwhile.
 """
 
 from __future__ import annotations

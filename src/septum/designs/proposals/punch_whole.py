@@ -1,7 +1,8 @@
 """Holes in units of the huge pages that back the memory, and no split for them.
 
-Agreed upon in the guest_memfd calls, told by Vishal Annapurve, 2026-01-20, for hugetlb and THP;
-"do not keep split logic in PUNCH_HOLE": Sean Christopherson (KVM), 2026-01-29.
+Agreed upon in the guest_memfd calls, told by Vishal Annapurve, 2026-01-20, for hugetlb and THP.
+Whether the split should stay for holes all the same, asked Yan Zhao (author) on 2026-01-22: not at
+this time, Sean Christopherson (KVM), 2026-01-29.
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
 v3 turns huge pages off there (patches 02 and 24): nothing bounds how often
 TDX_INTERRUPTED_RESTARTABLE comes back, NMIs included. Before it, RFC v2 had the question open
-(2025-08); the cover letter of v3 sums it up, design 2.2. Run these with a module before
-1.5.28 (`[machine] module`); an interrupt is the choice point `seamcall_interrupted`.
+(2025-08); the cover letter of v3 sums it up, design 2.2. The tree of v3 still has the retry, as a
+patch not to be merged, "Loop for TDX_INTERRUPTED_RESTARTABLE in tdh_mem_page_demote()", for tests
+on older modules. Run these with a module before 1.5.28 (`[machine] module`); an interrupt is the
+choice point `seamcall_interrupted`.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ FATAL = Design(
 
 RETRY = Design(
     "restartable-retry",
-    "before PATCH v3 02/24; its log and the cover letter, design 2.2, 2026-01-06",
+    "PATCH v3 00/24, 2026-01-06, design 2.2, and the workaround [11] in its tree",
     "huge pages on modules whose DEMOTE is interrupted, and a retry without a bound",
     on_v3(x86_tdx=RestartableRetryTdxArch),
     breaks=("progress",),

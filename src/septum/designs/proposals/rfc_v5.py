@@ -1,8 +1,8 @@
 """What came of the review: Sean Christopherson's RFC v5, with Dynamic PAMT, of 2026-01-28.
 
 "TDX: Dynamic PAMT + S-EPT Hugepage", 45 patches, message id 20260129011517, with the corrections
-that its author mailed on 2026-01-29 (41/45 and 44/45). It is the other proposals together, and has
-a cache of its own for the pair of a split.
+that its author mailed on 2026-01-29 (41/45 and 44/45) and 2026-02-06 (the mutex is initialised). It
+is the other proposals together, and has a cache of its own for the pair of a split.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ class RfcV5TdpMmu(OneHookTdpMmu, MirrorsSplitTdpMmu, ControlPageTdpMmu):
 class RfcV5Tdx(OneHookTdx, AcceptToLevelTdx, GmemConvertTdx, NoVmAttributesTdx, ControlPageTdx):
     """TDX whose split has one pair, out of the running vCPU's cache, else out of the VM's.
 
-    The VM's cache is filled and used under a mutex that is taken outside mmu_lock. As in the RFC
-    (and in v3), a pair goes to the page allocator when DEMOTE fails. MODEL: the caches are filled
+    The VM's cache is filled and used under a mutex that is taken outside mmu_lock. As in v3, and in
+    the DEMOTE wrapper that is in the review of 02/24 (2026-01-28), a pair goes to the page
+    allocator when DEMOTE fails. MODEL: the caches are filled
     where v3 fills its own, with mmu_lock dropped once more than in the RFC; v3's spinlock is taken
     besides, and never contended.
     """

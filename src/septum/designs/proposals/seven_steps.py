@@ -1,6 +1,6 @@
 """A conversion in seven steps, of which those that may fail come before the zap.
 
-The plan of guest_memfd as told by Ackerley Tng (guest_memfd), 2026-01-06 21:26, with the S-EPT
+What guest_memfd was trying, as told by Ackerley Tng (guest_memfd), 2026-01-06 21:26, with the S-EPT
 split where he would insert it: after the invalidation has begun.
 """
 
