@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from septum.explore import Options, Outcome, explore
+from septum.explore import Options, Outcome, Strategy, explore
+from septum.explore.bounds import NUMBER_MAX
 from septum.explore.runs.portfolio import (
     BATCH_MAX,
     BATCH_RUNS,
@@ -19,6 +20,7 @@ from septum.explore.runs.portfolio import (
     Dice,
     Portfolio,
     batch_sizes,
+    nr_batches,
 )
 from septum.explore.toybox import LOCKED_UPDATE, TOYS
 from septum.explore.toys import Toy
@@ -125,3 +127,10 @@ def test_batches_have_all_runs_and_no_long_one_is_the_last(limit: int) -> None:
     assert sum(sizes) == limit and max(sizes) <= BATCH_MAX
     assert max(sizes) <= max(BATCH_RUNS, limit // ROUND_BATCHES)
     assert list(islice(batch_sizes(None), len(sizes) - 1)) == sizes[:-1]
+    assert nr_batches(limit) == len(sizes)
+
+
+def test_a_limit_that_no_search_comes_to_costs_nothing() -> None:
+    """The clock ends the search, as always."""
+    options = Options(strategy=Strategy.RANDOM, schedules=NUMBER_MAX, time_s=0.1)
+    assert explore(LOCKED_UPDATE, options).timed_out

@@ -9,7 +9,7 @@ import msgspec
 from septum.explore import budget
 from septum.explore.bounds import WORKERS_MAX, searched_text
 from septum.explore.progress import Progress
-from septum.explore.runs.portfolio import RUNS_MAX, Batch, Portfolio, batch_sizes
+from septum.explore.runs.portfolio import RUNS_MAX, Batch, Portfolio, batch_sizes, nr_batches
 from septum.explore.runs.run import DidNotRepeat, OutOfTime
 from septum.explore.runs.shrink import Shrunk, kind_of, shrink, words_of
 from septum.explore.subject import UNBOUNDED, Strategy
@@ -126,6 +126,10 @@ class Search:
         options = self._options
         try:
             complete, why = self._by_strategy(options.strategy)
+        except KeyboardInterrupt:
+            # Between two jobs. What those before it found is in the totals.
+            self._workers.interrupted = True
+            complete, why = False, "interrupted"
         finally:
             self._workers.stop()
             self._local.runner.until = 0.0
@@ -234,7 +238,7 @@ class Search:
 
     def _sample(self, strategy: Strategy, limit: int | None) -> str:
         """Schedules of one strategy, and nothing else."""
-        parts = sum(1 for _ in batch_sizes(limit)) if limit is not None else 0
+        parts = nr_batches(limit) if limit is not None else 0
         how = " (PCT)" if strategy is Strategy.PCT else ""
         self.progress.begin(f"random schedules{how}", parts)
         self._do(self._batches(strategy, limit))

@@ -73,6 +73,19 @@ def batch_sizes(limit: int | None) -> Iterator[int]:
         drawn += count
 
 
+def nr_batches(limit: int) -> int:
+    """How many batches have `limit` runs together, however large that is."""
+    nr = drawn = 0
+    for count in batch_sizes(None):
+        if drawn >= limit:
+            break
+        if count == BATCH_MAX:  # as are all after it
+            return nr + -(-(limit - drawn) // BATCH_MAX)
+        nr += 1
+        drawn += count
+    return nr
+
+
 class Portfolio:
     """Draws rounds of batches, at most `limit` schedules in all."""
 
