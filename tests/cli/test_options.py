@@ -119,6 +119,13 @@ def test_replay_of_what_boots_nothing(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "d").exists()
 
 
+def test_a_toy_has_no_report_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    token = token_of("toy:rare")
+    capsys.readouterr()
+    assert code_of("replay", token, "--json") == USAGE
+    assert "--json: the token is of toy:rare, which has no report" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "copied",
     [

@@ -140,20 +140,23 @@ def replay_token(
     token, one of another version, or a firmware that is not here.
     """
     packed, schedule = _decode(token)
-    if emit_test is not None and packed.startswith(TOY):
-        raise InputError(f"--emit-test: the token is of {_toy(packed)}, which has no tests")
     if packed.startswith(TOY):
-        _refuse_of_boot(_toy(packed), image, report)
-        return _replay_toy(_toy(packed), schedule, trace)
+        toy = _toy(packed)
+        if emit_test is not None:
+            raise InputError(f"--emit-test: the token is of {toy}, which has no tests")
+        if json:
+            raise InputError(f"--json: the token is of {toy}, which has no report; leave it out")
+        _refuse_of_boot(toy, image, report)
+        return _replay_toy(toy, schedule, trace)
     recipe, schedule = _run_of(packed, schedule)
     check_outputs(
         [("--trace", trace), ("--emit-test", emit_test)],
         [image, own_file(recipe.design)],
         ReportFolder(report or REPORT, REPORT_FILES) if isinstance(recipe, BootRecipe) else None,
     )
-    if emit_test is not None and isinstance(recipe, ScenarioRecipe):
-        check_made(emit_test)
     if isinstance(recipe, ScenarioRecipe):
+        if emit_test is not None:
+            check_made(emit_test)
         _refuse_of_boot("a scenario", image, report)
         return replay_one(recipe, schedule, trace=trace, as_json=json, emit_test=emit_test)
     if emit_test is not None:
