@@ -70,6 +70,19 @@ def test_one_is_one_and_two_are_two() -> None:
     assert "2 choices other than the ordinary" in " ".join(many.split())
 
 
+def test_ktap_tells_of_all_that_breaks_one_promise() -> None:
+    """What it says in a line is what broke first."""
+    (example,) = explore(RARE, Options()).counterexamples
+    other = msgspec.structs.replace(example.finding, text="something else")
+    both = [example, msgspec.structs.replace(example, finding=other)]
+    broken = msgspec.structs.replace(
+        verdict(1), outcome=Outcome.BROKEN, design="", counterexamples=both
+    )
+    (case,) = verdict_case(broken, [["one"], ["two"]]).subtests
+    assert case.data == example.finding.text
+    assert list(case.diagnostics) == ["one", "", "two"]
+
+
 def test_a_level_of_one_is_said_so() -> None:
     options = Options(preemptions=1, failures=1, strategy=Strategy.EXHAUSTIVE)
     toy = Toy("may-fail", [(("fail", 1, 1),), (("read", 0),)])
@@ -106,6 +119,18 @@ def test_an_interrupt_before_there_is_anything_says_so(
     monkeypatch.setattr("septum.explore.command.explore_command", interrupted)
     assert cli("explore", "toy:rare") == 130
     assert capsys.readouterr().err == "septum: interrupted\n"
+
+
+def test_an_interrupt_between_two_jobs_keeps_what_was_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("septum.explore.api.split", interrupted)
+    assert cli("explore", "toy:rare", "--keep-going", "--no-watch", "--workers", "1") == 1
+    out = capsys.readouterr().out
+    assert out.startswith("BROKEN: toy:rare") and "interrupted" in out
 
 
 def test_an_interrupt_while_the_story_is_told_keeps_the_token(
@@ -214,6 +239,7 @@ MISTAKES = {
     "preemptions": ("--preemptions", "-2"),
     "failures": ("--failures", "-1"),
     "a seed that no report can hold": ("--seed", "9" * 20),
+    "no way to check": ("--check", "sometimes"),
     "two formats": ("--json", "--ktap"),
     "a name that is none": ("nosuch", "--json"),
     "a name that is none, as KTAP": ("nosuch", "--ktap"),

@@ -22,10 +22,11 @@ def verdict_case(verdict: Verdict, stories: list[list[str]]) -> Case:
     said = [f"{verdict.why}; {bounds_text(verdict)}"]
     if verdict.outcome is Outcome.UNDETERMINED:
         return Case(name, ok=False, directive="TIMEOUT", data=verdict.why, diagnostics=said)
-    broken = {
-        example.finding.promise: (example.finding.text, story)
-        for example, story in zip(verdict.counterexamples, stories, strict=True)
-    }
+    # By promise: what broke first, and the stories of all that broke.
+    broken: dict[str, tuple[str, list[str]]] = {}
+    for example, story in zip(verdict.counterexamples, stories, strict=True):
+        _, told = broken.setdefault(example.finding.promise, (example.finding.text, []))
+        told += ["", *story] if told else story
     foreseen = dict(text.split(": ", 1) for text in reversed(verdict.foreseen))
     subtests = []
     for promise in dict.fromkeys((*(PROMISES if verdict.design else ()), *broken)):

@@ -59,6 +59,7 @@ def find_subject(
     count. Raises InputError."""
     from septum.explore.scenario import ScenarioSubject
 
+    mode = check_mode(check)
     if name.startswith("toy:"):
         if fail:
             raise InputError(f"--fail {fail[0]!r}: {name} has no choice points of the model")
@@ -66,7 +67,6 @@ def find_subject(
             return find_toy(name.removeprefix("toy:"))
         except (KeyError, ValueError):
             raise InputError(f"no toy is called {name.removeprefix('toy:')!r}") from None
-    mode = check_mode(check)
     return ScenarioSubject(load_scenario(name).asked(fail, ignore), design, mode)
 
 
