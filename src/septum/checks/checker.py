@@ -467,10 +467,10 @@ class Checker:
         """Whether a finding of this promise was recorded, by whomever."""
         return any(f.promise == promise for f in self.world.sim.findings)
 
-    def report(self, promise: str, text: str, where: str = "") -> None:
-        """A promise is broken."""
+    def report(self, promise: str, text: str) -> None:
+        """A promise is broken: a finding, as long as there are few of it."""
         self.results[promise] = "broken"
         nr = self._nr_found.get(promise, 0) + 1
         self._nr_found[promise] = nr
         if nr <= MAX_FINDINGS_PER_PROMISE:
-            self.world.sim.find(promise, text, where=where or self.where)
+            self.world.sim.find(promise, text, where=self.where)

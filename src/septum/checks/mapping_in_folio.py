@@ -58,33 +58,29 @@ class MappingInFolio(Promise):
     def _look_at_run(
         self, vm: VmView, run: LeafRun, slot: KvmMemorySlot | None
     ) -> KvmMemorySlot | None:
-        """Leaves that follow each other, which may lie in several slots: the first maybe in `slot`.
-        Returns the one of the last."""
+        """Look at a run slot by slot. `slot` is a guess: the slot of the run before it. Returns the
+        slot of its last leaf, None where there is none."""
         changing = vm.kvm.slots_lock.locked()
-        rest = run
-        while rest[1] > 0:
-            if slot is None or not slot.base_gfn <= rest[0] < slot.base_gfn + slot.npages:
-                slot = vm.slot_at(rest[0])
+        gfn, nr, level, state, pfn = run
+        end = gfn + nr
+        while gfn < end:
+            if slot is None or not slot.base_gfn <= gfn < slot.end_gfn:
+                slot = vm.slot_at(gfn)
             if slot is None or slot.gmem_file is None:
                 if not changing:
-                    why = "no memslot with a guest_memfd is there"
-                    self._broken(vm, rest, rest[0], "slot", why)
+                    self._broken(vm, run, gfn, "slot", "no memslot with a guest_memfd is there")
                 break
-            slot_end = slot.base_gfn + slot.npages
-            whole = rest[1]
-            if rest[0] + whole > slot_end:
-                pages = PAGES_PER_HPAGE[run[2]]
-                whole = (slot_end - rest[0]) // pages * pages
-                if whole < slot_end - rest[0]:
-                    why = f"the memslot ends at GFN {slot_end:#x}"
-                    self._broken(vm, rest, rest[0] + whole, "slot end", why)
-                    break
-            part = rest if whole == rest[1] else (*rest[:1], whole, *rest[2:])
+            stop = min(end, slot.end_gfn)
+            across = (stop - gfn) % PAGES_PER_HPAGE[level]
+            if across:
+                why = f"the memslot ends at GFN {stop:#x}"
+                self._broken(vm, run, stop - across, "slot end", why)
+                break
+            part = (gfn, stop - gfn, level, state, pfn)
             self._check_attributes(vm, slot, part)
             self._check_frames(vm, slot, slot.gmem_file.inode, part)
-            if whole == rest[1]:
-                break
-            rest = (rest[0] + whole, rest[1] - whole, *rest[2:4], rest[4] + whole)
+            pfn += stop - gfn
+            gfn = stop
         return slot
 
     def _judged_before(self, vm: VmView, runs: list[LeafRun]) -> list[LeafRun]:
@@ -118,19 +114,20 @@ class MappingInFolio(Promise):
         return grounds
 
     def _broken(self, vm: VmView, run: LeafRun, gfn: int, kind: str, why: str) -> None:
-        """`gfn` is where the run of leaves `run` is wrong. The first of each `kind` is
-        told."""
-        pages = PAGES_PER_HPAGE[run[2]]
-        leaf = run[0] + (gfn - run[0]) // pages * pages
+        """The leaf of `run` that maps `gfn` is wrong: `why`. Of each `kind` of mistake in a VM the
+        first is told."""
+        first_gfn, _, level, _, first_pfn = run
+        pages = PAGES_PER_HPAGE[level]
+        into_run = (gfn - first_gfn) // pages * pages
         self.broken(
             (vm.name, kind),
-            f"{vm.name}: the {level_text(run[2])} leaf at GFN {leaf:#x} maps PFN "
-            f"{run[4] + leaf - run[0]:#x}, but {why}",
+            f"{vm.name}: the {level_text(level)} leaf at GFN {first_gfn + into_run:#x} maps PFN "
+            f"{first_pfn + into_run:#x}, but {why}",
         )
 
     def _check_attributes(self, vm: VmView, slot: KvmMemorySlot, run: LeafRun) -> None:
-        gfn = run[0]
-        end = gfn + run[1]
+        gfn, nr, _, _, _ = run
+        end = gfn + nr
         while gfn < end:
             attributes, next_gfn = vm.attributes(slot, gfn)
             if not attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE:

@@ -137,11 +137,11 @@ class Mirror(Promise):
     def _check_sept_empty(self, vm: VmView) -> None:
         runs = vm.runs()
         if runs:
-            run = runs[0]
+            gfn, _, level, _, pfn = runs[0]
             self.broken(
                 (vm.name, "no mirror root"),
-                f"{vm.name}: there is no mirror root, and the S-EPT maps GFN {run[0]:#x} at "
-                f"{level_text(run[2])} to PFN {run[4]:#x}",
+                f"{vm.name}: there is no mirror root, and the S-EPT maps GFN {gfn:#x} at "
+                f"{level_text(level)} to PFN {pfn:#x}",
             )
 
     def _check_stats(self, vm: VmView, mirror: KvmMmuPage) -> None:

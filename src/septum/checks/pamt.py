@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from septum.module.pamt import PamtEntry2M
 
 
-_FREE = (PT_NDA, PT_RSVD, PT_PAMT)
+FREE = (PT_NDA, PT_RSVD, PT_PAMT)
+"""The types of pages that no TD has."""
 
 
 class PamtPairs(Promise):
@@ -65,8 +66,8 @@ class PamtPairs(Promise):
 def users_of(leaf: PamtEntry2M) -> int:
     """4 KB pages of a 2 MB frame that belong to a TD, counted one by one."""
     _, types = children_of(leaf)
-    users = len(types) - sum([types.count(free) for free in _FREE])
-    if leaf.child_pt not in _FREE:
+    users = len(types) - sum([types.count(free) for free in FREE])
+    if leaf.child_pt not in FREE:
         users += 512 - len(types)
     return users
 
@@ -82,4 +83,4 @@ def children_of(leaf: PamtEntry2M) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def is_used(leaf: PamtEntry2M, index: int) -> bool:
     """Whether the 4 KB page at `index` of a 2 MB frame belongs to a TD."""
     child = leaf.children.get(index)
-    return (child.pt if child is not None else leaf.child_pt) not in _FREE
+    return (child.pt if child is not None else leaf.child_pt) not in FREE

@@ -45,15 +45,15 @@ class PrivateUnreachable(Promise):
                 self._check(vm, slot, slot.gmem_file.inode, run)
 
     def _check(self, vm: VmView, slot: KvmMemorySlot, inode: GmemInode, run: LeafRun) -> None:
+        gfn, nr, _, _, _ = run
+        end = gfn + nr
         offset = slot.gmem_pgoff - slot.base_gfn
-        start = run[0] + offset
-        end = start + run[1]
-        for what, indexes in (("mapped by", inode.user_mapped), ("pinned for", inode.pins)):
-            hit = min((index for index in indexes if start <= index < end), default=None)
+        indexes = range(gfn + offset, end + offset)
+        for what, used in (("mapped by", inode.user_mapped), ("pinned for", inode.pins)):
+            hit = min((index for index in used if index in indexes), default=None)
             if hit is not None:
                 self._broken(vm, run, hit - offset, f"is {what} host user space")
-        gfn = run[0]
-        while inode.flags & GUEST_MEMFD_FLAG_MMAP and gfn < run[0] + run[1]:
+        while inode.flags & GUEST_MEMFD_FLAG_MMAP and gfn < end:
             attributes, next_gfn = vm.attributes(slot, gfn)
             if not attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE:
                 self._broken(vm, run, gfn, "is shared, so that host user space can fault it in")
@@ -61,10 +61,11 @@ class PrivateUnreachable(Promise):
             gfn = next_gfn
 
     def _broken(self, vm: VmView, run: LeafRun, gfn: int, why: str) -> None:
+        first_gfn, _, level, _, first_pfn = run
         self.broken(
             (vm.name, why),
-            f"{vm.name}: GFN {gfn:#x} (PFN {run[4] + gfn - run[0]:#x}) is in the S-EPT as "
-            f"{level_text(run[2])} memory and {why}",
+            f"{vm.name}: GFN {gfn:#x} (PFN {first_pfn + gfn - first_gfn:#x}) is in the S-EPT as "
+            f"{level_text(level)} memory and {why}",
         )
 
 

@@ -68,12 +68,12 @@ class Promise:
     def finish(self) -> None:
         """The run is over. Full looks have been made."""
 
-    def broken(self, cause: object, text: str, where: str = "") -> None:
-        """The promise is broken: a finding, once for each `cause`."""
+    def broken(self, cause: object, text: str) -> None:
+        """The promise is broken: a finding that says `text`, once for each `cause`."""
         if cause in self.told:
             return
         self.told.add(cause)
-        self.checker.report(self.name, text, where)
+        self.checker.report(self.name, text)
 
 
 def sentence(promise: type[Promise]) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from septum.checks.pamt import FREE
 from septum.checks.promise import Promise
 from septum.checks.text import agree, level_text
 from septum.machine.mem import CLEAN
-from septum.module.pamt import PAGE_TYPE_NAMES, PT_NDA, PT_PAMT, PT_RSVD, PT_TDR
+from septum.module.pamt import PAGE_TYPE_NAMES, PT_NDA, PT_TDR
 from septum.module.state import HKID_FREE
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Iterator
 
     from septum.checks.checker import Checker
@@ -178,24 +180,25 @@ def owned_by(pamt: Pamt, tdr_pfn: int) -> Iterator[Owned]:
 
 
 def _owned_in(leaf: PamtEntry2M, tdr_pfn: int) -> Iterator[Owned]:
-    free = (PT_NDA, PT_RSVD, PT_PAMT)
-    if leaf.pt not in free:
+    """Those in one 2 MB frame."""
+    if leaf.pt not in FREE:
         if leaf.owner == tdr_pfn:
             yield leaf.hpa, 2, leaf.pt
         return
-    if leaf.child_pt not in free and leaf.child_owner == tdr_pfn:
+    if leaf.child_pt not in FREE and leaf.child_owner == tdr_pfn:
         for index in range(512):
             if index not in leaf.children:
                 yield leaf.hpa + (index << 12), 1, leaf.child_pt
     for index, child in sorted(leaf.children.items()):
         hpa = leaf.hpa + (index << 12)
         is_tdr = child.pt == PT_TDR and hpa >> 12 == tdr_pfn  # which belongs to nobody
-        if is_tdr or (child.pt not in free and child.owner == tdr_pfn):
+        if is_tdr or (child.pt not in FREE and child.owner == tdr_pfn):
             yield hpa, 1, child.pt
 
 
-def _frames_with(values: object, first_pfn: int, hkid: int) -> list[int]:
+def _frames_with(values: int | array[int], first_pfn: int, hkid: int) -> list[int]:
+    """The frames of a 2 MB block from `first_pfn` on whose value is `hkid`. One number is that of
+    all 512."""
     if isinstance(values, int):
         return list(range(first_pfn, first_pfn + 512)) if values == hkid else []
-    assert hasattr(values, "__iter__")
     return [first_pfn + i for i, value in enumerate(values) if value == hkid]

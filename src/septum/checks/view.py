@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from septum.guest.memory import GuestMemory
     from septum.linux.host import Host
     from septum.linux.kvm.types import Kvm, KvmMemorySlot, KvmMmuPage
-    from septum.machine import Machine
+    from septum.machine import Machine, TablePage
     from septum.module.pamt import Pamt
     from septum.module.state import Kot, Td, Vcpu
     from septum.sim import Sim
@@ -60,6 +60,14 @@ class WorldView(Protocol):
 
     @property
     def host(self) -> Host: ...
+
+
+def _usable_sept(td: Td | None) -> tuple[TablePage, int] | None:
+    """(root, TDX level of its entries) of the Secure EPT; None without a TD, or without a key that
+    can be used: then the S-EPT means nothing."""
+    if td is None or td.root is None or td.lifecycle > TD_KEYS_CONFIGURED:
+        return None
+    return td.root, td.root_level
 
 
 class VmView:
@@ -129,8 +137,7 @@ class VmView:
         """The TD exists, and its key can be used: the S-EPT means something."""
         if self._looking:
             return self._looks_keyed
-        td = self.td
-        return td is not None and td.root is not None and td.lifecycle <= TD_KEYS_CONFIGURED
+        return _usable_sept(self.td) is not None
 
     def runs(self, first_gfn: int = 0, end_gfn: int = END_GFN) -> list[LeafRun]:
         """The leaves of the S-EPT that overlap [first_gfn, end_gfn); none without a key.
@@ -139,22 +146,17 @@ class VmView:
         """
         if self._looking and (first_gfn, end_gfn) == self._window:
             return self._found
-        td = self.td
-        if td is None or td.root is None or td.lifecycle > TD_KEYS_CONFIGURED:
-            return []
-        return self.reader.runs(td.root, td.root_level, first_gfn, end_gfn)
+        sept = _usable_sept(self.td)
+        return self.reader.runs(*sept, first_gfn, end_gfn) if sept is not None else []
 
     def begin_look(self, first_gfn: int, end_gfn: int) -> None:
-        """Nothing changes until `end_look`: what every look reads is read once."""
+        """Nothing changes until `end_look`: what all promises ask for is read once."""
         self._looking = True
         self._window = (first_gfn, end_gfn)
-        self._td = td = self._find_td()
-        if td is None or td.root is None or td.lifecycle > TD_KEYS_CONFIGURED:
-            self._looks_keyed = False
-            self._found = []
-        else:
-            self._looks_keyed = True
-            self._found = self.reader.runs(td.root, td.root_level, first_gfn, end_gfn)
+        self._td = self._find_td()
+        sept = _usable_sept(self._td)
+        self._looks_keyed = sept is not None
+        self._found = self.reader.runs(*sept, first_gfn, end_gfn) if sept is not None else []
 
     def end_look(self) -> None:
         """The world goes on."""
@@ -162,12 +164,9 @@ class VmView:
 
     def changed(self) -> list[tuple[int, int]]:
         """[first, end) GFNs of the S-EPT tables that changed since they were last looked at."""
-        td = self.td
-        if td is None or td.root is None or td.lifecycle > TD_KEYS_CONFIGURED:
-            self.keyed = False
-            return []
-        self.keyed = True
-        return self.reader.changed(td.root, td.root_level)
+        sept = _usable_sept(self.td)
+        self.keyed = sept is not None
+        return self.reader.changed(*sept) if sept is not None else []
 
     def walk(self, gfn: int) -> tuple[int, int]:
         """(KVM level, raw S-EPT entry) where the walk for `gfn` ends."""
