@@ -69,7 +69,7 @@ def search(design: Design) -> Result:
     run.start()
     verdict = run.run()
     seconds = time.process_time() - started
-    told = stories(verdict, run.runner_searcher.runner, [])
+    told = stories(verdict, run.runner, [])
     return Result(design, verdict, seconds, cause_of(told[0]) if told else "")
 
 

@@ -28,7 +28,7 @@ class Found:
         search = Search(subject, Wanted().options(subject))
         search.start()
         self.verdict: Verdict = search.run()
-        self.runner: Runner = search.runner_searcher.runner
+        self.runner: Runner = search.runner
         (self.example,) = self.verdict.counterexamples
         (self.told,) = stories(self.verdict, self.runner, [])
         with pytest.MonkeyPatch.context() as patch:

@@ -22,7 +22,7 @@ def told(subject: Subject, options: Options) -> list[str]:
     search = Search(subject, options)
     search.start()
     verdict = search.run()
-    (story,) = stories(verdict, search.runner_searcher.runner, [])
+    (story,) = stories(verdict, search.runner, [])
     first = next(at for at, line in enumerate(story) if line.startswith("        + "))
     lines = story[first : story.index("", first)]
     text = "\n".join(re.sub(r"^(.{8})[|* ]+", r"\1", line) for line in lines)

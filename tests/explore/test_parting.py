@@ -31,7 +31,7 @@ def test_what_the_nearest_schedule_does(toy: Toy, words: str) -> None:
     search = Search(toy, Options(strategy=Strategy.EXHAUSTIVE, failures=1))
     search.start()
     verdict = search.run()
-    (story,) = stories(verdict, search.runner_searcher.runner, [])
+    (story,) = stories(verdict, search.runner, [])
     assert " ".join(story).endswith(f" {words} ")
 
 

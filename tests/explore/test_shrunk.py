@@ -125,7 +125,7 @@ def test_who_goes_round_lets_others_run(strategy: Strategy) -> None:
     verdict = search.run()
     (found,) = verdict.counterexamples
     assert found.preemptions == 1 and found.steps < found.first_steps
-    (story,) = stories(verdict, search.runner_searcher.runner, [])
+    (story,) = stories(verdict, search.runner, [])
     rows = [line.split(None, 1)[1] for line in story if re.match(r" +\d ", line)]
     assert rows == [
         "* |  t0 runs, t1 goes round at `cpu_relax`",

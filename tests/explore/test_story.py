@@ -227,11 +227,11 @@ def test_a_place_in_the_module_has_its_leaf(scenario: str, design: str) -> None:
     search.start()
     verdict = search.run()
     (found,) = verdict.counterexamples
-    (story,) = tell_stories(verdict, search.runner_searcher.runner, [])
+    (story,) = tell_stories(verdict, search.runner, [])
     text = " ".join(" ".join(story).replace("|", " ").split())
     places = re.findall(r"`module\.\w+`(?: of (TD[HG]\.[A-Z.]+[A-Z]))?", text)
     assert len(places) >= 2 and all(places)
-    runner = search.runner_searcher.runner
+    runner = search.runner
     recording = Recording(runner, found.answers, found.finding, found.free)
     told = recording.beats
     switches = [at for at, beat in enumerate(told) if isinstance(beat.event, SwitchEvent)]

@@ -185,7 +185,7 @@ def why_of(scenario: str, design: str, strategy: str = "auto", seed: int = 0) ->
     options = Wanted(strategy=strategy, time_s=SEARCH_S, seed=seed).options(subject)
     search = Search(subject, options)
     search.start()
-    (story,) = stories(search.run(), search.runner_searcher.runner, [])
+    (story,) = stories(search.run(), search.runner, [])
     first = story.index("Why:") + 1
     text = " ".join(" ".join(story[first : story.index("", first)]).split())
     return re.sub(r"PFN 0x[0-9a-f]+", "PFN 0xHOST", text)

@@ -125,7 +125,7 @@ def _run(subject: Watched, bounds: Bounds, strategy: Strategy, past: tuple[str, 
     running.start()
     verdict = running.run()
     how = command_lines(subject.name, subject.design, bounds.check, options)
-    told = stories(verdict, running.runner_searcher.runner, how)
+    told = stories(verdict, running.runner, how)
     return Searched(
         subject.design,
         subject.name,

@@ -15,7 +15,7 @@ from septum.explore.runs.shrink import Shrunk, kind_of, shrink, words_of
 from septum.explore.subject import UNBOUNDED, Strategy
 from septum.explore.verdict import Counterexample, Outcome, Verdict
 from septum.explore.workers.parallel import Workers
-from septum.explore.workers.search import Found, Job, JobResult, Searcher
+from septum.explore.workers.search import Found, Job, JobResult, Searcher, found_by
 from septum.explore.workers.split import split
 from septum.sim import ListSchedule, encode_token
 from septum.sim.schedule import SEARCHED
@@ -25,6 +25,7 @@ from septum.words import plural
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from septum.explore.runs.run import Runner
     from septum.explore.subject import Options, Subject
 
 JOBS_MIN, JOBS_MAX = 8, WORKERS_MAX
@@ -86,9 +87,9 @@ class Search:
     """One search under way."""
 
     __slots__ = (
+        "_last_number",
         "_local",
         "_nr_jobs",
-        "_numbers",
         "_options",
         "_sizes",
         "_subject",
@@ -111,8 +112,8 @@ class Search:
         self._until = budget.after(options.time_s)
         self._local = Searcher(subject, options, self._until)
         self._workers = Workers(subject, options, self._local)
-        self._numbers = 0
-        self._nr_jobs = JOBS_MIN
+        self._last_number = 0  # of the jobs made so far
+        self._nr_jobs = JOBS_MIN  # that the next search within bounds is cut into
         self._sizes: list[tuple[list[int], int]] = []  # prefixes of the last level, and states
         self.progress.running = self._workers.nr_runs
         self.level = -1
@@ -135,6 +136,11 @@ class Search:
             self._local.runner.until = 0.0
             self._local.close()
         timed_out = not complete and self._out_of_time()
+        return self._verdict(complete, why, timed_out=timed_out)
+
+    def _verdict(self, complete: bool, why: str, *, timed_out: bool) -> Verdict:
+        """`why`: what a complete search went through, or what ended it before."""
+        options = self._options
         examples = self._examples()
         if examples:
             outcome = Outcome.BROKEN
@@ -203,6 +209,10 @@ class Search:
             self.totals.add(result)
         return results
 
+    def _next_number(self) -> int:
+        self._last_number += 1
+        return self._last_number
+
     # Random
 
     def _draw(self, portfolio: Portfolio) -> None:
@@ -225,9 +235,8 @@ class Search:
             portfolio.learn([(batch, result.outcomes, result.steps) for batch, result in told])
 
     def _batch(self, batch: Batch) -> Job:
-        self._numbers += 1
         return Job(
-            self._numbers,
+            self._next_number(),
             batch.dice.strategy,
             first=batch.number(),
             count=batch.count,
@@ -258,8 +267,7 @@ class Search:
         for count in batch_sizes(limit):
             if self._out_of_time():
                 break
-            self._numbers += 1
-            yield Job(self._numbers, strategy, first=done, count=count, until=self._until)
+            yield Job(self._next_number(), strategy, first=done, count=count, until=self._until)
             done += count
 
     # Exhaustive
@@ -307,6 +315,7 @@ class Search:
         return self._options.strategy is Strategy.PLAIN or not self._local.decides
 
     def _level(self, preemptions: int, failures: int) -> bool:
+        """Search everything within these bounds, cut into jobs. Whether all of it was searched."""
         options = self._options
         single = self._plain or preemptions == 0
         bounds = msgspec.structs.replace(options, failures=failures)
@@ -322,20 +331,18 @@ class Search:
             if left <= 0:
                 return False
             schedules_max = max(1, left // len(prefixes))
-        jobs = []
-        for prefix in prefixes:
-            self._numbers += 1
-            jobs.append(
-                Job(
-                    self._numbers,
-                    Strategy.PLAIN if self._plain else Strategy.EXHAUSTIVE,
-                    preemptions=preemptions,
-                    failures=failures,
-                    prefix=prefix,
-                    schedules_max=schedules_max,
-                    until=self._until,
-                )
+        jobs = [
+            Job(
+                self._next_number(),
+                Strategy.PLAIN if self._plain else Strategy.EXHAUSTIVE,
+                preemptions=preemptions,
+                failures=failures,
+                prefix=prefix,
+                schedules_max=schedules_max,
+                until=self._until,
             )
+            for prefix in prefixes
+        ]
         self.progress.begin(searched_text(preemptions, failures), len(jobs))
         results = self._do(iter(self._longest_first(jobs)))
         states_of = {result.number: result.states for result in results}
@@ -379,7 +386,7 @@ class Search:
         return examples
 
     def _shrunk(self, found: Found, until: float) -> Shrunk | None:
-        """What a finding shrinks to; None when the user wants to see it as it is."""
+        """What a finding shrinks to; None when the user interrupts that. Raises DidNotRepeat."""
         # What runs leave behind must not make a smaller schedule look as if it broke, too.
         self._local.runner.verify_every = 1
         try:
@@ -394,42 +401,32 @@ class Search:
         return shrunk
 
     def _example(self, found: Found, until: float) -> Counterexample:
-        answers, free, finding = found.answers, found.free, found.finding
-        told = answers[: found.fair_from]
-        steps, preemptions, failures = found.steps, found.preemptions, found.failures
-        passing = None
-        late = False
-        if self._options.shrink:
-            shrunk = self._shrunk(found, until)
-            late = shrunk is None or shrunk.late
-            if shrunk is not None:
-                run = shrunk.run
-                assert run.finding is not None
-                answers, told, free = list(run.answers), shrunk.answers, run.free
-                passing = shrunk.passing
-                steps, preemptions, failures = run.steps, run.preemptions, run.failures
-                finding = run.finding
-        schedule = ListSchedule(list(answers), SEARCHED, free)
+        shrunk = self._shrunk(found, until) if self._options.shrink else None
+        if shrunk is None:
+            least, told = found, found.answers[: found.fair_from]
+        else:
+            least, told = found_by(shrunk.run), shrunk.answers
+        schedule = ListSchedule(list(least.answers), SEARCHED, least.free)
         token = encode_token(stamp(), self._subject.recipe, schedule)
         return Counterexample(
-            finding=finding,
+            finding=least.finding,
             answers=told,
-            steps=steps,
-            preemptions=preemptions,
-            failures=failures,
+            steps=least.steps,
+            preemptions=least.preemptions,
+            failures=least.failures,
             first_steps=found.steps,
             first_preemptions=found.preemptions,
             first_failures=found.failures,
             token=token,
-            free=list(free),
-            passing=passing,
-            late=late,
+            free=list(least.free),
+            passing=None if shrunk is None else shrunk.passing,
+            late=self._options.shrink and (shrunk is None or shrunk.late),
         )
 
     @property
-    def runner_searcher(self) -> Searcher:
+    def runner(self) -> Runner:
         """The world of this process, for stories."""
-        return self._local
+        return self._local.runner
 
 
 def explore(subject: Subject, options: Options) -> Verdict:

@@ -119,7 +119,7 @@ def _searched(
         with watching(search.progress, wanted=watch):
             verdict = search.run()
         how = command_lines(name, verdict.design, check, options)
-        return verdict, stories(verdict, search.runner_searcher.runner, how)
+        return verdict, stories(verdict, search.runner, how)
     except DidNotRepeat:
         if not is_own(subject.design):
             raise

@@ -48,6 +48,6 @@ def search_for_test(
     if verdict.outcome is Outcome.HELD:
         return verdict, ""
     how = command_lines(scenario, verdict.design, check, options)
-    told = stories(verdict, search.runner_searcher.runner, how)
+    told = stories(verdict, search.runner, how)
     lines = ["\n".join(story) for story in told] or ["\n".join(verdict_lines(verdict))]
     return verdict, "\n\n".join(lines)

@@ -250,7 +250,7 @@ class Searcher:
             if job.compares:
                 outcomes[hash(self.subject.came_out(self.runner.built))] = None
             if run.finding is not None and self._repeats(run):
-                result.found.append(_found(run.finding, run))
+                result.found.append(found_by(run))
                 if not self.options.keep_going:
                     break
         self.runner.settle()
@@ -320,7 +320,7 @@ class Searcher:
         assert run.finding is not None
         key = (run.finding.promise, run.finding.text)
         if all(key != (f.finding.promise, f.finding.text) for f in result.found):
-            result.found.append(_found(run.finding, run))
+            result.found.append(found_by(run))
         return self.options.keep_going
 
     def _graph(self, job: Job) -> JobResult:
@@ -450,9 +450,11 @@ def collecting_rarely() -> Iterator[None]:
         gc.set_threshold(*usual)
 
 
-def _found(finding: Finding, run: Run) -> Found:
+def found_by(run: Run) -> Found:
+    """What a run that broke a promise has found."""
+    assert run.finding is not None
     return Found(
-        finding,
+        run.finding,
         list(run.answers),
         run.fair_from,
         run.steps,
