@@ -324,6 +324,8 @@ class Searcher:
         return self.options.keep_going
 
     def _graph(self, job: Job) -> JobResult:
+        """The subtree of a job by its graph of states, begun again whenever more turns out to be
+        shared than was known. Raises NotTrackable and Unfaithful."""
         result = JobResult(job.number, complete=False)
         try:
             self.prepare()
@@ -331,50 +333,55 @@ class Searcher:
             return result
         transitions = self.transitions
         assert transitions is not None and self.tracker is not None
+        why = ""
         for nr_restarts in range(RESTARTS_MAX):
-            why = "more turned out to be shared"  # unless it is said below
             if nr_restarts and self._out_of_budget(job, 0):
-                break
+                return result
             result = JobResult(job.number, complete=False)
-            self._nr_too_long = 0
             if self.tracker.footprints.news:
                 self._start_over(transitions)
-            search = GraphSearch(
-                self.runner,
-                self.options,
-                job,
-                transitions,
-                self.recorded_run,
-                partial(self._note, result=result),
-            )
             try:
-                search.begin(job.prefix)
-                walked = search.walk(partial(self._goes_on, job, search))
-                result.complete = walked and self._complete()
-                self.runner.settle()
+                self._walk(job, transitions, result)
+                return result
             except Restart:
-                continue
+                why = "more turned out to be shared"
             except OutOfTime:
                 return self._leave(result)
             except StateMissed as missed:
                 why = str(missed)
                 self._begin_anew(transitions)
-                continue
-            except Unfaithful:
+            except Unfaithful as error:
                 if not transitions.forgets:
                     raise
                 # What it forgets of tasks that have ended may matter after all: go without.
+                why = str(error)
                 transitions.forgets = False
                 self._begin_anew(transitions)
-                continue
-            finally:
-                result.schedules = search.nr_paths
-                result.states = search.nr_states
-                result.steps = search.nr_steps
-            return result
         if not self._out_of_budget(job, result.schedules):
             self.note = f"given up after {RESTARTS_MAX} beginnings: {why}"
         return result
+
+    def _walk(self, job: Job, transitions: Transitions, result: JobResult) -> None:
+        """Search the subtree of a job once, and put into `result` what was seen, as far as it went.
+        Raises Restart, StateMissed and Unfaithful where that does not count, and OutOfTime."""
+        self._nr_too_long = 0
+        search = GraphSearch(
+            self.runner,
+            self.options,
+            job,
+            transitions,
+            self.recorded_run,
+            partial(self._note, result=result),
+        )
+        try:
+            search.begin(job.prefix)
+            walked = search.walk(partial(self._goes_on, job, search))
+            result.complete = walked and self._complete()
+            self.runner.settle()
+        finally:
+            result.schedules = search.nr_paths
+            result.states = search.nr_states
+            result.steps = search.nr_steps
 
     def prepare(self) -> None:
         """Learn what tasks share, before the first exhaustive job. Raises NotTrackable and
