@@ -288,6 +288,9 @@ def test_busy_without_a_known_holder_is_told_without_a_cause() -> None:
         ("WARN: TDH_PHYMEM_PAMT_REMOVE failed: 0xc000030600000000", "panic_on_warn"),
         ("machine check: frame 0x100201 read with HKID 33", "the machine check takes"),
         ("vm1 is bugged", "every ioctl of a bugged VM fails"),
+        ("SEAMCALL TDH_PHYMEM_PAGE_RECLAIM failed: 0xc000030000000001", "panic_on_warn"),
+        ("VM_BUG_ON: gfn 0x80001 and pfn 0x100000 are not alike", "an oops"),
+        ("BUG: a present leaf of gfn 0x80000 is replaced by one of another PFN", "an oops"),
     ],
 )
 def test_a_consequence_is_that_of_the_finding(text: str, says: str) -> None:
@@ -295,5 +298,23 @@ def test_a_consequence_is_that_of_the_finding(text: str, says: str) -> None:
     said = consequence_of(Finding("no-bug", text, "", "host", 0), "v3")
     assert said.startswith("On real hardware")
     assert says in said
-    assert ("-EIO" in said) == ("bugged" in text or "KVM_BUG_ON" in text)
+    assert ("-EIO" in said) == ("bugged" in text or text.startswith("KVM_BUG_ON"))
     assert consequence_of(Finding("no-bug", text, "", "host", 0), "") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("down_write(invalidate_lock vm1.0) may sleep, in atomic context (held: x)", "atomic"),
+        ("lockdep: mmu_lock is not held", "a race"),
+        ("host.convert takes vm1 mmu_lock twice", "waits for itself"),
+        ("vcpu0 read-locks vm1 mmu_lock while writing", "waits for itself"),
+        ("vcpu0 takes vm# lock while it holds pamt_lock, and elsewhere the order is", "deadlock"),
+    ],
+)
+def test_what_comes_of_a_lock_is_said_of_what_was_done_with_it(text: str, says: str) -> None:
+    """The promise is of three things, and a story is of one."""
+    said = consequence_of(Finding("locking", text, "", "host", 0), "v3")
+    assert said.startswith("On real hardware")
+    assert says in said
+    assert "the first" not in said

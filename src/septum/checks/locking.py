@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from septum.checks.promise import Promise
 from septum.sim import Memo
@@ -44,6 +44,17 @@ class Locking(Promise):
 
     __slots__ = ("_after", "_classes", "_inside", "_previous")
     name = "locking"
+    consequences: ClassVar[dict[str, str]] = {
+        ".* may sleep, in atomic context": 'On real hardware it is "BUG: scheduling while atomic", or'
+        " \"BUG: sleeping function called from invalid context\"; and where it does sleep, who spins"
+        " for the lock hangs.",
+        "lockdep: ": "On real hardware it is a race: lockdep warns of it where it is on, elsewhere"
+        " anything may come of it.",
+        ".* takes .* twice|.* read-locks .* while writing": "On real hardware the task waits for"
+        " itself: a soft lockup, and whoever wants the lock hangs, too.",
+        ".* takes .* while it holds ": "On real hardware it is a deadlock under load: two tasks wait"
+        " for each other for ever.",
+    }
 
     def __init__(self, checker: Checker) -> None:
         super().__init__(checker)

@@ -23,7 +23,7 @@ class NoBug(Promise):
     consequences: ClassVar[dict[str, str]] = {
         "KVM_BUG_ON": "On real hardware every ioctl of the VM fails with -EIO from then on, and"
         " pages that KVM cannot take back from the TD leak.",
-        "WARN": "On real hardware the kernel prints a warning with a call trace and goes on, with"
+        "WARN|SEAMCALL": "On real hardware the kernel prints a warning with a call trace and goes on, with"
         " what it warned of; with panic_on_warn the host stops.",
         "machine check": "On real hardware the machine check takes the host down, or poisons the"
         " page and ends who read it.",
@@ -33,6 +33,10 @@ class NoBug(Promise):
         " list corruption, an oops, or memory that two users have.",
         "BUG: bad page state": "On real hardware the kernel prints a bad page state, is tainted,"
         " and gives the page to nobody any more.",
+        "BUG: a present leaf": "On real hardware the kernel stops there with an oops: the task ends"
+        " with its locks held, and with panic_on_oops the host does.",
+        "VM_BUG_ON": "On real hardware it is an oops with CONFIG_DEBUG_VM; elsewhere the guest gets"
+        " other pages than its own.",
         "guest panic": "On real hardware the guest's kernel panics.",
     }
 

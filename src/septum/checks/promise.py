@@ -7,6 +7,7 @@ the second what happens on real hardware when it is broken.
 from __future__ import annotations
 
 import inspect
+import re
 from typing import TYPE_CHECKING, ClassVar
 
 from septum.checks.sept import END_GFN
@@ -29,7 +30,8 @@ class Promise:
 
     name: ClassVar[str] = ""
     consequences: ClassVar[dict[str, str]] = {}
-    """How a finding's text begins -> what happens then, where that is not the same for all."""
+    """Pattern that the beginning of a finding's text matches -> what happens then, where that is not
+    the same for all."""
     thorough: ClassVar[bool] = False
     """It takes its time, and what it sees stays: not every look at a window has to include it."""
 
@@ -85,7 +87,7 @@ def consequence(promise: type[Promise], text: str = "") -> str:
     """What happens on real hardware when the promise is broken, in one line; of a finding that says
     `text`, when that is given."""
     for beginning, words in promise.consequences.items():
-        if text.startswith(beginning):
+        if re.match(beginning, text):
             return words
     return _paragraphs(promise)[1]
 
