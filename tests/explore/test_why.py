@@ -44,39 +44,38 @@ WHY = {
           which blocked the entry in epoch 1, and there was none
     """,
     ("convert-against-write", "no-kick"): """
-        step 6: TDX_OPERAND_BUSY|TD_EPOCH: the epoch lock is held by vcpu0, inside
-          TDH.VP.ENTER
-        step 7: TDX_TLB_TRACKING_NOT_DONE|RCX: it needs TDH.MEM.TRACK to succeed after
-          step 5, which blocked the entry in epoch 1; step 6 returned
+        step 6: TDX_OPERAND_BUSY|TD_EPOCH: the epoch lock is held by vcpu0 since
+          before step 1, inside TDH.VP.ENTER
+        step 7: TDX_TLB_TRACKING_NOT_DONE|RCX: it needs TDH.MEM.TRACK to succeed
+          after step 5, which blocked the entry in epoch 1; step 6 returned
           TDX_OPERAND_BUSY|TD_EPOCH
     """,
     ("convert-against-write", "module-exit-epoch"): """
-        step 11: TDX_TLB_TRACKING_NOT_DONE|RCX: step 7 began epoch 2, but REFCOUNT of
-          epoch 1 is 1, and no vCPU is in the TD in that epoch: the TD exit of vcpu0
-          after step 7 did not count it down
+        step 11: TDX_TLB_TRACKING_NOT_DONE|RCX: step 7 began epoch 2, but
+          REFCOUNT of epoch 1 is 1, and no vCPU is in the TD in that epoch: the
+          TD exit of vcpu0 at step 8 did not count it down
     """,
     ("accept-against-block", "block-busy-ignored"): """
-        step 6: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by vcpu0,
-          inside TDG.MEM.PAGE.ACCEPT, which ends at step 8
-        step 10: TDX_OPERAND_BUSY|RCX: the S-EPT entry has host priority since step 6,
-          where TDH.MEM.RANGE.BLOCK of host.convert was TDX_OPERAND_BUSY|RCX, and no
-          call of the host has had its lock since
-        step 15: TDX_GPA_RANGE_NOT_BLOCKED|RCX: it needs TDH.MEM.RANGE.BLOCK to have
-          succeeded; step 6 returned TDX_OPERAND_BUSY|RCX
+        step 6: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by
+          vcpu0 since after step 1, inside TDG.MEM.PAGE.ACCEPT, which ends at
+          step 8
+        step 10: TDX_OPERAND_BUSY|RCX: the S-EPT entry has host priority since
+          step 6, where TDH.MEM.RANGE.BLOCK of host.convert was
+          TDX_OPERAND_BUSY|RCX, and no call of the host has had its lock since
+        step 15: TDX_GPA_RANGE_NOT_BLOCKED|RCX: it needs TDH.MEM.RANGE.BLOCK to
+          have succeeded; step 6 returned TDX_OPERAND_BUSY|RCX
     """,
     ("accept-against-block", "module-accept-unlocked"): """
         step 15: TDX_GPA_RANGE_NOT_BLOCKED|RCX: step 6 blocked the entry, and step 8
           (TDG.MEM.PAGE.ACCEPT of vcpu0) unblocked it
     """,
     ("accept-against-block", "module-priority-stays"): """
-        step 6: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by vcpu0,
-          inside TDG.MEM.PAGE.ACCEPT, which ends at step 7
-        step 20: TDX_OPERAND_BUSY|RCX: the S-EPT entry has host priority since step 6,
-          where TDH.MEM.RANGE.BLOCK of host.convert was TDX_OPERAND_BUSY|RCX, though the
-          host has had its lock at step 9
-        step 25: TDX_OPERAND_BUSY|RCX: the S-EPT entry has host priority since step 6,
-          where TDH.MEM.RANGE.BLOCK of host.convert was TDX_OPERAND_BUSY|RCX, though the
-          host has had its lock at step 9
+        step 6: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by
+          vcpu0 since after step 1, inside TDG.MEM.PAGE.ACCEPT, which ends at
+          step 7
+        steps 20 and 25: TDX_OPERAND_BUSY|RCX: the S-EPT entry has host priority
+          since step 6, where TDH.MEM.RANGE.BLOCK of host.convert was
+          TDX_OPERAND_BUSY|RCX, though the host has had its lock at step 9
     """,
     ("fault-against-fault", "not-frozen"): """
         step 10: TDX_EPT_WALK_FAILED|RCX: the S-EPT has no table below its 1G entry of GFN
@@ -98,8 +97,8 @@ WHY = {
           step 13
     """,
     ("accept-4k-against-2m", "lock-dropped-early"): """
-        GFN 0x80000 is in the S-EPT since step 10 (TDH.MEM.PAGE.AUG of vcpu1), and was not
-          when vcpu0 left the TD, before step 1
+        GFN 0x80000 is in the S-EPT since step 10 (TDH.MEM.PAGE.AUG of vcpu1),
+          and was not when vcpu0 left the TD at step 1
     """,
     ("accept-level-prefault", "accept-level-off-by-one"): """
         step 5 asks for GFN 0x80005 at 4K, and it is 2M pending: nothing has split it
@@ -143,7 +142,8 @@ WHY = {
     """,
     ("prefault-by-thread", "vcpu-moves-unflushed"): """
         step 549: TDX_FLUSHVP_NOT_DONE: vCPU 0 is associated with cpu0 since the
-          beginning
+          beginning; TDH.VP.FLUSH was called on cpu2: step 548 returned
+          TDX_VCPU_NOT_ASSOCIATED
     """,
     ("convert-one-page", "module-demote-pending"): """
         GFN 0x80000 was 2M blocked mapped, and is 4K pending since step 18
@@ -170,11 +170,23 @@ WHY = {
           cpu0 entered the TD in epoch 3 after step 11 and kept it in its TLB
     """,
     ("accept-against-block", "module-busy-keeps-tdr"): """
-        step 6: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by vcpu0,
-          inside TDG.MEM.PAGE.ACCEPT, which ends at step 7
+        step 6: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by
+          vcpu0 since after step 1, inside TDG.MEM.PAGE.ACCEPT, which ends at
+          step 7
         step 2600: TDX_OPERAND_BUSY|RCX: the lock of the TDR is held by
           TDH.MEM.RANGE.BLOCK of host.convert, which ended at step 6 with
           TDX_OPERAND_BUSY|RCX
+    """,
+    ("accept-against-block", "entry-not-barred"): """
+        step 7: TDX_OPERAND_BUSY|TD_EPOCH: the epoch lock is held by vcpu0 since
+          after step 1, inside TDH.VP.ENTER
+        step 10: TDX_OPERAND_BUSY|TD_EPOCH: the epoch lock is held by vcpu0
+          since after step 8, inside TDH.VP.ENTER
+    """,
+    ("dpamt-fresh-sept-page", "split-cache-one-pair"): """
+        TDX_SW_ERROR is the kernel's own: tdh_mem_page_demote() did not call the
+          module, as the VM's split cache has no page, and a pair is 2; step 6
+          (TDH.PHYMEM.PAMT.ADD of host.convert) took a pair
     """,
 }
 

@@ -45,15 +45,15 @@ class Locking(Promise):
     __slots__ = ("_after", "_classes", "_inside", "_previous")
     name = "locking"
     consequences: ClassVar[dict[str, str]] = {
-        ".* may sleep, in atomic context": 'On real hardware it is "BUG: scheduling while atomic", or'
-        " \"BUG: sleeping function called from invalid context\"; and where it does sleep, who spins"
-        " for the lock hangs.",
+        ".* may sleep, in atomic context": "On real hardware the kernel prints that a sleeping"
+        " function was called from invalid context; where it does sleep it is"
+        ' "BUG: scheduling while atomic", and who spins for the lock hangs.',
         "lockdep: ": "On real hardware it is a race: lockdep warns of it where it is on, elsewhere"
         " anything may come of it.",
         ".* takes .* twice|.* read-locks .* while writing": "On real hardware the task waits for"
         " itself: a soft lockup, and whoever wants the lock hangs, too.",
-        ".* takes .* while it holds ": "On real hardware it is a deadlock under load: two tasks wait"
-        " for each other for ever.",
+        ".* takes .* while it holds ": "On real hardware it is a deadlock under load: two tasks"
+        " wait for each other for ever.",
     }
 
     def __init__(self, checker: Checker) -> None:

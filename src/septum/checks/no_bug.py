@@ -23,8 +23,8 @@ class NoBug(Promise):
     consequences: ClassVar[dict[str, str]] = {
         "KVM_BUG_ON": "On real hardware every ioctl of the VM fails with -EIO from then on, and"
         " pages that KVM cannot take back from the TD leak.",
-        "WARN|SEAMCALL": "On real hardware the kernel prints a warning with a call trace and goes on, with"
-        " what it warned of; with panic_on_warn the host stops.",
+        "WARN|SEAMCALL": "On real hardware the kernel prints a warning with a call trace and goes"
+        " on, with what it warned of; with panic_on_warn the host stops.",
         "machine check": "On real hardware the machine check takes the host down, or poisons the"
         " page and ends who read it.",
         "use after free": "On real hardware the kernel reads and writes memory that is somebody"

@@ -81,7 +81,10 @@ class Operation:
         return named.minus(self.kept.get(vm_id, _NOTHING)) if self.ret else named
 
     def __repr__(self) -> str:
-        parts = [f"[{start:#x}, {end:#x})" for spans in self.spans.values() for start, end in spans]
+        # Of two VMs on one file the same GFNs.
+        parts = dict.fromkeys(
+            f"[{start:#x}, {end:#x})" for spans in self.spans.values() for start, end in spans
+        )
         to_private = " to private" * self.gives
         return f"{self.name} {', '.join(parts)}".rstrip() + to_private
 

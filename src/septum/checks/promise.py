@@ -30,8 +30,8 @@ class Promise:
 
     name: ClassVar[str] = ""
     consequences: ClassVar[dict[str, str]] = {}
-    """Pattern that the beginning of a finding's text matches -> what happens then, where that is not
-    the same for all."""
+    """Pattern of how a finding's text begins -> what happens then, where that is not the same for
+    all."""
     thorough: ClassVar[bool] = False
     """It takes its time, and what it sees stays: not every look at a window has to include it."""
 

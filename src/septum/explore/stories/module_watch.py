@@ -74,11 +74,13 @@ class TdLook(msgspec.Struct, frozen=True):
 
 
 class VmLook(msgspec.Struct, frozen=True):
-    """A VM of KVM: its TDR page, mmu_invalidate_seq, and how many invalidations are under way."""
+    """A VM of KVM: its TDR page, mmu_invalidate_seq, how many invalidations are under way, and how
+    many pages its split cache for Dynamic PAMT has."""
 
     tdr_pfn: int
     seq: int
     in_progress: int
+    split_cache: int = 0
 
 
 class ModuleLook(msgspec.Struct, frozen=True):
@@ -161,7 +163,10 @@ class ModuleWatcher:
             tds={pfn: _td_look(world, td) for pfn, td in world.module.tds.items()},
             vms={
                 f"vm{number}": VmLook(
-                    kvm.tdx.tdr_page or -1, kvm.mmu_invalidate_seq, kvm.mmu_invalidate_in_progress
+                    kvm.tdx.tdr_page or -1,
+                    kvm.mmu_invalidate_seq,
+                    kvm.mmu_invalidate_in_progress,
+                    kvm.tdx.prealloc_split_cache.cnt,
                 )
                 for number, kvm in world.host.kvms.items()
             },

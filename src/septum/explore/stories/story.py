@@ -92,7 +92,7 @@ def story_lines(
         lines += _words(consequence)
     lines.append("")
     schedule += " before the time for shrinking ended" * example.late
-    lines += _words(_size(example, schedule))
+    lines += _words(_size(example, schedule, recording))
     lines += _words(damage.cut)
     lines += _words(
         f"{PREEMPTED} preempted here; {INJECTED} injected; {BROKEN} broken; below a step, what it "
@@ -143,8 +143,9 @@ def consequence_of(finding: Finding, design: str) -> str:
     return consequence(promise, finding.text) if promise is not None and design else ""
 
 
-def _size(example: Counterexample, what: str) -> str:
-    """How long the schedule is, and how long it was before it was shrunk."""
+def _size(example: Counterexample, what: str, recording: Recording) -> str:
+    """How long the schedule is, and how long it was before it was shrunk; and what the scenario
+    injects, which is nothing that the schedule did."""
     parts = (
         (example.steps, example.first_steps, "scheduling point"),
         (example.preemptions, example.first_preemptions, "preemption"),
@@ -154,7 +155,9 @@ def _size(example: Counterexample, what: str) -> str:
         plural(now, noun) + (f" (found with {count_text(first)})" if first != now else "")
         for now, first, noun in parts
     ]
-    return f"{what}: {', '.join(words)}."
+    theirs = sum(_mark(beat) == INJECTED and not beat.injected for beat in recording.beats)
+    more = f"; {theirs} that the scenario injects" if theirs else ""
+    return f"{what}: {', '.join(words)}{more}."
 
 
 def untold_lines(example: Counterexample, heading: str) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.module.events import SeamcallEvent, TdcallEvent
+from septum.linux.kvm.events import KvmExit
+from septum.module.events import SeamcallEvent, TdcallEvent, TdExitEvent
 from septum.trace.describe import describe
 
 if TYPE_CHECKING:
@@ -33,9 +34,26 @@ class Told:
         """ "step 5", "after step 5" of what does not show, "before step 1"; -1 is the beginning."""
         if at < 0:
             return "the beginning"
-        if number := self.number(at):
+        if number := self.number(at) or self._leaves(at):
             return f"step {number}"
         return self.after(at)
+
+    def place(self, at: int) -> str:
+        """`when` as part of a sentence: "at step 5", "after step 5", "before step 1"."""
+        when = self.when(at)
+        return when if when.startswith(("after", "before")) else f"at {when}"
+
+    def _leaves(self, at: int) -> int:
+        """The number of the step that shows a TD exit: that of the call, or of the exit in KVM; 0
+        of what is no TD exit."""
+        event = self.beats[at].event
+        if not isinstance(event, TdExitEvent):
+            return 0
+        for later in range(at + 1, len(self.beats)):
+            told = self.beats[later].event
+            if told.task == event.task and self.number(later):
+                return self.number(later) if isinstance(told, TdcallEvent | KvmExit) else 0
+        return 0
 
     def after(self, at: int) -> str:
         """ "after step 5", the last that shows before `at`."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from septum.sim import Finding
 
 LINES_MAX = 24
+STEPS_MAX = 4
+"""So many steps are named of which the same is said."""
 
 
 def why_lines(recording: Recording, numbers: dict[int, int], finding: Finding) -> list[str]:
@@ -29,7 +31,7 @@ def why_lines(recording: Recording, numbers: dict[int, int], finding: Finding) -
     Where the cause is not in the recording nothing is said.
     """
     told = Told(recording, numbers)
-    lines: list[str] = []
+    said: dict[str, list[int]] = {}  # sentence -> of which steps
     holders: dict[str, list[tuple[str, int]]] = {}  # lock -> (task, the latest step before)
     latest = 0
     for at, beat in enumerate(recording.beats):
@@ -37,28 +39,37 @@ def why_lines(recording: Recording, numbers: dict[int, int], finding: Finding) -
         number = told.number(at)
         latest = number or latest
         if isinstance(event, LockEvent):
-            line = _lock(event, number, latest, holders)
+            words = _lock(event, number, latest, holders)
         elif isinstance(event, ChoiceEvent) and number:
-            line = _choice(beat, number)
+            words = _choice(beat)
         elif isinstance(event, ModuleCall) and number:
-            line = _call(told, at, number)
+            words = _call(told, at)
         else:
             continue
-        if line:
-            lines.append(line)
+        if words:
+            said.setdefault(words, []).append(number)
+    lines = [f"{_steps(of)}: {words}" for words, of in said.items()]
     about = why_pages.about(told, finding)
     return [*lines[: LINES_MAX - len(about)], *about]
 
 
-def _call(told: Told, at: int, number: int) -> str:
+def _steps(numbers: list[int]) -> str:
+    """ "step 5", "steps 5 and 9", "steps 5, 9, ... 40"."""
+    if len(numbers) == 1:
+        return f"step {numbers[0]}"
+    if len(numbers) > STEPS_MAX:
+        return f"steps {numbers[0]}, {numbers[1]}, ... {numbers[-1]}"
+    return f"steps {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+
+
+def _call(told: Told, at: int) -> str:
     """Why a call of the module came to its status; why one mapped what it should not."""
     event = told.beats[at].event
     assert isinstance(event, ModuleCall)
     if not event.status:
-        words = why_pages.mapped_in_vain(told, at)
-        return f"step {number}: {words}" if words else ""
+        return why_pages.mapped_in_vain(told, at)
     words = why_module.answer(told, at)
-    return f"step {number}: {status_name(event.status)}: {words}" if words else ""
+    return f"{status_name(event.status)}: {words}" if words else ""
 
 
 def _lock(
@@ -74,7 +85,7 @@ def _lock(
     elif number:
         others = [holder for holder in held if holder[0] != event.task]
         if others:  # else it is handed from one who waits to the next
-            return f"step {number}: {event.task} waits for {event.lock}, held by {_since(others)}"
+            return f"{event.task} waits for {event.lock}, held by {_since(others)}"
     return ""
 
 
@@ -96,10 +107,10 @@ def failure_words(event: ChoiceEvent) -> str:
     return f"{event.name} is true" if event.value == 1 else f"{event.name} is {event.value}"
 
 
-def _choice(beat: Beat, number: int) -> str:
+def _choice(beat: Beat) -> str:
     event = beat.event
     assert isinstance(event, ChoiceEvent)
     if event.name.startswith("choose:"):
         return ""
     who = "the search" if beat.injected else "the scenario"
-    return f"step {number}: {who} injects it: {failure_words(event)}"
+    return f"{who} injects it: {failure_words(event)}"

@@ -152,7 +152,8 @@ def _holder(told: Told, at: int, lock: ModuleLock, held: Held) -> str:
     assert look is not None
     call = look.calls.get(held.task)
     if call is not None:
-        return f"{held.task}, inside {call}{_ends(told, at, held.task, call)}"
+        since = told.after(held.since) if held.since >= 0 else "the beginning"
+        return f"{held.task} since {since}, inside {call}{_ends(told, at, held.task, call)}"
     left = told.beats[held.since].event
     if isinstance(left, ModuleCall) and left.task == held.task:
         status = f" with {status_name(left.status)}" if left.status else ""
@@ -316,7 +317,7 @@ def _wrong_refcount(told: Told, at: int, tdr: int, epoch: int, text: str) -> str
         return ""
     return (
         f"{text} REFCOUNT of epoch {epoch} is {td.refcount[epoch & 1]}, and no vCPU is in the TD"
-        f" in that epoch: the TD exit of {told.beats[first].event.task} {told.when(first)} did not"
+        f" in that epoch: the TD exit of {told.beats[first].event.task} {told.place(first)} did not"
         " count it down"
     )
 
@@ -457,7 +458,21 @@ def _not_flushed(told: Told, at: int, event: SeamcallEvent) -> str:
         now = beat.module.tds.get(tdr) if beat.module is not None else None
         return now is not None and (vcpu, cpu) in now.associated
 
-    return f"vCPU {vcpu} is associated with cpu{cpu} since {told.when(told.first_of(at, there))}"
+    text = f"vCPU {vcpu} is associated with cpu{cpu} since {told.when(told.first_of(at, there))}"
+    tried = (
+        index
+        for index, call in told.calls(at)
+        if isinstance(call, SeamcallEvent)
+        and call.leaf == leaves.TDH_VP_FLUSH
+        and call.status
+        and call.cpu != cpu
+    )
+    elsewhere = next(tried, None)
+    if elsewhere is None:
+        return text
+    on = told.beats[elsewhere].event.cpu
+    flush = seamcall_name(leaves.TDH_VP_FLUSH)
+    return f"{text}; {flush} was called on cpu{on}: {_returned(told, elsewhere)}"
 
 
 SAID: dict[int, Callable[[Told, int, SeamcallEvent], str]] = {

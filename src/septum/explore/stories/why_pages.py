@@ -6,12 +6,14 @@ import re
 from typing import TYPE_CHECKING
 
 from septum.abi import leaves
+from septum.abi.leaves import seamcall_name
+from septum.abi.status import status_name
 from septum.abi.types import PAGE_SHIFT
 from septum.linux.kvm.events import KvmMemslotEvent, KvmPageFaultEvent
 from septum.module.events import SeamcallEvent, TdcallEvent, TdExitEvent
 from septum.module.outcome import OutcomeKind
-from septum.sim.events import LockEvent
-from septum.words import LEVELS
+from septum.sim.events import ChoiceEvent, LockEvent
+from septum.words import LEVELS, plural
 
 if TYPE_CHECKING:
     from septum.explore.stories.module_watch import TdLook
@@ -19,7 +21,11 @@ if TYPE_CHECKING:
     from septum.explore.stories.told import Told
     from septum.scenarios.states import Pages, VmState
     from septum.sim import Finding
+    from septum.sim.events import Event
 
+DEMOTE = seamcall_name(leaves.TDH_MEM_PAGE_DEMOTE)
+PAIR_PAGES = 2
+"""Pages of a Dynamic PAMT pair."""
 NUMBER = r"(0x[0-9a-f]+)"
 NOT_ACCEPTED = re.compile(rf"Guest access before accepting {NUMBER}")
 PENDING_AGAIN = re.compile(rf"(vm\d+): GFNs? \[?{NUMBER}[ ,].*(?:is|are) pending again")
@@ -30,6 +36,7 @@ NEVER_ENDED = re.compile(r"(vm\d+): \d+ invalidations? of GFN")
 UNDER_LOCK = re.compile(r"in atomic context \(held: (.*)\)")
 SPLIT_SHARED = re.compile(r"WARN: Splitting of GFN ([0-9a-f]+) level \d under shared lock")
 REPEATS = re.compile(rf"(vm\d+): vCPU \d+: an EPT violation of GPA {NUMBER} .* repeats")
+SW_ERROR = re.compile(r"SEAMCALL TDH_MEM_PAGE_DEMOTE failed: .*\(TDX_SW_ERROR\)")
 NO_HKID = re.compile(r"zap of a private page after HKID release")
 STALE_TLB = re.compile(rf"(vm\d+): cpu(\d+) can still use .*though GFN {NUMBER}")
 
@@ -150,6 +157,8 @@ def about(told: Told, finding: Finding) -> list[str]:
         line = _came(told, _vm_of_task(told, finding.task), int(match[1], 16), finding.task)
     elif match := REPEATS.search(text):
         line = _not_split(told, match[1], int(match[2], 16) >> PAGE_SHIFT, finding.task)
+    elif SW_ERROR.search(text):
+        line = _no_pair_left(told, finding)
     elif NO_HKID.search(text):
         line = _released(told, finding.where)
     return [line] if line else []
@@ -173,7 +182,40 @@ def _lost(told: Told, name: str, gfn: int) -> str:
         had = before is not None and "pending" not in before.state
         if had and (after is None or "pending" in after.state):
             return f"GFN {gfn:#x} was {_words(before)}, and is {_words(after)} {told.since(at)}"
-    return ""
+    return _never_accepted(told, name, gfn)
+
+
+def _never_accepted(told: Told, name: str, gfn: int) -> str:
+    """What is pending, and the guest has not accepted in the run: since when, and what became of
+    its latest attempt."""
+
+    def pending(beat: Beat) -> bool:
+        vm = _vm(beat, name)
+        page = _page(vm.sept, gfn) if vm is not None else None
+        return page is not None and "pending" in page.state
+
+    last = len(told.beats) - 1
+    if not pending(told.beats[last]):
+        return ""
+    text = f"GFN {gfn:#x} is pending {told.since(told.first_of(last, pending))}, and "
+    for at, call in told.calls(last + 1):
+        if not isinstance(call, TdcallEvent) or call.leaf != leaves.TDG_MEM_PAGE_ACCEPT:
+            continue
+        first = call.rcx >> PAGE_SHIFT
+        if (
+            first <= gfn < first + (1 << 9 * (call.rcx & 7))
+            and _vm_of(told.beats[at], call.td) == name
+        ):
+            if call.outcome == OutcomeKind.TD:
+                came_to = f"returned {status_name(call.status)}"
+            elif call.outcome == OutcomeKind.TD_EXIT:
+                came_to = "was a TD exit, and was not made again"
+            else:
+                came_to = "was interrupted"
+            return (
+                f"{text}the guest has not accepted it: {told.when(at)} ({told.who(at)}) {came_to}"
+            )
+    return f"{text}no step accepts it"
 
 
 def _wrong_key(told: Told, pfn: int) -> str:
@@ -318,8 +360,8 @@ def _came(told: Told, name: str, gfn: int, task: str) -> str:
     if not there(told.beats[last]) or exited >= since or there(told.beats[exited]):
         return ""
     return (
-        f"GFN {gfn:#x} is in the S-EPT {told.since(since)}, and was not when {task} left the TD,"
-        f" {told.when(exited)}"
+        f"GFN {gfn:#x} is in the S-EPT {told.since(since)}, and was not when {task} left the TD"
+        f" {told.place(exited)}"
     )
 
 
@@ -339,6 +381,38 @@ def _not_split(told: Told, name: str, gfn: int, task: str) -> str:
                 f" {_words(page)}: nothing has split it"
             )
     return ""
+
+
+def _no_pair_left(told: Told, finding: Finding) -> str:
+    """A DEMOTE that Dynamic PAMT has no pair for: the module was not called. Who took the pairs."""
+    last = told.beats[-1]
+    look = last.module.vms.get(finding.where) if last.module is not None else None
+    if look is None or last.state is None or not last.state.pamt or look.split_cache >= PAIR_PAGES:
+        return ""
+    words = plural(look.split_cache, "page") if look.split_cache else "no page"
+    text = (
+        "TDX_SW_ERROR is the kernel's own: tdh_mem_page_demote() did not call the module, as the"
+        f" VM's split cache has {words}, and a pair is {PAIR_PAGES}"
+    )
+    taken: list[str] = []
+    for at, event in told.calls(len(told.beats)):
+        if event.task != finding.task:
+            continue
+        if isinstance(event, SeamcallEvent) and event.leaf == leaves.TDH_MEM_RANGE_BLOCK:
+            break
+        name = _takes_pair(event)
+        if name:
+            taken.insert(0, f"{told.when(at)} ({name} of {event.task})")
+    return f"{text}; {' and '.join(taken)} took a pair" if taken else text
+
+
+def _takes_pair(event: Event) -> str:
+    """The leaf that it is, where that takes a pair from the split cache; else ""."""
+    if isinstance(event, SeamcallEvent):
+        takes = event.leaf in (leaves.TDH_PHYMEM_PAMT_ADD, leaves.TDH_MEM_PAGE_DEMOTE)
+        return seamcall_name(event.leaf) if takes else ""
+    injected = isinstance(event, ChoiceEvent) and event.name == f"seamcall:{DEMOTE}"
+    return DEMOTE if injected else ""
 
 
 def _released(told: Told, name: str) -> str:
