@@ -3,12 +3,13 @@
 Answers mean something else when an earlier one changes; a plan does not. So it is plans that the
 shrinker takes apart: without a segment, with two of them merged, with one that runs on until its
 task must wait. The points that a task passes while it is the only one that can run count as the
-others: in a simpler plan somebody else may be ready there. A choice is known by its name, and how
-manieth of that name it is: in a simpler plan a task does more, or less, before it comes to it.
+others: in a simpler plan somebody else may be ready there. A choice is known by its task, its name,
+and how many of that name the task had before: in a simpler plan it may do more or less in between.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from septum.explore.runs.steering import Replaying, Steering
@@ -23,11 +24,11 @@ FOREVER = 1 << 30
 Segment = tuple[int, int]
 """A task by index, and at how many scheduling points in a row it is the one to run."""
 Choice = tuple[int, str, int]
-"""A task by index, what is chosen, and for which time by that task, from 0."""
+"""A task by index, what is chosen, and how often that task had to choose it before."""
 
 
 class Plan:
-    """`choices` that are absent are 0."""
+    """Who runs for how long, and how choices come out: those that are not in `choices` as 0."""
 
     __slots__ = ("choices", "segments")
 
@@ -41,35 +42,30 @@ class Plan:
         for at in range(len(segments) - 1, 0, -1):
             yield Plan(segments[:at], choices)
         for at in range(len(segments)):
-            yield Plan([*segments[:at], *segments[at + 1 :]], choices)
+            yield self._with(at, 1)
         for at, (task, count) in enumerate(segments):
             if count != FOREVER:
-                yield Plan([*segments[:at], (task, FOREVER), *segments[at + 1 :]], choices)
-        for at in range(len(segments) - 1):
-            later = segments[at + 1]
+                yield self._with(at, 1, (task, FOREVER))
+        for at, (first, second) in enumerate(pairwise(segments)):
+            yield self._with(at, 2, second, first)
             # Who comes first now may have more to do than when the other had begun.
-            for first in (later, (later[0], FOREVER)):
-                swapped = [first, segments[at]]
-                yield Plan([*segments[:at], *swapped, *segments[at + 2 :]], choices)
-        for at, (task, _) in enumerate(segments):
-            same = next((k for k in range(at + 1, len(segments)) if segments[k][0] == task), None)
-            if same is not None:
-                count = min(FOREVER, segments[at][1] + segments[same][1])
-                yield Plan(
-                    [
-                        *segments[:at],
-                        (task, count),
-                        *segments[at + 1 : same],
-                        *segments[same + 1 :],
-                    ],
-                    choices,
-                )
+            yield self._with(at, 2, (second[0], FOREVER), first)
+        for at, (task, count) in enumerate(segments):
+            again = next((k for k in range(at + 1, len(segments)) if segments[k][0] == task), None)
+            if again is not None:
+                both = min(FOREVER, count + segments[again][1])
+                yield self._with(again, 1)._with(at, 1, (task, both))
         for key in choices:
             yield Plan(segments, {k: v for k, v in choices.items() if k != key})
         for at, (task, count) in enumerate(segments):
             for other in (count // 2, count - 1, count + 1):
                 if 0 < other < FOREVER // 2 and count < FOREVER:
-                    yield Plan([*segments[:at], (task, other), *segments[at + 1 :]], choices)
+                    yield self._with(at, 1, (task, other))
+
+    def _with(self, at: int, nr: int, *instead: Segment) -> Plan:
+        """The plan with other segments in place of `nr`, from number `at` on."""
+        segments = self.segments
+        return Plan([*segments[:at], *instead, *segments[at + nr :]], self.choices)
 
 
 class _Chosen:
