@@ -6,7 +6,6 @@ and verified every so often, so that a run never depends on the runs before it.
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -28,11 +27,11 @@ if TYPE_CHECKING:
 VERIFY_ALWAYS = 8
 VERIFY_EVERY = 64
 PATIENCE_MAX = 8
-"""So many times longer are runs believed when, several times in a row, nothing was missed."""
-
+"""At most so many times VERIFY_EVERY runs are believed: twice as many each time that nothing was
+missed."""
 
 REDONE_MAX = 50
-"""So often runs are made again because state was missed."""
+"""At most so often runs are made again because state was missed."""
 LEFT_BEHIND = "runs keep changing state that restoring does not put back"
 
 
@@ -224,8 +223,9 @@ class Runner:
         except Abandoned:
             self._broken_off = True
             raise
-        except Exception:
-            self._judge_defect(steering)
+        except Exception as error:
+            self._blame_world(steering, error)
+            raise
         if steering.late:
             raise OutOfTime
         finding = self._first_finding()
@@ -238,22 +238,23 @@ class Runner:
         self.nr_steps += steering.decisions
         return run
 
-    def _judge_defect(self, steering: Steering) -> None:
-        """The model raised. Unless it does so again from a world that is surely as it was built,
-        the world was not, and runs must be made again; else it is a defect of Septum."""
+    def _blame_world(self, steering: Steering, error: Exception) -> None:
+        """The model raised `error`. Raises StateMissed if it does not raise again from a world that
+        is surely as it was built: then this one was not, and runs must be made again. Else it is a
+        defect of Septum: raises what the model raises, with the token of the run, or returns if
+        this was such a second time."""
         if isinstance(steering, Replaying) and self._verified_at == self.nr_runs - 1:
-            # Called from an except block, which the linter does not see.
-            raise  # noqa: PLE0704
+            return
         answers = list(self.built.sim.answers)
         since = self._verified_at
         self.clean()
         try:
             self.run(Replaying(answers))
-        except Exception as error:
+        except Exception as again:
             token = encode_token(stamp(), self.subject.recipe, ListSchedule(answers))
-            error.add_note(f"scenario {self.subject.name}; replay with: septum replay {token}")
+            again.add_note(f"scenario {self.subject.name}; replay with: septum replay {token}")
             raise
-        what = type(sys.exception()).__name__
+        what = type(error).__name__
         raise StateMissed(since, [f"something that made the model raise {what}"])
 
     def begin(self, steering: Steering) -> None:
@@ -280,7 +281,9 @@ class Runner:
         look()
 
     def clear(self, verify: bool = False) -> None:
-        """Put the world back as it was built."""
+        """Put the world back as it was built. Where there is reason to, and every so often, or now
+        if `verify`, see that nothing has changed but what was put back: raises StateMissed if
+        something has, and the runs since it was seen last count no more."""
         # What waits when a run ends is left in lists of waiters, where the next run finds it, and
         # takes it out: then is too late to see that it was not put back. And few runs take the VMs
         # down, which changes what no other run does.
@@ -291,27 +294,27 @@ class Runner:
         if self.tracker is not None:
             self.tracker.restore()
             rare = False
-        snapshot = self.snapshot
-        snapshot.restore()
+        self.snapshot.restore()
         # A run that did not come out as it was known to may have changed anything while nobody
         # listened.
         broken_off, self._broken_off = self._broken_off, False
         early = self.nr_runs - self._captured_at <= VERIFY_ALWAYS
         patience = self._patience if self.verify_every > 1 else 1
-        since_then = self.nr_runs - self._verified_at
-        due = early or rare or broken_off or since_then >= self.verify_every * patience
-        if due or verify:
-            missed = snapshot.verify()
-            if missed:
-                self._patience = 1
-            elif due and not early and not rare and not broken_off:
-                self._patience = min(2 * self._patience, PATIENCE_MAX)
-            since = self._verified_at
-            self._verified_at = self.nr_runs
-            if self.tracker is not None and not broken_off:
-                self.tracker.check_missed(missed)
-            if missed and not early and self.verify_every > 1:
-                raise StateMissed(since, [part.path for part in missed])
+        regular = self.nr_runs - self._verified_at >= self.verify_every * patience
+        special = early or rare or broken_off
+        if not (verify or regular or special):
+            return
+        missed = self.snapshot.verify()
+        if missed:
+            self._patience = 1
+        elif regular and not special:
+            self._patience = min(2 * self._patience, PATIENCE_MAX)
+        since = self._verified_at
+        self._verified_at = self.nr_runs
+        if self.tracker is not None and not broken_off:
+            self.tracker.check_missed(missed)
+        if missed and not early and self.verify_every > 1:
+            raise StateMissed(since, [part.path for part in missed])
 
     def clean(self) -> None:
         """Put the world back for sure, whatever is to be said of the runs before."""
