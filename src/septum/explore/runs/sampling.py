@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from septum.explore.subject import Options
     from septum.sim import Task
 
-
 ROUNDS_MAX = 6
 """So often a task may stand at the same place in the code before others get their turn."""
-
 
 LOOK_FROM = 48
 """Scheduling points in a row after which a task is looked at."""

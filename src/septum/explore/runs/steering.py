@@ -38,10 +38,7 @@ class Cut(RunStopped):
     """The run need not go on: the rest of it is known, or a budget is used up."""
 
 
-STANDING_DEPTH = 14
-
-
-def standing(skip: int, depth: int = STANDING_DEPTH) -> tuple[int, ...]:
+def standing(skip: int, depth: int) -> tuple[int, ...]:
     """Where the running task is: the places in the code on its stack, `depth` of them, without the
     innermost `skip` frames."""
     places: list[int] = []
@@ -57,8 +54,9 @@ class Steering(Schedule):
     """A schedule that knows the simulator it steers, and counts.
 
     `pick` and `choose` are final: subclasses say `pick_task` and `choose_value`. The counts are
-    those of the run so far: scheduling `points` asked about, `preemptions` (a task that could go
-    on did not), `failures` (choice points that came out other than the ordinary way).
+    those of the run so far: `decisions` (scheduling points asked about or skipped, and choice
+    points), `preemptions` (a task that could go on did not), `failures` (choice points that came
+    out other than the ordinary way).
 
     A run that has made `max_points` decisions is no endless one yet: it may be long, or its
     schedule may never have let the one go on for whom all wait. From then on tasks take turns,
