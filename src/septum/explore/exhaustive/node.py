@@ -21,11 +21,8 @@ NOBODYS = Row(0)
 class Node:
     """A state on the current path, and what was tried from it.
 
-    `tasks`: who could run, the running one first unless it cannot (`forced`). `answer`: who is
-    being tried, `pending` with which other outcomes of its choice points, `todo`: who is still to
-    be tried. `below`: what was touched in what was explored from here; `steps`: by each task that
-    was tried first. `sleep`: tasks that need not run here, with their steps. `free`: that another
-    one runs costs nothing.
+    Slots say what the state is, what may still be spent, and what was tried; tasks go by index, and
+    by their place in `tasks` where it says "answer".
     """
 
     __slots__ = (
@@ -57,31 +54,37 @@ class Node:
     )
 
     def __init__(self) -> None:
-        self.whole = True  # it will have been explored to the end
-        self.tasks: list[int] = []
+        # The state.
         self.ready: tuple[int, ...] = ()
-        self.alive: frozenset[int] = frozenset()
-        self.current = -1
-        self.free = True
+        self.tasks: list[int] = []  # the same, but first the one that runs, if it is ready
+        self.alive: frozenset[int] = frozenset()  # who must have ended when the run has
+        self.current = -1  # the task that runs; -1: it cannot go on
+        self.free = True  # that another one runs than `current` costs no preemption
         self.preemptions_left = 0
         self.failures_left = 0
+        self.depth = 0  # decisions that lead here
+        self.key = 0  # what stands for the state where it is looked for again
+        self.mark: Mark = (0, 0, 0)  # to come back to it
+        # Tasks that go round: which, how often all of them did without any change, and what
+        # `current` did in a row, of which the first `row_length` steps lead here.
         self.spinning: Spinning = {}
         self.rounds = 0
         self.row = NOBODYS
         self.row_length = 0
+        # Tasks that need not run here, with the steps that they would take; and those that needed
+        # not where the node was entered, before known steps moved it on (`tails.slide`).
         self.sleep: dict[int, Masks] = {}
         self.asleep: dict[int, Masks] = {}
-        self.before: list[Step] = []
-        self.depth = 0
-        self.key = 0
-        self.mark: Mark = (0, 0, 0)
-        self.answer = -1
-        self.todo: list[int] = []
-        self.pending: list[tuple[int, ...]] = []
-        self.taken: Step | None = None
-        self.step: Masks | None = None
-        self.steps: dict[int, Masks] = {}
-        self.below: Summary = {}
+        self.before: list[Step] = []  # these known steps
+        # What was tried.
+        self.answer = -1  # who is being tried; -1: nobody was yet
+        self.pending: list[tuple[int, ...]] = []  # other outcomes of its choice points, to be tried
+        self.todo: list[int] = []  # answers still to be tried
+        self.taken: Step | None = None  # the step that leads to the next node of the path
+        self.step: Masks | None = None  # what the one that is being tried touched, all outcomes
+        self.steps: dict[int, Masks] = {}  # the same, by the answers that were tried
+        self.below: Summary = {}  # what was touched in all that was explored from here
+        self.whole = True  # when it is left, all from here on has been explored
 
 
 def order(node: Node) -> None:
