@@ -237,24 +237,29 @@ class GraphSearch:
         state = self._state
         looks = self._transitions.looks
         step = self._transitions.find(state, task, alone, choices)
-        unknown = step is None or (step.looked and (state.shown, step.raw) not in looks)
-        if unknown and self._hears():
+        if not self._is_known(step) and self._hears():
             step = self._transitions.find(state, task, alone, choices)
-        if step is None or (step.looked and (state.shown, step.raw) not in looks):
+        if not self._is_known(step):
             made = self._real([*self._moves(), (task, choices)])
-            broken = made.broke
             step = self._transitions.find(state, task, alone, choices)
-            if step is None and broken is None:
-                raise Unfaithful("a step that was made is not known")
             if step is None:
+                if made.broke is None:
+                    raise Unfaithful("a step that was made is not known")
                 if made.steps:
                     self._add_variants(node, made.steps[0], len(choices))
-                return broken, None
-            if broken is not None:
+                return made.broke, None
+            if made.broke is not None:
                 # Half a step that breaks a promise is another one than all of it.
-                looks[state.shown, step.raw] = broken
+                looks[state.shown, step.raw] = made.broke
+        assert step is not None
         found = looks.get((state.shown, step.raw)) if step.looked else None
         return found or step.finding, step
+
+    def _is_known(self, step: Step | None) -> bool:
+        """Whether it is known what a step does here, and what promises say that look in it."""
+        return step is not None and (
+            not step.looked or (self._state.shown, step.raw) in self._transitions.looks
+        )
 
     def _hears(self) -> bool:
         """Whether other workers have learned something. Raises Restart where that shows that more

@@ -145,10 +145,8 @@ def _is_plain(step: Step, node: Node, state: Fingerprint, transitions: Transitio
     """Whether nothing is to be decided or seen in a step or after it."""
     if step.end != POINT or step.woken or step.finding is not None:
         return False
-    if step.looked:
-        look = (state.shown, step.raw)
-        if look not in transitions.looks or transitions.looks.get(look) is not None:
-            return False
+    if step.looked and transitions.looks.get((state.shown, step.raw), MISSING) is not None:
+        return False  # what promises say of it is not known, or they are broken
     return not step.choices or (
         node.failures_left <= 0 and all(choice.failure for choice in step.choices)
     )
