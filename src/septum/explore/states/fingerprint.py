@@ -400,10 +400,12 @@ def kinds_of(accesses: Iterable[int]) -> dict[int, int]:
     return kinds
 
 
-_STRONGER = {
-    a << 2 | b: (
-        a if a == b else X if X in (a, b) or {a, b} == {S, IX} else IX if IX in (a, b) else S
-    )
-    for a in range(4)
-    for b in range(4)
-}
+def _stronger(a: int, b: int) -> int:
+    """The kind of two accesses of different kinds together: the weakest that depends on all that
+    either depends on."""
+    if X in (a, b) or {a, b} == {S, IX}:
+        return X
+    return IX if IX in (a, b) else S
+
+
+_STRONGER = {a << 2 | b: _stronger(a, b) for a in range(4) for b in range(4) if a != b}

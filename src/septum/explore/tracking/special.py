@@ -1,7 +1,7 @@
 """Where what a step touches is told better than by slots: locks, page tables, physical memory.
 
-Also the few facts about the model that the tracker takes from here: which classes are values of
-one task, which words are counts of shared holders, and which numbers nobody acts upon.
+Also the few facts about the model that the tracker takes from here: which words are counts of
+shared holders, which objects go by what they stand for, and which numbers nobody acts upon.
 """
 
 from __future__ import annotations

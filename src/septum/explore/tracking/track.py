@@ -115,8 +115,7 @@ class Tracker:
         self.patches = Patches()
         self.members: dict[tuple[type, str], types.MemberDescriptorType] = {}
         self.logged: set[tuple[type, str]] = set()
-        # Locks and wait queues that the run used, and all of the scheduler's state by owner.
-        self.touched: dict[int, object] = {}
+        self.touched: dict[int, object] = {}  # by id: locks and wait queues that the run used
         self.lock_of: dict[int, object] = {}  # id of a list of waiters -> whose it is
         self.leaks: set[type] = set(PLAIN)  # who gets hold of one may change it without a word
         self.waiting_at: set[int] = set()
@@ -131,6 +130,7 @@ class Tracker:
         self.stacks = Stacks(sim, self.contents)
         self._twins: dict[type, type] = {}
         self.places = Places(self)
+        # By id of a lock or wait queue: what a run changes of it and its containers.
         self._sim_parts: dict[int, list[Part]] = {}
 
     # Installation
@@ -183,9 +183,10 @@ class Tracker:
             if kind.__name__ in PRIVATE:
                 self.leaks.add(kind)
         self._log_values(snapshot)
-        self.places.told_by_hand = {kind for kind, _, _ in specials(self)}
+        by_hand = specials(self)
+        self.places.told_by_hand = {kind for kind, _, _ in by_hand}
         self.places.told_by_hand.update(self._twins.values())
-        for kind, method, make in specials(self):
+        for kind, method, make in by_hand:
             plain = vars(kind)[method]
             logging = make(plain)
             self.patches.put(kind, method, logging)
