@@ -67,8 +67,18 @@ REMOVES = [
     ("folio-first-pfn", "finding-without-fixup-2", "F5", {"no-bug", "private-unreachable"}),
     ("seven-steps", "finding-folio-split-enomem", "F3", {"all-or-nothing"}),
     ("seven-steps", "folio-1g-convert-4k", "F5", {"no-bug", "cache", "mapping-in-folio"}),
+    ("prealloc-folio-split", "finding-folio-split-enomem", "F3", {"all-or-nothing"}),
     ("pfn-wrappers", "folio-1g-convert-4k", "F5", {"no-bug", "cache", "mapping-in-folio"}),
     ("pfn-wrappers", "folio-1g-convert-2m", "F5", {"no-bug", "cache"}),
+    ("order-from-attributes", "folio-1g-convert-4k", "F5", {"no-bug", "cache"}),
+    ("order-from-attributes", "finding-fault-meets-leaf", "F11", {"progress", "no-bug"}),
+    (
+        "order-from-attributes",
+        "finding-fresh-folio-enomem",
+        "F9",
+        {"mapping-in-folio", "private-unreachable"},
+    ),
+    ("split-for-memory-failure", "memory-failure-under-leaf", "F5", {"no-bug", "precise-zap"}),
     ("no-vm-attributes", "finding-attributes-enomem", "F2", {"mapping-in-folio"}),
     ("pamt-at-alloc", "finding-demote-busy-dpamt", "F4", {"no-bug", "teardown"}),
     ("shared-demote-unblock", "finding-fault-meets-leaf", "F11", {"progress", "no-bug"}),
@@ -160,6 +170,25 @@ def test_a_failed_folio_split_loses_data_or_not_by_the_order() -> None:
     }
     assert run(scenario.name).pages["page 0"] == "private 4K"
     assert run(scenario.name, "unmap-first").pages["page 0"] == "unmapped"
+
+
+TWICE = """
+summary = "Two conversions have no memory: one for the S-EPT's split, one for the folio's."
+setup = ["vcpu0: accept 2M frame 0"]
+[vm]
+in-place = true
+[host]
+convert = ["set-attributes page 1 to shared => any", "set-attributes page 1 to shared => any"]
+[failures]
+inject = ["alloc:tdp_mmu_alloc_sp_for_split", "alloc:hugetlb_vmemmap_restore @2"]
+"""
+
+
+def test_what_is_allocated_ahead_is_freed_again() -> None:
+    """The first conversion allocates for the folio, and fails; the second has to allocate again."""
+    outcome = run_scenario(read_scenario("twice", TWICE, "twice"), "prealloc-folio-split")
+    assert [r.result for r in outcome.results[1:]] == ["1 at page 1", "-ENOMEM at page 1"]
+    assert outcome.counts["pages_2m"] == 1 and outcome.held
 
 
 @pytest.mark.parametrize("late", ["finding-attributes-late", "finding-attributes-late-accept"])

@@ -261,7 +261,7 @@ class GmemFolios(GmemTrace):
             return self._split_twice(folio)
         if index in inode.poisoned:
             self.warn_on("a poisoned folio is split", "hugetlb_restructuring_split_folio")
-        if mm.fails("gmem_split_entries"):
+        if not self._split_entries_alloc(folio):
             return -ENOMEM
         folio.splitting = True
         self._freeze_folio(folio)
@@ -276,6 +276,11 @@ class GmemFolios(GmemTrace):
         if self.sim.tracing:
             self.trace_folios(inode, index, split.nr_pages)
         return 0
+
+    def _split_entries_alloc(self, folio: Folio) -> bool:
+        """xas_split_alloc() in split_entries(): the page cache's nodes for the small folios; false
+        without memory."""
+        return not self.host.mm.fails("gmem_split_entries")
 
     def _split_twice(self, folio: Folio) -> int:
         """Another task is about to split the folio, and waits for the reference that this one had:

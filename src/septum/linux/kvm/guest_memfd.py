@@ -175,7 +175,7 @@ class GuestMemfd(GmemAttrs):
     def kvm_gmem_get_pfn(
         self, kvm: Kvm, slot: KvmMemorySlot, gfn: int
     ) -> tuple[int, int, Folio | None, int]:
-        """The private page of a GFN: (errno, pfn, folio with a reference, order of the folio).
+        """The private page of a GFN: (errno, pfn, folio with a reference, max_order).
 
         Suspect, kept: of a huge folio that is new only the first 4 KB are cleared, and all of it
         counts as up to date from then on. A TD clears its pages when it accepts them, but what it
@@ -190,13 +190,17 @@ class GuestMemfd(GmemAttrs):
         ret, pfn, folio = self._kvm_gmem_get_pfn(f, slot, index)
         order = 0
         if folio is not None:
-            order = folio.order
+            order = self._kvm_gmem_max_order(f.inode, folio, index)
             if not folio.uptodate:
                 self.machine.mem.write(folio.pfn, 0, 0)
                 folio.uptodate = True
             self.folio_unlock(folio)
         lock.up_read()
         return ret, pfn, folio, order
+
+    def _kvm_gmem_max_order(self, inode: GmemInode, folio: Folio, index: int) -> int:
+        """How much around `index` one mapping may cover: *max_order of __kvm_gmem_get_pfn()."""
+        return folio.order
 
     # populate
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from septum.linux.host import Host
     from septum.linux.kvm.types import Kvm, KvmVcpu
 
-SplitCause = Literal["accept", "conversion", "punch_hole", "fault"]
+SplitCause = Literal["accept", "conversion", "punch_hole", "fault", "memory_failure"]
 """What a huge page is split for, as Septum counts it."""
 
 # Flags of requests: KVM_REQUEST_WAIT, KVM_REQUEST_NO_WAKEUP, KVM_REQUEST_NO_ACTION.
