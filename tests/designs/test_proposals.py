@@ -79,6 +79,7 @@ REMOVES = [
         {"mapping-in-folio", "private-unreachable"},
     ),
     ("split-for-memory-failure", "memory-failure-under-leaf", "F5", {"no-bug", "precise-zap"}),
+    ("attributes-two-passes", "attributes-slots-enomem", "F2", {"mapping-in-folio"}),
     ("no-vm-attributes", "finding-attributes-enomem", "F2", {"mapping-in-folio"}),
     ("pamt-at-alloc", "finding-demote-busy-dpamt", "F4", {"no-bug", "teardown"}),
     ("shared-demote-unblock", "finding-fault-meets-leaf", "F11", {"progress", "no-bug"}),
@@ -150,6 +151,16 @@ def test_breaks_it_in_the_way_that_is_told(case: tuple[str, str]) -> None:
     design, scenario = case
     assert re.search(STORIES[case], texts(run(scenario, design))), texts(run(scenario, design))
     assert not re.search(STORIES[case], texts(run(scenario)))
+
+
+def test_nothing_is_unmapped_before_everything_is_split() -> None:
+    """The downside that the log of patch 15 tells, once an error of the split is one."""
+    scenario = "attributes-slots-enomem"
+    ends = {design: run(scenario, design) for design in ("v3-f2-repaired", "attributes-two-passes")}
+    assert {result(end, "set-attributes") for end in ends.values()} == {"-ENOMEM"}
+    assert [promises(end) for end in ends.values()] == [{"all-or-nothing"}, set()]
+    kept = [end.counts["pages_2m"] * 512 + end.counts["pages_4k"] for end in ends.values()]
+    assert kept == [1024 - 256, 1024]
 
 
 # The order of a conversion

@@ -2,6 +2,7 @@
 
 from septum.designs.proposals import (
     accept_to_level,
+    attributes_two_passes,
     folio_first,
     gmem_convert_hook,
     head_tail,
@@ -38,6 +39,7 @@ DESIGNS: tuple[Design, ...] = (
     accept_to_level.VCPU_ROOT,
     one_hook.DESIGN,
     gmem_convert_hook.DESIGN,
+    attributes_two_passes.DESIGN,
     no_vm_attributes.DESIGN,
     punch_whole.DESIGN,
     pamt_at_alloc.DESIGN,

@@ -133,15 +133,7 @@ class MainAttrs(MainSlots):
             kvm.slots_lock.unlock()
             return -ENOMEM
         cause = self.set_cause("conversion")
-        ret = self.kvm_handle_gfn_range(
-            kvm,
-            start,
-            end,
-            attributes,
-            self.kvm_pre_set_memory_attributes,
-            mmu.kvm_mmu_invalidate_begin,
-            True,
-        )
+        ret = self._pre_set_range(kvm, start, end, attributes)
         self.set_cause(cause)
         if not ret:
             # MODEL: stored at once, where the kernel stores page by page; faults are held off.
@@ -163,6 +155,19 @@ class MainAttrs(MainSlots):
             self._pre_set_failed(kvm)
         kvm.slots_lock.unlock()
         return ret
+
+    def _pre_set_range(self, kvm: Kvm, start: int, end: int, attributes: int) -> int:
+        """The first walk: keep faults out, split, unmap, one slot after the other. 0 or an error,
+        with the slots before it unmapped already. Source: patch 15, whose log says so."""
+        return self.kvm_handle_gfn_range(
+            kvm,
+            start,
+            end,
+            attributes,
+            self.kvm_pre_set_memory_attributes,
+            self.host.mmu.kvm_mmu_invalidate_begin,
+            True,
+        )
 
     def _pre_set_failed(self, kvm: Kvm) -> None:
         """The way out of kvm_vm_set_mem_attributes() when its first walk failed: as posted nobody

@@ -72,6 +72,11 @@ class MmuAttributes(MmuZap):
             ret = self._split_before_unmap(kvm, rng)
             if ret:
                 return ret
+        return self._unmap_old_attributes(kvm, rng)
+
+    def _unmap_old_attributes(self, kvm: Kvm, rng: KvmGfnRange) -> int:
+        """The end of kvm_arch_pre_set_memory_attributes(): what is mapped of the half that the
+        range leaves goes. 1 when a flush is wanted, 0."""
         return self.kvm_unmap_gfn_range(kvm, rng)
 
     def _split_before_unmap(self, kvm: Kvm, rng: KvmGfnRange) -> int:
