@@ -19,7 +19,8 @@ from septum.explore.states.stacks import _codes
 from septum.explore.states.values import Contents
 from septum.explore.subject import Options, Strategy
 from septum.explore.tracking import own, special
-from septum.explore.tracking.footprint import NEW_LOCATION, Footprints, X
+from septum.explore.tracking.footprint import Footprints, X
+from septum.explore.tracking.locations import MADE_NAME
 from septum.explore.tracking.mix import all_small, of_int, spread
 from septum.explore.tracking.own import NOBODYS, OwnState, _Contents
 from septum.explore.tracking.private import PRIVATE
@@ -192,7 +193,7 @@ def test_what_was_touched_goes_by_the_name_that_it_had_then() -> None:
     """Steps that were made again are told of later. Another object may be where the one that they
     touched was, or have its number: neither was touched by them."""
     noted: list[set[int]] = []
-    names = {100: NEW_LOCATION | 1, 200: NEW_LOCATION | 2}
+    names = {100: MADE_NAME | 1, 200: MADE_NAME | 2}
     tracker: Any = SimpleNamespace(
         names=SimpleNamespace(
             name_of=lambda oid: names.get(oid, 0), is_gone=lambda oid: False, objects={}
@@ -205,11 +206,11 @@ def test_what_was_touched_goes_by_the_name_that_it_had_then() -> None:
     steps = Steps(tracker)
     steps.log += [100 << 10 | X, 200 << 10 | X]
     steps.passes(1)
-    names[100] = NEW_LOCATION | 3  # another object at the same address
-    steps.fresh.append(NEW_LOCATION | 2)  # and one that has the number of another
+    names[100] = MADE_NAME | 3  # another object at the same address
+    steps.fresh.append(MADE_NAME | 2)  # and one that has the number of another
     steps.passes(1)
     steps._catch_up()
-    assert set().union(*noted) == {NEW_LOCATION | 1}
+    assert set().union(*noted) == {MADE_NAME | 1}
 
 
 def test_to_tell_a_content_is_no_access(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ from septum.explore.runs.steering import Lasting
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.states.fingerprint import Fingerprint
 from septum.explore.subject import Options, Strategy
-from septum.explore.tracking.footprint import EVERYWHERE, Footprints, S, X
+from septum.explore.tracking.footprint import Footprints, S, X
+from septum.explore.tracking.locations import EVERYWHERE
 from septum.explore.workers import been, exchange
 from septum.explore.workers.exchange import Exchange, make_files
 from septum.explore.workers.search import Job, Searcher

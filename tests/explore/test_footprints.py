@@ -1,7 +1,8 @@
 """What is learned of one location goes for those that are alike, so that searches rarely start
 over: the parts of one whole, and locks."""
 
-from septum.explore.tracking.footprint import IX, NEW_LOCATION, Footprints, S, X
+from septum.explore.tracking.footprint import IX, Footprints, S, X
+from septum.explore.tracking.locations import made_names
 
 NONE: frozenset[int] = frozenset()
 LOCK = frozenset((7,))
@@ -81,7 +82,7 @@ def test_where_one_table_has_entries_all_have() -> None:
     has some is known beforehand once another of its class had: else every new one begins a search
     anew."""
     footprints = Footprints()
-    first, second = ((NEW_LOCATION | 7 << 24 | number) << 8 for number in (1, 2))
+    first, second = ((made_names(0, 7) + number) << 8 for number in (1, 2))
     touch(footprints, 1, first, IX)
     footprints.add_part(first, PARTS[0])
     assert not footprints.news  # nobody shares it yet
@@ -95,7 +96,7 @@ def test_where_one_table_has_entries_all_have() -> None:
 
 def test_what_was_taken_for_undivided_is_news() -> None:
     footprints = Footprints()
-    first, second = ((NEW_LOCATION | 7 << 24 | number) << 8 for number in (1, 2))
+    first, second = ((made_names(0, 7) + number) << 8 for number in (1, 2))
     for location in (first, second):
         touch(footprints, 1, location, X)
         touch(footprints, 2, location, S)

@@ -12,9 +12,10 @@ from septum.checks.checker import Checker
 from septum.explore.exhaustive.learn import Recording
 from septum.explore.exhaustive.transitions import Transitions
 from septum.explore.scenario import ScenarioSubject
-from septum.explore.states.fingerprint import CHAINS, CONTENTS, RESULTS, SHOWN, Fingerprint
+from septum.explore.states.fingerprint import CHAINS, CONTENTS, SHOWN, Fingerprint
 from septum.explore.subject import Options, Strategy
 from septum.explore.tracking.footprint import Footprints
+from septum.explore.tracking.locations import RESULTS
 from septum.explore.tracking.steps import Steps
 from septum.explore.workers.search import Job, Searcher
 from septum.module.state import Td, VeInfo

@@ -21,7 +21,6 @@ from septum.explore.runs.run import Abandoned
 from septum.explore.states.fingerprint import (
     CHAINS,
     CONTENTS,
-    RESULTS,
     SHOWN,
     WHOLES,
     ZERO,
@@ -32,7 +31,8 @@ from septum.explore.states.fingerprint import (
     kinds_of,
 )
 from septum.explore.states.stand import Stand
-from septum.explore.tracking.footprint import EVERYWHERE, VIEW, X, join
+from septum.explore.tracking.footprint import X, join
+from septum.explore.tracking.locations import EVERYWHERE, RESULTS, VIEW
 
 if TYPE_CHECKING:
     from septum.explore.exhaustive.alike import Others

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from septum.explore.tracking.footprint import IX, S, X
+from septum.explore.tracking.locations import RESULTS
 from septum.explore.tracking.mix import spread
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ ZERO = 0x5A45524F
 CHAINS, CONTENTS, WHOLES, SHOWN, DIGESTS = range(5)
 """The tables: of tasks, of locations, of locations that have parts, of what promises can see of
 what each task alone has, and of all parts of a whole together, which follows from the others."""
-
-RESULTS = 1 << 80
-"""Locations of the results of operations: only the end of the run looks at them."""
 
 Write = tuple[int, int, int | None]
 """(table, key, new value); None: as at the beginning."""

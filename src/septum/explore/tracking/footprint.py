@@ -18,6 +18,8 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
+from septum.explore.tracking.locations import CLASS_AND_SLOT, VIEW, made_in_run
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -25,10 +27,6 @@ S = 0
 X = 1
 IX = 2
 IS = 3
-
-VIEW = 1
-"""The location of all that promises can see, and remember. Whoever changes something of it changes
-a part (IX); where promises look they read it all, and remember (S and IX)."""
 
 NO_NUMBERS = array("I")
 
@@ -91,8 +89,8 @@ class Context:
 class Footprints:
     """Numbers the locations that tasks share, and turns accesses into masks.
 
-    An access is an int: location << 2 | kind. Locations that only one task ever touches, or that
-    all only read, do not count. When accesses of a location begin to count, it is in `news`
+    An access is an int (`locations`). Locations that only one task ever touches, or that all only
+    read, do not count. When accesses of a location begin to count, it is in `news`
     (EVERYWHERE: no one can say which): what was computed before then lacks them, and a search that
     used it starts over. So that this is rare, what is learned of one object that a run made goes
     for all of its kind (objects of one class, containers in one slot of a class), what is learned
@@ -348,39 +346,11 @@ class _Kind:
         self.shared = False
 
 
-EVERYWHERE = -1
-"""Stands for all locations."""
-
 Opened = tuple[str, object, str]
 """What turned out to be looked at: a slot ("slot", its class, its name), the order of the keys of a
 dict of the built world ("order", its id, "") or of all dicts of a kind that runs make ("orders",
 the kind, ""), slots of a kind that promises read ("read", the kind, ""); that they look before the
 end ("views", 0, "")."""
-
-PART_LOCATION = 1 << 62
-"""Locations of parts are numbered from here on."""
-
-NEW_LOCATION = 1 << 63
-"""In the name of an object that a run made; lower: its task, its class, its number, the slot."""
-
-KEYED_LOCATION = 1 << 62
-"""In the name of an object that a run made and that is named by what it stands for."""
-
-FIRST_MADE = KEYED_LOCATION << 8
-"""Locations of objects that runs made are numbered from here on, by what they stand for first."""
-
-CLASS_AND_SLOT = 0xFFFF << 32 | 0xFF
-"""The part of a location of an object that a run made which says what it is."""
-
-
-def made_in_run(location: int) -> bool:
-    """Whether a location is of an object that a run made."""
-    return location >= NEW_LOCATION << 8
-
-
-def kind_of_made(name: int) -> int:
-    """The number of the class of an object that a run made and numbered, by its name."""
-    return name >> 24 & 0xFFFF
 
 
 def _clash(users: list[int]) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.explore.tracking.adopt import CONTAINERS
-from septum.explore.tracking.footprint import KEYED_LOCATION
+from septum.explore.tracking.locations import class_of_keyed, keyed_name
 
 if TYPE_CHECKING:
     from septum.explore.tracking.track import Tracker
@@ -54,7 +54,7 @@ class Names:
 
     def give_by(self, obj: object, kind: object, key: int) -> None:
         """Name an object of this run by what it stands for, whoever makes it."""
-        name = KEYED_LOCATION | self.number_of(kind) << 40 | key
+        name = keyed_name(self.number_of(kind), key)
         if name in self.objects:
             self.unname(name)
         self._put(obj, name)
@@ -85,8 +85,9 @@ class Names:
         return oid in self._gone
 
     def class_at(self, name: int) -> int:
-        """The number of the class of what is named; 0 for a container of the built world."""
+        """The number of the class of what is in the built world, or goes by what it stands for; 0
+        for a container of the built world."""
         obj = self.of_base.get(name)
         if obj is None:
-            return name >> 40 & 0xFFFF
+            return class_of_keyed(name)
         return 0 if isinstance(obj, CONTAINERS) else self.number_of(type(obj))

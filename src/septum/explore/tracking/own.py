@@ -16,7 +16,15 @@ from sys import getrefcount
 from typing import TYPE_CHECKING
 
 from septum.explore.states.stand import Own, sign_of
-from septum.explore.tracking.footprint import FIRST_MADE, IX, NEW_LOCATION, X, made_in_run
+from septum.explore.tracking.footprint import IX, X
+from septum.explore.tracking.locations import (
+    FIRST_MADE,
+    MADE_NAME,
+    made_in_run,
+    made_names,
+    maker_of,
+    without_nr,
+)
 from septum.explore.tracking.mix import spread
 
 if TYPE_CHECKING:
@@ -32,10 +40,6 @@ NOBODYS = 2
 
 REUSED_MAX = 16
 """So many numbers of one class may be given again when they are free; others never are."""
-
-_NUMBER = 0xFFFFFF
-_TASK = 0x7FFFFF
-
 
 Noted = tuple[int, int, int, bool, bool]
 """(task, location, what stands for its content there, whether promises read it, whether it changes
@@ -133,8 +137,8 @@ class OwnState:
 
     def name_for(self, task: int, kind: int) -> int:
         """The name of an object of the class `kind` that `task` makes."""
-        first = NEW_LOCATION | task << 40 | kind << 24
-        free = self._free.get(first)
+        alike = made_names(task, kind)
+        free = self._free.get(alike)
         if free:
             name = min(free)
             free.remove(name)
@@ -143,12 +147,12 @@ class OwnState:
             self._objects.pop(name, None)
             self._reusable.append(name)
             return name
-        count = self._counts[first] = self._counts.get(first, 0) + 1
-        name = first + count
+        count = self._counts[alike] = self._counts.get(alike, 0) + 1
+        name = alike + count
         self._alone.setdefault(task, []).append(name)
-        reusable = self._nr_reusable.get(first, 0)
+        reusable = self._nr_reusable.get(alike, 0)
         if reusable < REUSED_MAX:
-            self._nr_reusable[first] = reusable + 1
+            self._nr_reusable[alike] = reusable + 1
             self._reusable.append(name)
         else:
             self._keep_for_good(name)
@@ -166,7 +170,7 @@ class OwnState:
         gone = [name for name in self._reusable if getrefcount(objects[name]) <= NOBODYS]
         for name in gone:
             self._reusable.remove(name)
-            self._free.setdefault(name & ~_NUMBER, []).append(name)
+            self._free.setdefault(without_nr(name), []).append(name)
         return not gone or {maker_of(name) for name in gone} <= {0, task}
 
     # What others can get at
@@ -186,7 +190,7 @@ class OwnState:
             content = contents[location] = tracker.content_of(location)
             holder = whole_of.get(location, location) >> 8
             # What is in an object that only its maker has is handed on when the object is.
-            if holder < NEW_LOCATION or holder in self._handed_on or content is None:
+            if holder < MADE_NAME or holder in self._handed_on or content is None:
                 found += self._named(task, content)
         fresh: list[int] = []
         for name in found:
@@ -203,7 +207,7 @@ class OwnState:
         """The objects that `task` made and that were met in telling a content."""
         if content is not None:
             named = self._tracker.contents.named
-            return sorted(n for n in named if n >= NEW_LOCATION and maker_of(n) == task)
+            return sorted(n for n in named if n >= MADE_NAME and maker_of(n) == task)
         # It cannot be told: so it may be all.
         objects = self._tracker.names.objects
         return [n for n in self._alone.get(task, ()) if getrefcount(objects[n]) > NOBODYS]
@@ -224,7 +228,7 @@ class OwnState:
         self._alone[task].remove(name)
         if name in self._reusable:
             self._reusable.remove(name)
-            self._nr_reusable[name & ~_NUMBER] -= 1
+            self._nr_reusable[without_nr(name)] -= 1
             self._keep_for_good(name)
         contents = self._objects.pop(name, None)
         if contents is not None:
@@ -257,7 +261,7 @@ class OwnState:
         told.held.clear()
         told.named.clear()
         content = self._tracker.content_of(location)
-        if told.held or any(name >= NEW_LOCATION for name in told.named):
+        if told.held or any(name >= MADE_NAME for name in told.named):
             self.refers.add(location)
         restless = bool(told.held) or self._tracker.may_have_parts(location)
         noted = (
@@ -345,8 +349,3 @@ class OwnState:
 def _sign(location: int, content: int | None) -> int:
     """What stands for a content at a location, where sums are made of such."""
     return UNKNOWN if content is None else sign_of(location, content)
-
-
-def maker_of(name: int) -> int:
-    """The task that made the object of a name."""
-    return name >> 40 & _TASK

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.explore.tracking.adopt import CONTAINERS
-from septum.explore.tracking.footprint import CLASS_AND_SLOT, made_in_run
+from septum.explore.tracking.locations import CLASS_AND_SLOT, made_in_run
 from septum.explore.tracking.special import AS_ONE
 from septum.machine.mem import PhysMem
 from septum.sim.state import slots_of

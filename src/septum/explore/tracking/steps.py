@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.explore.tracking.footprint import NEW_LOCATION, PART_LOCATION, Context, X
+from septum.explore.tracking.footprint import Context, X
+from septum.explore.tracking.locations import PART_LOCATION, UNNAMED
 
 if TYPE_CHECKING:
     from septum.explore.tracking.own import Noted
     from septum.explore.tracking.track import Tracker
-
-UNNAMED = NEW_LOCATION << 32
-"""Stands for all objects that a run made and that have no names."""
 
 Segment = tuple[Context, list[int]]
 """Accesses made while a task held the locks of a context."""

@@ -30,7 +30,8 @@ from septum.explore.tracking.adopt import (
     trackable,
     twin_of,
 )
-from septum.explore.tracking.footprint import EVERYWHERE, PART_LOCATION, Footprints, kind_of_made
+from septum.explore.tracking.footprint import Footprints
+from septum.explore.tracking.locations import EVERYWHERE, PART_LOCATION, class_of_made
 from septum.explore.tracking.making import Making
 from septum.explore.tracking.mix import of_int
 from septum.explore.tracking.names import Names
@@ -322,7 +323,7 @@ class Tracker:
             self.footprints.news.add(EVERYWHERE)
             self.footprints.opened.add(("order", id(of), ""))
         else:
-            self.orders_count(kind_of_made(self.names.made[id(of)]))
+            self.orders_count(class_of_made(self.names.made[id(of)]))
 
     def orders_count(self, kind: int) -> None:
         """The order of the keys of all dicts of a kind that runs make is looked at."""

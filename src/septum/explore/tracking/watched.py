@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.explore.tracking.footprint import EVERYWHERE, NEW_LOCATION, PART_LOCATION
+from septum.explore.tracking.locations import (
+    CLASS_AND_SLOT,
+    EVERYWHERE,
+    PART_LOCATION,
+    is_part,
+    made_in_run,
+)
 from septum.sim.locks import _Lock
 
 if TYPE_CHECKING:
@@ -18,7 +24,6 @@ if TYPE_CHECKING:
     from septum.explore.tracking.track import Tracker
 
 _SLOT = 0xFF
-_MADE = 0xFFFF << 32
 
 
 class Watched(dict[int, bool]):
@@ -38,7 +43,7 @@ class Watched(dict[int, bool]):
     def __missing__(self, location: int) -> bool:
         lock = self._tracker.lock_of.get(location >> 8)
         if (
-            PART_LOCATION <= location < PART_LOCATION << 8
+            is_part(location)
             or isinstance(lock, _Lock)
             or self._tracker.places.is_in_parts(location)
         ):
@@ -79,7 +84,7 @@ class Watched(dict[int, bool]):
             self._tracker.footprints.opened.add(("views", 0, ""))
 
     def _kind_of(self, location: int) -> int:
-        if location >= NEW_LOCATION << 8:
-            return location & (_MADE | _SLOT)
+        if made_in_run(location):
+            return location & CLASS_AND_SLOT
         number = self._tracker.names.class_at(location >> 8)
         return number << 32 | location & _SLOT if number else location

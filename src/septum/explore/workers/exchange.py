@@ -17,7 +17,7 @@ import pickle
 import tempfile
 from typing import IO, TYPE_CHECKING, NamedTuple
 
-from septum.explore.tracking.footprint import EVERYWHERE
+from septum.explore.tracking.locations import EVERYWHERE
 from septum.explore.workers import been
 from septum.explore.workers.been import Inbox, Outbox
 

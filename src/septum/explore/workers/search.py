@@ -31,7 +31,7 @@ from septum.explore.runs.sampling import Length, Measuring, Pct, RandomWalk
 from septum.explore.runs.steering import Replaying, Steering
 from septum.explore.subject import Strategy
 from septum.explore.tracking.adopt import NotTrackable
-from septum.explore.tracking.footprint import EVERYWHERE
+from septum.explore.tracking.locations import EVERYWHERE
 from septum.explore.tracking.track import Tracker
 from septum.explore.workers.exchange import Exchange
 from septum.sim import Finding
