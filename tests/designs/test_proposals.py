@@ -135,6 +135,7 @@ STORIES = {
     ("folio-first", "dpamt-convert"): "TDH_MEM_PAGE_DEMOTE failed: .*OPERAND_INVALID",
     ("unmap-first", "convert-one-page"): r"\(5 pages\) lost the guest's ACCEPT though nobody asked",
     ("head-tail", "finding-attributes-enomem"): "was begun and never ended",
+    ("split-in-zap", "two-vms-1g-enomem"): r"failed \(1\), and GFNs .* \(12 pages\) lost",
     ("accept-in-vcpu-root", "accept-level-prefault"): "under shared lock occurs",
     ("shared-demote-unblock", "accept-demote-busy"): "RANGE_BLOCK failed: .*ALREADY_BLOCKED",
     ("restartable-fatal", "demote-interrupted"): "DEMOTE failed: .*INTERRUPTED_RESTARTABLE",

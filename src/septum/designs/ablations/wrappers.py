@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class AugOfOnePage(TdxArch):
     """tdh_mem_page_aug() as it was: tdx_clflush_page(page), whatever the level.
 
-    The check that the folio holds the whole mapping goes with the patch, too; the KVM MMU never
-    asks for a level that is larger than the folio.
+    The check that the folio holds the whole mapping is the patch's, too, and stays: the KVM MMU
+    never asks for a level that is larger than the folio.
     """
 
     __slots__ = ()

@@ -19,6 +19,7 @@ from septum.designs.proposals import (
     seven_steps,
     shared_demote,
     split_for_memory_failure,
+    split_in_zap,
     split_sept_first,
     unmap_first,
 )
@@ -39,6 +40,7 @@ DESIGNS: tuple[Design, ...] = (
     accept_to_level.VCPU_ROOT,
     one_hook.DESIGN,
     gmem_convert_hook.DESIGN,
+    split_in_zap.DESIGN,
     attributes_two_passes.DESIGN,
     no_vm_attributes.DESIGN,
     punch_whole.DESIGN,
