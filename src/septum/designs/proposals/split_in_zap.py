@@ -1,8 +1,8 @@
 """A conversion zaps in one VM after the other, and the zap splits what it must not take whole.
 
-What Sean Christopherson (KVM), 2026-01-28, would have liked instead of a hook before the zap, and why
-he did not propose it: with more than one KVM instance on an inode -ENOMEM leaves a conversion half
-done, and a zap that fails is a precedent.
+What Sean Christopherson (KVM), 2026-01-28, would have liked instead of a hook before the zap, and
+why he did not propose it: with more than one KVM instance on an inode -ENOMEM leaves a conversion
+half done, and a zap that fails is a precedent.
 """
 
 from __future__ import annotations
