@@ -259,7 +259,7 @@ def test_what_a_run_changed_that_came_out_otherwise_is_put_back(unmarked, monkey
     unmarked.runner.clean()
     unmarked.tracker.changed.clear()
     raised = []
-    follow = Recording._follow
+    follow = Recording._pick_known
 
     def otherwise(self, ring):  # type: ignore[no-untyped-def]
         if not raised and self._at > 20:
@@ -267,7 +267,7 @@ def test_what_a_run_changed_that_came_out_otherwise_is_put_back(unmarked, monkey
             raise Unfaithful("a step of task 1 came out otherwise")
         return follow(self, ring)
 
-    monkeypatch.setattr(Recording, "_follow", otherwise)
+    monkeypatch.setattr(Recording, "_pick_known", otherwise)
     result = unmarked.do(Job(2, Strategy.EXHAUSTIVE, preemptions=1))
     assert raised
     assert result.complete

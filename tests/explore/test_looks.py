@@ -203,7 +203,7 @@ def test_looks_in_steps_that_are_followed_are_listened_to(monkeypatch) -> None:
     """What promises read there counts as read, too: so it is logged, though the step is known."""
     heard: list[bool] = []  # of every look of a run
     judged: list[bool] = []  # of those in steps that were only followed
-    follows = Recording._follows
+    follows = Recording._note_known
 
     def tells(self, task, known):  # type: ignore[no-untyped-def]
         if self._at in self._looks_ahead:
@@ -217,7 +217,7 @@ def test_looks_in_steps_that_are_followed_are_listened_to(monkeypatch) -> None:
             heard.append(not patches[0].hushed)
         original(self, *args, **named)
 
-    monkeypatch.setattr(Recording, "_follows", tells)
+    monkeypatch.setattr(Recording, "_note_known", tells)
     monkeypatch.setattr(Checker, "_look", looks)
     patches = []
     searcher = Searcher(ScenarioSubject(FOLLOWED, "v3", "quiet"), Options(keep_going=True))

@@ -68,10 +68,16 @@ class Learning(RandomWalk):
 class Recording(Steering):
     """Takes `moves`, then lets tasks run as they come; records every step from the last move on.
 
-    `state` is the state before the move `first`, which is the last if nothing else is said;
-    `steps` are the steps from there. The world's ready tasks before each move are in `ready`, the
-    first pick's included. Known steps beyond the moves become moves themselves, and `first` what
-    is to be learned next.
+    The run comes by known steps to the move of number `first` (the last, if nothing else is said),
+    before which the world is in `state`. Up to there it is looked whether every step comes out as
+    it is known, if the run is `thorough`; else nobody looks (`_pick_known`), nor need the world log
+    what they touch. From there on steps are recorded: they are in `steps`, and `state` follows.
+
+    When the moves are used up, and the run is not thorough, steps that are known to follow become
+    moves themselves (`_foresee`), and `first` is what is to be learned next. The run ends when
+    nothing is, or when a task has gone on by itself for too long.
+
+    `ready` are the ready tasks at every pick that was looked at, the first included.
     """
 
     __slots__ = (
@@ -133,10 +139,10 @@ class Recording(Steering):
 
     def reset(self) -> None:
         super().reset()
-        self._at = -1
-        self._choices: list[Choice] = []
-        self._last: int | None = None  # the task whose step is under way
-        self._in_a_row = 0
+        self._at = -1  # the number of the step under way
+        self._choices: list[Choice] = []  # that it has met
+        self._last: int | None = None  # whose it is
+        self._in_a_row = 0  # decisions beyond the moves at which a task went on by itself
         self.steps = []
         self.ready = []
 
@@ -149,7 +155,7 @@ class Recording(Steering):
         sim = self.sim
         ring = sim.ready_ring()
         if 0 <= self._at < self.first - 1 and not self.thorough and not self.silent:
-            return self._follow(ring)
+            return self._pick_known(ring)
         if self._at >= self.first - 1 and not self.silent:
             self._tracker.patches.hush(False)
         self._close(sim)
@@ -208,9 +214,9 @@ class Recording(Steering):
             soon = range(at, min(at + LISTEN_AHEAD, self.first))
             self._tracker.patches.hush(not any(number in self._looks_ahead for number in soon))
 
-    def _follow(self, ring: list[Task]) -> int:
-        """One known step after the other: nobody looks."""
-        self._pass(self._last)
+    def _pick_known(self, ring: list[Task]) -> int:
+        """`pick_task` where known steps lead to what is to be learned, and nobody looks."""
+        self._close_known(self._last)
         self._choices.clear()
         self._at += 1
         if self._at == self._enough_at:
@@ -246,7 +252,7 @@ class Recording(Steering):
             self._listens_to(known)
             assert self._last is not None
             self._tracker.stacks.follow(self._last, known.moved, known.raw)
-            self._follows(self._last, known)
+            self._note_known(self._last, known)
             self._at += 1
 
     def choose_value(self, name: str, n: int) -> int:
@@ -264,7 +270,7 @@ class Recording(Steering):
         choices = tuple(self._choices)
         self._choices.clear()
         if task is None or self.silent or self._at < self.first:
-            self._pass(task)
+            self._close_known(task)
             return
         before = set(self.ready[-1])
         now = {ready.index for ready in sim.ready_ring()}
@@ -277,8 +283,8 @@ class Recording(Steering):
         ends = Ends(end, tuple(sorted(fresh)), None if end == DONE else sim.current)
         self._record(task, before == {task}, choices, ends)
 
-    def _pass(self, task: int | None) -> None:
-        """A step that is known was made again, or none."""
+    def _close_known(self, task: int | None) -> None:
+        """The step under way, if there is one, is known, and was made again."""
         tracker = self._tracker
         current = self.sim.current
         if task is None or self.silent:
@@ -291,7 +297,7 @@ class Recording(Steering):
         if not self.thorough:
             if known.end != DONE:
                 tracker.stacks.follow(task, known.moved, known.raw)
-            self._follows(task, known)
+            self._note_known(task, known)
             self._settle(task)
             return
         if known.end == POINT and known.place != place_of(sys._getframe()):
@@ -307,8 +313,8 @@ class Recording(Steering):
         if known.hearsay and not self._tracker.patches.hushed:
             known.hearsay = False
 
-    def _follows(self, task: int, known: Step) -> None:
-        """What a known step leaves is known."""
+    def _note_known(self, task: int, known: Step) -> None:
+        """A known step was made, at which nobody looked: what it left is known."""
         look = self._looks_ahead.pop(self._at, None)
         if look is not None:
             self.looks.append(look)
@@ -335,7 +341,7 @@ class Recording(Steering):
                     tracker.stacks.passed(ends.task, known.raw)
                 elif ends.end == DONE:
                     tracker.stacks.forget(task)
-                self._follows(task, known)
+                self._note_known(task, known)
                 known.hearsay = False
                 self._keep(task, known, looked, shown, ends)
                 return
