@@ -22,7 +22,7 @@ from septum.explore.tracking import own, special
 from septum.explore.tracking.footprint import Footprints, X
 from septum.explore.tracking.locations import MADE_NAME
 from septum.explore.tracking.mix import all_small, of_int, spread
-from septum.explore.tracking.own import NOBODYS, OwnState, _Contents
+from septum.explore.tracking.own import NOBODYS, OwnState, _Tally
 from septum.explore.tracking.private import PRIVATE
 from septum.explore.tracking.steps import Steps
 from septum.explore.tracking.track import Tracker
@@ -61,7 +61,7 @@ def seen_of(contents: dict[int, int]) -> int:
 
 
 def own_of(contents: dict[int, int]) -> int:
-    held = _Contents()
+    held = _Tally()
     for location, content in contents.items():
         held.put(location, own._sign(location, content), watched=True, silent=False)
     return held.total

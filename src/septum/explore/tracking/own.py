@@ -49,9 +49,9 @@ UNKNOWN = 0
 """Stands for a content that cannot be told."""
 
 
-class _Contents:
-    """Contents by location, and all of them as one number; `shown`: of those that promises see;
-    `silent`: of those that are looked at without a word."""
+class _Tally:
+    """What stands for contents, by location, and the sum of it all; `shown`: of those that promises
+    see; `silent`: of those that are looked at without a word."""
 
     __slots__ = ("by_location", "nr_unknown", "shown", "silent", "total")
 
@@ -73,7 +73,7 @@ class _Contents:
             if watched:
                 self.shown += new - (old or 0)
 
-    def add(self, more: _Contents) -> None:
+    def add(self, more: _Tally) -> None:
         """What `more` has, of other locations, is with these now."""
         self.by_location.update(more.by_location)
         self.total += more.total
@@ -111,9 +111,9 @@ class OwnState:
         self._nr_reusable: dict[int, int] = {}  # names that may be, by task and class
         self._reusable: list[int] = []  # those of them that living objects have
         self._free: dict[int, list[int]] = {}  # the others, by task and class
-        self._objects: dict[int, _Contents] = {}  # by name
+        self._objects: dict[int, _Tally] = {}  # by name
         # By task: of objects of the built world, and of its own that were handed on.
-        self._world: dict[int, _Contents] = {}
+        self._world: dict[int, _Tally] = {}
         # Locations whose contents change without a word.
         self._restless: dict[int, set[int]] = {}
         # Locations that ever led to what tasks made, or held values of theirs.
@@ -230,9 +230,9 @@ class OwnState:
             self._reusable.remove(name)
             self._nr_reusable[without_nr(name)] -= 1
             self._keep_for_good(name)
-        contents = self._objects.pop(name, None)
-        if contents is not None:
-            self._world.setdefault(task, _Contents()).add(contents)
+        tally = self._objects.pop(name, None)
+        if tally is not None:
+            self._world.setdefault(task, _Tally()).add(tally)
 
     def note(self, accesses: Iterable[int]) -> None:
         """What was written to by `accesses` has the contents of now."""
@@ -295,15 +295,15 @@ class OwnState:
         name = whole >> 8
         made = made_in_run(whole)
         if made and name not in self._handed_on:
-            contents = self._objects.get(name)
-            if contents is None:
-                contents = self._objects[name] = _Contents()
+            tally = self._objects.get(name)
+            if tally is None:
+                tally = self._objects[name] = _Tally()
         else:
-            contents = self._world.get(task)
-            if contents is None:
-                contents = self._world[task] = _Contents()
+            tally = self._world.get(task)
+            if tally is None:
+                tally = self._world[task] = _Tally()
         silent = whole >= FIRST_MADE and self._tracker.places.is_silent(whole)
-        contents.put(location, sign, watched=watched, silent=silent)
+        tally.put(location, sign, watched=watched, silent=silent)
         if restless:
             self._restless.setdefault(task, set()).add(location)
 

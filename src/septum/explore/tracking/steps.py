@@ -6,7 +6,7 @@ and are told to the footprints with the locks that were held.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from septum.explore.tracking.footprint import Context, X
 from septum.explore.tracking.locations import PART_LOCATION, UNNAMED
@@ -14,6 +14,18 @@ from septum.explore.tracking.locations import PART_LOCATION, UNNAMED
 if TYPE_CHECKING:
     from septum.explore.tracking.own import Noted
     from septum.explore.tracking.track import Tracker
+
+
+class Taken(NamedTuple):
+    """The accesses of a step. `kept`: those that make it depend on others; `shared`: those of what
+    tasks share, by which it saw and changed what counts; `made`: the locations of that which it
+    made; `touched`: all locations."""
+
+    kept: set[int]
+    shared: set[int]
+    made: set[int]
+    touched: set[int]
+
 
 Segment = tuple[Context, list[int]]
 """Accesses made while a task held the locks of a context."""
@@ -112,11 +124,8 @@ class Steps:
             task, context.held - one, context.exclusive - one
         )
 
-    def take(self, task: int) -> tuple[set[int], set[int], set[int], set[int]]:
-        """(kept, shared, made, touched) of the accesses since the last call, of a step of `task`:
-        what makes it depend on others, what it saw and changed that counts, what of that it made,
-        and all of it.
-        """
+    def take(self, task: int) -> Taken:
+        """The accesses since the last call, of a step of `task`."""
         kept: set[int] = set()
         shared: set[int] = set()
         touched: set[int] = set()
@@ -141,7 +150,7 @@ class Steps:
                 access >> 2 for access in new if self._tracker.footprints.is_shared(access >> 2)
             }
             touched.update([access >> 2 for access in new])
-        return kept, shared, made, touched
+        return Taken(kept, shared, made, touched)
 
     def _make(self, task: int) -> list[int]:
         """What the running task has made since the last step, as accesses: it is written to, but

@@ -154,6 +154,13 @@ class Tracker:
         # Who took the snapshot looked at elements before anybody knew of what they are elements.
         self._parts.clear()
         self._wholes.clear()
+        self._find_locks(snapshot)
+        self._watch_classes(snapshot)
+        self._log_values(snapshot)
+        self._tell_by_hand()
+
+    def _find_locks(self, snapshot: Snapshot) -> None:
+        """Who waits for what, and what a run changes of it: all state of the scheduler's kind."""
         self.lock_of = {
             id(part.obj.waiters): part.obj
             for part in snapshot.parts
@@ -168,6 +175,9 @@ class Tracker:
                 while isinstance(owner.obj, list | dict | set) and owner.owner is not None:
                     owner = owner.owner
                 self._sim_parts.setdefault(id(owner.obj), []).append(part)
+
+    def _watch_classes(self, snapshot: Snapshot) -> None:
+        """Exchange the slots of all of the model's classes."""
         modules = {type(part.obj).__module__ for part in snapshot.parts} | {
             name for name in sys.modules if name.startswith("septum.")
         }
@@ -183,7 +193,9 @@ class Tracker:
             self._watch_class(kind)
             if kind.__name__ in PRIVATE:
                 self.leaks.add(kind)
-        self._log_values(snapshot)
+
+    def _tell_by_hand(self) -> None:
+        """Exchange the methods that tell better than slots what they touch."""
         by_hand = specials(self)
         self.places.told_by_hand = {kind for kind, _, _ in by_hand}
         self.places.told_by_hand.update(self._twins.values())
