@@ -97,8 +97,7 @@ class Workers:
         self._spread: list[int] = []  # processes that the first worker has forked
         # Runs that each fork has made, written by itself.
         self._counts = RawArray("Q", max(1, options.workers))
-        # How those ended that the first worker has forked, as it saw it: exit code plus 1, or minus
-        # the signal.
+        # How those ended that the first worker has forked, as it saw it (`_noted`); 0: not yet.
         self._ended = RawArray("i", max(1, options.workers))
         self._gone: list[Connection] = []
         self.interrupted = False
@@ -289,9 +288,9 @@ class Workers:
             return process.exitcode
         # Its parent is told a moment later than those who wait at its pipe.
         for _ in range(LOOKS):
-            code: int = self._ended[index]
-            if code:
-                return code - 1 if code > 0 else code
+            noted: int = self._ended[index]
+            if noted:
+                return _exit_code(noted)
             time.sleep(LOOK_S / LOOKS)
         return None
 
@@ -304,6 +303,16 @@ def _reply_of(connection: Connection, ended: bool) -> _Reply | None:
         return _REPLY.decode(connection.recv_bytes())
     except (EOFError, OSError):
         return None
+
+
+def _noted(exit_code: int) -> int:
+    """An exit code, or minus a signal, as a number that is not 0."""
+    return exit_code if exit_code < 0 else exit_code + 1
+
+
+def _exit_code(noted: int) -> int:
+    """What was `_noted`."""
+    return noted if noted < 0 else noted - 1
 
 
 def _ending_text(code: int | None) -> str:
@@ -438,5 +447,4 @@ class _Team:
                 continue
             ended, status = os.waitpid(process_id, os.WNOHANG)
             if ended:
-                code = os.waitstatus_to_exitcode(status)
-                self._ended[index] = code if code < 0 else code + 1
+                self._ended[index] = _noted(os.waitstatus_to_exitcode(status))
