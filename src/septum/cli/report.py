@@ -10,7 +10,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from septum.cli.exits import BROKEN, OK
 from septum.cli.run import bare_token, decode_run, firmware_of, record_boot
@@ -66,6 +66,14 @@ class ReportOptions:
         return [(fmt, path) for fmt, path in asked if path is not None]
 
 
+class _Played(NamedTuple):
+    """The run of a scenario."""
+
+    recipe: ScenarioRecipe
+    scenario: Scenario
+    schedule: Schedule
+
+
 def report_run(run: str, options: ReportOptions) -> int:
     """Make the forms that were asked for; 1 when a promise was broken in the run that its scenario
     does not foresee, else 0.
@@ -92,43 +100,42 @@ def report_run(run: str, options: ReportOptions) -> int:
         if options.html is not None:
             _write_page(path, options.html)
         findings = findings_in(path)
-        told = _scenario_of(path) if findings else None
+        played = _played(path) if findings else None
         if options.text or not (options.files() or options.itf or options.html):
-            story = _story(told) if told is not None and not options.only else []
+            story = _story(played) if played is not None and not options.only else []
             with TraceReader(path) as reader:
                 events = (event for event in reader if wanted(event))
                 ladder = render(events, reader.header, "ladder")
                 write_pieces([line.encode() for line in story] or ladder, None)
-        return OK if _foreseen(findings, told) else BROKEN
+        return OK if _foreseen(findings, played) else BROKEN
 
 
-def _scenario_of(trace: Path) -> tuple[ScenarioRecipe, Scenario, Schedule] | None:
-    """What the scenario of the run is; None for a boot."""
+def _played(trace: Path) -> _Played | None:
+    """What was run where a trace was recorded; None for a boot."""
     with TraceReader(trace) as reader:
         recipe, schedule = decode_run(reader.header.token)
     if not isinstance(recipe, ScenarioRecipe):
         return None
-    return recipe, scenario_of_recipe(recipe), schedule
+    return _Played(recipe, scenario_of_recipe(recipe), schedule)
 
 
-def _foreseen(
-    findings: list[FindingEvent], told: tuple[ScenarioRecipe, Scenario, Schedule] | None
-) -> bool:
-    """Whether all that broke in the run is what its scenario says of this design."""
+def _foreseen(findings: list[FindingEvent], played: _Played | None) -> bool:
+    """Whether all that broke in a run is what its scenario says of this design."""
     from septum.explore.scenario import ScenarioSubject
 
-    if not findings or told is None:
+    if not findings or played is None:
         return not findings
-    recipe, scenario, _ = told
-    subject = ScenarioSubject(scenario, recipe.design, recipe.check)
+    recipe = played.recipe
+    subject = ScenarioSubject(played.scenario, recipe.design, recipe.check)
     return all(subject.foresees(finding.promise, finding.text) for finding in findings)
 
 
-def _story(told: tuple[ScenarioRecipe, Scenario, Schedule]) -> list[str]:
-    """What broke in the run of a scenario, as a search would tell it; of others the ladder does."""
+def _story(played: _Played) -> list[str]:
+    """What broke in the run of a scenario, as a search would tell it, as lines; none where only the
+    ladder tells."""
     from septum.explore.stories.retell import retell
 
-    recipe, scenario, schedule = told
+    recipe, scenario, schedule = played
     lines = retell(scenario, recipe.design, schedule, recipe.check)
     return [f"{line}\n" for line in lines]
 

@@ -79,21 +79,22 @@ class RunOptions:
 
     def command(self) -> str:
         """The command line that runs the same again."""
+        usual = RunOptions()
         words = ["septum", "run"]
         if self.firmware is not None:
             words += ["--firmware", str(self.firmware)]
         words += ["--memory", self.memory, "--vcpus", str(self.vcpus), "--design", self.design]
         if self.schedule == "random":
             words += ["--schedule", "random", "--seed", str(self.seed)]
-        if self.backing != "thp":
+        if self.backing != usual.backing:
             words += ["--backing", self.backing]
-        if self.module != "1.5.28":
+        if self.module != usual.module:
             words += ["--module", self.module]
         if self.dynamic_pamt:
             words.append("--dynamic-pamt")
         if self.gmem_attributes:
             words.append("--gmem-attributes")
-        if self.check != "quiet":
+        if self.check != usual.check:
             words += ["--check", self.check]
         return shlex.join(words)
 

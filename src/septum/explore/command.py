@@ -52,34 +52,19 @@ def explore_command(names: Sequence[str], wanted: Wanted) -> int:
     Raises InputError before anything is searched: for unknown names and values, and for files that
     cannot be written.
     """
-    if not all(text.strip() for text in wanted.ignore):
-        raise InputError("--ignore '': that is a part of every finding; give more of its text")
-    if wanted.as_json and wanted.ktap:
-        raise InputError("--json and --ktap both write to stdout: give one of them")
-    check = wanted.check
-    asked = []
-    for name in names:
-        subject = find_subject(name, wanted.design, check, wanted.fail, wanted.ignore)
-        asked.append((name, subject, wanted.options(subject)))
-    inputs = [*map(scenario_file, names), own_file(wanted.design)]
-    stems = [stem_of(subject.name) for _, subject, _ in asked]
-    check_outputs(
-        [("--emit-test", wanted.emit_test)],
-        inputs,
-        ReportFolder(wanted.report, [name for stem in stems for name in names_of(stem)]),
-    )
+    asked = _asked(names, wanted)
     artefacts = Artefacts(wanted.report, wanted.emit_test, wanted.page)
     verdicts: list[Verdict] = []
     cases: list[Case] = []
     codes = set()
     try:
         for name, subject, options in asked:
-            verdict, told = _searched(name, subject, options, check, watch=wanted.watch)
+            verdict, told = _searched(name, subject, options, wanted)
             verdicts.append(verdict)
             cases.append(verdict_case(verdict, told))
             if not (wanted.as_json or wanted.ktap):
                 _print(verdict, told, coverage=wanted.coverage)
-            artefacts.add(verdict, told, name, check, options)
+            artefacts.add(verdict, told, name, wanted.check, options)
             if verdict.interrupted:
                 break
     except KeyboardInterrupt:
@@ -97,6 +82,29 @@ def explore_command(names: Sequence[str], wanted: Wanted) -> int:
     return next((code for code in _SEVERITY if code in codes), 0)
 
 
+def _asked(names: Sequence[str], wanted: Wanted) -> list[tuple[str, Subject, Options]]:
+    """What is to be searched, and how: (name as the user gave it, subject, options).
+
+    Raises InputError for what cannot be meant, and for files that would be written over others.
+    """
+    if not all(text.strip() for text in wanted.ignore):
+        raise InputError("--ignore '': that is a part of every finding; give more of its text")
+    if wanted.as_json and wanted.ktap:
+        raise InputError("--json and --ktap both write to stdout: give one of them")
+    asked = []
+    for name in names:
+        subject = find_subject(name, wanted.design, wanted.check, wanted.fail, wanted.ignore)
+        asked.append((name, subject, wanted.options(subject)))
+    inputs = [*map(scenario_file, names), own_file(wanted.design)]
+    stems = [stem_of(subject.name) for _, subject, _ in asked]
+    check_outputs(
+        [("--emit-test", wanted.emit_test)],
+        inputs,
+        ReportFolder(wanted.report, [name for stem in stems for name in names_of(stem)]),
+    )
+    return asked
+
+
 def _print(verdict: Verdict, told: Sequence[Sequence[str]], *, coverage: bool) -> None:
     print("\n".join(verdict_lines(verdict)))
     for story in told:
@@ -108,17 +116,18 @@ def _print(verdict: Verdict, told: Sequence[Sequence[str]], *, coverage: bool) -
 
 
 def _searched(
-    name: str, subject: Subject, options: Options, check: str, *, watch: bool
+    name: str, subject: Subject, options: Options, wanted: Wanted
 ) -> tuple[Verdict, list[list[str]]]:
-    """The verdict, and the stories of what broke."""
+    """The verdict, and the stories of what broke. Raises InputError for a user's design that does
+    not do the same whenever its schedule is the same."""
     if is_own(subject.design):
         check_steady(subject, options)
     search = Search(subject, options)
     search.start()
     try:
-        with watching(search.progress, wanted=watch):
+        with watching(search.progress, wanted=wanted.watch):
             verdict = search.run()
-        how = command_lines(name, verdict.design, check, options)
+        how = command_lines(name, verdict.design, wanted.check, options)
         return verdict, stories(verdict, search.runner, how)
     except DidNotRepeat:
         if not is_own(subject.design):
