@@ -46,6 +46,7 @@ STAYS = {
         "        = S-EPT GFN 0x80007: 2M pending",
         "        = mirror GFN 0x80007: 2M mapped",
         "        = memslot: KVM_MEMSLOT_INVALID, it is being deleted",
+        "        = host.vmm waits for synchronize_srcu(vm1 srcu)",
         "  20 XX promise progress is broken",
     ],
     ("fault-against-fault", "frozen-for-ever"): [

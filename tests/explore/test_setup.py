@@ -44,7 +44,9 @@ def test_what_the_setup_breaks_is_found(tmp_path: Path, strategy: str, check: st
     again = CliRunner().invoke(app, ["replay", example["token"]])
     assert again.exit_code == 1
     told = " ".join(again.output.split())
-    assert "Broken by the setup, before the programs begin" in told
+    assert "Broken by the setup, in `vcpu0: use 4K page 0`, before the programs begin" in told
+    assert "No schedule passes: each of them begins with the setup." in told
+    assert "No passing schedule was found" not in told
 
 
 def test_workers_and_who_goes_on_find_the_same(tmp_path: Path) -> None:
@@ -53,7 +55,7 @@ def test_workers_and_who_goes_on_find_the_same(tmp_path: Path) -> None:
         result = explored(scenario(tmp_path), *words)
         told = " ".join(result.output.split())
         assert result.exit_code == 1 and told.count("BROKEN: promise accept-once") == 1
-        assert "Broken by the setup, before the programs begin" in told
+        assert "Broken by the setup, in `vcpu0: use 4K page 0`, before the programs" in told
 
 
 @pytest.mark.parametrize("strategy", ["auto", "exhaustive", "plain"])

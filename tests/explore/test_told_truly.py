@@ -4,7 +4,13 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
+from septum.abi.leaves import TDH_MEM_RANGE_BLOCK
+from septum.abi.status import TDX_OPERAND_BUSY
 from septum.cli.main import app
+from septum.explore.stories.recording import Beat, how_it_goes
+from septum.linux.kvm.events import KvmTdpMmuSpteChanged
+from septum.module.events import SeamcallEvent
+from septum.sim.events import Event, SwitchEvent
 
 
 def told(*words: str) -> str:
@@ -48,3 +54,66 @@ def test_a_page_that_was_not_accepted_because_its_frame_is_not_alike(tmp_path: P
 def test_of_two_vms_on_one_file_what_was_asked_is_told_once() -> None:
     story = told("explore", "two-vms-straddling", "--design", "bug-split-first-vm-only")
     assert "(asked: KVM_SET_MEMORY_ATTRIBUTES2 [0x801f4, 0x80258))" in story
+
+
+def test_of_two_vms_each_step_says_whose_it_is() -> None:
+    story = told("explore", "two-vms-straddling", "--design", "bug-split-first-vm-only")
+    assert "vm1 (a) GFN 0x80200+0x200: private, not mapped vm2 (b) GFN 0x80200" in story
+    assert "mirror SPTE of vm1 gfn 0x80000 2M: page 0x" in story
+    assert "TDH.MEM.RANGE.BLOCK of vm2 0x80200000 2M" in story
+    assert "guest_memfd of vm2 gfn 0x80200 + 0x200 pages: 4K folios" in story
+
+
+def test_a_td_that_loses_its_key_loses_no_page_of_its_s_ept() -> None:
+    """TDH.MNG.VPFLUSHDONE writes no S-EPT entry; from then on nobody can look at one."""
+    story = told("explore", "dead-vm-closes", "--design", "bug-dead-vm-keeps-pages")
+    after = story.partition("TDH.MNG.VPFLUSHDONE")[2].partition("TDH.MNG.KEY.FREEID")
+    assert "~ TD: TD_KEYS_CONFIGURED -> TD_BLOCKED" in after[0]
+    assert "~ TD: TD_BLOCKED -> TD_TEARDOWN" in after[2]
+    assert "S-EPT GFN" not in after[0]
+    assert "~ vm1: gone from vm_list" in after[2]
+
+
+def test_who_waits_for_one_that_goes_round_is_said() -> None:
+    story = told("explore", "slot-delete-against-prefault", "--design", "bug-prefaults-going-slot")
+    assert "= host.vmm waits for synchronize_srcu(vm1 srcu) 6 XX" in story
+
+
+def test_a_place_is_where_the_kernel_allocates() -> None:
+    """Not the page allocator: all allocations are in there."""
+    story = told("explore", "convert-against-accept-4k", "--design", "bug-stale-after-lock")
+    assert "is at `alloc` in tdp_mmu_alloc_sp_for_split <" in story
+    assert "get_zeroed_page" not in story
+
+
+def test_a_schedule_that_passes_for_want_of_a_failure_says_so(tmp_path: Path) -> None:
+    """That another task runs first is not all that is different."""
+    story = explored(
+        tmp_path,
+        'setup = ["vcpu0: accept 2M frame 0"]\n[vm]\nmemory = "1G"\nbacking = "hugetlb-1g"\n'
+        '[guest]\nvcpu0 = ["touch page 1 => any"]\n'
+        '[host]\nconvert = ["set-attributes pages 1-2 to shared => any"]\n'
+        '[failures]\nallow = ["alloc:hugetlb_vmemmap_restore*"]\n',
+        "--keep-going",
+        "--preemptions",
+        "0",
+    )
+    assert "vcpu0 runs, and not host.convert, at the beginning; nothing is injected there." in story
+
+
+def test_who_works_at_page_after_page_does_not_go_round() -> None:
+    """A search takes it for one that goes round, and counts no preemption where another runs."""
+
+    def beat(event: Event) -> Beat:
+        return Beat(event, (), 0)
+
+    done, busy = (
+        beat(SeamcallEvent(0, "host.del", 0, TDH_MEM_RANGE_BLOCK, 0, 0, 0, 0, status, 0, 0))
+        for status in (0, TDX_OPERAND_BUSY)
+    )
+    changed = beat(KvmTdpMmuSpteChanged(0, "host.del", 0, 0, 1, 0, 0, mirror=True))
+    other = beat(SwitchEvent(0, "vcpu0", 0, to="host.del", at="x"))
+    assert how_it_goes([other, done, busy], "host.del") == "comes by again"
+    assert how_it_goes([other, changed], "host.del") == "comes by again"
+    assert how_it_goes([other, busy], "host.del") == "goes round"
+    assert how_it_goes([done, other], "host.del") == "goes round"

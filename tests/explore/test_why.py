@@ -188,6 +188,11 @@ WHY = {
           module, as the VM's split cache has no page, and a pair is 2; step 6
           (TDH.PHYMEM.PAMT.ADD of host.convert) took a pair
     """,
+    ("host-fault-against-convert", "host-fault-unlocked"): """
+        GFN 0x80001 is private since step 4 (host.convert), and in the S-EPT
+          since step 15 (TDH.MEM.PAGE.AUG of vcpu0); host user space uses it:
+          host.touch in `touch page 1`
+    """,
 }
 
 

@@ -24,10 +24,13 @@ def changes(old: WorldState, new: WorldState, *, mirror: bool = True) -> list[st
     for name in dict.fromkeys((*old.vms, *new.vms)):
         before, after = old.vms.get(name), new.vms.get(name)
         if before is None or after is None:
-            lines.append(f"{name}: {'made' if before is None else 'gone'}")
+            lines.append(f"{name}: {'made' if before is None else 'gone from vm_list'}")
             continue
         of = f" of {name}" if len(new.vms) > 1 else ""
-        lines += _page_lines(f"S-EPT{of}", before.sept, after.sept)
+        if before.td and after.td and before.td != after.td:
+            lines.append(f"TD{of}: {before.td} -> {after.td}")
+        if after.has_key:
+            lines += _page_lines(f"S-EPT{of}", before.sept, after.sept)
         if mirror:
             lines += _page_lines(f"mirror{of}", before.mirror, after.mirror)
         if before.private != after.private:

@@ -23,6 +23,7 @@ from septum.abi.types import PAGE_SHIFT
 from septum.checks.sept import content
 from septum.checks.view import VmView
 from septum.module.pamt import PT_PAMT
+from septum.module.state import TD_BLOCKED, TD_HKID_ASSIGNED, TD_KEYS_CONFIGURED, TD_TEARDOWN
 from septum.scenarios.world import ScenarioWorld
 from septum.sim import RunStopped
 from septum.sim.events import LockEvent
@@ -41,6 +42,15 @@ if TYPE_CHECKING:
     from septum.vmm.world import World
 
 
+TD_STATES = {
+    TD_HKID_ASSIGNED: "TD_HKID_ASSIGNED",
+    TD_KEYS_CONFIGURED: "TD_KEYS_CONFIGURED",
+    TD_BLOCKED: "TD_BLOCKED",
+    TD_TEARDOWN: "TD_TEARDOWN",
+}
+KEYLESS = (TD_STATES[TD_BLOCKED], TD_STATES[TD_TEARDOWN])
+
+
 class Pages(msgspec.Struct, frozen=True):
     """The 4 KB pages [first_gfn, end_gfn), mapped by neighbouring leaves of KVM level `level` in
     one state; `first_gfn` is at `pfn`, and so on."""
@@ -53,12 +63,20 @@ class Pages(msgspec.Struct, frozen=True):
 
 
 class VmState(msgspec.Struct, frozen=True):
-    """One VM: its two trees, and which [first, end) GFNs user space made private."""
+    """One VM: its two trees, which [first, end) GFNs user space made private, and the state of its
+    TD, "" for none. Once that has no key the S-EPT is not read: the pages of the TD are still its
+    own, and nobody gets at them by GFN."""
 
     sept: tuple[Pages, ...]
     mirror: tuple[Pages, ...]
     private: tuple[tuple[int, int], ...]
     bugged: bool
+    td: str = ""
+
+    @property
+    def has_key(self) -> bool:
+        """The S-EPT can be read."""
+        return self.td not in KEYLESS
 
 
 Holders = tuple[tuple[str, str], ...]
@@ -165,6 +183,7 @@ class StateWatcher:
             mirror=tuple(_merged(mirror)),
             private=tuple(_private(view)),
             bugged=view.kvm.vm_bugged,
+            td=TD_STATES[view.td.lifecycle] if view.td is not None else "",
         )
 
     def _leaves(

@@ -81,6 +81,7 @@ class ScenarioWorld:
         "pages",
         "record",
         "scenario",
+        "setup_findings",
         "sim",
         "stopped",
         "vmms",
@@ -107,6 +108,8 @@ class ScenarioWorld:
         self.dead: list[str] = []
         self.pages: list[str] = []
         self.stopped = False
+        # How many findings there were after the VMs were up, and after each step of `setup`.
+        self.setup_findings: list[int] = []
         self.guests: list[ScenarioGuest] = []
         self.vmms: dict[str, ScenarioVmm] = {}
         for vm in scenario.vms:
@@ -141,8 +144,10 @@ class ScenarioWorld:
         for name, vmm in self.vmms.items():
             for index in range(len(vmm.vcpus)):
                 self._run_vcpu(name, index)
+        self.setup_findings.append(len(self.sim.findings))
         for step in scenario.setup:
             self._take(step)
+            self.setup_findings.append(len(self.sim.findings))
             if self.sim.tasks:
                 raise NotBegun(
                     f"scenario {scenario.name}: setup: `{step.actor}: {step.op.text}` never ends:"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from septum.abi import leaves
 from septum.abi.types import PAGE_SHIFT
+from septum.explore.stories.why_pages import OF_OP
 from septum.linux.kvm.events import (
     KvmMemoryAttributesEvent,
     KvmPageFaultEvent,
@@ -32,7 +33,6 @@ SETUP_MAX = 5
 PRIVATE_GFN = (1 << 35) - 1
 """A GFN without the shared bit, whatever the width of GPAs."""
 _OF_FINDING = re.compile(r"GFNs? \[?(0x[0-9a-f]+)|GPA (0x[0-9a-f]+)")
-_OF_OP = re.compile(r"\(GFN (0x[0-9a-f]+)(?:\+(0x[0-9a-f]+))?\)")
 TEARDOWN = "main"
 """The task that takes VMs down; it goes through all their memory."""
 
@@ -45,7 +45,8 @@ def beginning_lines(recording: Recording, finding: Finding) -> list[str]:
         return []
     frames = list(dict.fromkeys(_frames(recording.beats, finding))) or _mapped(state)
     most = FRAMES_MAX if len(state.vms) == 1 else 2
-    told = [line for frame in frames[:most] for line in _frame_lines(state, frame)]
+    names = recording.names
+    told = [line for frame in frames[:most] for line in _frame_lines(state, frame, names)]
     if len(frames) > most:
         told.append(f"and {plural(len(frames) - most, 'more 2 MB frame')}")
     steps = [f"`{step}`" for step in recording.setup[:SETUP_MAX]]
@@ -75,7 +76,7 @@ def _mapped(state: WorldState) -> list[int]:
 
 def _ranges(beat: Beat) -> Iterator[tuple[int, int]]:
     """(first GFN, how many) that the step is about."""
-    if match := _OF_OP.search(beat.begins):
+    if match := OF_OP.search(beat.begins):
         yield int(match[1], 16), int(match[2] or "1", 16)
     event = beat.event
     if isinstance(event, SeamcallEvent):
@@ -93,8 +94,8 @@ def _ranges(beat: Beat) -> Iterator[tuple[int, int]]:
         yield event.fault_address >> PAGE_SHIFT & PRIVATE_GFN, 1
 
 
-def _frame_lines(state: WorldState, frame: int) -> Iterator[str]:
-    """A line for each VM."""
+def _frame_lines(state: WorldState, frame: int, names: dict[str, str]) -> Iterator[str]:
+    """A line for each VM; `names`: what the scenario calls it."""
     first = frame << FRAME_SHIFT
     for name, vm in state.vms.items():
         nr = sum(max(0, min(end, first + FRAME) - max(start, first)) for start, end in vm.private)
@@ -111,7 +112,8 @@ def _frame_lines(state: WorldState, frame: int) -> Iterator[str]:
             words.append(f"in the TLB of {' and '.join(cpus)}")
         pfns = {page.pfn >> FRAME_SHIFT << FRAME_SHIFT for page in _inside(vm.sept, first)}
         words += [f"PAMT {state.pamt[pfn]}" for pfn in sorted(pfns & state.pamt.keys())]
-        of = f"{name} " * (len(state.vms) > 1)
+        called = f"{name} ({names[name]})" if name in names else name
+        of = f"{called} " * (len(state.vms) > 1)
         yield f"{of}GFN {first:#x}+{FRAME:#x}: {', '.join(words)}"
 
 

@@ -148,12 +148,19 @@ def stays(world: object, state: WorldState | None, finding: Finding) -> list[str
     """What the task whose fault comes again finds every time: the entries of the S-EPT and of the
     mirror page table, and what keeps KVM from going on; nothing where no page is spoken of."""
     match = _PAGE.match(finding.text)
-    if match is None or state is None or not isinstance(world, ScenarioWorld):
+    if not isinstance(world, ScenarioWorld):
         return []
+    waiting = [
+        f"{task.name} waits for {task.blocked_on}"
+        for task in world.sim.tasks
+        if task.blocked_on and not task.done
+    ]
+    if match is None or state is None:
+        return waiting
     name, gfn = match[1], int(match[2], 16) >> PAGE_SHIFT
     kvm = world.world.host.kvms.get(int(name.removeprefix("vm")))
     if name not in state.vms or kvm is None:
-        return []
+        return waiting
     vm = state.vms[name]
     lines = [
         f"S-EPT GFN {gfn:#x}: {text_at(vm.sept, gfn) or 'none'}",
@@ -165,4 +172,4 @@ def stays(world: object, state: WorldState | None, finding: Finding) -> list[str
         inside = slot.base_gfn <= gfn < slot.base_gfn + slot.npages
         if inside and slot.flags & KVM_MEMSLOT_INVALID:
             lines.append("memslot: KVM_MEMSLOT_INVALID, it is being deleted")
-    return lines
+    return [*lines, *waiting]

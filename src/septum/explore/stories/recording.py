@@ -13,6 +13,8 @@ from septum.explore.runs.steering import Replaying
 from septum.explore.stories.endless import SCHEDULER, Marks, stays
 from septum.explore.stories.module_watch import ModuleWatcher, call_under_way
 from septum.explore.stories.parting import asked_at
+from septum.linux.kvm.events import KvmTdpMmuSpteChanged
+from septum.module.events import SeamcallEvent
 from septum.scenarios.changes import changes, lock_changes
 from septum.scenarios.states import StateWatcher
 from septum.scenarios.world import ScenarioWorld
@@ -21,7 +23,7 @@ from septum.trace.ladder import is_quiet
 from septum.trace.via import kernel_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from septum.explore.runs.run import Runner
     from septum.explore.stories.module_watch import ModuleLook
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from septum.sim import Finding, Sim
 
 PATH_DEPTH = 6
+WORKS = "comes by again"
 TURNS_BEATS = 200
 """So many events are kept of a run that has no end, from where tasks take turns."""
 
@@ -40,7 +43,8 @@ class Beat(msgspec.Struct):
 
     `path` are the kernel functions that it came from, innermost first; `decision` is the index of
     the latest answer of the schedule before it; `injected` and `preempted` are the schedule's wish;
-    `yields`: another task runs because this one "goes round" or "has run for long"; `begins`: what
+    `yields`: another task runs because this one "goes round", "comes by again" (stands where it
+    stood, and has done something) or "has run for long"; `begins`: what
     the scenario has this task of the VMM do, at the first event of it, and `entry` the kernel
     function that it called; `call`: in which call of the module another task, or a choice, comes.
     """
@@ -56,6 +60,20 @@ class Beat(msgspec.Struct):
     begins: str = ""
     entry: str = ""
     call: str = ""
+
+
+def how_it_goes(beats: Sequence[Beat], task: str) -> str:
+    """How a task that the search takes for one that goes round does so: it may have work to do at
+    each of many pages."""
+    for beat in reversed(beats):
+        if beat.event.task != task:
+            break
+        event = beat.event
+        if isinstance(event, KvmTdpMmuSpteChanged):
+            return WORKS
+        if isinstance(event, SeamcallEvent) and not event.status:
+            return WORKS
+    return "goes round"
 
 
 class _Marked(Replaying):
@@ -94,6 +112,7 @@ class Recording:
         "_watcher",
         "beats",
         "loops",
+        "names",
         "setup",
         "start",
         "stays",
@@ -126,6 +145,9 @@ class Recording:
         world = runner.built.world
         self._watcher = StateWatcher(world.world) if isinstance(world, ScenarioWorld) else None
         self._module = ModuleWatcher(world.world) if isinstance(world, ScenarioWorld) else None
+        # What the scenario calls each VM: "vm1" -> "a".
+        vmms = world.vmms.items() if isinstance(world, ScenarioWorld) else ()
+        self.names = {f"vm{vmm.kvm.id}": name for name, vmm in vmms if vmm.kvm is not None}
         self.setup = world.scenario.document.setup if isinstance(world, ScenarioWorld) else []
         runner.sink = self._see
         try:
@@ -172,7 +194,9 @@ class Recording:
         if isinstance(event, SwitchEvent):
             beat.preempted = steering.preempting
             if steering.yields and event.preempted:
-                beat.yields = "has run for long" if steering.ran_long else "goes round"
+                beat.yields = (
+                    "has run for long" if steering.ran_long else how_it_goes(self.beats, event.task)
+                )
         elif isinstance(event, ChoiceEvent):
             beat.injected = steering.failures > self._failures
             self._failures = steering.failures
@@ -205,6 +229,11 @@ class Recording:
     def asked_at(self, answers: list[int], at: int) -> Asked | None:
         """What another schedule, or this one, is asked as number `at`."""
         return asked_at(self._runner, answers, at)
+
+    def failures_of(self, answers: list[int]) -> int:
+        """How many failures another schedule injects."""
+        self._runner.clean()
+        return self._runner.run(Replaying(list(answers))).failures
 
     def contended(self) -> frozenset[str]:
         """Locks that several tasks take, one of them at least for itself alone."""

@@ -9,7 +9,12 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from septum.abi import leaves
+from septum.abi.types import PAGE_SHIFT
 from septum.checks import PROMISES, consequence
+from septum.checks.text import agree
 from septum.explore.stories.beginning import beginning_lines
 from septum.explore.stories.origin import patch_of
 from septum.explore.stories.parting import first_difference, parting_words
@@ -41,7 +46,7 @@ CHANGES_MAX = 6
 NEEDS_MAX = 3
 PLACES_MAX = 12
 _NOT_EXPECTED = "an end that is not expected"
-_UNSAID = ("tdh_", "_", "trace_")
+_UNSAID = ("tdh_", "_", "trace_", "alloc_page", "get_zeroed_page")
 """Functions that do not say where a step is: wrappers, which the SEAMCALL names, and helpers."""
 
 
@@ -177,16 +182,25 @@ def cause(finding: Finding, rows: list[Row], *, cut: bool = False) -> str:
     unexpected = "the scenario does not expect that " * (finding.promise == EXPECTATION)
     text = f"Cause: {unexpected}{finding.text} ({where})"
     needs = []
+    preempted = True
     for row in rows:
         if row.beat is None:
             continue
         event = row.beat.event
         if isinstance(event, SwitchEvent) and row.mark == PREEMPTED:
             needs.append(f"{event.to} runs while {event.task} is at {_place(row.beat)}")
+        elif isinstance(event, SwitchEvent) and row.beat.yields not in ("", "goes round"):
+            # No preemption, as a search counts; but this task could have gone on.
+            preempted = False
+            needs.append(
+                f"{event.to} runs while {event.task}, which {row.beat.yields}, is at"
+                f" {_place(row.beat)}"
+            )
         elif isinstance(event, ChoiceEvent) and row.mark == INJECTED:
             needs.append(f"{failure_words(event)} in {_place(row.beat)}")
     if len(needs) > NEEDS_MAX:
-        return f"{text}, after {len(needs)} preemptions and injected failures."
+        switches = "preemptions" if preempted else "switches of tasks"
+        return f"{text}, after {len(needs)} {switches} and injected failures."
     return f"{text}, once {', and '.join(needs)}." if needs else f"{text}."
 
 
@@ -208,10 +222,17 @@ def _passing(example: Counterexample, recording: Recording, rows: list[Row]) -> 
         elif row.beat.decision == first and isinstance(row.beat.event, SwitchEvent | ChoiceEvent):
             step = row.number
     place = ""
+    more = recording.failures_of(example.passing) if theirs is not None else 0
+    fewer = "" if more else "nothing is injected there"
+    if theirs is None or theirs.choice or more == example.failures:
+        fewer = ""
+    elif more:
+        fewer = f"{plural(more, 'failure')} {agree(more, 'is', 'are')} injected there"
     if theirs is not None:
         call = [theirs.call] if theirs.call else []
         place = " < ".join([*call, *_said(theirs.path)[:2]])
-    return _words(parting_words(ours, theirs, step, before, place))
+    words = parting_words(ours, theirs, step, before, place)
+    return _words(f"{words[:-1]}; {fewer}." if fewer else words)
 
 
 def _rows(recording: Recording, finding: Finding) -> list[Row]:
@@ -335,9 +356,24 @@ def _text(beat: Beat) -> str:
         # With what is news the run ends, and no event tells of it.
         return f"breaks, as the scenario foresees: {event.promise}: {event.text}"
     step = describe(event)
+    if whose := _whose(beat):
+        step = msgspec.structs.replace(step, verb=f"{step.verb} of {whose}")
     where = "" if isinstance(event, SeamcallEvent | ChoiceEvent) else step.where
     said = failure_words(event) if isinstance(event, ChoiceEvent) else step.text
     return said + _in_brackets(where or next(iter(_said(beat.path)), ""))
+
+
+def _whose(beat: Beat) -> str:
+    """The VM that the step is of, where there are several and the event tells; else ""."""
+    if beat.state is None or len(beat.state.vms) < 2 or beat.module is None:
+        return ""
+    event = beat.event
+    if isinstance(event, SeamcallEvent):
+        tdr = event.rdx if event.leaf in leaves.GPA_LEAVES else event.rcx
+        vms = beat.module.vms.items()
+        return next((name for name, vm in vms if vm.tdr_pfn == tdr >> PAGE_SHIFT), "")
+    number = getattr(event, "vm", 0)
+    return f"vm{number}" if number else ""
 
 
 def _in_brackets(function: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from septum.explore.stories.damage import damage_of
 from septum.explore.stories.recording import Recording
 from septum.explore.stories.story import consequence_of, story_lines, untold_lines
+from septum.scenarios.world import ScenarioWorld
 
 if TYPE_CHECKING:
     from septum.explore.runs.run import Runner
@@ -29,7 +30,20 @@ def tell(
     except KeyboardInterrupt:
         # To look at the world at each of many steps takes its time; the token has it all.
         return untold_lines(example, heading)
-    if example.finding in runner.before:
-        schedule = "Broken by the setup, before the programs begin"
     consequence = consequence_of(damage.example.finding, runner.subject.design)
-    return story_lines(damage, heading, consequence, schedule=schedule, searched=searched)
+    if example.finding not in runner.before:
+        return story_lines(damage, heading, consequence, schedule=schedule, searched=searched)
+    schedule = f"Broken by the setup{_setup_step(runner, example)}, before the programs begin"
+    lines = story_lines(damage, heading, consequence, schedule=schedule, searched=False)
+    return [*lines, "", "No schedule passes: each of them begins with the setup."]
+
+
+def _setup_step(runner: Runner, example: Counterexample) -> str:
+    """The step of the setup that broke it."""
+    world = runner.built.world
+    if not isinstance(world, ScenarioWorld):
+        return ""
+    at = runner.before.index(example.finding)
+    step = sum(nr <= at for nr in world.setup_findings)
+    steps = world.scenario.document.setup
+    return f", in `{steps[step - 1]}`" if 0 < step <= len(steps) else ""

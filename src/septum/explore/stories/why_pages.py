@@ -28,6 +28,7 @@ PAIR_PAGES = 2
 """Pages of a Dynamic PAMT pair."""
 NUMBER = r"(0x[0-9a-f]+)"
 NOT_ACCEPTED = re.compile(rf"Guest access before accepting {NUMBER}")
+OF_OP = re.compile(r"\(GFN (0x[0-9a-f]+)(?:\+(0x[0-9a-f]+))?\)")
 PENDING_AGAIN = re.compile(rf"(vm\d+): GFNs? \[?{NUMBER}[ ,].*(?:is|are) pending again")
 WRONG_KEY = re.compile(rf"machine check: frame {NUMBER} read with HKID")
 RETRIED = re.compile(rf"(vm\d+): vCPU \d+: the fault of GPA {NUMBER} is retried")
@@ -36,6 +37,7 @@ NEVER_ENDED = re.compile(r"(vm\d+): \d+ invalidations? of GFN")
 UNDER_LOCK = re.compile(r"in atomic context \(held: (.*)\)")
 SPLIT_SHARED = re.compile(r"WARN: Splitting of GFN ([0-9a-f]+) level \d under shared lock")
 REPEATS = re.compile(rf"(vm\d+): vCPU \d+: an EPT violation of GPA {NUMBER} .* repeats")
+REACHED = re.compile(rf"(vm\d+): GFNs? \[?{NUMBER}.* in the S-EPT as .*host user space")
 SW_ERROR = re.compile(r"SEAMCALL TDH_MEM_PAGE_DEMOTE failed: .*\(TDX_SW_ERROR\)")
 NO_HKID = re.compile(r"zap of a private page after HKID release")
 STALE_TLB = re.compile(rf"(vm\d+): cpu(\d+) can still use .*though GFN {NUMBER}")
@@ -157,6 +159,8 @@ def about(told: Told, finding: Finding) -> list[str]:
         line = _came(told, _vm_of_task(told, finding.task), int(match[1], 16), finding.task)
     elif match := REPEATS.search(text):
         line = _not_split(told, match[1], int(match[2], 16) >> PAGE_SHIFT, finding.task)
+    elif match := REACHED.match(text):
+        line = _reached(told, match[1], int(match[2], 16))
     elif SW_ERROR.search(text):
         line = _no_pair_left(told, finding)
     elif NO_HKID.search(text):
@@ -381,6 +385,39 @@ def _not_split(told: Told, name: str, gfn: int, task: str) -> str:
                 f" {_words(page)}: nothing has split it"
             )
     return ""
+
+
+def _reached(told: Told, name: str, gfn: int) -> str:
+    """Since when a page that host user space gets at is private or shared, and in the S-EPT."""
+    last = len(told.beats) - 1
+
+    def is_private(beat: Beat) -> bool:
+        vm = _vm(beat, name)
+        return vm is not None and _not_private(vm, gfn, gfn + 1) is None
+
+    def is_there(beat: Beat) -> bool:
+        vm = _vm(beat, name)
+        return vm is not None and _page(vm.sept, gfn) is not None
+
+    private = is_private(told.beats[last])
+    since = told.first_of(last, lambda beat: is_private(beat) == private)
+    text = f"GFN {gfn:#x} is {'private' if private else 'shared'} {told.since(since)}"
+    if is_there(told.beats[last]):
+        text += f", and in the S-EPT {told.since(told.first_of(last, is_there))}"
+    uses = [
+        f"{beat.event.task} in `{beat.begins.partition(' (GFN')[0]}`"
+        for beat in told.beats
+        if beat.begins.startswith(("touch", "read", "write", "pin")) and _names(beat.begins, gfn)
+    ]
+    return f"{text}; host user space uses it: {' and '.join(uses)}" if uses else text
+
+
+def _names(operation: str, gfn: int) -> bool:
+    """Whether an operation of the scenario is about a page."""
+    match = OF_OP.search(operation)
+    return match is not None and int(match[1], 16) <= gfn < int(match[1], 16) + int(
+        match[2] or "1", 16
+    )
 
 
 def _no_pair_left(told: Told, finding: Finding) -> str:
