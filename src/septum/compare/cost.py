@@ -5,7 +5,7 @@ Only the promise `progress` is watched, so that a design that makes no progress 
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -165,7 +165,7 @@ class Measured:
 
     def run(self) -> Cost:
         """Run it to the end of the VM."""
-        with suppress(RunStopped):
+        with closing(self.world), suppress(RunStopped):
             self.world.run()
         if self.cost.ended:
             self._look(self.cost.ended)

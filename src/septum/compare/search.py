@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -121,11 +122,11 @@ def _run(subject: Watched, bounds: Bounds, strategy: Strategy, past: tuple[str, 
         per_promise=True,
         ignore=past,
     )
-    running = Search(subject, options)
-    running.start()
-    verdict = running.run()
-    how = command_lines(subject.name, subject.design, bounds.check, options)
-    told = stories(verdict, running.runner, how)
+    with closing(Search(subject, options)) as running:
+        running.start()
+        verdict = running.run()
+        how = command_lines(subject.name, subject.design, bounds.check, options)
+        told = stories(verdict, running.runner, how)
     return Searched(
         subject.design,
         subject.name,

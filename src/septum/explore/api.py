@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -121,6 +122,10 @@ class Search:
     def start(self) -> None:
         """Fork, when more than one worker is wanted: before anybody has a thread."""
         self._workers.start()
+
+    def close(self) -> None:
+        """Nothing more is asked of it."""
+        self._local.runner.close()
 
     def run(self) -> Verdict:
         """The whole search, from `start` on."""
@@ -431,6 +436,6 @@ class Search:
 
 def explore(subject: Subject, options: Options) -> Verdict:
     """Search the schedules of `subject` within the bounds of `options`."""
-    search = Search(subject, options)
-    search.start()
-    return search.run()
+    with closing(Search(subject, options)) as search:
+        search.start()
+        return search.run()

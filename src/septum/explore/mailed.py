@@ -4,6 +4,7 @@ library."""
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from septum.errors import InputError
@@ -35,7 +36,8 @@ def write_test(
     cannot be written, or when another scenario is where this one's file is to be.
     """
     subject = ScenarioSubject(scenario, design, check)
-    example = example_of(Runner(subject, Options(preemptions=None)), schedule)
+    with closing(Runner(subject, Options(preemptions=None))) as runner:
+        example = example_of(runner, schedule)
     if example is None:
         raise InputError(
             "--emit-test: the run breaks nothing that its scenario does not foresee, so that there"

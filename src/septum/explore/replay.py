@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from septum.checks.modes import check_mode
@@ -87,7 +88,8 @@ def replay_answers(
     """
     replaying = Replaying(list(answers))
     subject = find_subject(name, design, check, fail, ignore)
-    finding = Runner(subject, Options()).run(replaying).finding
+    with closing(Runner(subject, Options())) as runner:
+        finding = runner.run(replaying).finding
     if finding is None and not replaying.fits():
         options = Options(failures=int(subject.may_fail), fail=tuple(fail), ignore=tuple(ignore))
         raise InputError(misfit_text(again or explore_words(name, design, check, options)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from septum.designs.own import unsteady_text
@@ -25,8 +26,13 @@ def check_steady(subject: Subject, options: Options) -> None:
     What outlives a run shows here, and what is drawn at every other call. What is seldom drawn is
     seen by `ambient_use`.
     """
-    runner = Runner(subject, options)
-    runner.verify_every = 1
+    with closing(Runner(subject, options)) as runner:
+        runner.verify_every = 1
+        _run_thrice(runner)
+
+
+def _run_thrice(runner: Runner) -> None:
+    options = runner.options
     steps = 0
     for number in range(SCHEDULES):
         first = runner.run(RandomWalk(options, number, Length()))
@@ -37,7 +43,7 @@ def check_steady(subject: Subject, options: Options) -> None:
             ends.append(_end(runner, again))
             steps += again.steps
         if ends[0] != ends[1] or ends[1] != ends[2]:
-            raise InputError(unsteady_text(subject.design))
+            raise InputError(unsteady_text(runner.subject.design))
         if steps > STEPS_MAX:
             return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from septum.explore.api import Search
@@ -42,12 +43,12 @@ def search_for_test(
         seed=seed,
         fail=fail,
     ).options(subject)
-    search = Search(subject, options)
-    search.start()
-    verdict = search.run()
-    if verdict.outcome is Outcome.HELD:
-        return verdict, ""
-    how = command_lines(scenario, verdict.design, check, options)
-    told = stories(verdict, search.runner, how)
+    with closing(Search(subject, options)) as search:
+        search.start()
+        verdict = search.run()
+        if verdict.outcome is Outcome.HELD:
+            return verdict, ""
+        how = command_lines(scenario, verdict.design, check, options)
+        told = stories(verdict, search.runner, how)
     lines = ["\n".join(story) for story in told] or ["\n".join(verdict_lines(verdict))]
     return verdict, "\n\n".join(lines)

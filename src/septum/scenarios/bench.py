@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from septum.scenarios.run import run_in
 from septum.scenarios.world import ScenarioWorld
-from septum.sim import Coroutine, RoundRobin, Schedule
+from septum.sim import RoundRobin, Schedule
 from septum.sim.state import Snapshot
 
 if TYPE_CHECKING:
@@ -43,12 +43,18 @@ class ScenarioBench:
         if world is None:
             world = self._world = self._build()
         else:
-            self._put_back()
+            self._put_back(world)
         outcome = run_in(world, schedule, sink)
         self.was_asked = bool(world.sim.answers)
         if world.sim.tasks:
-            self._world = None  # the run was stopped: tasks stand in the middle of things
+            self.close()  # the run was stopped: tasks stand in the middle of things
         return outcome
+
+    def close(self) -> None:
+        """The next run is made in a new world."""
+        if self._world is not None:
+            self._world.world.close()
+        self._world = None
 
     def _build(self) -> ScenarioWorld:
         world = ScenarioWorld(self.scenario, self.design, self.check)
@@ -57,9 +63,7 @@ class ScenarioBench:
         self.nr_built += 1
         return world
 
-    def _put_back(self) -> None:
+    def _put_back(self, world: ScenarioWorld) -> None:
         # Guests end before memory is put back: what they unwind touches it.
-        for part in self._snapshot.parts:
-            if isinstance(part.obj, Coroutine):
-                part.obj.kill()
+        world.world.close()
         self._snapshot.verify()

@@ -167,6 +167,8 @@ class Boot:
             self.checker.stopped()
         else:
             self.checker.finish()
+        finally:
+            self.world.close()
 
     def _on_report(self, code: int) -> None:
         """The guest says that it is up: look at it, then power off."""

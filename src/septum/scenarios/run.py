@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,7 +156,9 @@ def run_scenario(
     """
     if isinstance(scenario, str):
         scenario = load_scenario(scenario)
-    return run_in(ScenarioWorld(scenario, design, check), schedule, sink)
+    run = ScenarioWorld(scenario, design, check)
+    with closing(run.world):
+        return run_in(run, schedule, sink)
 
 
 def run_in(

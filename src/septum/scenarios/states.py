@@ -6,7 +6,7 @@ event that ended it; of the event stream only the locks are taken.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -116,8 +116,8 @@ def scenario_states(
             steps.append(StateStep(event.task, describe(event).text, state))
 
     world.sim.set_sink(see)
-    world.begin(schedule)
-    with suppress(RunStopped):
+    with closing(world.world), suppress(RunStopped):
+        world.begin(schedule)
         world.sim.run()
         world.finish()
     return steps

@@ -42,6 +42,13 @@ def slots_of(kind: type) -> tuple[tuple[str, types.MemberDescriptorType], ...]:
     return found
 
 
+def forget_slots(kinds: Iterable[type]) -> None:
+    """Nobody asks for the slots of `kinds` any more: what is remembered of a class keeps it, and
+    all that its methods lead to."""
+    for kind in kinds:
+        _slots_of.pop(kind, None)
+
+
 class Part:
     """One mutable object: how it was when captured. Subclasses know one kind of object."""
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 import greenlet
 
 from septum.sim.memo import Memo
-from septum.sim.parts import Part, immutable_children, part_of, slots_of
+from septum.sim.parts import Part, forget_slots, immutable_children, part_of, slots_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from septum.sim.parts import Put
 
-__all__ = ["Part", "Snapshot", "immutable_children", "slots_of"]
+__all__ = ["Part", "Snapshot", "forget_slots", "immutable_children", "slots_of"]
 
 _ATOMS = (
     int,

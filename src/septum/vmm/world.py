@@ -161,6 +161,12 @@ class World:
         self.vmms.append(vmm)
         return vmm
 
+    def close(self) -> None:
+        """Switch the machine off: nothing runs here any more. What a stack holds that waits is
+        never freed, and a guest's holds all of the world: so none waits."""
+        self.sim.set_sink(None)
+        self.sim.break_off(context.coroutine.kill for vmm in self.vmms for context in vmm.contexts)
+
     def run(self) -> None:
         """Run every VMM from creation to teardown."""
         for vmm in self.vmms:

@@ -338,19 +338,12 @@ class Runner:
     def _kill(self) -> None:
         """End what is left of the last run. Its unwinding may touch the world, so this is before
         the world is put back."""
-        sim = self.built.sim
-        for task in sim.tasks:
-            sim.current = task
-            _quietly(task.kill)
-        for coroutine in self._coroutines:
-            # Who sees what each step touches must see it of a stack that is made anew.
-            _quietly(coroutine.rest if self.tracker is None else coroutine.kill)
+        # Who sees what each step touches must see it of a stack that is made anew.
+        anew = self.tracker is not None
+        self.built.sim.break_off(each.kill if anew else each.rest for each in self._coroutines)
 
-
-def _quietly(kill: Callable[[], None]) -> None:
-    # A task that is cut off in the middle unwinds its `with` blocks in a world that is about to
-    # be put back: what they complain about means nothing.
-    try:
-        kill()
-    except (Exception, RunStopped):
-        return
+    def close(self) -> None:
+        """No run is wanted for now. What a stack holds that waits is never freed, and a guest's
+        holds all of the world: so none waits."""
+        self.built.sim.set_sink(None)
+        self.built.sim.break_off(each.kill for each in self._coroutines)

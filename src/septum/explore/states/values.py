@@ -60,16 +60,11 @@ _dirty = _block["dirty"].__get__
 
 _SIMPLE = frozenset((str, bytes))
 _readers: dict[type, attrgetter[tuple[object, ...]] | None] = {}
-_private: dict[type, bool] = {}
 
 
 def is_private(value: object) -> bool:
     """Whether an object is a value of one task by its nature."""
-    kind = value.__class__
-    known = _private.get(kind)
-    if known is None:
-        known = _private[kind] = kind.__name__ in PRIVATE
-    return known
+    return value.__class__.__name__ in PRIVATE
 
 
 class Unknown(Exception):

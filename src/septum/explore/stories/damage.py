@@ -7,6 +7,7 @@ since it broke. What every step is looked at for is no other run: the promises o
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -79,25 +80,27 @@ def damage_of(
         or example.finding.where == SCHEDULER
     ):
         return told
-    careful = every = Runner(_EveryStep(subject), runner.options)
-    whole = [beat.event for beat in recording.beats if not isinstance(beat.event, FindingEvent)]
-    run, events = _again(careful, example)
-    other = None
-    if run.finding is not None and run.finding.promise != promise and _is_part(events, whole):
-        other = Other(run.finding, len(events))
-        told = Damage(example, recording, other=other)
-        careful = Runner(_EveryStep(subject, promise), runner.options)
+    with ExitStack() as worlds:
+        careful = every = worlds.enter_context(closing(Runner(_EveryStep(subject), runner.options)))
+        whole = [beat.event for beat in recording.beats if not isinstance(beat.event, FindingEvent)]
         run, events = _again(careful, example)
-    if run.finding is None or run.finding.promise != promise or not _is_part(events, whole):
-        return told
-    seen = Recording(careful, example.answers, run.finding, example.free)
-    # What is broken before that is told once, and is not foreseen.
-    seen.beats = [beat for beat in seen.beats if not _is_news(beat, subject)]
-    passing = _passing(every, example, run) if searched else None
-    cut = msgspec.structs.replace(example, finding=run.finding, passing=passing)
-    mode = f"with --check {subject.check},"
-    who = f"The search, {mode} saw" if searched else f"The run, {mode} shows"
-    return Damage(cut, seen, _cut_words(example, run.finding, seen, who), other)
+        other = None
+        if run.finding is not None and run.finding.promise != promise and _is_part(events, whole):
+            other = Other(run.finding, len(events))
+            told = Damage(example, recording, other=other)
+            another = Runner(_EveryStep(subject, promise), runner.options)
+            careful = worlds.enter_context(closing(another))
+            run, events = _again(careful, example)
+        if run.finding is None or run.finding.promise != promise or not _is_part(events, whole):
+            return told
+        seen = Recording(careful, example.answers, run.finding, example.free)
+        # What is broken before that is told once, and is not foreseen.
+        seen.beats = [beat for beat in seen.beats if not _is_news(beat, subject)]
+        passing = _passing(every, example, run) if searched else None
+        cut = msgspec.structs.replace(example, finding=run.finding, passing=passing)
+        mode = f"with --check {subject.check},"
+        who = f"The search, {mode} saw" if searched else f"The run, {mode} shows"
+        return Damage(cut, seen, _cut_words(example, run.finding, seen, who), other)
 
 
 def _again(runner: Runner, example: Counterexample) -> tuple[Run, list[Event]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -78,8 +79,13 @@ def retell_subject(subject: Subject, schedule: Schedule, said: str = "") -> list
     `said` stands behind the verdict. Raises InputError for a user's design that does not do the
     same twice.
     """
-    runner = Runner(subject, Options(preemptions=None))
-    runner.verify_every = 1  # what is said of neighbours must not come from what runs leave behind
+    with closing(Runner(subject, Options(preemptions=None))) as runner:
+        runner.verify_every = 1  # what is said of neighbours must not come from what runs leave
+        return _retold(runner, schedule, said)
+
+
+def _retold(runner: Runner, schedule: Schedule, said: str) -> list[str]:
+    subject = runner.subject
     example = example_of(runner, schedule)
     if example is None:
         return []

@@ -55,7 +55,7 @@ from septum.machine.mem import FrameBlock, PhysMem
 from septum.machine.tables import TablePage
 from septum.sim import Sim, WaitQueue
 from septum.sim.locks import _Lock
-from septum.sim.state import Snapshot, slots_of
+from septum.sim.state import Snapshot, forget_slots, slots_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -147,6 +147,7 @@ class Tracker:
     def release(self, snapshot: Snapshot) -> None:
         """Give the world plain containers again. The snapshot must be taken again."""
         exchange(snapshot, {kind: kind for kind in CONTAINERS})
+        forget_slots(self._twins.values())
 
     def install(self, snapshot: Snapshot) -> None:
         """Begin to watch. `snapshot` is of the adopted world."""
