@@ -60,6 +60,7 @@ def test_of_two_vms_each_step_says_whose_it_is() -> None:
     story = told("explore", "two-vms-straddling", "--design", "bug-split-first-vm-only")
     assert "vm1 (a) GFN 0x80200+0x200: private, not mapped vm2 (b) GFN 0x80200" in story
     assert "mirror SPTE of vm1 gfn 0x80000 2M: page 0x" in story
+    assert "split gfn 0x80000 2M for conversion" in story
     assert "TDH.MEM.RANGE.BLOCK of vm2 0x80200000 2M" in story
     assert "guest_memfd of vm2 gfn 0x80200 + 0x200 pages: 4K folios" in story
 

@@ -22,7 +22,10 @@ class OnlyFirstVm(GuestMemfd):
     def kvm_gmem_split_private(
         self, inode: GmemInode, start: int, end: int, cause: SplitCause = "conversion"
     ) -> int:
-        return self._kvm_gmem_split_private(inode.file_list[0], start, end)
+        previous = self.host.main.set_cause(cause)
+        ret = self._kvm_gmem_split_private(inode.file_list[0], start, end)
+        self.host.main.set_cause(previous)
+        return ret
 
 
 class HostFaultUnlocked(GuestMemfd):
