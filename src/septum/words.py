@@ -44,6 +44,12 @@ def plural(n: int, one: str, many: str = "") -> str:
     return f"{count_text(n)} {one if n == 1 else many or one + 's'}"
 
 
+def ordinal(n: int) -> str:
+    """ "1st", "12th", "65th", "71st"."""
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{'th' if 10 < n % 100 < 14 else ending}"
+
+
 def wrap(
     text: str,
     indent: str = "",

@@ -15,6 +15,7 @@ from septum.explore.toybox import DEADLOCK, LIVELOCK
 from septum.explore.wanted import Wanted
 from septum.sim import Finding
 from septum.trace.ladder import FOLD_FROM
+from septum.words import ordinal
 
 
 def told(subject: Subject, options: Options) -> list[str]:
@@ -118,9 +119,16 @@ def test_a_round_is_what_comes_again_up_to_the_end(
     assert len(row) - len(before) >= len(body) * times or times < FOLD_FROM
 
 
-def test_only_what_repeats_is_folded() -> None:
+@given(st.integers(1, 200))
+def test_only_what_repeats_is_folded(nr: int) -> None:
     """An invalidation that was never ended is seen at the end, where nobody goes round."""
     seen = Marks(0)
     seen.marks.extend([Mark("main", "point", "", "f", -1)] * 20)
-    of = {"retried": "the fault of GPA 0x1000 is retried for the 65th time", "ended": "never ended"}
-    assert [len(seen.loops(Finding("progress", of[name], "", "main", 0))) for name in of] == [1, 0]
+    retried = f"the fault of GPA 0x1000 is retried for the {ordinal(nr)} time"
+    loops = [seen.loops(Finding("progress", text, "", "main", 0)) for text in (retried, "no end")]
+    assert [len(each) for each in loops] == [1, 0]
+
+
+def test_ordinals() -> None:
+    told = [ordinal(n) for n in (1, 2, 3, 4, 11, 12, 13, 21, 65, 71, 101, 111, 122)]
+    assert " ".join(told) == "1st 2nd 3rd 4th 11th 12th 13th 21st 65th 71st 101st 111th 122nd"

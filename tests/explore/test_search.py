@@ -176,6 +176,8 @@ def test_bad_usage() -> None:
     """A user's mistake is one sentence."""
     with pytest.raises(InputError):
         find_subject("toy:no-such")
+    with pytest.raises(InputError, match="--design 'v4': toy:rare has no host"):
+        find_subject("toy:rare", "v4")
     with pytest.raises(InputError):
         Wanted(strategy="best").options(LOCKED_UPDATE)
     with pytest.raises(InputError):

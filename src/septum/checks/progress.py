@@ -9,6 +9,7 @@ from septum.checks.promise import Promise
 from septum.checks.sept import END_GFN
 from septum.checks.text import agree, entry_text, level_text, pages_text
 from septum.sim import RunStopped
+from septum.words import ordinal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -172,7 +173,7 @@ class Progress(Promise):
             now = f": the S-EPT has {entry_text(entry, vm.hpa_mask)} at {level_text(level)}"
         self.broken(
             key,
-            f"vm{kvm.id}: vCPU {vcpu.vcpu_id}: {what()} for the {repeat.nr}th time, and nothing"
+            f"vm{kvm.id}: vCPU {vcpu.vcpu_id}: {what()} for the {ordinal(repeat.nr)} time, and nothing"
             f" changes{now}",
         )
         raise RunStopped(self.checker.world.sim.findings[-1])

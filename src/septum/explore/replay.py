@@ -6,6 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from septum.checks.modes import check_mode
+from septum.designs.registry import V3
 from septum.errors import InputError
 from septum.explore.reproduce import explore_words, misfit_text
 from septum.explore.runs.run import Runner
@@ -14,6 +15,7 @@ from septum.explore.subject import Options
 from septum.explore.toybox import find_toy
 from septum.scenarios.failures import Failures
 from septum.scenarios.run import load_scenario
+from septum.scenarios.source import shown
 from septum.sim.schedule import SEARCHED
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ def find_subject(
     if name.startswith("toy:"):
         if fail:
             raise InputError(f"--fail {fail[0]!r}: {name} has no choice points of the model")
+        if design not in ("", V3.name):
+            raise InputError(f"--design {shown(design)}: {name} has no host, and so no design")
         try:
             return find_toy(name.removeprefix("toy:"))
         except (KeyError, ValueError):

@@ -35,7 +35,7 @@ PERIOD_MAX = 2_048
 PATH_DEPTH = 6
 SCHEDULER = "scheduler"
 """Where a finding is of a run that has no end: it ends where that is seen."""
-_GOES_ROUND = re.compile(r"(?:is retried|repeats) for the \d+th time|^no end after ")
+_GOES_ROUND = re.compile(r"(?:is retried|repeats) for the \d+(?:st|nd|rd|th) time|^no end after ")
 _PAGE = re.compile(r"(vm\d+): vCPU \d+: .*GPA (0x[0-9a-f]+)")
 
 
