@@ -229,6 +229,32 @@ def test_a_design_that_raises_is_told_by_its_line(workers: str, tmp_path: Path) 
     assert line.startswith("septum: mine.py, line 9, in tdx_track: AttributeError: ")
 
 
+KEEPS = """from septum.linux.kvm.guest_memfd import GuestMemfd
+
+class Keeps(GuestMemfd):
+    __slots__ = ()
+
+    def kvm_gmem_set_attributes(self, *args):
+        ret = super().kvm_gmem_set_attributes(*args)
+        next(iter(self.host.kvms.values())).mmu_lock.write_lock()
+        return ret
+"""
+
+
+def test_a_host_that_keeps_a_lock_breaks_a_promise(tmp_path: Path) -> None:
+    """At the end of the ioctl; who looks away there meets who waits for the lock in vain."""
+    (tmp_path / "mine.py").write_text(KEEPS)
+    command = ("explore", "convert-one-page", "--design", "mine.py:Keeps", "--no-watch")
+    found = septum(*command, cwd=tmp_path)
+    assert found.returncode == 1, found.stderr
+    text = " ".join(found.stdout.split())
+    assert "vcpu0 has ended KVM_SET_MEMORY_ATTRIBUTES2 and still holds vm1 mmu_lock" in text
+    assert 'lockdep prints "lock held when returning to user space!"' in text
+    later = septum(*command, "--ignore", "locking: ", cwd=tmp_path)
+    assert later.returncode == 1, later.stderr
+    assert "main waits for vm1 mmu_lock for ever" in later.stdout
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_result_that_is_forgotten_is_told_by_the_function_that_should_give_it(
     workers: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from septum.sim import (
     Mutex,
     RandomSchedule,
+    RunStopped,
     RwLock,
     RwSem,
     Sim,
@@ -122,6 +123,19 @@ def test_an_abba_deadlock_is_a_finding_that_names_both() -> None:
     assert [f.promise for f in sim.findings] == ["progress"]
     assert "t0 waits for b" in sim.findings[0].text
     assert "t1 waits for a" in sim.findings[0].text
+
+
+def test_a_lock_that_nobody_gives_back() -> None:
+    """Its task has ended, and who wants it waits for ever: both are findings."""
+    sim = Sim()
+    lock = Mutex(sim, "a")
+    run_tasks(sim, [lock.lock])
+    assert [(f.promise, f.text, f.task) for f in sim.findings] == [
+        ("locking", "t0 has ended and still holds a", "t0")
+    ]
+    with pytest.raises(RunStopped):
+        lock.lock()
+    assert sim.findings[-1].text == "main waits for a for ever"
 
 
 def test_releasing_what_one_does_not_hold_is_a_defect() -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from septum.checks.checker import Checker
+    from septum.checks.operation import Operation
     from septum.sim import Task
     from septum.sim.task import Named
 
@@ -31,10 +32,10 @@ DOCUMENTED_ORDER = (
 
 class Locking(Promise):
     """Lock order has no cycle; nothing sleeps or allocates with waiting under a spinning lock;
-    documented assertions hold.
+    documented assertions hold; who returns to user space holds no lock.
 
     On real hardware the first is a deadlock under load, the second "BUG: scheduling while atomic",
-    and the third a race that lockdep would have named.
+    the third a race that lockdep would have named, and the last a lock that is never free again.
     """
 
     # Sleeping in atomic context and lockdep assertions are reported where they happen: by the
@@ -54,6 +55,8 @@ class Locking(Promise):
         " itself: a soft lockup, and whoever wants the lock hangs, too.",
         ".* takes .* while it holds ": "On real hardware it is a deadlock under load: two tasks"
         " wait for each other for ever.",
+        ".* still holds ": "On real hardware lockdep prints"
+        ' "lock held when returning to user space!"; whoever wants the lock waits for ever.',
     }
 
     def __init__(self, checker: Checker) -> None:
@@ -72,6 +75,13 @@ class Locking(Promise):
         sim = self.checker.world.sim
         self._previous = sim.lock_observer
         sim.lock_observer = self._observe
+
+    def operation_end(self, op: Operation) -> None:
+        """Back in user space no lock is held."""
+        task = self.checker.world.sim.current
+        kept = ", ".join(lock.name for lock, _ in task.held)
+        if kept:
+            self.broken(("kept", kept), f"{task.name} has ended {op.name} and still holds {kept}")
 
     def finish(self) -> None:
         """No more."""

@@ -173,7 +173,7 @@ class Progress(Promise):
             now = f": the S-EPT has {entry_text(entry, vm.hpa_mask)} at {level_text(level)}"
         self.broken(
             key,
-            f"vm{kvm.id}: vCPU {vcpu.vcpu_id}: {what()} for the {ordinal(repeat.nr)} time, and nothing"
-            f" changes{now}",
+            f"vm{kvm.id}: vCPU {vcpu.vcpu_id}: {what()} for the {ordinal(repeat.nr)} time, and"
+            f" nothing changes{now}",
         )
         raise RunStopped(self.checker.world.sim.findings[-1])

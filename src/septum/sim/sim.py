@@ -191,6 +191,11 @@ class Sim:
             self.skip_points(0)
             self._main.time_ns = max(self._main.time_ns, last.time_ns)
             self._update_solo()
+            if last.held:
+                kept = ", ".join(lock.name for lock, _ in last.held)
+                self.find(
+                    "locking", f"{last.name} has ended and still holds {kept}", where="scheduler"
+                )
 
     def _update_solo(self) -> None:
         self._solo = (
@@ -358,10 +363,14 @@ class Sim:
     # Blocking, for locks and wait queues
 
     def block(self, waiters: list[Task], reason: str) -> None:
-        """The current task stops being ready until `wake` is called on `waiters`."""
+        """The current task stops being ready until `wake` is called on `waiters`.
+
+        When no task runs nobody ever will: a finding, and RunStopped.
+        """
         current = self.current
         if self._hub is None:
-            raise SimDefect(f"{current.name} would wait for {reason} while no task runs")
+            self.find("progress", f"{current.name} waits for {reason} for ever", where="scheduler")
+            raise RunStopped(self.findings[-1])
         waiters.append(current)
         current.blocked_on = reason
         current.retried_at = -1
