@@ -22,6 +22,10 @@ from septum.explore.stories.recording import Recording
 from septum.explore.toys import Op, Program, Toy
 from septum.explore.verdict import Counterexample
 
+# One goes on for longer than `spin_points` before it is preempted, and nobody is asked meanwhile.
+LONG = Toy(
+    "long", [(("check", 2, 2), ("retry", 0, 1)), (("write", 2, 2), ("retry", 0, 1))], bad=[1, 2]
+)
 # Each waits for the other, twice: the bug needs three switches, two of them from who goes round.
 WAITING = Toy(
     "waiting",
@@ -77,6 +81,9 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(programs, strategies, st.integers(0, 2), st.integers(0, 1), st.integers(0, 3))
 @example(WAITING.programs, Strategy.EXHAUSTIVE, 1, 0, 0)
 @example(WAITING.programs, Strategy.PCT, 2, 0, 0)
+@example(
+    [(("check", 2, 2), ("retry", 0, 1)), (("write", 2, 2), ("retry", 0, 1))], Strategy.PCT, 2, 0, 0
+)
 @example([(("fail", 0, 1), ("write", 1, 1)), (("check", 1, 1),)], Strategy.RANDOM, 2, 1, 0)
 def test_it_is_within_the_bounds(
     programs: list[Program], strategy: Strategy, preemptions: int, failures: int, seed: int
@@ -120,7 +127,7 @@ def test_it_is_within_the_bounds(
 @pytest.mark.parametrize("strategy", [Strategy.EXHAUSTIVE, Strategy.PCT])
 def test_who_goes_round_lets_others_run(strategy: Strategy) -> None:
     """It costs nothing, and the story shows it."""
-    search = Search(WAITING, Options(strategy=strategy, schedules=30))
+    search = Search(WAITING, Options(strategy=strategy, schedules=200))
     search.start()
     verdict = search.run()
     (found,) = verdict.counterexamples

@@ -14,6 +14,7 @@ from septum.scenarios.bench import ScenarioBench
 from septum.scenarios.check import Bounds, Verdict, judge, main, run_recorded
 from septum.scenarios.reader import read_scenario
 from septum.scenarios.run import RandomRun, load_scenario
+from septum.scenarios.world import ScenarioWorld
 
 STUCK = """
 summary = "A page is converted, and then the guest touches another."
@@ -40,10 +41,8 @@ def test_it_runs_once_what_has_but_one_order() -> None:
 
 
 def test_it_sees_a_world_that_is_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    def put_back_in_part(bench: ScenarioBench) -> None:
-        put_back(bench)
-        world = bench._world
-        assert world is not None
+    def put_back_in_part(bench: ScenarioBench, world: ScenarioWorld) -> None:
+        put_back(bench, world)
         world.vmms["vm"].vcpus[0].stat.add("exits")
 
     put_back = ScenarioBench._put_back

@@ -264,7 +264,7 @@ class Pct(Sampled):
         if not forced:
             self._ran_at[current.index] = at
             if at < self._strict_until:
-                self.yields = spins = False
+                spins = False  # nobody drops; what a switch costs is as in every other run
             elif not spins and self.goes_round():
                 self.yields = spins = True
             if spins or at in self._change_at:

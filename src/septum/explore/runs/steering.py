@@ -171,6 +171,12 @@ class Steering(Schedule):
     def pick(self, n: int, forced: bool) -> int:
         sim = self.sim
         self._asked_at = sim.nr_points
+        current = sim.current
+        anew = current is not self._row_task
+        if anew:
+            # Before what was skipped is counted: it was this one that went on there.
+            self._in_row = 0
+            self._row_task = current
         if sim.granted != self._skipped:  # all of which has been used up when somebody is asked
             self.count_skipped()
         decisions = self.decisions = self.decisions + 1
@@ -178,14 +184,11 @@ class Steering(Schedule):
             self._maybe_last()
             if decisions > self.max_points:
                 return self._take_turns(forced)
-        current = sim.current
-        if forced or current is not self._row_task:
+        if forced:
             self._in_row = 0
-            self._row_task = current
-            self.yields = spins = False
-        else:
-            in_row = self._in_row = self._in_row + 1
-            self.yields = spins = in_row >= self.spin_points
+        elif not anew:
+            self._in_row += 1
+        self.yields = spins = self._in_row >= self.spin_points
         answer = self.pick_task(n, forced, spins)
         self.preempting = False
         if answer:
