@@ -77,7 +77,7 @@ def test_another_seed_is_another_interleaving(tmp_path: Path, image: str) -> Non
 
 
 def test_json_is_the_report_and_its_token_replays(tmp_path: Path, image: str) -> None:
-    done = septum("run", "--firmware", image, *SMALL, "--json", cwd=tmp_path)
+    done = septum("run", "--firmware", image, *SMALLEST, "--json", cwd=tmp_path)
     report = json.loads(done.stdout)
     assert report["schema"] == "septum.report"
     assert report["stats"]["pages_2m"] > 100

@@ -7,8 +7,8 @@ from judging import judges_agree
 from septum.explore.exhaustive.graph import GraphSearch
 from septum.explore.exhaustive.node import Node
 
-SEEDS = [seed for seed in range(17) if seed != 11]
-"""(The plain judge takes half a minute for 11.)"""
+SEEDS = [seed for seed in range(17) if seed not in (1, 4, 11, 15)]
+"""Without those that the plain judge takes long for."""
 SCHEDULES = 150
 """Scenarios that have more are left out."""
 
@@ -34,15 +34,16 @@ def test_the_judges_agree_on_what_is_expected(tmp_path, seed: int) -> None:  # t
     assert agreed(tmp_path, seed, expects=True)
 
 
-@pytest.mark.parametrize("check", ["end", "quiet"])
 @pytest.mark.parametrize(
-    ("seed", "bug"),
+    ("seed", "bug", "check"),
     [
-        (0, "no-track"),
-        (10, "retries-going-slot"),
-        (2002, "seq-not-checked"),
-        (2002, "split-cache-one-pair"),
-        (2002, "module-accept-unlocked"),
+        (0, "no-track", "end"),
+        (0, "no-track", "quiet"),
+        (10, "retries-going-slot", "end"),
+        (10, "retries-going-slot", "quiet"),
+        (2002, "seq-not-checked", "quiet"),
+        (2002, "split-cache-one-pair", "end"),
+        (2002, "module-accept-unlocked", "quiet"),
     ],
 )
 def test_the_judges_agree_on_broken_hosts(tmp_path, seed: int, bug: str, check: str) -> None:  # type: ignore[no-untyped-def]
