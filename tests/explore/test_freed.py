@@ -1,4 +1,4 @@
-"""A process that makes many runs and searches does not keep their worlds: a test session makes
+"""A process that makes many runs and searches does not keep their worlds: a run of tests makes
 thousands, and a full-size one has millions of entries."""
 
 from __future__ import annotations
