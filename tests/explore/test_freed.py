@@ -20,6 +20,7 @@ from septum.explore.subject import Options, Strategy
 from septum.explore.testing import search_for_test
 from septum.scenarios.bench import ScenarioBench
 from septum.scenarios.boot import Boot, BootRecipe
+from septum.scenarios.check import Bounds, judge
 from septum.scenarios.run import RandomRun, load_scenario, run_scenario
 from septum.scenarios.states import scenario_states
 from septum.sim import RoundRobin, Sim
@@ -47,6 +48,7 @@ USES: dict[str, Callable[[], object]] = {
     "run": lambda: run_scenario(NAME),
     "run that breaks": lambda: run_scenario(NAME, BUG, RandomRun(1)),
     "runs in one world": run_bench,
+    "check of the library": lambda: judge(NAME, Bounds(seeds=2)),
     "states": lambda: scenario_states(load_scenario(NAME), "v3", RoundRobin(), "quiet"),
     "boot": boot,
     "search": lambda: explore(

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -98,22 +99,22 @@ def _words(schedule: Schedule) -> str:
 def judge(name: str, bounds: Bounds) -> Verdict:
     """All runs of one scenario."""
     scenario = load_scenario(name)
-    bench = ScenarioBench(scenario, check=bounds.check)
     found: dict[str, str] = {}
     nr_runs = 0
-    for number, schedule in enumerate(schedules(bounds, scenario)):
-        twice = number == 2 or number % AGAIN_EVERY == 0  # round-robin, the first seed
-        events: list[Event] = []
-        outcome = bench.run(schedule, events.append if twice else None)
-        nr_runs += 1
-        where = f"{name}, {_words(schedule)}"
-        reproduce = f"septum replay {outcome.token}"
-        if twice and run_recorded(scenario, fresh(schedule), bounds.check) != (outcome, events):
-            found.setdefault("twice", f"{where}: made again, it is another run\n{reproduce}")
-        for text in outcome.unmet:
-            found.setdefault(text, f"{where}: {text}\n{reproduce}")
-        if not bench.was_asked:
-            break
+    with closing(ScenarioBench(scenario, check=bounds.check)) as bench:
+        for number, schedule in enumerate(schedules(bounds, scenario)):
+            twice = number == 2 or number % AGAIN_EVERY == 0  # round-robin, the first seed
+            events: list[Event] = []
+            outcome = bench.run(schedule, events.append if twice else None)
+            nr_runs += 1
+            where = f"{name}, {_words(schedule)}"
+            reproduce = f"septum replay {outcome.token}"
+            if twice and run_recorded(scenario, fresh(schedule), bounds.check) != (outcome, events):
+                found.setdefault("twice", f"{where}: made again, it is another run\n{reproduce}")
+            for text in outcome.unmet:
+                found.setdefault(text, f"{where}: {text}\n{reproduce}")
+            if not bench.was_asked:
+                break
     return Verdict(name, nr_runs, tuple(found.values()), not bench.was_asked)
 
 
