@@ -12,6 +12,7 @@ import argparse
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "shared"))
@@ -31,9 +32,9 @@ SCHEDULES = 400
 def make_runs(path: str) -> None:
     """Random runs in each mode."""
     for mode in ("end", "quiet", "every-step"):
-        bench = ScenarioBench(load_scenario(path), check=mode)
-        for number in range(RUNS):
-            bench.run(RandomRun(number))
+        with closing(ScenarioBench(load_scenario(path), check=mode)) as bench:
+            for number in range(RUNS):
+                bench.run(RandomRun(number))
 
 
 def hold_to_each_other(path: str, seed: int, *, bugs: bool) -> None:

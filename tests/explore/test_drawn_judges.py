@@ -51,6 +51,11 @@ def test_the_judges_agree_on_broken_hosts(tmp_path, seed: int, bug: str, check: 
     assert agreed(tmp_path, seed, f"bug-{bug}", check)
 
 
+def test_the_judges_agree_where_the_setup_breaks(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Of a guest that uses what it has not accepted, in a VM without #VE."""
+    assert agreed(tmp_path, 700002)
+
+
 def test_a_search_that_lets_nobody_else_run_is_noticed(monkeypatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
     def first(self: GraphSearch, node: Node) -> int | None:
         return node.todo.pop(0) if node.answer < 0 and node.todo else None

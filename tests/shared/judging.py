@@ -83,10 +83,13 @@ def searched(
         subject.ends.clear()  # of the runs in which it got ready
         job = Job(1, Strategy.EXHAUSTIVE, preemptions=preemptions, failures=failures)
         result = searcher.do(job)
+        setup = list(filter(searcher.runner.is_news, searcher.runner.before))
     finally:
         searcher.close()
     assert result.complete and not result.note, result.note
-    found = [(one.finding.promise, one.finding.text) for one in result.found]
+    # What the setup breaks ends every run: the command asks for it before it searches.
+    findings = setup[:1] or [one.finding for one in result.found]
+    found = [(finding.promise, finding.text) for finding in findings]
     return Searched(_told(subject, found), result.states)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from septum.explore.exhaustive.plain import PlainSteering
@@ -26,25 +27,23 @@ class PlainResult:
         self.complete = False
 
 
-def plain_search(
-    subject: Subject, options: Options, limit: int = 1_000_000, runner: Runner | None = None
-) -> PlainResult:
+def plain_search(subject: Subject, options: Options, limit: int = 1_000_000) -> PlainResult:
     """Every schedule within the bounds, at most `limit`."""
-    runner = runner if runner is not None else Runner(subject, options)
-    runner.verify_every = 1
     steering = PlainSteering(options)
     result = PlainResult()
-    while result.schedules < limit:
-        run = runner.run(steering)
-        result.schedules += 1
-        if run.finding is not None:
-            key = (run.finding.promise, run.finding.text)
-            result.findings.setdefault(key, run.finding)
-            result.answers.setdefault(key, run.answers)
-        elif not run.cut:
-            result.finals.add(subject.final(runner.built))
-        if not steering.advance():
-            result.complete = True
-            break
-    result.steps = runner.nr_steps
+    with closing(Runner(subject, options)) as runner:
+        runner.verify_every = 1
+        while result.schedules < limit:
+            run = runner.run(steering)
+            result.schedules += 1
+            if run.finding is not None:
+                key = (run.finding.promise, run.finding.text)
+                result.findings.setdefault(key, run.finding)
+                result.answers.setdefault(key, run.answers)
+            elif not run.cut:
+                result.finals.add(subject.final(runner.built))
+            if not steering.advance():
+                result.complete = True
+                break
+        result.steps = runner.nr_steps
     return result
