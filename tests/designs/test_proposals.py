@@ -80,6 +80,8 @@ REMOVES = [
     ),
     ("split-for-memory-failure", "memory-failure-under-leaf", "F5", {"no-bug", "precise-zap"}),
     ("attributes-two-passes", "attributes-slots-enomem", "F2", {"mapping-in-folio"}),
+    ("prealloc-sept-split", "finding-attributes-enomem", "F2", {"mapping-in-folio"}),
+    ("prealloc-sept-split", "attributes-slots-enomem", "F2", {"mapping-in-folio"}),
     ("no-vm-attributes", "finding-attributes-enomem", "F2", {"mapping-in-folio"}),
     ("pamt-at-alloc", "finding-demote-busy-dpamt", "F4", {"no-bug", "teardown"}),
     ("shared-demote-unblock", "finding-fault-meets-leaf", "F11", {"progress", "no-bug"}),
@@ -105,7 +107,7 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize("design", ["head-tail", "gmem-convert-hook"])
+@pytest.mark.parametrize("design", ["head-tail", "gmem-convert-hook", "prealloc-sept-split"])
 @pytest.mark.parametrize("scenario,op,posted,now", ERRORS, ids=[e[0] for e in ERRORS])
 def test_an_error_is_an_error(design: str, scenario: str, op: str, posted: str, now: str) -> None:
     assert result(run(scenario), op) == posted
@@ -113,7 +115,9 @@ def test_an_error_is_an_error(design: str, scenario: str, op: str, posted: str, 
     assert run(scenario, design).held
 
 
-@pytest.mark.parametrize("design", ["head-tail", "accept-to-level", "rfc-v5"])
+@pytest.mark.parametrize(
+    "design", ["head-tail", "accept-to-level", "prealloc-sept-split", "rfc-v5"]
+)
 def test_no_memory_to_split_for_an_accept_goes_to_user_space(design: str) -> None:
     assert not run("finding-accept-enomem").ended
     assert "KVM_RUN failed: -ENOMEM" in " ".join(run("finding-accept-enomem", design).ended)
@@ -221,6 +225,7 @@ COSTS = [
     ("split-sept-first", "convert-aligned-2m", "seamcall.TDH.MEM.PAGE.DEMOTE", 0, 1),
     ("split-sept-first", "folio-1g-convert-4k", "splits", 1, 3),
     ("split-sept-first", "folio-1g-convert-4k", "pages_2m", 2, 0),
+    ("prealloc-sept-split", "dpamt-straddling", "mmu_lock_write", 7, 3),
     ("no-vm-attributes", "convert-against-convert", "seamcall.TDH.MEM.PAGE.AUG", 1, 512),
     ("shared-demote-non-blocking", "accept-level-prefault", "kick", 1, 0),
     ("shared-demote-non-blocking", "accept-level-prefault", "seamcall.TDH.MEM.RANGE.BLOCK", 1, 0),
@@ -312,7 +317,14 @@ convert = ["set-attributes pages {first}-{last} to shared"]
 [expect]
 pages = {{ "all" = "shared" }}
 """
-SAME = ["head-tail", "gmem-convert-hook", "one-hook", "accept-to-level", "rfc-v5"]
+SAME = [
+    "head-tail",
+    "prealloc-sept-split",
+    "gmem-convert-hook",
+    "one-hook",
+    "accept-to-level",
+    "rfc-v5",
+]
 
 
 @settings(max_examples=8, deadline=None, phases=(Phase.explicit, Phase.generate))

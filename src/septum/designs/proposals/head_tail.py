@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from septum.linux.kvm.types import Kvm, KvmGfnRange
 
 
+def huge_pages_across(start: int, end: int, level: int) -> list[int]:
+    """First GFNs of the huge pages of `level` that [start, end) covers in part: none, the one at
+    the head, the one at the tail, or both. Source: Kai Huang, 2026-01-19 10:40."""
+    head = gfn_round_for_level(start, level)
+    tail = gfn_round_for_level(end, level)
+    across = [head] if head != start else []
+    if tail != end and tail not in across:
+        across.append(tail)
+    return across
+
+
 class MirrorsSplitTdpMmu(TdpMmu):
     """The TDP MMU with an API to split huge pages of mirror roots, whole ranges of them.
 
@@ -40,14 +51,11 @@ class MirrorsSplitTdpMmu(TdpMmu):
         0 or -ENOMEM. Source: RFC v5 44/45 as replied to on 2026-01-29, tdx_sept_split_huge_pages().
         """
         pages = PAGES_PER_HPAGE[target_level + 1]
-        head = gfn_round_for_level(start, target_level + 1)
-        tail = gfn_round_for_level(end, target_level + 1)
-        r = 0
-        if head != start:
-            r = self.kvm_tdp_mmu_mirrors_split_huge_pages(kvm, head, head + pages, target_level)
-        if not r and tail != end and (head != tail or head == start):
-            r = self.kvm_tdp_mmu_mirrors_split_huge_pages(kvm, tail, tail + pages, target_level)
-        return r
+        for gfn in huge_pages_across(start, end, target_level + 1):
+            r = self.kvm_tdp_mmu_mirrors_split_huge_pages(kvm, gfn, gfn + pages, target_level)
+            if r:
+                return r
+        return 0
 
 
 class HeadTailMmu(KvmMmu):

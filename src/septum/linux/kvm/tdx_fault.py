@@ -111,6 +111,13 @@ class TdxFault(TdxMem):
         kvm.stat.add("accept_level.checked")
         if self.host.mmu.hugepage_test_guest_inhibit(slot, gfn, level + 1):
             return 0
+        return self._tdx_split_and_inhibit(vcpu, slot, gfn, level)
+
+    def _tdx_split_and_inhibit(
+        self, vcpu: KvmVcpu, slot: KvmMemorySlot, gfn: int, level: int
+    ) -> int:
+        """The half of tdx_honor_guest_accept_level() that has mmu_lock. Source: patch 13."""
+        kvm = vcpu.kvm
         main = self.host.main
         kvm.mmu_lock.write_lock()
         kvm.stat.add("accept_level.write_lock")
