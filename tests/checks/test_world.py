@@ -11,8 +11,7 @@ import pytest
 
 from septum.abi.tdvf import parse_tdvf
 from septum.abi.tdvf_build import build_tdvf, edk2_sections
-from septum.checks import Checker, observed_units
-from septum.checks import checker as checker_module
+from septum.checks import Checker, observed_units, pace
 from septum.guest.script import Accept, AcceptRange, Barrier, Convert, ScriptGuest, Verify, Write
 from septum.guest.tdcpu import make_guest_cpus
 from septum.linux.host import v3_units
@@ -121,7 +120,7 @@ def test_at_every_step_too():
 
 def test_what_is_being_closed_is_not_lost(monkeypatch):
     """A VM is gone before the memory of its guest_memfd is, step by step."""
-    monkeypatch.setattr(checker_module, "STEPS_PER_ACTIVE_LOOK", 1)
+    monkeypatch.setattr(pace, "STEPS_PER_ACTIVE_LOOK", 1)
     broken, world = run(mode="every-step")
     assert [f.text for f in world.sim.findings] == []
     assert broken == set()

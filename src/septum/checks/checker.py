@@ -1,8 +1,6 @@
 """Runs the promises over a world: at its end, at quiet points, or at every scheduling point.
 
-Looking at everything costs in proportion to the guest, so that quiet points look at what the
-operation named, and at everything only as often as keeps the cost of checks in bounds. What is
-looked at when is a function of the run alone.
+Quiet points look at what the operation named, and at everything when it is time to (Pace).
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from septum.checks.history import NO_LOSSES, VmHistory
 from septum.checks.observe import attach
 from septum.checks.operation import Aim, Operation, Spans, vm_spans
+from septum.checks.pace import FRAME, NEAR, Pace
 from septum.checks.promise import Promise
 from septum.checks.sept import END_GFN
 from septum.checks.view import VmView
@@ -27,13 +26,7 @@ if TYPE_CHECKING:
 
 Result = Literal["held", "broken"]
 
-CREDIT_PER_QUIET_POINT = 1
-STEPS_PER_ACTIVE_LOOK = 64
 MAX_FINDINGS_PER_PROMISE = 8
-VIOLATIONS_PER_WIDE_LOOK = 64
-OPERATIONS_PER_THOROUGH_LOOK = 64
-_ROUND = 512
-_NEAR = 8
 
 
 class Checker:
@@ -49,19 +42,14 @@ class Checker:
 
     __slots__ = (
         "_changing",
-        "_cost",
-        "_credit",
         "_destroyed",
         "_histories",
         "_looking",
         "_looks",
         "_next_operation",
         "_nr_found",
-        "_nr_operations",
-        "_nr_runs",
-        "_nr_steps",
-        "_nr_violations",
         "_of_machine",
+        "_pace",
         "_quick",
         "_settled_at",
         "_thorough",
@@ -80,7 +68,6 @@ class Checker:
         "nr_full_looks",
         "nr_looks",
         "promises",
-        "rarely",
         "results",
         "told",
         "where",
@@ -102,7 +89,6 @@ class Checker:
         so many times less often, as for a guest that boots at full size. What user space asks for
         is looked at always.
         """
-        self.rarely = rarely
         from septum.checks import find_promises
 
         self.world = world
@@ -122,17 +108,12 @@ class Checker:
         self._histories: dict[int, VmHistory] = {}
         self._changing: dict[int, list[tuple[int, int]]] = {}
         self._destroyed: set[int] = set()  # VMs of which nothing is left to be given back
-        self._credit = 0
-        self._cost = 0  # the credit that a full look takes
-        self._nr_runs = 0  # of the last look
-        self._nr_operations = 0
+        self._pace = Pace(rarely)
         self._looking = False
         self.losses = NO_LOSSES  # what the look that goes on found lost, in its window
         self._next_operation = 1
         self._under_way: list[Operation] = []
         self._nr_found: dict[str, int] = {}
-        self._nr_steps = 0
-        self._nr_violations = 0
         # How often tables had been written when nothing had changed since the last look; -1: not
         # known.
         self._settled_at = -1
@@ -212,11 +193,10 @@ class Checker:
             promise.operation_end(op)
         if self.mode == "end":
             return
-        self._nr_operations += 1
-        if self._nr_operations % OPERATIONS_PER_THOROUGH_LOOK == 0:
+        if self._pace.operation_is_wide():
             self.quiet_point(op.name, op.spans)
         else:
-            self.quiet_point(op.name, op.spans, _NEAR, _ROUND)
+            self.quiet_point(op.name, op.spans, NEAR, FRAME)
 
     def slot_bound(self) -> None:
         """A slot was given memory of a guest_memfd: who asks for something to be done to that
@@ -227,13 +207,13 @@ class Checker:
                 self._histories[number].grow(op, number, more)
 
     def quiet_point(
-        self, where: str, spans: Spans | None = None, near: int = _ROUND, wide: int = 0
+        self, where: str, spans: Spans | None = None, near: int = FRAME, wide: int = 0
     ) -> None:
         """A task is between two things: the GFNs in `spans`, and what surrounds them, are looked
         at, and everything when it is time to."""
         if self.mode == "end":
             return
-        self._credit += CREDIT_PER_QUIET_POINT
+        self._pace.earn()
         self._look(where, spans if spans is not None else {}, near, wide)
 
     def look_now(self, where: str) -> None:
@@ -251,12 +231,9 @@ class Checker:
         kvm = vcpu.kvm
         gfn = vcpu.tdx.exit_gpa >> 12
         if not gfn & kvm.arch.gfn_direct_bits:
-            # Most of them map one page; the 2 MB frame around it is looked at every so often.
-            self._nr_violations += 1
-            if self._nr_violations % self.rarely:
-                return
-            round_to = _ROUND if self._nr_violations % VIOLATIONS_PER_WIDE_LOOK == 0 else _NEAR
-            self.quiet_point("EPT violation", vm_spans(kvm, [(gfn, gfn + 1)]), round_to)
+            around = self._pace.around_violation()
+            if around:
+                self.quiet_point("EPT violation", vm_spans(kvm, [(gfn, gfn + 1)]), around)
 
     def entry_changes(self, kvm: Kvm, gfn: int, level: int) -> None:
         """The holder of mmu_lock is about to write a mirror entry, and then to change the S-EPT."""
@@ -282,9 +259,8 @@ class Checker:
         of S-EPT entries) is looked at, and every so often what tasks are at, and all the rest."""
         if self._looking:
             return
-        nr = self._nr_steps = self._nr_steps + 1
-        if nr % STEPS_PER_ACTIVE_LOOK == 0:
-            self._credit += CREDIT_PER_QUIET_POINT
+        if self._pace.step_is_active():
+            self._pace.earn()
             self._look(kind, self._active_spans())
             return
         # What changed is a function of what tables hold, and of what looks have noted of that.
@@ -301,7 +277,7 @@ class Checker:
     def _changed_spans(self) -> Spans | None:
         """Where page tables changed since they were looked at; None is nowhere. When it is time to
         look at everything, that something changed is enough, and nothing says where."""
-        everything = self._credit >= self._cost
+        everything = self._pace.is_time_for_all()
         spans: Spans = {}
         for vm in self._vms.values():
             changed = vm.changed()
@@ -330,7 +306,7 @@ class Checker:
     # Looking
 
     def _look(
-        self, where: str, spans: Spans, near: int = _ROUND, wide: int = 0, *, light: bool = False
+        self, where: str, spans: Spans, near: int = FRAME, wide: int = 0, *, light: bool = False
     ) -> None:
         """Look at `spans` rounded to `near` pages, and (if given) to `wide` with the promises that
         are quick about it; at everything instead when it is time to."""
@@ -340,8 +316,8 @@ class Checker:
         try:
             self.where = where
             self._meet_vms()
-            if self._credit >= self._cost and not light:
-                self._credit = 0
+            if self._pace.is_time_for_all() and not light:
+                self._pace.spend()
                 self._full_look()
                 return
             self.nr_looks += 1
@@ -372,17 +348,16 @@ class Checker:
         nr_runs = 0
         keyed = True
         for vm in list(self._vms.values()):
-            self._look_at(vm, 0, END_GFN, self._looks)
-            nr_runs += self._nr_runs
+            nr_runs += self._look_at(vm, 0, END_GFN, self._looks)
             keyed = keyed and vm.has_key()
         if keyed:
             self._settled_at = self._writes.nr
         for promise in self._of_machine:
             promise.look_machine()
-        # Large or mixed guests are looked at as a whole more rarely.
-        self._cost = self.rarely * nr_runs * nr_runs // 16
+        self._pace.looked_at_all(nr_runs)
 
-    def _look_at(self, vm: VmView, first_gfn: int, end_gfn: int, promises: list[Promise]) -> None:
+    def _look_at(self, vm: VmView, first_gfn: int, end_gfn: int, promises: list[Promise]) -> int:
+        """Returns how many runs of alike leaves are there."""
         self._settled_at = -1
         vm.begin_look(first_gfn, end_gfn)
         if promises is not self._thorough:
@@ -390,8 +365,9 @@ class Checker:
         for promise in promises:
             promise.look(vm, first_gfn, end_gfn)
         self.losses = NO_LOSSES
-        self._nr_runs = len(vm.runs(first_gfn, end_gfn))
+        nr_runs = len(vm.runs(first_gfn, end_gfn))
         vm.end_look()
+        return nr_runs
 
     def _meet_vms(self) -> None:
         """VMs that appeared get a record; those that are gone are told to the promises."""

@@ -27,57 +27,59 @@ def along_max(nr_made: int) -> int:
 
 
 class Ahead:
-    """The known steps that follow in `state`, which becomes what they lead to. `ring`: the ready
-    tasks, who runs first; `alive`: who must have ended when the run has; `most`: how many decisions
-    in a row a task goes on by itself.
+    """The known steps that follow in a state.
 
-    `tires`: the run would be broken off. `ends`: with another known step, to which `state` leads,
+    `tires`: the run would be broken off. `ends`: with another known step, which is none of `steps`,
     the run ends in the state `end`. `looks`: those of promises that are not known, by the number of
     the step (of that one, too).
     """
 
     __slots__ = ("end", "ends", "looks", "moves", "steps", "tires")
 
-    def __init__(
-        self,
-        state: Fingerprint,
-        transitions: Transitions,
-        ring: list[int],
-        alive: set[int],
-        most: int,
-    ) -> None:
+    def __init__(self) -> None:
         self.moves: list[Move] = []
         self.steps: list[Step] = []
         self.looks: dict[int, Look] = {}
         self.ends = False
         self.end = 0
-        in_a_row = 0
-        while in_a_row <= most:
-            task = ring[0]
-            step = transitions.find(state, task, len(ring) == 1, ())
-            if step is None or step.left is None or step.finding is not None:
-                break
-            if step.looked:
-                look = (state.shown, step.raw)
-                if look not in transitions.looks:
-                    self.looks[len(self.steps)] = look
-                elif transitions.looks[look] is not None:
-                    break
-            mark = state.mark()
-            state.apply(step.change)
-            if step.end != POINT:
-                ring.remove(task)
-            if step.end == DONE:
-                alive.discard(task)
-            ring.extend(step.woken)
-            if not ring or not alive:
-                self.ends = True
-                self.end = state.value
-                state.rewind(mark)
-                break
-            self.moves.append((task, step.answers))
-            self.steps.append(step)
-            if len(step.woken) > 1:
-                break  # nobody knows who of them runs first
-            in_a_row = in_a_row + 1 if step.end == POINT else 0
-        self.tires = in_a_row > most
+        self.tires = False
+
+
+def look_ahead(
+    state: Fingerprint, transitions: Transitions, ring: list[int], alive: set[int], most: int
+) -> Ahead:
+    """What is known to follow in `state`, which becomes what the steps lead to. `ring`: the ready
+    tasks, who runs first; `alive`: who must have ended when the run has (both become what they are
+    then); `most`: how many decisions in a row a task goes on by itself."""
+    ahead = Ahead()
+    in_a_row = 0
+    while in_a_row <= most:
+        task = ring[0]
+        step = transitions.find(state, task, len(ring) == 1, ())
+        if step is None or step.left is None or step.finding is not None:
+            return ahead
+        if step.looked:
+            look = (state.shown, step.raw)
+            if look not in transitions.looks:
+                ahead.looks[len(ahead.steps)] = look
+            elif transitions.looks[look] is not None:
+                return ahead
+        mark = state.mark()
+        state.apply(step.change)
+        if step.end != POINT:
+            ring.remove(task)
+        if step.end == DONE:
+            alive.discard(task)
+        ring.extend(step.woken)
+        if not ring or not alive:
+            ahead.ends = True
+            ahead.end = state.value
+            state.rewind(mark)
+            return ahead
+        ahead.moves.append((task, step.answers))
+        ahead.steps.append(step)
+        if len(step.woken) > 1:
+            return ahead  # nobody knows who of them runs first
+        in_a_row = in_a_row + 1 if step.end == POINT else 0
+    ahead.tires = True
+    return ahead

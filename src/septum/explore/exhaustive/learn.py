@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from septum.explore.exhaustive.ahead import Ahead, along_max
+from septum.explore.exhaustive.ahead import along_max, look_ahead
 from septum.explore.exhaustive.known import BLOCKED, DONE, POINT, Choice, Ends
 from septum.explore.exhaustive.transitions import Unfaithful
 from septum.explore.runs.sampling import Length, RandomWalk
@@ -189,7 +189,7 @@ class Recording(Steering):
         """Take what is known to follow for moves. Ends the run if that is all."""
         alive = {task.index for task in self.sim.tasks if not (task.done or task.daemon)}
         most = along_max(self._given)
-        ahead = Ahead(self.state, self._transitions, ring, alive, most)
+        ahead = look_ahead(self.state, self._transitions, ring, alive, most)
         looks = list(ahead.looks)
         if ahead.tires or (
             ahead.ends and self._transitions.ends.knows(ahead.end, self.failures > 0)
