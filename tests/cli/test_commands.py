@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from septum.abi.tdvf_build import synthetic_tdvf
 from septum.cli import exits
+from septum.cli.main import app
+from septum.cli.scenario import list_lines
 from septum.errors import InputError
 
 SMALL = ["--memory", "512M", "--vcpus", "2"]
@@ -173,6 +176,37 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert exits.guarded(lambda: fail(RuntimeError("broken inside"))) == 70
     assert "defect of Septum" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("group", [[], ["module"]], ids=["septum", "module"])
+def test_the_list_of_commands_breaks_no_sentence_off(
+    group: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In 80 columns, each command on a line of its own."""
+    assert exits.guarded(lambda: app([*group, "--help"], standalone_mode=True)) == 0
+    commands = capsys.readouterr().out.partition("Commands:\n")[2].splitlines()
+    assert (
+        commands
+        and [line for line in commands if not re.fullmatch(r"  [a-z-]+ +.*[.?]", line)] == []
+    )
+    assert [line for line in commands if line.endswith("...")] == []
+
+
+def test_a_narrow_terminal_gets_the_list_folded_and_a_file_a_line_each() -> None:
+    names = {"short": "A word.", "a-longer-name": "Two words and some more, to fill a line."}
+    assert list_lines(names, 0) == [
+        "short          A word.",
+        "a-longer-name  Two words and some more, to fill a line.",
+    ]
+    assert list_lines(names, 200) == list_lines(names, 0)
+    assert list_lines(names, 30) == [
+        "short",
+        "    A word.",
+        "a-longer-name",
+        "    Two words and some more,",
+        "    to fill a line.",
+    ]
+    assert list_lines(names, 1)
 
 
 @pytest.mark.parametrize("command", ["scenarios", "designs"])

@@ -47,7 +47,10 @@ NO_FILE = "is no regular file"
     ("command", "sentence"),
     [
         *((command, NO_FILE) for command in RECORDS),
-        ("trace folder.jsonl", "this is a folder"),
+        ("trace folder.jsonl", "septum: folder.jsonl: this is a folder"),
+        ("trace none.jsonl", "septum: none.jsonl: the file cannot be read (No such file"),
+        ("conform none.jsonl", "septum: none.jsonl: cannot be read (No such file"),
+        ("replay large.toml", "'large.toml' is a file; give the token that stands in it"),
         ("trace large.jsonl", "this is not a Septum trace"),
         ("conform folder.jsonl", "folder.jsonl is a folder; give a JSON Lines file"),
         ("conform large.jsonl", "line 1: not JSON"),

@@ -337,6 +337,18 @@ def test_wide_signs_do_not_touch_and_80_columns_hold() -> None:
     )
 
 
+def test_the_first_line_says_what_is_undetermined() -> None:
+    """That nothing is known to break is not that everything held."""
+    runs = [searched("v3"), searched("a", complete=False), searched("b", complete=False)]
+    for names, told in (
+        (["a"], "0 of them break what v3 does not, 1 is undetermined."),
+        (["a", "b"], "0 of them break what v3 does not, 2 are undetermined."),
+    ):
+        table = Table([named(name) for name in names], runs)
+        said = " ".join(comparison_lines(comparison_of(table, runs), "folder").plain().split())
+        assert told in said
+
+
 def test_text_and_page_say_the_same_of_bases_and_costs() -> None:
     """A base that is not v3 is named in both, and its figures are those that count."""
     runs = [searched("v3", "tlb"), searched("base"), searched("mine", "tlb")]

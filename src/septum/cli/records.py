@@ -13,7 +13,7 @@ from septum.cli.app import app, module_app
 from septum.cli.options import JsonReport, Only
 
 
-@app.command()
+@app.command(short_help="Show a recorded trace: ladder, ftrace, Perfetto, Mermaid.")
 def trace(
     file: Annotated[Path, typer.Argument(help="A trace: JSON Lines, plain or gzip.")],
     fmt: Annotated[
@@ -39,7 +39,7 @@ def trace(
     command.trace(file, fmt, only, task, every_step, output)
 
 
-@app.command()
+@app.command(short_help="Hold the module to recorded SEAMCALL transcripts.")
 def conform(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="Transcripts, plain or gzip JSON Lines.")
@@ -53,7 +53,7 @@ def conform(
     command.conform(files, json, profile)
 
 
-@module_app.command("table")
+@module_app.command("table", short_help="Every state of an S-EPT entry, call and answer.")
 def module_table(
     dynamic_pamt: Annotated[
         bool, typer.Option("--dynamic-pamt", help="With Dynamic PAMT.")
@@ -66,7 +66,7 @@ def module_table(
     command.module_table(dynamic_pamt, json)
 
 
-@module_app.command("fuzz")
+@module_app.command("fuzz", short_help="Make any calls, and watch the module's invariants.")
 def module_fuzz(
     calls: Annotated[int, typer.Option(help="How many calls to make.")] = 1_000_000,
     seed: Annotated[int, typer.Option(help="The run is a function of this and of --calls.")] = 0,

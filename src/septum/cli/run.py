@@ -28,6 +28,7 @@ from septum.report.text import report_lines
 from septum.scenarios.boot import Boot, BootRecipe, check_boot
 from septum.scenarios.result import run_result
 from septum.scenarios.run import ScenarioRecipe
+from septum.scenarios.source import is_file, shown
 from septum.sim import (
     RandomSchedule,
     RoundRobin,
@@ -216,6 +217,11 @@ def _decode(token: str) -> tuple[bytes, Schedule]:
     try:
         stamped, packed, schedule = decode_token(bare_token(token))
     except ValueError as error:
+        if is_file(Path(token)):
+            raise InputError(
+                f"{shown(token)} is a file; give the token that stands in it, or look at a trace"
+                " with `septum report`"
+            ) from None
         raise InputError(str(error)) from None
     version = version_of(stamped)
     if version != __version__:

@@ -13,7 +13,7 @@ from septum.cli.app import app
 from septum.cli.options import Check, Design, Json, JsonReport, Memory, Only, Trace, Vcpus
 
 
-@app.command()
+@app.command(short_help="Boot a TD, or run a scenario, and check it.")
 def run(
     context: typer.Context,
     scenario: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from glob import escape
@@ -34,6 +35,10 @@ from septum.sim import RoundRobin, Schedule, encode_token
 from septum.stamp import stamp
 from septum.trace.header import TraceHeader
 from septum.trace.writer import TraceWriter
+from septum.words import wrap
+
+COLUMNS_MIN = 20
+"""Of a narrower terminal nothing is made that anybody could read."""
 
 if TYPE_CHECKING:
     from septum.checks.modes import Mode
@@ -42,15 +47,27 @@ if TYPE_CHECKING:
 
 
 def print_scenarios(*, as_json: bool) -> int:
-    """List the library, one line each."""
+    """List the library: one line each, which other tools can read; a terminal that has no room for
+    that gets it folded."""
     names = scenario_names()
     if as_json:
         print(json_text(names))
         return OK
-    width = max(len(name) for name in names)
-    for name, summary in names.items():
-        print(f"{name:<{width}}  {summary}")
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    print("\n".join(list_lines(names, columns)))
     return OK
+
+
+def list_lines(names: dict[str, str], columns: int) -> list[str]:
+    """Names and what they are about, in lines of at most `columns`; 0 for a line each."""
+    width = max(len(name) for name in names) + 2
+    lines = [f"{name:<{width}}{summary}" for name, summary in names.items()]
+    if not columns or all(len(line) <= columns for line in lines):
+        return lines
+    folded = []
+    for name, summary in names.items():
+        folded += [name, *wrap(summary, "    ", width=max(columns, COLUMNS_MIN))]
+    return folded
 
 
 def run_one(

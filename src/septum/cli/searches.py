@@ -13,7 +13,7 @@ from septum.cli.app import app
 from septum.cli.options import Check, Design, Json, Memory, Preemptions, Seed, Vcpus, Workers
 
 
-@app.command()
+@app.command(short_help="Try every interleaving and failure of a scenario.")
 def explore(
     scenario: Annotated[list[str], typer.Argument(help="Scenarios by name or file.")],
     design: Design = "v3",
@@ -97,7 +97,7 @@ def explore(
     raise SystemExit(explore_command(scenario, wanted))
 
 
-@app.command()
+@app.command(short_help="Which promises does each design break?")
 def compare(
     design: Annotated[
         list[str] | None,
@@ -152,7 +152,7 @@ def compare(
     )
 
 
-@app.command("compare-backing")
+@app.command("compare-backing", short_help="The same boot on 4 KB and on huge backing.")
 def compare_backing(
     memory: Memory = "1G",
     vcpus: Vcpus = 2,
@@ -178,7 +178,7 @@ def compare_backing(
     raise SystemExit(print_comparison(memory, vcpus, names, dynamic_pamt, firmware, as_json=json))
 
 
-@app.command()
+@app.command(short_help="List the designs by kind.")
 def designs(
     kind: Annotated[
         list[str] | None,

@@ -147,6 +147,12 @@ def summary(comparison: Comparison) -> str:
     )
     if perhaps:
         told += f", {perhaps} what {base} may break, too, as its search ran out first"
+    unknown = sum(
+        not cells and any(c.mark is Mark.UNDETERMINED for c in row.cells.values())
+        for row, cells in zip(others, broken, strict=True)
+    )
+    if unknown:
+        told += f", {unknown} {'is' if unknown == 1 else 'are'} undetermined"
     return told
 
 

@@ -165,7 +165,7 @@ def read_transcripts(path: Path) -> Iterator[tuple[int, Transcript]]:
         what = "damaged gzip" if damaged else "cannot be read"
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
-            f"{path}: after line {number}: {what} ({reason}); "
+            f"{path}: {f'after line {number}: ' if number else ''}{what} ({reason}); "
             "give a JSON Lines file of transcripts, plain or gzip"
         ) from error
 

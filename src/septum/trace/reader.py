@@ -31,10 +31,12 @@ class _Via(msgspec.Struct):
 
 
 class TraceError(InputError):
-    """A trace file that cannot be read: file, line, what is wrong, what would be right."""
+    """A trace file that cannot be read: file, line (0: it has none), what is wrong, what would be
+    right."""
 
     def __init__(self, path: Path, line: int, what: str, remedy: str) -> None:
-        super().__init__(f"{path}, line {line}: {what}; {remedy}")
+        where = f"{path}, line {line}" if line else f"{path}"
+        super().__init__(f"{where}: {what}; {remedy}")
         self.path = path
         self.line = line
 
@@ -66,12 +68,12 @@ class TraceReader:
     def _open(self, files: ExitStack) -> IO[bytes]:
         what = no_file(self.path)
         if what:
-            raise TraceError(self.path, 1, f"this is {what}", MAKE_ONE)
+            raise TraceError(self.path, 0, f"this is {what}", MAKE_ONE)
         try:
             file = files.enter_context(self.path.open("rb"))
         except OSError as error:
             raise TraceError(
-                self.path, 1, f"the file cannot be read ({error.strerror})", MAKE_ONE
+                self.path, 0, f"the file cannot be read ({error.strerror})", MAKE_ONE
             ) from None
         zipped = file.read(2) == GZIP_MAGIC
         file.seek(0)
