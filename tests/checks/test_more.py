@@ -11,6 +11,7 @@ from septum.abi.sept import FREE_ENTRY
 from septum.checks.progress import MAX_REPEATS
 from septum.linux.kvm.types import KvmVcpu
 from septum.linux.ranges import range_store
+from septum.linux.srcu import Srcu
 from septum.module.pamt import PT_PAMT
 from septum.sim import Mutex, RunStopped, SpinLock, WaitQueue
 
@@ -151,6 +152,19 @@ class TestLocking:
         world.kvm.slots_lock.lock()
         checker.finish()
         assert "vm# mmu_lock inside invalidate_lock vm#.# (documented)" in world.texts()[0]
+
+    def test_who_waits_for_readers_waits_for_what_they_take(self, world, locks):
+        a, _, _ = locks
+        srcu = Srcu(world.sim, "vm1 srcu")
+        checker = world.checker(["locking"])
+        with a:
+            srcu.synchronize()
+        idx = srcu.read_lock()
+        with a:
+            pass
+        srcu.read_unlock(idx)
+        assert checker.finish() == {"locking": "broken"}
+        assert "takes vm# a while it holds vm# srcu" in world.texts()[0]
 
     def test_a_try_lock_waits_for_nobody(self, world, locks):
         a, b, _ = locks

@@ -428,14 +428,14 @@ class Checker:
         return any(op.takes for op in self._under_way)
 
     def at_rest(self) -> bool:
-        """No task is in the middle of a change: none holds a lock but a vCPU's mutex, and no VM is
-        half destroyed."""
+        """No task is in the middle of a change: none holds a lock but a vCPU's mutex and, to look
+        at memory slots, SRCU; and no VM is half destroyed."""
         if len(self._vms) != len(self.world.host.kvms):
             return False
         sim = self.world.sim
         for task in (sim.current, *sim.tasks):
             for lock, _ in task.held:
-                if not lock.name.endswith(" mutex"):
+                if not lock.name.endswith((" mutex", " srcu")):
                     return False
         return True
 

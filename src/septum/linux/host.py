@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from septum.linux.rcu import Rcu
+
 if TYPE_CHECKING:
     from septum.linux.kvm.guest_memfd import GuestMemfd
     from septum.linux.kvm.main import KvmMain
@@ -86,7 +88,8 @@ class Host:
 
     State that belongs to no VM: `kvms` (vm_list, by id), `page_private` (struct page's private
     field of page-table pages: PFN -> struct kvm_mmu_page), and RCU as far as the TDP MMU needs
-    it: `rcu_readers` open read sections, `rcu_free_sps` page tables to free when there is none.
+    it: `rcu` the read section, `rcu_readers` how many are open, `rcu_free_sps` page tables to free
+    when there is none.
     `warned` are the sites whose WARN_ON_ONCE() has fired.
     """
 
@@ -99,6 +102,7 @@ class Host:
         "mmu",
         "page_private",
         "params",
+        "rcu",
         "rcu_free_sps",
         "rcu_readers",
         "sim",
@@ -121,6 +125,7 @@ class Host:
         self.params = params if params is not None else HostParams()
         self.kvms: dict[int, Kvm] = {}
         self.page_private: dict[int, KvmMmuPage] = {}
+        self.rcu = Rcu(self.sim, "rcu_read_lock")
         self.rcu_readers = 0
         self.rcu_free_sps: list[KvmMmuPage] = []
         self.warned: dict[str, bool] = {}

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from septum.linux.rcu import ReadSection
 from septum.sim import WaitQueue
 
 if TYPE_CHECKING:
     from septum.sim import Sim, Task
 
 
-class Srcu:
+class Srcu(ReadSection):
     """struct srcu_struct with its two reader counters."""
 
-    __slots__ = ("idx", "name", "nr_readers", "readers", "sim", "wq")
+    __slots__ = ("idx", "nr_readers", "readers", "wq")
 
     def __init__(self, sim: Sim, name: str) -> None:
-        self.sim = sim
-        self.name = name
+        super().__init__(sim, name)
         self.idx = 0
         self.nr_readers = [0, 0]
         self.readers: list[Task] = []
@@ -28,22 +28,25 @@ class Srcu:
         idx = self.idx
         self.nr_readers[idx] += 1
         self.readers.append(self.sim.current)
+        self.enter()
         return idx
 
     def read_unlock(self, idx: int) -> None:
         """srcu_read_unlock()."""
+        if not self.leave():
+            return
         self.nr_readers[idx] -= 1
         self.readers.remove(self.sim.current)
         if not self.nr_readers[idx] and self.wq.waiters:
             self.wq.wake_up_all()
 
-    def held(self) -> bool:
-        """srcu_read_lock_held(): the current task is a reader."""
-        return self.sim.current in self.readers
-
     def synchronize(self) -> None:
-        """synchronize_srcu(): returns when every reader of before has left."""
-        self.sim.might_sleep("synchronize_srcu", self.name)
+        """synchronize_srcu(): returns when every reader of before has left. What is held here must
+        not be taken by a reader (Documentation/virt/kvm/locking.rst)."""
+        sim = self.sim
+        sim.might_sleep("synchronize_srcu", self.name)
+        if sim.lock_observer is not None and sim.current.held:
+            sim.lock_observer(sim.current, self, "lock")
         old = self.idx
         self.idx = 1 - old
         nr_readers = self.nr_readers

@@ -63,6 +63,33 @@ class AllocUnderLock(TdpMmu):
         return self.tdp_mmu_alloc_sp_for_split(root.is_mirror)
 
 
+class AllocInRcu(TdpMmu):
+    """mmu_lock is dropped for the allocation, and RCU is not."""
+
+    __slots__ = ()
+
+    def _alloc_sp_without_mmu_lock(
+        self, kvm: Kvm, root: KvmMmuPage, shared: bool
+    ) -> KvmMmuPage | None:
+        self.rcu_read_lock()
+        sp = super()._alloc_sp_without_mmu_lock(kvm, root, shared)
+        self.rcu_read_unlock()
+        return sp
+
+
+class RcuTakenAgain(TdpMmu):
+    """topup_external_split_cache() comes back with RCU, too, when it fails: its caller leaves that
+    out when it gives up."""
+
+    __slots__ = ()
+
+    def topup_external_split_cache(self, kvm: Kvm, level: int, shared: bool) -> int:
+        r = super().topup_external_split_cache(kvm, level, shared)
+        if r:
+            self.rcu_read_lock()
+        return r
+
+
 class HeadOnly(TdpMmu):
     """Of the huge leaves that cross a range, the one at its start is split."""
 
@@ -139,6 +166,22 @@ DESIGNS = (
         "convert-one-page",
         "locking",
         tdp_mmu=AllocUnderLock,
+    ),
+    seeded(
+        "alloc-in-rcu",
+        "v3 patch 10, tdp_mmu_split_huge_pages_root()",
+        "A split allocates with GFP_KERNEL in a read section of RCU, with mmu_lock dropped",
+        "convert-one-page",
+        "locking",
+        tdp_mmu=AllocInRcu,
+    ),
+    seeded(
+        "rcu-taken-again",
+        "v3 patch 19, topup_external_split_cache()",
+        "A split whose cache cannot be filled returns in a read section of RCU",
+        "dpamt-topup-enomem",
+        "locking",
+        tdp_mmu=RcuTakenAgain,
     ),
     seeded(
         "split-head-only",

@@ -68,6 +68,7 @@ class TdpMmuRoots(Unit):
 
     def rcu_read_lock(self) -> None:
         """rcu_read_lock()."""
+        self.host.rcu.enter()
         self.host.rcu_readers += 1
 
     def rcu_read_unlock(self) -> None:
@@ -76,6 +77,8 @@ class TdpMmuRoots(Unit):
         MODEL: a grace period ends as soon as no section is open; the callbacks run there.
         """
         host = self.host
+        if not host.rcu.leave():
+            return
         host.rcu_readers -= 1
         if not host.rcu_readers and host.rcu_free_sps:
             self.rcu_barrier()

@@ -316,6 +316,7 @@ class TdpMmuSpte(TdpMmuRoots):
         """
         if not kvm.mmu_lock.held_read():
             self.lockdep_assert(False, "not a reader", "tdp_mmu_set_spte_atomic")
+        self._rcu_dereference("tdp_mmu_set_spte_atomic")
         ret = self._tdp_mmu_set_spte_atomic(kvm, it, new_spte)
         if ret:
             return ret
@@ -366,8 +367,14 @@ class TdpMmuSpte(TdpMmuRoots):
                 kvm, True, f"gfn {gfn:#x}: mirror SPTE {old_spte:#x} -> {new_spte:#x}"
             )
 
+    def _rcu_dereference(self, where: str) -> None:
+        """rcu_dereference(iter->sptep): the table may be freed under who is not in RCU."""
+        if not self.host.rcu.held():
+            self.lockdep_assert(False, "suspicious RCU usage, rcu_read_lock not held", where)
+
     def tdp_mmu_iter_set_spte(self, kvm: Kvm, it: TdpIter, new_spte: int) -> None:
         """tdp_mmu_set_spte() at the iterator's position. Source: tdp_mmu_iter_set_spte."""
+        self._rcu_dereference("tdp_mmu_iter_set_spte")
         if it.yielded:
             self.warn_on_once(f"gfn {it.gfn:#x} after a yield", "tdp_mmu_iter_set_spte")
         it.old_spte = self.tdp_mmu_set_spte(

@@ -90,7 +90,9 @@ class KvmX86(Unit):
     # Running
 
     def kvm_vcpu_srcu_read_lock(self, vcpu: KvmVcpu) -> None:
-        """kvm_vcpu_srcu_read_lock()."""
+        """kvm_vcpu_srcu_read_lock(), with the WARN that it has under CONFIG_PROVE_RCU."""
+        if vcpu.kvm.srcu.held():
+            self.warn_on_once("illegal vCPU srcu_idx LOCK", "kvm_vcpu_srcu_read_lock")
         vcpu.srcu_idx = vcpu.kvm.srcu.read_lock()
 
     def kvm_vcpu_srcu_read_unlock(self, vcpu: KvmVcpu) -> None:

@@ -1,0 +1,59 @@
+"""Read sections of RCU and SRCU, as lockdep sees them: a task is in them like in a lock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from septum.sim import Sim
+
+
+class ReadSection:
+    """What a task may be in more than once, and must leave before it returns to user space."""
+
+    __slots__ = ("name", "sim")
+
+    def __init__(self, sim: Sim, name: str) -> None:
+        self.sim = sim
+        self.name = name
+
+    def enter(self) -> None:
+        """The current task is in the section."""
+        self.sim.current.held.append((self, "sh"))
+
+    def leave(self) -> bool:
+        """The current task has left it. False, and a finding as lockdep's "bad unlock balance",
+        when it was not in it."""
+        held = self.sim.current.held
+        for at in range(len(held) - 1, -1, -1):
+            if held[at][0] is self:
+                del held[at]
+                return True
+        self.sim.find(
+            "locking",
+            f"lockdep: {self.sim.current.name} leaves {self.name} without having entered it",
+            where=self.name,
+        )
+        return False
+
+    def held(self) -> bool:
+        """The current task is in the section."""
+        return any(section is self for section, _ in self.sim.current.held)
+
+
+class Rcu(ReadSection):
+    """rcu_read_lock() and rcu_read_unlock(): who is between them must not sleep."""
+
+    __slots__ = ()
+
+    def enter(self) -> None:
+        """rcu_read_lock()."""
+        super().enter()
+        self.sim.current.atomic += 1
+
+    def leave(self) -> bool:
+        """rcu_read_unlock()."""
+        if not super().leave():
+            return False
+        self.sim.current.atomic -= 1
+        return True
