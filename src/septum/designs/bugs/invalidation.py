@@ -64,6 +64,15 @@ class PunchNeverEnds(GuestMemfd):
         inode.invalidate_lock.up_write()
 
 
+class PunchKeepsLock(GuestMemfd):
+    """A hole that cannot be punched keeps the invalidate_lock."""
+
+    __slots__ = ()
+
+    def _kvm_gmem_punch_failed(self, inode: GmemInode, start: int, end: int) -> None:
+        self.kvm_gmem_invalidate_end(inode, start, end)
+
+
 class RetriesGoingSlot(KvmTdxUnit):
     """The local retry of an EPT violation does not look at the slot."""
 
@@ -134,6 +143,14 @@ DESIGNS = (
         "punch-enomem",
         "progress",
         gmem=PunchNeverEnds,
+    ),
+    seeded(
+        "punch-keeps-lock",
+        "v3 patch 16, kvm_gmem_punch_hole()",
+        "When a hole cannot be punched, its way out keeps the invalidate_lock",
+        "punch-enomem",
+        "locking",
+        gmem=PunchKeepsLock,
     ),
     seeded(
         "retries-going-slot",
