@@ -29,6 +29,13 @@ class Stuck(KvmMain):
         if not attributes:
             kvm.slots_lock.lock()
         return super().kvm_vm_set_mem_attributes(kvm, start, end, attributes)
+
+
+class Refuses(KvmMain):
+    __slots__ = ()
+
+    def kvm_vm_ioctl_create_vcpu(self, kvm, vcpu_id):
+        return -5, None
 """
 STUCK_IN_SETUP = """\
 summary = "A page is converted before the programs begin."
@@ -60,19 +67,25 @@ def test_a_search_whose_process_is_killed_is_undetermined(tmp_path: Path) -> Non
 
 
 def test_a_host_that_does_not_come_to_where_a_scenario_begins(tmp_path: Path) -> None:
-    """One sentence says where it is stuck; the other designs are compared. Where none comes there
-    it is the scenario that is wrong."""
+    """One sentence says why its VM cannot be built; the other designs are compared. That a task of
+    it waits for ever is a promise that it breaks. Where none comes there it is the scenario that
+    is wrong."""
     (tmp_path / "stuck.py").write_text(STUCK)
     path = tmp_path / "setup.toml"
     path.write_text(STUCK_IN_SETUP.format(setup="host: set-attributes page 1 to shared"))
-    args = ("stuck.py:Stuck", "--scenarios", "setup.toml", "--no-cost", "--json")
+    args = ("stuck.py:Refuses", "--scenarios", "setup.toml", "--no-cost", "--json")
     done = compare(*args, cwd=tmp_path)
     assert done.returncode == 3, done.stderr
-    assert marks(rows(done.stdout)["stuck.py:Stuck"]) == {"undetermined"}
+    assert marks(rows(done.stdout)["stuck.py:Refuses"]) == {"undetermined"}
     assert marks(rows(done.stdout)["v3"]) == {"held"}
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("septum: stuck.py:Stuck in setup: scenario setup: setup: `host: ")
-    assert "never ends: no task can go on" in last
+    assert done.stderr.splitlines()[-1] == (
+        "septum: stuck.py:Refuses in setup: scenario setup: VM vm: create_vcpus failed: -EIO"
+    )
+    args = ("stuck.py:Stuck", *args[1:])
+    done = compare(*args, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "broken" in marks(rows(done.stdout)["stuck.py:Stuck"])
+    assert marks(rows(done.stdout)["v3"]) == {"held"}
     path.write_text(STUCK_IN_SETUP.format(setup='vcpu0: wait x", "host: signal x'))
     done = compare(*args, cwd=tmp_path)
     assert done.returncode == 2, done.stdout

@@ -164,12 +164,16 @@ def test_before_the_programs_begin(
     monkeypatch.setattr("septum.scenarios.limit.POINTS_MAX", 5000)
     path = tmp_path / "setup.toml"
     path.write_text(SETUP)
+    words = (str(path), "--design", f"{loops}:Round")
+    no_end = "no end after 5000 scheduling points; still running: host"
     for command in ("run", "explore"):
-        assert septum(command, str(path), "--design", f"{loops}:Round") == USAGE
-        assert capsys.readouterr().err == (
-            "septum: scenario setup: before its programs begin: no end after 5000 scheduling"
-            " points; still running: host; nothing can be run or searched\n"
-        )
+        assert septum(command, *words) == BROKEN
+        assert no_end in " ".join(capsys.readouterr().out.split())
+    assert septum("explore", *words, "--ignore", "progress: ") == USAGE
+    assert capsys.readouterr().err == (
+        f"septum: scenario setup: before its programs begin: {no_end}; nothing can be run or"
+        " searched\n"
+    )
     assert septum("run", str(path)) == 0
 
 

@@ -255,6 +255,58 @@ def test_a_host_that_keeps_a_lock_breaks_a_promise(tmp_path: Path) -> None:
     assert "main waits for vm1 mmu_lock for ever" in later.stdout
 
 
+READS = """from septum.linux.kvm.guest_memfd import GuestMemfd
+from septum.linux.kvm.x86 import KvmX86
+
+class Reads(GuestMemfd):
+    __slots__ = ()
+
+    def kvm_gmem_set_attributes(self, *args):
+        next(iter(self.host.kvms.values())).srcu.read_lock()
+        return super().kvm_gmem_set_attributes(*args)
+
+class ReadsInTheGuest(KvmX86):
+    __slots__ = ()
+
+    def kvm_arch_vcpu_ioctl_run(self, vcpu):
+        ret = super().kvm_arch_vcpu_ioctl_run(vcpu)
+        self.kvm_vcpu_srcu_read_lock(vcpu)
+        return ret
+
+class TakesSlotsLock(GuestMemfd):
+    __slots__ = ()
+
+    def kvm_gmem_set_attributes(self, *args):
+        kvm = next(iter(self.host.kvms.values()))
+        idx = kvm.srcu.read_lock()
+        with kvm.slots_lock:
+            kvm.srcu.read_unlock(idx)
+            return super().kvm_gmem_set_attributes(*args)
+"""
+
+
+INVERTED = (
+    "vcpu0 takes vm# slots_lock while it holds vm# srcu, and elsewhere the order is:"
+    " vm# srcu inside vm# slots_lock (documented)"
+)
+
+
+@pytest.mark.parametrize(
+    ("design", "finding"),
+    [
+        ("Reads", "vcpu0 has ended KVM_SET_MEMORY_ATTRIBUTES2 and still holds vm1 srcu"),
+        ("ReadsInTheGuest", "vcpu0 has ended KVM_RUN and still holds vm1 srcu"),
+        ("TakesSlotsLock", INVERTED),
+    ],
+)
+def test_srcu_is_a_lock_to_lockdep(design: str, finding: str, tmp_path: Path) -> None:
+    """Whoever reads it has to leave, and takes no lock inside which KVM waits for its readers."""
+    (tmp_path / "mine.py").write_text(READS)
+    done = septum("run", "convert-one-page", "--design", f"mine.py:{design}", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert f"broken: locking: {finding}" in " ".join(done.stdout.split())
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_result_that_is_forgotten_is_told_by_the_function_that_should_give_it(
     workers: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from septum.cli.main import app
+from septum.errors import InputError
 
 SCENARIO = """
 summary = "The guest uses a page that it has not accepted, and later another vCPU runs."
@@ -56,6 +57,41 @@ def test_workers_and_who_goes_on_find_the_same(tmp_path: Path) -> None:
         told = " ".join(result.output.split())
         assert result.exit_code == 1 and told.count("BROKEN: promise accept-once") == 1
         assert "Broken by the setup, in `vcpu0: use 4K page 0`, before the programs" in told
+
+
+KEEPS = """from septum.linux.kvm.main import KvmMain
+
+class Keeps(KvmMain):
+    __slots__ = ()
+
+    def kvm_vm_ioctl_set_memory_region(self, kvm, mem):
+        ret = super().kvm_vm_ioctl_set_memory_region(kvm, mem)
+        kvm.slots_lock.lock()
+        return ret
+"""
+
+
+def test_a_host_that_never_lets_the_setup_end(tmp_path: Path) -> None:
+    """What it breaks is told as what any setup breaks; who ignores that has nothing to search."""
+    mine = tmp_path / "mine.py"
+    mine.write_text(KEEPS, encoding="utf-8")
+    words = ["convert-one-page", "--design", f"{mine}:Keeps"]
+    kept = "locking: main has ended KVM_SET_USER_MEMORY_REGION2 and still holds vm1 slots_lock"
+    for command in ("run", "report"):
+        result = CliRunner().invoke(app, [command, *words])
+        assert result.exit_code == 1 or command == "report"
+        assert kept.partition(": ")[2] in " ".join(result.output.split())
+    result = CliRunner().invoke(app, ["explore", *words, "--no-watch", "--json"])
+    assert result.exit_code == 1, result.output
+    (example,) = json.loads(result.output)["verdicts"][0]["counterexamples"]
+    assert f"{example['finding']['promise']}: {example['finding']['text']}" == kept
+    assert CliRunner().invoke(app, ["replay", example["token"]]).exit_code == 1
+    ignored = [*words, "--no-watch", "--ignore", "locking: "]
+    told = " ".join(CliRunner().invoke(app, ["explore", *ignored]).output.split())
+    assert "Cause: main waits for vm1 slots_lock for ever (main, scheduler)." in told
+    result = CliRunner().invoke(app, ["explore", *ignored, "--ignore", "progress: "])
+    assert isinstance(result.exception, InputError)
+    assert str(result.exception).endswith("for ever; nothing can be run or searched")
 
 
 @pytest.mark.parametrize("strategy", ["auto", "exhaustive", "plain"])

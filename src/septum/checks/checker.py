@@ -56,6 +56,7 @@ class Checker:
         "_told_of_begins",
         "_told_of_ends",
         "_told_of_faults",
+        "_told_of_returns",
         "_told_of_violations",
         "_under_way",
         "_vms",
@@ -121,6 +122,7 @@ class Checker:
         self._watching = self._with("changed")
         self._told_of_begins = self._with("operation_begin")
         self._told_of_ends = self._with("operation_end")
+        self._told_of_returns = self._with("returned")
         self._told_of_faults = self._with("fault_tried")
         self._told_of_violations = self._with("ept_violation_handled")
         self._of_machine = self._with("look_machine")
@@ -191,12 +193,20 @@ class Checker:
             self._histories[number].end(op, number)
         for promise in self._told_of_ends:
             promise.operation_end(op)
+        self.returned(op.name)
         if self.mode == "end":
             return
         if self._pace.operation_is_wide():
             self.quiet_point(op.name, op.spans)
         else:
             self.quiet_point(op.name, op.spans, NEAR, FRAME)
+
+    def returned(self, name: str) -> None:
+        """The current task goes back to user space from the system call `name`."""
+        where, self.where = self.where, name
+        for promise in self._told_of_returns:
+            promise.returned(name)
+        self.where = where
 
     def slot_bound(self) -> None:
         """A slot was given memory of a guest_memfd: who asks for something to be done to that

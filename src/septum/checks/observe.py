@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from septum.abi.errno import EAGAIN
 from septum.abi.exitqual import EXIT_REASON_EPT_VIOLATION
-from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
+from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE, KVM_X86_TDX_VM
 from septum.checks.mapping_in_folio import piece_at
 from septum.checks.operation import Aim, gmem_spans, vm_spans
 from septum.linux.kvm.gmem_range import FALLOC_FL_PUNCH_HOLE, MAX_INDEX
@@ -36,12 +36,26 @@ if TYPE_CHECKING:
     from septum.machine import TablePage
 
 U = TypeVar("U", bound="Unit")
+R = TypeVar("R")
 
 
 class _MainHooks(KvmMain):
     """ioctls of VMs and vCPUs."""
 
     __slots__ = ()
+
+    def kvm_create_vm(self, vm_type: int = KVM_X86_TDX_VM) -> tuple[int, Kvm | None]:
+        return _returns(self, "KVM_CREATE_VM", super().kvm_create_vm(vm_type))
+
+    def kvm_vm_ioctl_create_vcpu(self, kvm: Kvm, vcpu_id: int) -> tuple[int, KvmVcpu | None]:
+        result = super().kvm_vm_ioctl_create_vcpu(kvm, vcpu_id)
+        return _returns(self, "KVM_CREATE_VCPU", result)
+
+    def kvm_vm_ioctl_create_guest_memfd(
+        self, kvm: Kvm, size: int, flags: int = 0, page_order: int = 0
+    ) -> tuple[int, GmemFile | None]:
+        result = super().kvm_vm_ioctl_create_guest_memfd(kvm, size, flags, page_order)
+        return _returns(self, "KVM_CREATE_GUEST_MEMFD", result)
 
     def kvm_vm_ioctl_set_memory_attributes(
         self, kvm: Kvm, address: int, size: int, attributes: int
@@ -78,6 +92,7 @@ class _MainHooks(KvmMain):
         result = super().kvm_vcpu_ioctl_pre_fault_memory(vcpu, gpa, size, flags)
         observer = _observer_of(self)
         if observer is not None:
+            observer.returned("KVM_PRE_FAULT_MEMORY")
             spans = vm_spans(vcpu.kvm, [(gpa >> 12, gpa + size >> 12)])
             observer.quiet_point("KVM_PRE_FAULT_MEMORY", spans)
         return result
@@ -230,8 +245,16 @@ def _end(unit: Unit, op: Operation | None, ret: int) -> int:
 def _quiet(unit: Unit, where: str, ret: int) -> int:
     observer = _observer_of(unit)
     if observer is not None:
+        observer.returned(where)
         observer.quiet_point(where)
     return ret
+
+
+def _returns(unit: Unit, name: str, result: R) -> R:
+    observer = _observer_of(unit)
+    if observer is not None:
+        observer.returned(name)
+    return result
 
 
 def _with_hooks(hooks: type[U], unit: type[U]) -> type[U]:

@@ -48,6 +48,9 @@ class Promise:
     def operation_end(self, op: Operation) -> None:
         """It was answered: `op.ret`."""
 
+    def returned(self, name: str) -> None:
+        """The current task goes back to user space from the system call `name`."""
+
     def ept_violation_handled(self, vcpu: KvmVcpu) -> None:
         """KVM has handled an EPT violation of the vCPU."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from septum.compare.result import AS_EXPECTED, Bounds, Broken, Searched
+from septum.errors import NotBegun
 from septum.explore.api import Search
 from septum.explore.command import stories
 from septum.explore.reproduce import command_lines
@@ -63,7 +64,10 @@ def search(design: str, scenario: str, bounds: Bounds) -> Searched:
         if not _promises(last) or found.interrupted or left_s <= 0:
             break
         past = tuple(f"{promise}: " for promise in _promises(found))
-        last = _round(design, scenario, msgspec.structs.replace(bounds, time_s=left_s), past)
+        try:
+            last = _round(design, scenario, msgspec.structs.replace(bounds, time_s=left_s), past)
+        except NotBegun:
+            break  # the setup never ends: past what it breaks there is nothing
         found = _together(found, last)
     if _promises(last):
         # Nobody has looked past what it found.

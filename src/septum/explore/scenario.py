@@ -105,7 +105,7 @@ class ScenarioSubject:
     def build(self) -> Built:
         """The world with its VMs up, before the programs begin."""
         world = ScenarioWorld(self.scenario, self._design, self.check)
-        return Built(world.sim, [world], world)
+        return Built(world.sim, [world], world, world.unready)
 
     def start(self, built: Built) -> None:
         """The programs."""

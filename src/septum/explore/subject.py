@@ -37,15 +37,19 @@ class Built:
     """A world that is ready to run, before any task exists.
 
     `roots` lead to all of its mutable state (the simulator's is found by itself). `is_over`: what
-    follows takes the world down, and is no part of the run.
+    follows takes the world down, and is no part of the run. `unready`: why it is not ready after
+    all, which is among the simulator's findings; "" where it is.
     """
 
-    __slots__ = ("is_over", "roots", "sim", "world")
+    __slots__ = ("is_over", "roots", "sim", "unready", "world")
 
-    def __init__(self, sim: Sim, roots: Sequence[object], world: object = None) -> None:
+    def __init__(
+        self, sim: Sim, roots: Sequence[object], world: object = None, unready: str = ""
+    ) -> None:
         self.sim = sim
         self.roots = [sim, *roots]
         self.world = world
+        self.unready = unready
         self.is_over = False
 
 

@@ -45,6 +45,13 @@ class Srcu(ReadSection):
         not be taken by a reader (Documentation/virt/kvm/locking.rst)."""
         sim = self.sim
         sim.might_sleep("synchronize_srcu", self.name)
+        if self.held():
+            sim.find(
+                "locking",
+                "lockdep: Illegal synchronize_srcu() in same-type SRCU (or in RCU) read-side"
+                f" critical section: {sim.current.name} is a reader of {self.name}",
+                where="synchronize_srcu",
+            )
         if sim.lock_observer is not None and sim.current.held:
             sim.lock_observer(sim.current, self, "lock")
         old = self.idx

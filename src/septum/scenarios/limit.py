@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from septum.errors import InputError
 from septum.sim import RunStopped
 
 if TYPE_CHECKING:
@@ -34,16 +33,13 @@ def limit(sim: Sim) -> None:
 
 
 @contextmanager
-def limited(sim: Sim, when: str) -> Iterator[None]:
-    """What has no end in here, which no schedule has a part in, is an InputError; `when` begins its
-    sentence. Nothing is counted of what ends."""
+def limited(sim: Sim) -> Iterator[None]:
+    """`limit` of what is done in here, which no schedule has a part in: RunStopped. Nothing is
+    counted of it."""
     counted = sim.nr_points
     limit(sim)
     try:
         yield
-    except RunStopped:
-        text = sim.findings[-1].text if sim.findings else "a run was stopped"
-        raise InputError(f"{when}: {text}; nothing can be run or searched") from None
     finally:
         sim.set_alarm(None)
         sim.nr_points = counted

@@ -171,6 +171,8 @@ def run_in(
     run.sim.set_sink(sink)
     if sink is not None:
         tell_memory(run.world)
+        for known in run.sim.findings:  # of the setup, whose events nobody was given
+            sink(FindingEvent(known.time_ns, known.task, 0, known.promise, known.text))
     run.run(schedule)
     recipe = recipe_for_token(run.scenario, run.design, run.checker.mode)
     kind, seed = schedule.spec()

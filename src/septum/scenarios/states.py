@@ -115,6 +115,9 @@ def scenario_states(
         if not is_quiet(event) or state != steps[-1].state:
             steps.append(StateStep(event.task, describe(event).text, state))
 
+    if world.unready:
+        world.world.close()
+        return steps
     world.sim.set_sink(see)
     with closing(world.world), suppress(RunStopped):
         world.begin(schedule)

@@ -27,10 +27,11 @@ from septum.vmm.qemu import STOP_SHUTDOWN
 from septum.vmm.world import World, WorldRecipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from septum.checks.modes import Mode
     from septum.scenarios.scenario import Program, Scenario, Step
+    from septum.sim import Event, Task
 
 MACHINE_BYTES = 4 << 30
 STOPPED = "never begun: the VM had ended"
@@ -81,15 +82,27 @@ class ScenarioWorld:
         "pages",
         "record",
         "scenario",
+        "setup_at",
         "setup_findings",
         "sim",
         "stopped",
+        "unready",
         "vmms",
         "world",
     )
 
-    def __init__(self, scenario: Scenario, design: str = "v3", check: Mode = "quiet") -> None:
-        """Raises NotBegun when the scenario's VMs cannot be built, or its setup never ends."""
+    def __init__(
+        self,
+        scenario: Scenario,
+        design: str = "v3",
+        check: Mode = "quiet",
+        sink: Callable[[Event], None] | None = None,
+    ) -> None:
+        """Raises NotBegun when the scenario's VMs cannot be built, or its setup waits for a flag
+        that nobody raises.
+
+        `sink` is given the events of all that is done before the programs begin.
+        """
         self.scenario = scenario
         found = find_design(design)
         check_names(scenario, found)
@@ -110,6 +123,8 @@ class ScenarioWorld:
         self.stopped = False
         # How many findings there were after the VMs were up, and after each step of `setup`.
         self.setup_findings: list[int] = []
+        self.setup_at = ""  # what of that is done now, or was last
+        self.unready = ""  # why the programs cannot begin: what the host does not come out of
         self.guests: list[ScenarioGuest] = []
         self.vmms: dict[str, ScenarioVmm] = {}
         for vm in scenario.vms:
@@ -126,8 +141,13 @@ class ScenarioWorld:
         )
         self.checker = Checker(self.world, mode=check, guests=self.guests)
         self.checker.start()
-        with limited(self.sim, f"scenario {scenario.name}: before its programs begin"):
-            self._bring_up()
+        self.sim.set_sink(sink)
+        with limited(self.sim):
+            try:
+                self._bring_up()
+            except RunStopped:
+                self._cannot_begin()
+        self.sim.set_sink(None)
         x86 = self.world.host.x86_tdx.state
         x86.inject = self.failures.seamcall_leaves()
         x86.inject_busy_only = self.failures.busy_leaves()
@@ -138,21 +158,51 @@ class ScenarioWorld:
         """The VMs up to where their vCPUs wait in user space, and the steps of `setup`."""
         scenario = self.scenario
         for name, vmm in self.vmms.items():
+            self.setup_at = f"while VM {name} is built"
             if not vmm.vm_spec.shape.later and vmm.build():
                 raise NotBegun(f"scenario {scenario.name}: VM {name}: {vmm.fatal[0]}")
         self._counted = count_all(self.world, self.vmms, self.record)
         for name, vmm in self.vmms.items():
             for index in range(len(vmm.vcpus)):
+                self.setup_at = f"where {self._guest(name).actors[index]} first enters its guest"
                 self._run_vcpu(name, index)
+                self._has_ended()
         self.setup_findings.append(len(self.sim.findings))
         for step in scenario.setup:
+            self.setup_at = f"in `{step.actor}: {step.op.text}`"
             self._take(step)
+            self._has_ended()
             self.setup_findings.append(len(self.sim.findings))
-            if self.sim.tasks:
-                raise NotBegun(
-                    f"scenario {scenario.name}: setup: `{step.actor}: {step.op.text}` never ends:"
-                    f" {self.sim.findings[-1].text}; nothing can be run or searched"
-                )
+        for vmm in self.vmms.values():
+            vmm.renew_guest()
+
+    def _has_ended(self) -> None:
+        """What was done of the setup has ended. Raises RunStopped where the host does not let it,
+        and NotBegun where it is for the scenario to."""
+        sim = self.sim
+        if not sim.tasks:
+            return
+        found = sim.findings[-1]
+        if all(self._waits_for_flag(task) for task in sim.tasks):
+            at = self.setup_at.removeprefix("in ")
+            raise NotBegun(f"scenario {self.scenario.name}: setup: {at} never ends: {found.text}")
+        raise RunStopped(found)
+
+    def _waits_for_flag(self, task: Task) -> bool:
+        """An operation of the scenario that no other ends: threads of VMMs sleep, guests spin."""
+        return task.blocked_on == self.record.wq.name or any(
+            task.blocked_on == lp.wake_wq.name for lp in self.world.machine.lps
+        )
+
+    def _cannot_begin(self) -> None:
+        """The host has not let the setup end: its findings are all that there is to tell."""
+        findings = self.sim.findings
+        nr = len(findings)
+        self.unready = findings[-1].text
+        self.setup_findings.append(nr)
+        self._stop()
+        self.world.close()
+        del findings[nr:]  # what was in the middle of things unwinds
         for vmm in self.vmms.values():
             vmm.renew_guest()
 
@@ -312,7 +362,11 @@ class ScenarioWorld:
 
     def run(self, schedule: Schedule) -> None:
         """From the beginning of the programs to the last page; to where a promise was broken for
-        good (an endless retry), or to the first finding with `sim.stop_on_finding`."""
+        good (an endless retry), or to the first finding with `sim.stop_on_finding`. Nothing where
+        the programs cannot begin."""
+        if self.unready:
+            self.sim.schedule = schedule
+            return
         self.begin(schedule)
         try:
             self.sim.run()

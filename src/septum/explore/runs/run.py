@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from septum.errors import NotBegun
 from septum.explore import budget
 from septum.explore.runs.steering import Replaying, Steering
 from septum.explore.tracking.adopt import parts_apart
@@ -132,11 +133,18 @@ class Runner:
     )
 
     def __init__(self, subject: Subject, options: Options) -> None:
+        """Raises NotBegun where the world does not come to where runs begin, and nobody wants to
+        hear of what keeps it from that."""
         self.subject = subject
         self.options = options
         self.built: Built = subject.build()
         # What is broken already, by the setup, is a finding of every run.
         self.before = tuple(self.built.sim.findings)
+        if self.built.unready and not any(map(self.is_news, self.before)):
+            raise NotBegun(
+                f"scenario {subject.name}: before its programs begin: {self.built.unready}; nothing"
+                " can be run or searched"
+            )
         self.nr_runs = 0
         self.nr_steps = 0
         # What broke as the scenario says, as (promise, text), since somebody emptied it.
