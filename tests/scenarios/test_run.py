@@ -294,6 +294,19 @@ def test_a_token_stays_with_what_a_scenario_does(
             replay_scenario(recipe, ListSchedule([]))
 
 
+UNPIN = """
+summary = "A driver gives back a page that it never took."
+[vm]
+in-place = true
+[host]
+vmm = ["set-attributes page 0 to shared", "touch page 0", "unpin page 0 => -EFAULT"]
+"""
+
+
+def test_to_unpin_what_nobody_pinned_takes_no_reference() -> None:
+    assert run_scenario(scenario(UNPIN)).ok
+
+
 def test_the_checker_of_the_library_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert judge("convert-one-page", Bounds(seeds=1)).problems == ()
     broken_host(monkeypatch, gmem=NoSplit)

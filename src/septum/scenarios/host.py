@@ -283,8 +283,10 @@ class HostThread:
             return ret_word(-EBADF)
         inode = vmm.ram.gmem.inode
         index = self._index(op, vmm)
+        if index not in inode.pins:
+            return ret_word(-EFAULT)
         folio: Folio | None = self.host.gmem.filemap_get_folio(inode, index)
-        if folio is None or index not in inode.pins:
+        if folio is None:
             return ret_word(-EFAULT)
         self.host.mm.folio_put(folio)  # the look-up's
         self.host.gmem.unpin_user_page(inode, index, folio)

@@ -35,13 +35,16 @@ class SplitSeptFirst(GuestMemfd):
     ) -> int:
         if to_private or not inode.page_order:
             return super()._kvm_gmem_convert_mappings(inode, start, end, to_private)
-        first, last = self._kvm_gmem_compute_invalidate_range(inode, start, end)
-        ret = self.kvm_gmem_split_private(inode, first, last)
+        ret = self.kvm_gmem_split_private(inode, *self._range_made_small(inode, start, end))
         if not ret:
             ret = self.kvm_gmem_restructure(inode, start, end - start, to_private)
         if not ret:
             self.kvm_gmem_zap(inode, start, end)
         return ret
+
+    def _range_made_small(self, inode: GmemInode, start: int, end: int) -> tuple[int, int]:
+        """Where folios become 4 KB when [start, end) becomes shared."""
+        return self._kvm_gmem_compute_invalidate_range(inode, start, end)
 
     def _kvm_gmem_split_range(self, kvm: Kvm, gfn_range: KvmGfnRange) -> int:
         file = gfn_range.slot.gmem_file

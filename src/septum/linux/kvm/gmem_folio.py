@@ -12,7 +12,7 @@ wip-gmem-conversions-hugetlb-restructuring-12-08-25.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from septum.abi.errno import EEXIST, ENOMEM
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
@@ -34,9 +34,10 @@ ALL_ATTRIBUTES = (1 << 64) - 1
 
 
 class GmemFolios(GmemTrace):
-    """Folios by index."""
+    """Folios by index. `split_orders` are the orders that a huge folio may be split to."""
 
     __slots__ = ()
+    split_orders: ClassVar[tuple[int, ...]] = (0,)
 
     # Look-up
 
@@ -199,13 +200,17 @@ class GmemFolios(GmemTrace):
         # It is in the page cache already: who looks it up now finds it, and finds it whole.
         self.sim.point("folio_clear_locked", folio)
         self.host.mm.folio_put(folio)
-        ret = self.gmem_hugetlb_restructure_folio(inode, base, 0)
+        ret = self._restructure_fresh_folio(inode, base)
         if ret:
             return ret, None
         small = self.filemap_get_folio(inode, index)
         assert small is not None
         small.locked = True
         return 0, small
+
+    def _restructure_fresh_folio(self, inode: GmemInode, index: int) -> int:
+        """Give a folio over a range that is not all private the size that its attributes allow."""
+        return self.gmem_hugetlb_restructure_folio(inode, index, 0)
 
     def _is_taken(self, inode: GmemInode, folio: Folio, index: int) -> bool:
         """Whether the page cache has a page where `folio` would be, at `index` or around it."""
@@ -254,7 +259,7 @@ class GmemFolios(GmemTrace):
         way out; its references never are the page cache's alone.
         """
         mm = self.host.mm
-        if to_order:
+        if to_order not in self.split_orders:
             self.warn_on("only order 0 is supported", "hugetlb_restructuring_split_folio")
         folio = inode.folios[index]
         if folio.splitting:
@@ -269,13 +274,18 @@ class GmemFolios(GmemTrace):
         folio.splitting = False
         if ret:
             return ret
-        del inode.folios[index]
-        split = inode.split_folios[index] = SplitFolio(index, folio)
-        mm.restructure_forget_huge(folio)
-        folio.order = 0  # for who has it from before, without a reference: page_folio() in TDX
+        nr_pages = folio.nr_pages
+        self._split_in_place(inode, index, folio, to_order)
         if self.sim.tracing:
-            self.trace_folios(inode, index, split.nr_pages)
+            self.trace_folios(inode, index, nr_pages)
         return 0
+
+    def _split_in_place(self, inode: GmemInode, index: int, folio: Folio, to_order: int) -> None:
+        """The last step of a split, which cannot fail."""
+        del inode.folios[index]
+        inode.split_folios[index] = SplitFolio(index, folio)
+        self.host.mm.restructure_forget_huge(folio)
+        folio.order = 0  # for who has it from before, without a reference: page_folio() in TDX
 
     def _split_entries_alloc(self, folio: Folio) -> bool:
         """xas_split_alloc() in split_entries(): the page cache's nodes for the small folios; false
@@ -300,7 +310,17 @@ class GmemFolios(GmemTrace):
     def hugetlb_restructuring_merge_folio(self, inode: GmemInode, index: int, to_order: int) -> int:
         """Make one huge folio again of small ones. It cannot fail."""
         split = inode.split_folios[index]
-        assert split.order == to_order and split.hugetlb is not None and not split.gone
+        assert split.order == to_order and split.hugetlb is not None
+        uptodate = self._take_small_folios(inode, split)
+        folio = self.host.mm.restructure_make_huge(split.pfn, split.hugetlb, split.site)
+        self._add_merged_folio(inode, index, folio, uptodate)
+        return 0
+
+    def _take_small_folios(self, inode: GmemInode, split: SplitFolio) -> bool:
+        """Take the small folios that are to be one out of the page cache, once nobody else refers
+        to any; whether the first is up to date, which all of them are then."""
+        index = split.index
+        assert not split.gone
         smalls = list(self._folios_in_range(inode, index, index + split.nr_pages))
         for _, small in smalls:
             self._freeze_folio(small)
@@ -311,13 +331,14 @@ class GmemFolios(GmemTrace):
             del inode.folios[at]
             self.host.mm.state.small_folios.pop(small.pfn, None)
         del inode.split_folios[index]
-        folio = self.host.mm.restructure_make_huge(split.pfn, split.hugetlb, split.site)
+        return uptodate
+
+    def _add_merged_folio(self, inode: GmemInode, index: int, folio: Folio, uptodate: bool) -> None:
         folio.refcount = folio.nr_pages
         folio.uptodate = uptodate
         inode.folios[index] = folio
         if self.sim.tracing:
             self.trace_folios(inode, index, folio.nr_pages)
-        return 0
 
     # Removal
 
@@ -330,7 +351,7 @@ class GmemFolios(GmemTrace):
         folio.uptodate = False
         if self.sim.tracing:
             self.trace_folios(inode, index, folio.nr_pages)
-        if folio.hugetlb is not None and folio.order:
+        if folio.hugetlb is not None and folio.order == folio.hugetlb.order:
             self.host.mm.hugetlb_restructuring_metadata_restore(folio.pfn)
         folio.refcount -= folio.nr_pages - 1
         self.host.mm.folio_put(folio)
