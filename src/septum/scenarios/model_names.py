@@ -33,6 +33,8 @@ SEAMCALL = "seamcall:"
 
 _CHOICES = {"choose": "{}", "fails": "alloc:{}"}
 """Methods that make a choice point of their first argument, and its name."""
+_SEAMCALLS = ("seamcall", "seamcall_ret")
+"""Methods that make the SEAMCALL of their first argument."""
 
 
 class ModelNames(NamedTuple):
@@ -113,10 +115,11 @@ class _Sources:
                 if not _makes_names(call.function):
                     for text in self._argument(call, 0, ""):
                         yield name.format(text)
-        for call in self.calls.get("seamcall", ()):
-            for node in ast.walk(call.node.args[0]):
-                if isinstance(node, ast.Name) and hasattr(leaves, node.id):
-                    yield SEAMCALL + seamcall_name(getattr(leaves, node.id) & LEAF_MASK)
+        for method in _SEAMCALLS:
+            for call in self.calls.get(method, ()):
+                for node in ast.walk(call.node.args[0]):
+                    if isinstance(node, ast.Name) and hasattr(leaves, node.id):
+                        yield SEAMCALL + seamcall_name(getattr(leaves, node.id) & LEAF_MASK)
 
     def counters(self) -> Iterator[str]:
         """Names of KVM's statistics."""

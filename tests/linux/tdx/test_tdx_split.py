@@ -13,7 +13,8 @@ from septum.abi.status import TDX_OPERAND_INVALID, TDX_SW_ERROR
 from septum.abi.types import Pfn
 from septum.linux.host import HostUnits, v3_units
 from septum.linux.kvm.tdx import KvmTdxUnit
-from septum.linux.kvm.types import Folio
+from septum.linux.mm.folio import Folio
+from septum.module.events import SeamcallEvent
 
 Benches = Callable[..., Any]
 PAGE = 4096
@@ -52,6 +53,21 @@ def test_no_huge_page_without_the_parameter_or_the_feature(
     assert not b.host.tdx.state.enable_tdx_huge_page
     b.prefault(FREE_GPA, PAGE)
     assert b.walk(FREE_GPA) == (0, True)
+
+
+def test_a_seamcall_takes_nothing_over_from_the_one_before(bench: Benches) -> None:
+    """The kernel's struct tdx_module_args is zero where a wrapper sets nothing."""
+    b = bench()
+    x86, td = b.host.x86_tdx, b.kvm.tdx
+    err, _, level_state = x86.tdh_mem_range_block(td, FREE_GPA, 0)  # nothing is mapped there
+    assert err and level_state
+    events: list[Any] = []
+    b.sim.set_sink(events.append)
+    assert x86.tdh_mem_track(td)[0] == 0
+    page = b.host.mm.alloc_folio(0, "test")
+    assert x86.tdh_phymem_page_wbinvd_hkid(td.hkid, page, 0, 1) == 0
+    b.sim.set_sink(None)
+    assert [event.rdx for event in events if isinstance(event, SeamcallEvent)] == [0, 0]
 
 
 def test_convert_one_page_inside_a_huge_page(bench: Benches) -> None:

@@ -27,7 +27,8 @@ from septum.linux.x86.seamcall import TdxSeamcall
 from septum.linux.x86.state import PTE_SHIFT, PTRS_PER_PMD, TDX_PS_2M
 
 if TYPE_CHECKING:
-    from septum.linux.kvm.types import Folio, KvmTdx, PreallocSplitCache
+    from septum.linux.kvm.types import KvmTdx, PreallocSplitCache
+    from septum.linux.mm.folio import Folio
 
 
 class TdxPamt(TdxSeamcall):
@@ -68,8 +69,8 @@ class TdxPamt(TdxSeamcall):
         return self.host.mm.alloc_page("tdx_pamt_page")
 
     def alloc_pamt_array(self, pages: list[Pfn], prealloc: PreallocSplitCache | None) -> int:
-        """Fill `pages` with the PAMT pages for one 2 MB frame. 0, or -ENOMEM with those that
-        were had left in `pages` for the caller to free."""
+        """Fill `pages` with the PAMT pages for one 2 MB frame. 0; or -ENOMEM, and the caller frees
+        what is in `pages` by then."""
         for _ in range(self.tdx_dpamt_entry_pages()):
             page = self.alloc_dpamt_page(prealloc)
             if page is None:
@@ -78,7 +79,7 @@ class TdxPamt(TdxSeamcall):
         return 0
 
     def free_pamt_array(self, pages: list[Pfn]) -> None:
-        """Reset and free; they go to the page allocator, wherever they came from."""
+        """Reset the pages and free them to the page allocator, even those out of a cache."""
         for page in pages:
             self.tdx_quirk_reset_paddr(page, 1)
             self.host.mm.free_page(page)
@@ -86,8 +87,8 @@ class TdxPamt(TdxSeamcall):
     # PAMT.ADD and PAMT.REMOVE
 
     def pages_counted_ahead(self) -> list[int]:
-        """Pages that tdx_pamt_get() may have counted before the module has them: none in v3, where
-        the two go together."""
+        """Pages that tdx_pamt_get() has counted and the module does not have yet: none in v3, which
+        counts a page right before the SEAMCALL that gives it away."""
         return []
 
     def pamt_2mb_arg(self, page: int) -> int:
@@ -114,9 +115,11 @@ class TdxPamt(TdxSeamcall):
     def tdx_pamt_get(self, page: int, prealloc: PreallocSplitCache | None = None) -> int:
         """One more 4 KB TDX page in the 2 MB frame of `page`; installs the pair for the first.
 
-        0, or -ENOMEM. Source: Dynamic PAMT v4 08/16. As posted, a failure of PAMT.ADD itself also
-        returns 0 (`ret` still holds what alloc_pamt_array() returned), the count stays 0 and the
-        pair is freed: suspect, kept. The caller's next SEAMCALL on the page then fails.
+        0, or -ENOMEM. Source: Dynamic PAMT v4 08/16.
+
+        SUSPECT: a failure of PAMT.ADD itself returns 0, too (`ret` still holds what
+        alloc_pamt_array() returned); the count stays 0 and the pair is freed. The caller's next
+        SEAMCALL on the page then fails.
         """
         state = self.state
         if not state.sysinfo.tdx_supports_dynamic_pamt():
@@ -239,10 +242,12 @@ class TdxPamt(TdxSeamcall):
         `prealloc`; TDX_OPERAND_INVALID when the guest page is not one aligned 2 MB piece of its
         folio. Source: patches 02, 22, 23, in that order of checks.
 
-        Suspect, kept: after TDX_OPERAND_BUSY the pair is freed instead of going back into
-        `prealloc`, so the second attempt in tdh_do_no_vcpus() needs another pair, which a cache
-        topped up for one split may not have (then TDX_SW_ERROR). And when only one page is left,
-        it is taken out and lost.
+        The C leaves *ext_err1/2 unwritten where no SEAMCALL was made; here they are 0.
+
+        SUSPECT: after TDX_OPERAND_BUSY the pair is freed instead of going back into `prealloc`. So
+        the second attempt in tdh_do_no_vcpus() needs another pair, which a cache topped up for one
+        split may not have (then TDX_SW_ERROR). And when only one page is left, it is taken out of
+        the cache and never freed.
         """
         dpamt = self._demote_takes_pair(level)
         assert td.tdr_page is not None

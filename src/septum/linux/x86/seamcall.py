@@ -32,7 +32,10 @@ from septum.sim import Mutex, SimDefect, SpinLock
 
 if TYPE_CHECKING:
     from septum.linux.host import Host
-    from septum.linux.kvm.types import Folio
+    from septum.linux.mm.folio import Folio
+
+SeamcallRet = tuple[int, int, int]
+"""(status, ext_err1, ext_err2)."""
 
 INJECTED_BUSY = 1
 INJECTED_ERROR = 2
@@ -106,17 +109,24 @@ class TdxSeamcall(Unit):
             return TDX_OPERAND_INVALID
         return 0
 
-    def _take_regs(self) -> Regs:
-        """A register set for a wrapper that names every register its leaf reads."""
+    def seamcall_ret(self, fn: int, rcx: int, rdx: int = 0) -> SeamcallRet:
+        """seamcall_ret() of a leaf that takes RCX and RDX alone: (status, RCX, RDX after it).
+
+        Register sets are used again, as zaps and splits make these calls by the thousand.
+        """
         pool = self.state.regs_pool
-        return pool.pop() if pool else Regs()
+        regs = pool.pop() if pool else Regs()
+        regs.rcx = rcx
+        regs.rdx = rdx
+        err = self.seamcall(fn, regs)
+        pool.append(regs)
+        return err, regs.rcx, regs.rdx
 
     # Guest memory
 
     def _folio_holds(self, folio: Folio, start_idx: int, npages: int) -> bool:
-        """The sanity check of the wrappers that take a folio: a mapping is no larger than it.
-
-        Source: patches 01, 03, 04, 05, 23.
+        """Whether [start_idx, start_idx + npages) lies in the folio: what the wrappers that take a
+        folio check. Source: patches 01, 03, 04, 05, 23.
         """
         return start_idx + npages <= 1 << folio.order
 

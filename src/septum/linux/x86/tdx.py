@@ -39,14 +39,14 @@ from septum.abi.leaves import (
 )
 from septum.abi.regs import Regs
 from septum.abi.status import TDX_OPERAND_INVALID, TDX_SW_ERROR
-from septum.abi.types import PTRS_PER_TABLE
+from septum.abi.types import PAGE_SHIFT, PAGE_SIZE, PTRS_PER_TABLE
 from septum.linux.x86.pamt import TdxPamt
+from septum.linux.x86.seamcall import SeamcallRet as SeamcallRet
 from septum.linux.x86.state import PTE_SHIFT
 
 if TYPE_CHECKING:
-    from septum.linux.kvm.types import Folio, KvmTdx, VcpuTdx
-
-SeamcallRet = tuple[int, int, int]
+    from septum.linux.kvm.types import KvmTdx, VcpuTdx
+    from septum.linux.mm.folio import Folio
 
 
 class TdxArch(TdxPamt):
@@ -122,7 +122,7 @@ class TdxArch(TdxPamt):
         return self.seamcall(TDH_VP_WR, regs)
 
     def tdh_vp_rd(self, vp: VcpuTdx, field: int) -> SeamcallRet:
-        """TDH.VP.RD: (error, value, 0)."""
+        """TDH.VP.RD: (status, value of the field, 0)."""
         regs = Regs(rcx=self.tdx_tdvpr_pa(vp), rdx=field)
         err = self.seamcall(TDH_VP_RD, regs)
         return err, regs.r8, 0
@@ -172,8 +172,7 @@ class TdxArch(TdxPamt):
             return TDX_OPERAND_INVALID, 0, 0
         pfn = folio.pfn + start_idx
         self._clflush_each(pfn, npages)
-        assert td.tdr_page is not None
-        regs = Regs(rcx=gpa | level, rdx=td.tdr_page << 12, r8=pfn << 12)
+        regs = Regs(rcx=gpa | level, rdx=self.tdx_tdr_pa(td), r8=pfn << 12)
         err = self.seamcall(TDH_MEM_PAGE_AUG, regs)
         return err, regs.rcx, regs.rdx
 
@@ -183,47 +182,22 @@ class TdxArch(TdxPamt):
 
     def tdh_mem_range_block(self, td: KvmTdx, gpa: int, level: int) -> SeamcallRet:
         """TDH.MEM.RANGE.BLOCK."""
-        pool = self.state.regs_pool
-        regs = pool.pop() if pool else Regs()
-        regs.rcx = gpa | level
-        # A TD that SEAMCALLs are made for has its TDR page.
-        regs.rdx = td.tdr_page << 12  # type: ignore[operator]
-        err = self.seamcall(TDH_MEM_RANGE_BLOCK, regs)
-        pool.append(regs)
-        return err, regs.rcx, regs.rdx
+        return self.seamcall_ret(TDH_MEM_RANGE_BLOCK, gpa | level, self.tdx_tdr_pa(td))
 
     def tdh_mem_track(self, td: KvmTdx) -> SeamcallRet:
-        """TDH.MEM.TRACK; the extended errors are always 0."""
-        pool = self.state.regs_pool
-        regs = pool.pop() if pool else Regs()
-        # A TD that SEAMCALLs are made for has its TDR page.
-        regs.rcx = td.tdr_page << 12  # type: ignore[operator]
-        err = self.seamcall(TDH_MEM_TRACK, regs)
-        pool.append(regs)
+        """TDH.MEM.TRACK; the extended errors, which the C function has not, are always 0."""
+        err, _, _ = self.seamcall_ret(TDH_MEM_TRACK, self.tdx_tdr_pa(td))
         return err, 0, 0
 
     def tdh_mem_page_remove(self, td: KvmTdx, gpa: int, level: int) -> SeamcallRet:
         """TDH.MEM.PAGE.REMOVE."""
-        pool = self.state.regs_pool
-        regs = pool.pop() if pool else Regs()
-        regs.rcx = gpa | level
-        # A TD that SEAMCALLs are made for has its TDR page.
-        regs.rdx = td.tdr_page << 12  # type: ignore[operator]
-        err = self.seamcall(TDH_MEM_PAGE_REMOVE, regs)
-        pool.append(regs)
-        return err, regs.rcx, regs.rdx
+        return self.seamcall_ret(TDH_MEM_PAGE_REMOVE, gpa | level, self.tdx_tdr_pa(td))
 
     # Measurement
 
     def tdh_mr_extend(self, td: KvmTdx, gpa: int) -> SeamcallRet:
         """TDH.MR.EXTEND of the 256 bytes at `gpa`."""
-        pool = self.state.regs_pool
-        regs = pool.pop() if pool else Regs()
-        regs.rcx = gpa
-        regs.rdx = self.tdx_tdr_pa(td)
-        err = self.seamcall(TDH_MR_EXTEND, regs)
-        pool.append(regs)
-        return err, regs.rcx, regs.rdx
+        return self.seamcall_ret(TDH_MR_EXTEND, gpa, self.tdx_tdr_pa(td))
 
     def tdh_mr_finalize(self, td: KvmTdx) -> int:
         """TDH.MR.FINALIZE."""
@@ -269,8 +243,8 @@ class TdxArch(TdxPamt):
         if not self._folio_holds(folio, start_idx, npages):
             return TDX_OPERAND_INVALID
         keyed = self.mk_keyed_paddr(hkid, folio.pfn + start_idx)
-        # The pages belong to nobody any more: where the schedule is coarse, 2 MB of them are
-        # flushed without an interruption, and at once when no call can fail.
+        # Nobody else uses these pages any more. So where the schedule is coarse, 2 MB of them are
+        # flushed without a task switch, and by one call of the machine when none can fail.
         held = npages == PTRS_PER_TABLE and self.sim.hold()
         if held and not self.state.inject and self.machine.wbinvd_2m(keyed):
             err = 0
@@ -282,16 +256,11 @@ class TdxArch(TdxPamt):
 
     def _wbinvd_each(self, keyed: int, npages: int) -> int:
         """One SEAMCALL for each page, until one fails."""
-        pool = self.state.regs_pool
-        regs = pool.pop() if pool else Regs()
-        seamcall = self.seamcall
         err = 0
-        for offset in range(0, npages << 12, 4096):
-            regs.rcx = keyed + offset
-            err = seamcall(TDH_PHYMEM_PAGE_WBINVD, regs)
+        for offset in range(0, npages << PAGE_SHIFT, PAGE_SIZE):
+            err, _, _ = self.seamcall_ret(TDH_PHYMEM_PAGE_WBINVD, keyed + offset)
             if err:
                 break
-        pool.append(regs)
         return err
 
     def tdx_quirk_reset_page(self, pfn: int) -> None:
