@@ -118,14 +118,14 @@ def test_leaf_by_state(make_bench, level, dynamic):
 
 
 BROKEN = [
-    (mem_page, "_LEAF_STATES", frozenset({sept.STATE_BLOCKED})),
+    (mem_page, "LEAF_STATES", frozenset({sept.STATE_BLOCKED})),
     (mem_page, "_AUG_STATES", frozenset({sept.STATE_FREE, sept.STATE_PENDING})),
     (mem_range, "_BLOCK_STATES", frozenset({sept.STATE_MAPPED})),
     (mem_range, "_UNBLOCK_STATES", frozenset({sept.STATE_BLOCKED})),
     (mem_range, "BLOCKED_STATES", frozenset()),
-    (mem_demote, "_LEAF_STATES", frozenset({sept.STATE_PENDING_BLOCKED})),
-    (mem_demote, "_NL_STATES", frozenset({sept.STATE_NL_MAPPED})),
-    (mem_sept, "_NL_STATES", frozenset({sept.STATE_NL_MAPPED})),
+    (mem_demote, "LEAF_STATES", frozenset({sept.STATE_PENDING_BLOCKED})),
+    (mem_demote, "NL_STATES", frozenset({sept.STATE_NL_MAPPED})),
+    (mem_sept, "NL_STATES", frozenset({sept.STATE_NL_MAPPED})),
     (mem_page, "check_tracking", lambda *_: 0),
     (mem_sept, "check_tracking", lambda *_: 0),
     (mem_demote, "check_tracking", lambda *_: 0),

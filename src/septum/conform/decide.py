@@ -29,7 +29,6 @@ class _Watcher:
 
     def __init__(self) -> None:
         self.returns: list[tuple[object, str]] = []
-        self.last_leaf_line = ""
 
     def trace(self, frame: FrameType, event: str, arg: object) -> TraceFunction | None:
         filename = frame.f_code.co_filename
@@ -53,17 +52,21 @@ def deciding_check(run_step: Callable[[], int | None]) -> str:
     try:
         status = run_step()
     except Exception as error:
-        status = None
-        trace = error.__traceback__
-        place = "?"
-        while trace is not None:
-            code = trace.tb_frame.f_code
-            place = f"{Path(code.co_filename).name}:{trace.tb_lineno}:{code.co_qualname}"
-            trace = trace.tb_next
-        return place
+        return raised_at(error)
     finally:
         sys.settrace(before)
     return _first_source(watcher.returns, status)
+
+
+def raised_at(error: BaseException) -> str:
+    """`file:line:function` that raised."""
+    trace = error.__traceback__
+    place = "?"
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        place = f"{Path(code.co_filename).name}:{trace.tb_lineno}:{code.co_qualname}"
+        trace = trace.tb_next
+    return place
 
 
 def _first_source(returns: list[tuple[object, str]], status: int | None) -> str:

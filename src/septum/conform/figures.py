@@ -113,28 +113,6 @@ ACCEPT: tuple[tuple[int, str, int, int, int], ...] = (
 ACCEPT_EXIT_QUALIFICATION = 0x2
 """RCX of every TD exit in the table (R8 is the GPA, all else 0)."""
 
-LOCK_HOLDS = (
-    "tdr_ex",
-    "tdr_sh",
-    "op_ex",
-    "op_sh",
-    "sept_ex",
-    "sept_sh",
-    "epoch_ex",
-    "epoch_sh",
-    "entry",
-    "page_ex",
-    "page_sh",
-    "new_ex",
-    "new_sh",
-    "tdr2m_ex",
-    "kot_ex",
-    "kot_sh",
-)
-"""What the other processor holds: the TDR's PAMT entry, op_state, the S-EPT tree, the epoch lock,
-the S-EPT entry, the PAMT entry of the page behind the entry, that of the new page (R8), the 2 MB
-PAMT entry above the TDR, the KOT."""
-
 LOCK_CODES: dict[str, str] = {
     "rcx": "TDX_OPERAND_BUSY|RCX",
     "rdx": "TDX_OPERAND_BUSY|RDX",
@@ -170,4 +148,7 @@ TDH.PHYMEM.PAGE.RDMD 0   ok     ok     ok    ok    ok      ok      ok       ok  
 TDG.MEM.PAGE.ACCEPT 1    -      ok     ok    ok    ok      ok      ok       ok       rcx   ok      ok      -      -      -        ok     ok
 """  # noqa: E501 -- rows of the tables stay whole
 LOCK_TABLE: dict[str, dict[str, str]] = _grid(_LOCKS)
-"""`leaf level` -> what is held -> code of LOCK_CODES, or `-` where it does not apply."""
+"""`leaf level` -> what the other processor holds -> code of LOCK_CODES, or `-` where it does not
+apply. It holds, exclusively or shared: the TDR's PAMT entry, op_state, the S-EPT tree, the epoch
+lock, the S-EPT entry, the PAMT entry of the page behind the entry, that of the new page (R8), the
+2 MB PAMT entry above the TDR, the KOT."""

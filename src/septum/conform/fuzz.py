@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter, deque
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from septum.abi.leaves import SEAMCALL_LEAVES, SEAMCALL_NAMES, TDCALL_LEAVES
 from septum.abi.regs import Regs
 from septum.abi.status import status_name
 from septum.conform.allowed import ALLOWED, status_allowed
+from septum.conform.decide import raised_at
 from septum.conform.fuzz_calls import ANY_LP, GPAS, OPERANDS, TDRS, Call, CallSource
 from septum.conform.invariants import broken_invariants, expected_readers
 from septum.conform.scene import GIGABYTE, TD_PARAMS, Scene, scene_config
@@ -324,7 +324,7 @@ def fuzz_module(
             try:
                 text = episode.one_call(outcomes)
             except Exception as error:
-                text = f"{type(error).__name__}: {error} at {_place(error)}"
+                text = f"{type(error).__name__}: {error} at {raised_at(error)}"
             if text:
                 broken.append(text)
             elif (index + 1) % sweep_every == 0 or done == calls:
@@ -342,17 +342,6 @@ def fuzz_module(
         broken=tuple(broken),
         history=tuple(history),
     )
-
-
-def _place(error: Exception) -> str:
-    """`file:line:function` that raised."""
-    trace = error.__traceback__
-    place = "?"
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        place = f"{Path(code.co_filename).name}:{trace.tb_lineno}:{code.co_qualname}"
-        trace = trace.tb_next
-    return place
 
 
 def _by_call(outcomes: Counter[tuple[str, int]]) -> dict[str, dict[str, int]]:

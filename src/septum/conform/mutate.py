@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from types import FrameType
 
 COLUMNS = ("tables", "refusals", "transcripts", "fuzz")
+"""Of the table."""
 JUDGES = COLUMNS
+"""Who is asked."""
 FUZZ_CALLS = 20_000
 FUZZ_SEED = 1
 TIME_LIMIT_S = 60

@@ -15,7 +15,6 @@ from septum.firmware.installed import find_image
 PACKAGE = "ovmf"
 DOWNLOAD_TIMEOUT_S = 120
 NETWORK_TIMEOUT_S = 10
-IMAGE_NAME = "OVMF.fd"
 
 
 class DebianError(Exception):

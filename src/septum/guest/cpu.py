@@ -76,7 +76,7 @@ class GuestCpu(ABC):
     def spin_until(self, pred: Callable[[], bool]) -> None:
         """PAUSE in a loop until `pred()`, which reads guest memory that programs share.
 
-        Interrupts are taken in the loop. Whoever changes what `pred` reads calls `wake_spinners`.
+        Interrupts are taken in the loop. Code that changes what `pred` reads calls `wake_spinners`.
         """
 
     @abstractmethod
@@ -106,10 +106,10 @@ class GuestCpu(ABC):
         """Add `times` to this vCPU's counter `what`."""
         self.counts[what] = self.counts.get(what, 0) + times
 
-    # Empty on purpose: where only one CPU runs nobody is waited for.
+    # Empty on purpose: a recording CPU (tests, dry run) runs alone and waits for no other.
     def cpu_relax(self) -> None:  # noqa: B027
-        """What was just tried came to nothing, and is about to be tried again: the processor that
-        is in the way gets on. Mirrors cpu_relax()."""
+        """An attempt failed and is about to be repeated: let other processors run first. Mirrors
+        cpu_relax()."""
 
     def accept(self, gpa: int, level: int) -> int:
         """Accept and, on success, own the page: it holds zeros. Returns the TDX status."""
@@ -177,7 +177,8 @@ class GuestCpu(ABC):
     def verify(self, gpa: int, nr_pages: int) -> bool:
         """Read back all owned pages in the range; a finding for the first page that differs.
 
-        Other vCPUs do not give the pages up meanwhile; what one is writing is not compared.
+        Meanwhile other vCPUs wait before they give one of the pages up (`map_gpa`); pages that a
+        vCPU is writing are not compared.
         """
         memory = self.memory
         window = (gpa >> PAGE_SHIFT, (gpa >> PAGE_SHIFT) + nr_pages)

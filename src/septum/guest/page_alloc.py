@@ -5,7 +5,6 @@ blocks, which are accepted one by one when memory is needed.
 Source: mm/memblock.c, mm/page_alloc.c (cond_accept_memory, __accept_page, __free_unaccepted).
 """
 
-from septum.abi.types import PMD_SIZE
 from septum.guest.cpu import GuestCpu
 from septum.guest.unaccepted import UnacceptedTable, accept_memory
 
@@ -158,8 +157,3 @@ def hash_table_size(memory_bytes: int, scale: int) -> int:
         adapt <<= 2
     buckets = max(1, memory_bytes >> scale)
     return (1 << (buckets - 1).bit_length()) * 8
-
-
-def unit_aligned(value: int) -> int:
-    """`value` rounded down to a unit of 2 MiB."""
-    return value // PMD_SIZE * PMD_SIZE

@@ -62,8 +62,11 @@ class TdGuestCpu(GuestCpu):
         return regs.r10, regs.r11
 
     def report_and_begin(self, code: int) -> None:
-        """`report`, by a program that begins anew when its vCPU is entered again: so it is as good
-        where it waits as one that was never entered."""
+        """`report`, by a program that starts from its beginning when its vCPU is entered again.
+
+        While it waits it is therefore in the state of a program that has not begun, and the world
+        can be begun anew without unwinding its stack (`Coroutine.rest`).
+        """
         self.on_report(code)
         regs = _vmcall(tdvmcall.TDVMCALL_IO, 4, tdvmcall.IO_WRITE, tdvmcall.PORT_DEBUG_EXIT, code)
         lp = self._boundary()
@@ -73,7 +76,7 @@ class TdGuestCpu(GuestCpu):
         coroutine.at_start = False
 
     def hlt(self) -> None:
-        """As of every guest; and then interrupts go on, so that what is pending is taken."""
+        """As `GuestCpu.hlt`; then the guest has interrupts on and takes what is pending."""
         super().hlt()
         self.context.interrupt = False
 
@@ -100,8 +103,8 @@ class TdGuestCpu(GuestCpu):
     ) -> list[tuple[int, int]]:
         """Access page after page.
 
-        MODEL: all pages that one translation covers are accessed by a single instruction, so
-        interrupts and other vCPUs come in between frames only.
+        MODEL: one instruction accesses all pages that one translation covers, so interrupts and
+        other vCPUs come only between 2 MB frames (or between pages, where they are mapped so).
         """
         seam = self.machine.seam
         assert seam is not None

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 class HostParams:
     """Module parameters and the switches of the v3 test tree.
 
-    `vm_memory_attributes` N means that guest_memfd holds the memory attributes. The four FIXUP
-    patches of the v3 test tree are `fixup_*`; `nx_huge_pages` is off on parts without iTLB
-    multihit, which is every part with TDX. `preempt_full`: rwlock_needbreak() looks for waiters.
+    `vm_memory_attributes` false (N) means that guest_memfd holds the memory attributes. `fixup_*`
+    are FIXUP patches 2, 3 and 4 of the v3 test tree; the first exports a symbol, no more.
+    `nx_huge_pages` is off on parts without iTLB multihit, which is every part with TDX.
+    `preempt_full`: rwlock_needbreak() looks for waiters, as in a fully preemptible kernel.
     """
 
     tdx: bool = True
@@ -40,7 +41,6 @@ class HostParams:
     nx_huge_pages: bool = False
     preempt_full: bool = False
     x86_bug_tdx_pw_mce: bool = False
-    fixup_export_free_folio: bool = True
     fixup_zap_before_split: bool = True
     fixup_merge_after_to_private: bool = True
     fixup_ignore_ugfn_alignment: bool = True

@@ -1,4 +1,4 @@
-"""Read sections of RCU and SRCU, as lockdep sees them: a task is in them like in a lock."""
+"""Read sections of RCU and SRCU. As for lockdep, a task holds one like a lock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
 
 class ReadSection:
-    """What a task may be in more than once, and must leave before it returns to user space."""
+    """A section that a task may enter more than once, and must leave before it returns to user
+    space."""
 
     __slots__ = ("name", "sim")
 
@@ -18,12 +19,13 @@ class ReadSection:
         self.name = name
 
     def enter(self) -> None:
-        """The current task is in the section."""
+        """The current task enters the section."""
         self.sim.current.held.append((self, "sh"))
 
     def leave(self) -> bool:
-        """The current task has left it. False, and a finding as lockdep's "bad unlock balance",
-        when it was not in it."""
+        """The current task leaves the section. If it was not inside: False, and a finding like
+        lockdep's "bad unlock balance".
+        """
         held = self.sim.current.held
         for at in range(len(held) - 1, -1, -1):
             if held[at][0] is self:
@@ -37,12 +39,12 @@ class ReadSection:
         return False
 
     def held(self) -> bool:
-        """The current task is in the section."""
+        """rcu_read_lock_held(), srcu_read_lock_held(): the current task is in the section."""
         return any(section is self for section, _ in self.sim.current.held)
 
 
 class Rcu(ReadSection):
-    """rcu_read_lock() and rcu_read_unlock(): who is between them must not sleep."""
+    """rcu_read_lock() to rcu_read_unlock(), where a task must not sleep."""
 
     __slots__ = ()
 

@@ -41,8 +41,10 @@ class Srcu(ReadSection):
             self.wq.wake_up_all()
 
     def synchronize(self) -> None:
-        """synchronize_srcu(): returns when every reader of before has left. What is held here must
-        not be taken by a reader (Documentation/virt/kvm/locking.rst)."""
+        """synchronize_srcu(): returns when every reader that was inside has left.
+
+        A reader must not take a lock that the caller holds (Documentation/virt/kvm/locking.rst).
+        """
         sim = self.sim
         sim.might_sleep("synchronize_srcu", self.name)
         if self.held():

@@ -6,23 +6,25 @@ that were reported for it. Virtual time is for comparing designs and for lock ho
 predicting a machine.
 """
 
+from septum.abi import leaves
+
 SEAMCALL_NS = 1_000
 """MODEL: every SEAMCALL not listed below [assumed]."""
 
 SEAMCALL_COST_NS = {
-    0: 1_500,  # TDH.VP.ENTER, and the way back
-    2: 3_000,  # TDH.MEM.PAGE.ADD: copies a page
-    3: 1_500,  # TDH.MEM.SEPT.ADD: initialises a page
-    6: 1_200,  # TDH.MEM.PAGE.AUG
-    7: 800,  # TDH.MEM.RANGE.BLOCK
-    15: 4_000,  # TDH.MEM.PAGE.DEMOTE: writes 512 entries
-    16: 700,  # TDH.MR.EXTEND
-    29: 1_000,  # TDH.MEM.PAGE.REMOVE
-    38: 600,  # TDH.MEM.TRACK
-    40: 10_000_000,  # TDH.PHYMEM.CACHE.WB
-    41: 600,  # TDH.PHYMEM.PAGE.WBINVD
+    leaves.TDH_VP_ENTER: 1_500,  # and the way back
+    leaves.TDH_MEM_PAGE_ADD: 3_000,  # copies a page
+    leaves.TDH_MEM_SEPT_ADD: 1_500,  # initialises a page
+    leaves.TDH_MEM_PAGE_AUG: 1_200,
+    leaves.TDH_MEM_RANGE_BLOCK: 800,
+    leaves.TDH_MEM_PAGE_DEMOTE: 4_000,  # writes 512 entries
+    leaves.TDH_MR_EXTEND: 700,
+    leaves.TDH_MEM_PAGE_REMOVE: 1_000,
+    leaves.TDH_MEM_TRACK: 600,
+    leaves.TDH_PHYMEM_CACHE_WB: 10_000_000,
+    leaves.TDH_PHYMEM_PAGE_WBINVD: 600,
 }
-"""MODEL: by leaf number [assumed]."""
+"""MODEL: by leaf [assumed]."""
 
 TDCALL_NS = 500
 """MODEL: every TDCALL [assumed]."""

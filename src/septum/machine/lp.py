@@ -72,7 +72,7 @@ class LogicalProcessor:
             self.acknowledge()
 
     def acknowledge(self) -> None:
-        """The interrupt handler runs: whoever waits for it goes on."""
+        """The interrupt handler runs: senders that wait for it go on."""
         self.ipi_pending = False
         self.ipi_wq.wake_up_all()
         self.sim.point("interrupt handler")

@@ -116,7 +116,8 @@ class Machine:
 
     def wbinvd_2m(self, rcx: int) -> bool:
         """512 SEAMCALLs of TDH.PHYMEM.PAGE.WBINVD, for the 2 MB at `rcx`, made at once; False, and
-        nothing done, when they must be made one by one because one might fail or is watched."""
+        nothing done, when they must be made one by one because one might fail or the run is traced.
+        """
         sim = self.sim
         if sim.tracing or self.seam is None or not self.seam.wbinvd_2m(rcx):
             return False
@@ -128,10 +129,6 @@ class Machine:
         assert self.seam is not None
         self.sim.current.time_ns += TDCALL_NS
         self.seam.tdcall(lp, regs)
-
-    def wbinvd_on_cpu(self, cpu: int) -> None:
-        """WBINVD: MODEL: caches are kept per machine, so it cleans all of memory."""
-        self.mem.wbinvd()
 
     # The guest side of a logical processor
 
@@ -201,15 +198,20 @@ class Machine:
             lp.wake_wq.wake_up_all(preempt=False)
             targets.append(lp)
         self.sim.point("ipi")
-        while targets:  # who has taken it is not waited for, and does not count any more
+        while targets:
+            # Popped: a target that has taken the IPI adds nothing to the state that is compared.
             lp = targets.pop(0)
             # A default binds the value now; mypy cannot type such a lambda.
             lp.ipi_wq.spin_until(lambda lp=lp: not lp.ipi_pending)  # type: ignore[misc]
 
     def notify_posted(self, cpu: int, desc: PiDesc) -> None:
-        """The posted-interrupt notification vector goes to `cpu`, which runs the vCPU of `desc` or
-        is about to. In the guest it is processed at once, with interrupts off when the guest is
-        entered; in the host with interrupts on it does nothing."""
+        """Send the posted-interrupt notification vector to `cpu`, which runs the vCPU of `desc` or
+        is about to enter it.
+
+        A guest that runs there takes the interrupt at once. The host with interrupts off (on its
+        way into the guest) keeps the vector until the entry; with interrupts on, its handler does
+        nothing.
+        """
         lp = self.lps[cpu]
         if lp.context is not None:
             lp.context.take_posted(desc)

@@ -1,8 +1,8 @@
 """Physical memory: what each 4 KB frame holds, under whose key, and whose dirty lines are cached.
 
-A frame's content is a token (0: zeros); frames that are measured hold real bytes besides. 512
-frames of a 2 MB block share one record while they are alike, so memory that nobody looks into
-costs nothing.
+A frame's content is a token (0: zeros); frames that are measured hold real bytes besides. The 512
+frames of a 2 MB block share one record while they hold the same, so untouched memory costs
+nothing.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class FrameBlock:
 class PhysMem:
     """The frames of the machine, by PFN.
 
-    `nr_changes` counts writes and flushes, for who looks on: where it has not grown, every frame is
-    as it was.
+    `nr_changes` counts writes and flushes. A check that finds it unchanged need not look at any
+    frame again.
     """
 
     __slots__ = ("_blocks", "_bytes", "hkid_min", "nr_changes", "sim")

@@ -20,8 +20,8 @@ def _template(base: int, stride: int) -> "array[int]":
 
 
 class Writes:
-    """How often the page tables of a machine were written or freed, `nr`. For who looks on: where
-    it has not grown, no table has changed."""
+    """`nr` counts writes to all page tables of a machine, and their freeing. A check that finds it
+    unchanged need not look at any table again."""
 
     __slots__ = ("nr",)
 
@@ -32,8 +32,8 @@ class Writes:
 class TablePage:
     """512 entries of 64 bits. Entry i is `entries[i]`, or `base + i * stride` while uniform.
 
-    `written` is the number of its last write among all `writes` to page tables: where it is as it
-    was, the page is the table that it was and holds what it held.
+    `written` is the value of `writes.nr` at this page's last write. A check that finds it unchanged
+    need not read the page again: freeing the table counts as a write, too.
     """
 
     __slots__ = ("base", "entries", "pfn", "stride", "writes", "written")
@@ -69,8 +69,8 @@ class TablePage:
         writes.nr = self.written = writes.nr + 1
 
     def set_lock(self, index: int, value: int) -> None:
-        """Write entry `index` where `value` differs from it in nothing but a lock. That is no write
-        for who looks on: by the locks of entries nothing is judged."""
+        """Write entry `index` where `value` differs from it in the lock bits only. This does not
+        count as a write: no check judges by the locks of entries."""
         entries = self.entries
         if entries is None:
             if value == self.base + index * self.stride:
@@ -79,7 +79,7 @@ class TablePage:
         entries[index] = value
 
     def touch(self) -> None:
-        """Count a write: who has read it reads it again."""
+        """Count a write, so that checks read the page again."""
         writes = self.writes
         writes.nr = self.written = writes.nr + 1
 

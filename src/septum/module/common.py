@@ -26,8 +26,11 @@ from septum.abi.sept import (
     RWX_HW,
     STATE_BLOCKED,
     STATE_FREE,
+    STATE_MAPPED,
     STATE_MASK,
     STATE_NL_BLOCKED,
+    STATE_NL_MAPPED,
+    STATE_PENDING,
     STATE_PENDING_BLOCKED,
     SVE,
 )
@@ -108,6 +111,8 @@ GPA_BAD_BY_LEVEL = tuple(
 TDR_FLAGS_RESERVED = 0xFFF0_0000_0000_0FFE
 """RDX bits that must be zero where bit 0 is a flag beside the TDR's address."""
 
+LEAF_STATES = frozenset((STATE_MAPPED, STATE_BLOCKED, STATE_PENDING, STATE_PENDING_BLOCKED))
+NL_STATES = frozenset((STATE_NL_MAPPED, STATE_NL_BLOCKED))
 BLOCKED_STATES = frozenset((STATE_BLOCKED, STATE_NL_BLOCKED, STATE_PENDING_BLOCKED))
 
 SeptWalk = tuple["Td", "TablePage", int, int]
@@ -177,7 +182,7 @@ def check_state(m: Module, td: Td, leaf: int, lock_op_state: bool = True) -> int
         return TDX_TD_KEYS_NOT_CONFIGURED
     if len(td.tdcx) < MIN_TDCS_PAGES:
         return TDX_TDCS_NOT_ALLOCATED
-    # Only migration takes it exclusively, which is not modelled: nobody meets anybody here.
+    # Only migration takes this lock exclusively. It is not modelled, so the lock is always free.
     if lock_op_state and not hp_lock_sh(td.op_state_lock):
         return TDX_OPERAND_BUSY | OPERAND_ID_OP_STATE
     if not OP_STATES[leaf][td.op_state]:

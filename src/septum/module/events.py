@@ -6,9 +6,9 @@ from septum.sim import Event
 class SeamcallEvent(Event, tag="seamcall", frozen=True, omit_defaults=True):
     """A SEAMCALL ended. `rcx` to `r13` are inputs; the `out_` values are after the call.
 
-    `sept` is the S-EPT entry at the GPA and level of RCX, without the HKID, when the call ended,
-    of a leaf that takes them; -1 when the walk does not get there. `sept_child` is the first entry
-    of the table that `sept` points to, of a DEMOTE that succeeded.
+    `sept`: for a leaf that takes a GPA and level in RCX, the S-EPT entry there when the call ended,
+    without the HKID; -1 when the walk ends above it. `sept_child`: after a DEMOTE that succeeded,
+    the first entry of the table that `sept` points to.
     """
 
     leaf: int
@@ -37,7 +37,7 @@ class SeamcallEvent(Event, tag="seamcall", frozen=True, omit_defaults=True):
 class TdcallEvent(Event, tag="tdcall", frozen=True, omit_defaults=True):
     """A TDCALL of the guest ended (one attempt): `outcome` is an OutcomeKind.
 
-    `sept` is that of `SeamcallEvent`, of TDG.MEM.PAGE.ACCEPT.
+    `sept`: as in `SeamcallEvent`, for TDG.MEM.PAGE.ACCEPT.
     """
 
     leaf: int

@@ -103,7 +103,7 @@ def hold_lock(
     elif obj not in ("op_state", "secure_ept", "epoch"):
         raise ValueError(f"no lock of kind {obj!r}")
     elif of_td is None:
-        taken = True  # a TD that is gone: nobody can meet its locks
+        taken = True  # a TD that is gone: no call can reach its locks
     elif obj == "epoch":
         taken = hold.hold_plain(of_td.epoch_lock)
     else:

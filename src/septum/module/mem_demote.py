@@ -10,13 +10,9 @@ from septum.abi.sept import (
     HP,
     NL_MAPPED_ENTRY,
     PENDING,
-    STATE_BLOCKED,
     STATE_MAPPED,
     STATE_MASK,
-    STATE_NL_BLOCKED,
-    STATE_NL_MAPPED,
     STATE_PENDING,
-    STATE_PENDING_BLOCKED,
     A,
     D,
 )
@@ -39,6 +35,8 @@ from septum.abi.status import (
 from septum.module.common import (
     CONTROL_TOKEN,
     GPA_ALIGN,
+    LEAF_STATES,
+    NL_STATES,
     TDR_FLAGS_RESERVED,
     begin,
     check_tracking,
@@ -55,13 +53,9 @@ from septum.module.pamt import PT_EPT, PT_NDA, PamtEntry1G, PamtEntry2M
 if TYPE_CHECKING:
     from septum.abi.regs import Regs
     from septum.machine import LogicalProcessor, TablePage
-    from septum.module.common import SeptWalk
     from septum.module.module import Module
     from septum.module.pamt import PamtWalk
     from septum.module.state import Td
-
-_LEAF_STATES = frozenset((STATE_MAPPED, STATE_BLOCKED, STATE_PENDING, STATE_PENDING_BLOCKED))
-_NL_STATES = frozenset((STATE_NL_MAPPED, STATE_NL_BLOCKED))
 
 
 def tdh_mem_page_demote(m: Module, lp: LogicalProcessor, regs: Regs, version: int) -> int:
@@ -83,7 +77,7 @@ def tdh_mem_page_demote(m: Module, lp: LogicalProcessor, regs: Regs, version: in
     td, _, _, entry = found
     level = rcx & 7
     # checks
-    if entry & STATE_MASK not in _LEAF_STATES:
+    if entry & STATE_MASK not in LEAF_STATES:
         set_entry_details(m, regs, entry, level)
         return fail(found, False, TDX_EPT_ENTRY_STATE_INCORRECT | OPERAND_ID_RCX)
     hpa = leaf_hpa(m, entry, level)
@@ -194,7 +188,7 @@ def lock_free_pair(m: Module, pages: tuple[tuple[int, int], ...]) -> tuple[int, 
 
 
 def tdh_mem_page_promote(m: Module, lp: LogicalProcessor, regs: Regs, version: int) -> int:
-    """Merge 512 alike small pages into one large page, and free their S-EPT page.
+    """Merge 512 small pages of one state into one large page, and free their S-EPT page.
 
     RCX: GPA and level 1 or 2. RDX: TDR. Returns RCX: the S-EPT page and the hint; R12, R13: the
     freed PAMT pair (Dynamic PAMT, level 1). Version 1 sets R9..R11 to -1 first.
@@ -215,7 +209,7 @@ def tdh_mem_page_promote(m: Module, lp: LogicalProcessor, regs: Regs, version: i
     td, _, _, entry = found
     level = rcx & 7
     # checks
-    if entry & STATE_MASK not in _NL_STATES:
+    if entry & STATE_MASK not in NL_STATES:
         set_entry_details(m, regs, entry, level)
         return fail(found, exclusive, TDX_EPT_ENTRY_STATE_INCORRECT | OPERAND_ID_RCX)
     sept_hpa = entry & m.pfn_mask
@@ -233,7 +227,7 @@ def tdh_mem_page_promote(m: Module, lp: LogicalProcessor, regs: Regs, version: i
         if status:
             regs.rcx, regs.rdx = rcx, rdx
     if not status:
-        status = _merge(m, regs, found, level, table)
+        status = _merge_pamt(m, regs, level, table)
     if status:
         pamt_entry.lock &= LOCK_HP
         return fail(found, exclusive, status)
@@ -248,8 +242,9 @@ def tdh_mem_page_promote(m: Module, lp: LogicalProcessor, regs: Regs, version: i
     return commit(found, exclusive, first & ~HP)
 
 
-def _merge(m: Module, regs: Regs, found: SeptWalk, level: int, table: TablePage) -> int:
-    """Merge the PAMT entries of the promoted range; returns what Dynamic PAMT frees."""
+def _merge_pamt(m: Module, regs: Regs, level: int, table: TablePage) -> int:
+    """Merge the PAMT entries of the promoted range; R12 and R13 are the pair that Dynamic PAMT
+    frees. 0 or TDX_OPERAND_BUSY. Source: pamt_promote."""
     m.sim.point("module.pamt")
     merged = m.pamt.promote(leaf_hpa(m, table.entry(0), level - 1), level)
     if merged is None:

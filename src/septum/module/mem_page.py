@@ -14,12 +14,8 @@ from septum.abi.sept import (
     PENDING,
     PENDING_ENTRY,
     RWX,
-    STATE_BLOCKED,
     STATE_FREE,
-    STATE_MAPPED,
     STATE_MASK,
-    STATE_PENDING,
-    STATE_PENDING_BLOCKED,
     STATE_REMOVED,
 )
 from septum.abi.status import (
@@ -34,6 +30,7 @@ from septum.abi.status import (
 )
 from septum.module.common import (
     GPA_BAD_BY_LEVEL,
+    LEAF_STATES,
     begin,
     check_state,
     check_tracking,
@@ -54,7 +51,6 @@ if TYPE_CHECKING:
     from septum.machine import LogicalProcessor
     from septum.module.module import Module
 
-_LEAF_STATES = frozenset((STATE_MAPPED, STATE_BLOCKED, STATE_PENDING, STATE_PENDING_BLOCKED))
 _AUG_STATES = frozenset((STATE_FREE, STATE_REMOVED))
 
 
@@ -172,7 +168,7 @@ def tdh_mem_page_remove(m: Module, lp: LogicalProcessor, regs: Regs, version: in
     td, _, _, entry = found
     level = rcx & 7
     # checks
-    if entry & STATE_MASK not in _LEAF_STATES:
+    if entry & STATE_MASK not in LEAF_STATES:
         set_entry_details(m, regs, entry, level)
         return fail(found, False, TDX_EPT_ENTRY_STATE_INCORRECT | OPERAND_ID_RCX)
     hpa = leaf_hpa(m, entry, level)
@@ -212,7 +208,7 @@ def tdh_mem_page_relocate(m: Module, lp: LogicalProcessor, regs: Regs, version: 
         return found
     td, _, _, entry = found
     # checks
-    if entry & STATE_MASK not in _LEAF_STATES:
+    if entry & STATE_MASK not in LEAF_STATES:
         set_entry_details(m, regs, entry, 0)
         return fail(found, False, TDX_EPT_ENTRY_STATE_INCORRECT | OPERAND_ID_RCX)
     hpa = leaf_hpa(m, entry, 0)

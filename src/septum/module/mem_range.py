@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from septum.abi.regs import Regs
     from septum.machine import LogicalProcessor
     from septum.module.module import Module
+    from septum.module.pamt import AnyEntry
 
 _BLOCK_STATES = frozenset((STATE_NL_MAPPED, STATE_MAPPED, STATE_PENDING))
 _UNBLOCK_STATES = frozenset((STATE_NL_BLOCKED, STATE_BLOCKED, STATE_PENDING_BLOCKED))
@@ -77,13 +78,17 @@ def tdh_mem_range_block(m: Module, lp: LogicalProcessor, regs: Regs, version: in
     m.sim.point("module.commit")
     if entry & PENDING and level == 1:
         entry &= ~ACCEPT_COUNTER
-    if entry & PS:
-        pamt_entry = m.pamt.implicit(leaf_hpa(m, entry, level), level)
-    else:
-        pamt_entry = m.pamt.implicit(entry & m.pfn_mask, 0)
-    pamt_entry.bepoch = td.td_epoch
+    _pamt_entry_below(m, entry, level).bepoch = td.td_epoch
     # return
     return commit(found, True, entry & ~RWX | BLOCKED)
+
+
+def _pamt_entry_below(m: Module, entry: int, level: int) -> AnyEntry:
+    """The PAMT entry of the page, or of the S-EPT page, that an entry of `level` points to: it has
+    the entry's BEPOCH."""
+    if entry & PS:
+        return m.pamt.implicit(leaf_hpa(m, entry, level), level)
+    return m.pamt.implicit(entry & m.pfn_mask, 0)
 
 
 def tdh_mem_range_unblock(m: Module, lp: LogicalProcessor, regs: Regs, version: int) -> int:
@@ -105,11 +110,7 @@ def tdh_mem_range_unblock(m: Module, lp: LogicalProcessor, regs: Regs, version: 
         set_entry_details(m, regs, entry, level)
         return fail(found, True, TDX_EPT_ENTRY_STATE_INCORRECT | OPERAND_ID_RCX)
     if td.op_state == OP_STATE_RUNNABLE:
-        if entry & PS:
-            pamt_entry = m.pamt.implicit(leaf_hpa(m, entry, level), level)
-        else:
-            pamt_entry = m.pamt.implicit(entry & m.pfn_mask, 0)
-        status = check_tracked(td, pamt_entry.bepoch)
+        status = check_tracked(td, _pamt_entry_below(m, entry, level).bepoch)
         if status:
             return fail(found, True, status)
     # effects

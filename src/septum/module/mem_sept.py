@@ -11,7 +11,6 @@ from septum.abi.sept import (
     NL_MAPPED_ENTRY,
     STATE_FREE,
     STATE_MASK,
-    STATE_NL_BLOCKED,
     STATE_NL_MAPPED,
 )
 from septum.abi.status import (
@@ -26,6 +25,7 @@ from septum.abi.status import (
     TDX_OPERAND_INVALID,
 )
 from septum.module.common import (
+    NL_STATES,
     PAGE_INFO_RESERVED,
     TDR_FLAGS_RESERVED,
     begin,
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 NULL_PA = 0xFFFF_FFFF_FFFF_FFFF
 UNUSED = 1 << 63
 """Set in a page operand on return: the page was not used."""
-_NL_STATES = frozenset((STATE_NL_MAPPED, STATE_NL_BLOCKED))
 
 
 def tdh_mem_sept_add(m: Module, lp: LogicalProcessor, regs: Regs, version: int) -> int:
@@ -150,7 +149,7 @@ def tdh_mem_sept_remove(m: Module, lp: LogicalProcessor, regs: Regs, version: in
     td, _, _, entry = found
     level = rcx & 7
     # checks
-    if entry & STATE_MASK not in _NL_STATES:
+    if entry & STATE_MASK not in NL_STATES:
         set_entry_details(m, regs, entry, level)
         return fail(found, True, TDX_EPT_ENTRY_STATE_INCORRECT | OPERAND_ID_RCX)
     hpa = entry & m.pfn_mask

@@ -60,7 +60,7 @@ GUEST_VE = -1
 
 
 class Module(Steps):
-    """The TDX module of one machine; whoever builds the machine sets `machine.seam` to it.
+    """The TDX module of one machine, whose `seam` it becomes.
 
     MODEL: system initialisation is not modelled: the module is SYS_READY, all logical processors
     and TDMRs are initialised, in the Dynamic PAMT mode of `machine.config`.
@@ -238,7 +238,7 @@ class Module(Steps):
             outcome = self._tdcall_return(lp, vcpu, regs, result)
         else:
             outcome = result
-            # A TD exit does not come back to where the module forgets that host priority was met.
+            # A TD exit skips the place where the module resets the host-priority timeout.
             if outcome.kind != OutcomeKind.TD_EXIT:
                 vcpu.hp_busy_since_ns = -1
         if self.sim.tracing:

@@ -1,4 +1,4 @@
-"""TDH.PHYMEM.*: physical pages and caches, whoever owns them."""
+"""TDH.PHYMEM.*: physical pages and caches, whichever TD owns them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from septum.abi.status import (
     TDX_TD_ASSOCIATED_PAGES_EXIST,
     TDX_WBCACHE_RESUME_ERROR,
 )
-from septum.module.common import lock_implicit_td, unlock_implicit_td
+from septum.module.common import PAGE_INFO_RESERVED, lock_implicit_td, unlock_implicit_td
 from septum.module.pamt import (
     PT_EPT,
     PT_NDA,
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from septum.module.module import Module
     from septum.module.pamt import PamtWalk
 
-PAGE_SIZE_RESERVED = 0xFFF0_0000_0000_0FF8
 NON_LEAF = 1 << 63
 NUM_CACHE_SUB_BLOCKS = 8
 
@@ -55,7 +54,7 @@ def tdh_phymem_page_rdmd(m: Module, lp: LogicalProcessor, regs: Regs, version: i
     regs.rcx = regs.rdx = regs.r8 = regs.r9 = regs.r10 = regs.r11 = 0
     level = rcx & 7
     pamt = m.pamt
-    if rcx & PAGE_SIZE_RESERVED or level > (2 if pamt.dynamic else 0):
+    if rcx & PAGE_INFO_RESERVED or level > (2 if pamt.dynamic else 0):
         return TDX_OPERAND_INVALID | OPERAND_ID_RCX
     hpa = rcx & ~7
     if hpa & (pamt.hkid_mask | (1 << 12 + 9 * level) - 1):

@@ -30,7 +30,6 @@ OP_STATE_NAMES = {0: "UNINITIALIZED", 1: "INITIALIZED", 2: "RUNNABLE"}
 MIN_TDCS_PAGES = 6
 MAX_TDCS_PAGES = 9
 SEPT_ROOT_PAGE_INDEX = 3
-MSR_BITMAPS_PAGE_INDEX = 2
 MIN_TDVPS_PAGES = 6
 MAX_TDVPS_PAGES = 15
 MAX_VCPUS_PER_TD = 576
@@ -199,9 +198,9 @@ class VeInfo:
 class Vcpu:
     """A virtual CPU: what its TDVPR and TDCX pages hold.
 
-    `progressed`: the guest has completed an instruction since it was entered, which is what
-    zero-step mitigation asks of RIP; `nr_retired` counts these, for those who look on. `lp` is the
-    logical processor while the vCPU is inside the TD.
+    `progressed`: the guest has completed an instruction since it was entered; zero-step mitigation
+    learns this from RIP. `nr_retired` counts the instructions, for checks. `lp` is the logical
+    processor while the vCPU is inside the TD.
     """
 
     __slots__ = (

@@ -51,8 +51,10 @@ class Steps:
     # S-EPT entries
 
     def lock_entry_host(self, page: TablePage, index: int, entry: int) -> int:
-        """Take the lock of an entry that is not locked, for the host; host priority is done with.
-        Returns the entry without both. Source: sept_lock_acquire_host."""
+        """Take the lock of an entry that is not locked, for the host, and clear host priority.
+
+        Returns the entry without lock and host priority. Source: sept_lock_acquire_host.
+        """
         entry &= ~HP
         page.set_lock(index, entry | LOCK)
         return entry
@@ -91,8 +93,11 @@ class Steps:
     # Epochs
 
     def enter_epoch(self, lp: LogicalProcessor, td: Td, vcpu: Vcpu, associated: bool) -> int:
-        """A vCPU enters in the TD's epoch and counts in its REFCOUNT; translations of an older one
-        go, unless a new association has flushed them. Returns the epoch."""
+        """A vCPU enters: it joins the TD's current epoch and counts in that epoch's REFCOUNT.
+
+        If its epoch is older, its translations are flushed, unless a new association has just done
+        so. Returns the epoch.
+        """
         epoch = td.td_epoch
         td.refcount[epoch & 1] += 1
         td.epoch_lock.unlock_sh()
@@ -105,8 +110,9 @@ class Steps:
     def leave_epoch(self, lp: LogicalProcessor, td: Td, vcpu: Vcpu) -> None:
         """A vCPU has left the TD on `lp`: the REFCOUNT of the epoch that it entered in goes down.
 
-        MODEL: where it leaves no translation behind there is nothing for the next entry to flush,
-        and its epoch is forgotten, so that a search sees vCPUs alike that differ in nothing else.
+        MODEL: if no translation of the TD is left on `lp`, the next entry has nothing to flush.
+        The vCPU's epoch is reset then, so that a search does not tell apart states that differ in
+        nothing else.
         """
         td.refcount[vcpu.vcpu_epoch & 1] -= 1
         if not lp.tlb.entries_of(td.tdr_pfn):

@@ -186,7 +186,7 @@ def tdg_vp_veinfo_get(
     regs.rdx, regs.r8, regs.r9 = info.exit_qualification, info.gla, info.gpa
     regs.r10 = info.instruction
     info.valid = False
-    # MODEL: VE_INFO does not keep what TDG.VP.VEINFO.GET has read, as nobody reads it again.
+    # MODEL: the module leaves the fields as they are; cleared, they tell no two states apart.
     info.exit_qualification = info.gpa = 0
     return 0
 

@@ -1,4 +1,7 @@
-"""What a SEAMCALL says of itself in a trace. Called only when the run is traced."""
+"""The trace event of a SEAMCALL: its operands, and the S-EPT entry that it was about.
+
+Called only when the run is traced.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def sept_entry(m: Module, td: Td, gpa: int) -> tuple[int, int]:
     return level, entry
 
 
-def _below(m: Module, page: TablePage, level: int, base: int) -> Iterator[tuple[int, int, int]]:
+def _below(page: TablePage, level: int, base: int) -> Iterator[tuple[int, int, int]]:
     """(gpa, level, entry) of every entry in `page` that is not FREE."""
     template = page.uniform()
     if template is not None and template[1] == 0 and template[0] & STATE_MASK == STATE_FREE:
@@ -45,7 +45,7 @@ def _leaves(
     m: Module, page: TablePage, level: int, base: int, first_gpa: int, last_gpa: int
 ) -> Iterator[tuple[int, int, int]]:
     size = 1 << 12 + 9 * level
-    for gpa, at, entry in _below(m, page, level, base):
+    for gpa, at, entry in _below(page, level, base):
         if gpa > last_gpa:
             return
         if gpa + size <= first_gpa:
@@ -66,6 +66,6 @@ def sept_tables(m: Module, td: Td) -> Iterator[tuple[int, int, int]]:
 def _tables(m: Module, page: TablePage, level: int, base: int) -> Iterator[tuple[int, int, int]]:
     yield base, level, page.pfn
     if level:
-        for gpa, _, entry in _below(m, page, level, base):
+        for gpa, _, entry in _below(page, level, base):
             if not entry & PS:
                 yield from _tables(m, m.tables[(entry & m.pfn_mask) >> 12], level - 1, gpa)

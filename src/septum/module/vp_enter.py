@@ -142,9 +142,10 @@ def _check_and_track(
     """vCPU state, association, flags; then the epoch, and zero-step mitigation."""
     if len(vcpu.pages) < MIN_TDVPS_PAGES:
         return TDX_TDCX_NUM_INCORRECT
-    # The TDVPR is held shared, so that VP.FLUSH is kept out. MODEL: no point since the TDR's lock,
-    # so that nobody finds the TDR BUSY by this call and then comes to the vCPU before it does. KVM
-    # enters a vCPU on one processor, and takes a TDR exclusively when no vCPU runs.
+    # The TDVPR is held shared, so that VP.FLUSH is kept out. MODEL: there is no scheduling point
+    # after the TDR's lock was taken, so no other call can see the TDR busy before the vCPU is. KVM
+    # does not depend on it: it enters a vCPU on one processor only, and takes a TDR exclusively
+    # only when no vCPU runs.
     status, new = associate_vcpu(lp, td, vcpu, allow_disabled=False)
     if status:
         return status
@@ -212,7 +213,7 @@ def leave(m: Module, lp: LogicalProcessor, vcpu: Vcpu, last_exit: int) -> None:
     m.sim.point("module.td_exit")
     vcpu.state = VCPU_READY
     vcpu.last_exit = last_exit
-    vcpu.progressed = False  # nobody asks before it is entered again
+    vcpu.progressed = False  # not read before it is entered again
     vcpu.lp = None
     lp.guest = None
     m.leave_epoch(lp, td, vcpu)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from septum.linux.host import Host
-    from septum.linux.kvm.gmem_types import Folio
     from septum.linux.kvm.types import GmemFile, KvmVcpu
+    from septum.linux.mm.folio import Folio
     from septum.scenarios.ops import Op
     from septum.scenarios.record import Record
     from septum.scenarios.vmm import ScenarioVmm

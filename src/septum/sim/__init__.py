@@ -1,7 +1,7 @@
 """The deterministic kernel: tasks, scheduler, locks, choice points, virtual time.
 
-It knows nothing of TDX. Model code above it is plain code; only these primitives switch tasks:
-`Sim.point`, the lock operations, `WaitQueue`, and whatever the machine builds from them.
+It knows nothing of TDX. Code of the model is plain code; only these primitives switch tasks:
+`Sim.point`, the lock operations, `WaitQueue`, and what the machine builds from them.
 """
 
 from septum.sim.events import Event, LockEvent, SwitchEvent

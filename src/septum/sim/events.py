@@ -17,7 +17,7 @@ class Event(msgspec.Struct, tag=True, frozen=True):
 class SwitchEvent(Event, tag="switch", frozen=True):
     """The scheduler let another task run at a scheduling point of kind `at`.
 
-    `preempted`: the task could have gone on; else it waits.
+    `preempted`: the first task could have gone on; otherwise it waits.
     """
 
     to: str
@@ -26,9 +26,9 @@ class SwitchEvent(Event, tag="switch", frozen=True):
 
 
 class LockEvent(Event, tag="lock", frozen=True, omit_defaults=True):
-    """A lock operation: `op` is lock, unlock or wait; `mode` is ex or sh.
+    """A lock operation: `op` is lock, unlock or wait; `mode` is ex (exclusive) or sh (shared).
 
-    `holders`: of a wait, the tasks that have the lock, with a comma and a blank between them.
+    `holders`: for a wait, the names of the tasks that hold the lock, joined by ", ".
     """
 
     op: str
@@ -38,7 +38,7 @@ class LockEvent(Event, tag="lock", frozen=True, omit_defaults=True):
 
 
 class ChoiceEvent(Event, tag="choice", frozen=True):
-    """A named choice point came out other than the ordinary way."""
+    """A named choice point had another outcome than 0, the ordinary one."""
 
     name: str
     value: int

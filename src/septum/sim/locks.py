@@ -1,8 +1,8 @@
 """Locks with the kernel's rules: who may sleep, who spins, who waits for whom.
 
-Mutex and RwSem sleep; SpinLock and RwLock spin, and their holders are atomic. All of them are
-scheduling points on acquisition. Each keeps the virtual time at which it was last released, so
-that waiting costs virtual time even when the schedule made nobody wait.
+Mutex and RwSem sleep; SpinLock and RwLock spin, and their holders are atomic. Taking
+any of them is a scheduling point. Each keeps the virtual time at which it was last released: a task
+whose clock is behind that when it takes the lock is charged the wait, also when it did not block.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Lock:
             sim.wake(self.waiters)
 
     def _drop_inner(self, task: Task, mode: str) -> None:
-        """Of `task.held`, where others were taken after this one."""
+        """Remove this lock from `task.held`, where locks taken after it follow."""
         held = task.held
         for position in range(len(held) - 1, -1, -1):
             if held[position][0] is self and held[position][1] == mode:
@@ -73,7 +73,7 @@ class _Lock:
         sim.block(self.waiters, self.name)
 
     def holders(self) -> list[Task]:
-        """The tasks that have it now."""
+        """The tasks that hold it."""
         raise NotImplementedError
 
 
@@ -112,7 +112,7 @@ class _Exclusive(_Lock):
         self._released("ex")
 
     def lock(self) -> None:
-        """Take it, in the way of the kind."""
+        """Take it, without what a subclass adds: a scheduling point, a check, atomic context."""
         self._take()
 
     def unlock(self) -> None:

@@ -1,4 +1,4 @@
-"""What a pure function gave, kept: no state of the world."""
+"""A cache of a pure function's results. It is no state of the world."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ V = TypeVar("V")
 class Memo(dict[K, V]):
     """`memo[key]` is `function(key)`, which must depend on nothing that changes.
 
-    A snapshot of the world passes it by: what it holds is as true in the next run.
+    Snapshots of the world leave it as it is: its contents hold in every run.
     """
 
     __slots__ = ("_function",)

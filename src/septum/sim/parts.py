@@ -1,7 +1,8 @@
-"""Mutable objects one by one: how each was, whether it changed, how to put it back.
+"""Single mutable objects: how each was when captured, whether it has changed, how to restore it.
 
-Works on what the model is made of: slotted classes, instances with a dict, lists, dicts, sets,
-arrays and bytearrays. A captured coroutine that has not run yet begins anew at each restore.
+For the kinds of objects that the model is made of: slotted classes, instances with a dict, lists,
+dicts, sets, arrays and bytearrays. A captured coroutine that has not run yet begins from its start
+after each restore.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     Put = Callable[[], object]
-    """A step of putting an object back. Bound arguments, and no function of Python where one of the
-    plain types will do: there are some hundred steps before each run of a search."""
+    """One step of restoring an object, with its arguments bound. Where a method of a built-in type
+    will do it is that, for speed: a search makes some hundred steps before each run."""
 
 _MISSING = object()
 _slots_of: dict[type, tuple[tuple[str, types.MemberDescriptorType], ...]] = {}
@@ -43,8 +44,8 @@ def slots_of(kind: type) -> tuple[tuple[str, types.MemberDescriptorType], ...]:
 
 
 def forget_slots(kinds: Iterable[type]) -> None:
-    """Nobody asks for the slots of `kinds` any more: what is remembered of a class keeps it, and
-    all that its methods lead to."""
+    """Drop `kinds` from the cache of `slots_of`, which keeps a class alive, with all that its
+    methods refer to."""
     for kind in kinds:
         _slots_of.pop(kind, None)
 
@@ -78,15 +79,15 @@ class Part:
         raise NotImplementedError
 
     def learn(self) -> None:
-        """What differs now from what was saved may differ again."""
+        """Note what differs now from what was saved: `puts` has to restore it from now on."""
 
     def puts(self) -> Iterable[Put]:
-        """The steps that make of what is known to change what was saved."""
+        """The steps that restore what is known to change."""
         return [self.restore]
 
 
 class _FieldsPart(Part):
-    """An object with named fields, which may be known to change one by one."""
+    """An object with named fields; which of them change is learned field by field."""
 
     __slots__ = ("_hot", "_setters", "names")
 
@@ -200,7 +201,7 @@ class _CoroutinePart(_SlotsPart):
         return self.obj.started()
 
     def learn(self) -> None:
-        """All of it begins anew."""
+        """Nothing to note: all of it is restored."""
 
     def puts(self) -> Iterable[Put]:
         return [self.restore]
@@ -241,7 +242,8 @@ class _DictPart(Part):
 
     def puts(self) -> Iterable[Put]:
         assert isinstance(self.obj, dict) and isinstance(self.saved, dict)
-        # By the plain types' own methods, here and below: those of a tracked twin would tell.
+        # The built-in types' own methods, here and below: those of a tracked subclass would record
+        # the restore as a write of the model.
         clear = partial(dict.clear, self.obj)
         return [clear, partial(dict.update, self.obj, self.saved)] if self.saved else [clear]
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 TOKEN_PREFIX = "septum1."
 SEARCHED = 1
-"""Where answers come from that a search has found."""
+"""The `origin` of a ListSchedule whose answers a search has found."""
 ALTERNATIVE = "choose:"
-"""How the names of choice points begin whose outcomes are all ordinary."""
+"""Prefix of the names of choice points all of whose outcomes are ordinary: none is a failure."""
 
 
 class Schedule(ABC):
@@ -34,23 +34,25 @@ class Schedule(ABC):
     __slots__ = ()
 
     coarse: bool = False
-    """Whether a run of alike steps that touch nothing shared may go without being interrupted."""
+    """Whether a series of similar steps that touch nothing shared may run without a task switch
+    (`Sim.hold`)."""
 
-    # Empty on purpose: most schedules look at nothing but what they are asked.
+    # Empty on purpose: most schedules need nothing but the questions.
     def attach(self, sim: Sim) -> None:  # noqa: B027
-        """A run in `sim` is about to begin, which asks this schedule."""
+        """A run of `sim` that asks this schedule is about to begin."""
 
     def given(self) -> list[int]:
-        """The answers that it was given to repeat; none where it makes them."""
+        """The recorded answers that it repeats; empty if it makes its own."""
         return []
 
     def for_nothing(self) -> list[int]:
-        """The numbers of those of `given` that let others run at no cost: a task goes round."""
+        """Indexes of the answers of `given` whose task switch does not count as a preemption, since
+        the task that was running was only repeating an attempt in vain (`Sim.retry`)."""
         return []
 
     def fits(self) -> bool:
-        """Of a run that has ended: every answer that it was given to repeat answered its question,
-        and none that disturbs was left over."""
+        """After a run: whether every recorded answer was possible where it was asked for, and no
+        answer other than 0 was left over."""
         return True
 
     @abstractmethod
@@ -64,7 +66,7 @@ class Schedule(ABC):
 
     # Empty on purpose: most schedules do not care.
     def only_one(self) -> None:  # noqa: B027
-        """The current task cannot go on and a single one is ready: nothing to answer."""
+        """Called instead of `pick` when the current task cannot go on and one task is ready."""
 
     def choose(self, name: str, n: int) -> int:
         """The outcome (0..n-1) of the choice point `name`; 0 unless the schedule injects."""
@@ -79,7 +81,7 @@ class RoundRobin(Schedule):
     """Each task runs `quantum` scheduling points, then the next in the run queue.
 
     With a quantum above 1 a task that is woken runs at once, with a quantum of its own, as after a
-    wake-up preemption: who waited for an acknowledgement goes on before those who gave it.
+    wake-up preemption: a task that waited for an acknowledgement runs before those that gave it.
     """
 
     __slots__ = ("_left", "coarse", "quantum")
@@ -133,9 +135,8 @@ class ListSchedule(Schedule):
     """Answers from a recorded list, in order; 0 when the list is exhausted.
 
     An answer that does not fit its question (the model changed since the recording) is taken
-    modulo the number of alternatives and counted in `misfits`. `origin` SEARCHED: the answers are
-    of a search, which brings a run to an end that has none; those with the numbers `free` let
-    others run where it saw that a task goes round.
+    modulo the number of alternatives and counted in `misfits`. `origin` SEARCHED: a search made
+    the answers, and they may stop where the run would go on for ever. `free` is `for_nothing`.
     """
 
     __slots__ = ("_at", "_free", "answers", "misfits", "origin")
@@ -177,7 +178,7 @@ class ListSchedule(Schedule):
 
 
 class TokenBody(msgspec.Struct, array_like=True):
-    """What a replay token carries. `free`, of a schedule that has such, is the last."""
+    """What a replay token carries; `free` is left out where it is empty."""
 
     version: str
     recipe: bytes

@@ -34,7 +34,8 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class RunStopped(BaseException):
-    """Ends a run at its first finding, when `Sim.stop_on_finding` is set."""
+    """Ends a run: at its first finding when `Sim.stop_on_finding` is set, or where the model cannot
+    go on."""
 
 
 class SimDefect(Exception):
@@ -42,7 +43,7 @@ class SimDefect(Exception):
 
 
 class ChoiceRules(Protocol):
-    """Which choice points are open to the schedule in this world. Its state is the world's."""
+    """Decides which choice points the schedule answers in this world. Its state is the world's."""
 
     def settled(self, name: str) -> int | None:
         """The outcome of the choice point `name` this time; None leaves it to the schedule."""
@@ -52,7 +53,7 @@ class ChoiceRules(Protocol):
 
 
 NEVER = 1 << 62
-"""The number of a scheduling point that no run comes to."""
+"""The number of a scheduling point that no run reaches."""
 
 
 class Sim:
@@ -102,14 +103,14 @@ class Sim:
         self.findings: list[Finding] = []
         self.stop_on_finding = False
         self.answers: list[int] = []  # every answer of the schedule, in order
-        # Asked before the schedule; what it answers itself (not None) is no answer of the schedule.
+        # Asked before the schedule. An outcome that it settles itself is not in `answers`.
         self.choice_rules: ChoiceRules | None = None
         self.nr_points = 0
-        self._skip = 0  # scheduling points to come at which the schedule need not be asked
-        self.granted = 0  # those, and all that were skipped
+        self._skip = 0  # so many coming scheduling points pass without asking the schedule
+        self.granted = 0  # those, and all that have passed so
         self._skip_look: Callable[[], bool] | None = None
         self.nr_switches = 0
-        # The number of the first scheduling point that the alarm or the observer is for.
+        # The number of the first scheduling point at which the alarm or the observer is called.
         self._watched_from = NEVER
         self._alarm: tuple[Callable[[], None], int] | None = None
         # Called at every scheduling point while tasks run, for checks of every step.
@@ -158,10 +159,10 @@ class Sim:
             self._solo = True
 
     def break_off(self, guests: Iterable[Callable[[], None]] = ()) -> None:
-        """End all tasks where they stand, and then what `guests` end, each by a call.
+        """End all tasks where they stand, then call each of `guests`, which ends a guest program.
 
-        What is cut off in the middle unwinds its `with` blocks in a world that nobody looks at any
-        more: what they complain about means nothing.
+        The `with` blocks of what is cut off unwind in a world that nobody uses any more, so what
+        they raise is ignored.
         """
         for task in self.tasks:
             self.current = task
@@ -174,7 +175,8 @@ class Sim:
 
     def _goes_on(self) -> bool:
         """Whether a task that is not a daemon has not ended."""
-        for task in self.tasks:  # noqa: SIM110 - a generator that is left early raises in itself
+        # Not any(): it would leave a generator half done, in which closing it raises GeneratorExit.
+        for task in self.tasks:  # noqa: SIM110
             if not task.done and not task.daemon:
                 return True
         return False
@@ -183,8 +185,8 @@ class Sim:
         assert task.glet is not None
         self.current = task
         task.glet.switch()
-        # Back in the hub: tasks switch among themselves, so whichever is current came back,
-        # because it ended or because it blocked with nobody else ready.
+        # Tasks switch to each other directly. One comes back to the hub, and is current then,
+        # when it has ended, or has blocked with no other task ready.
         last = self.current
         if last.done:
             self._ready.remove(last)
@@ -286,17 +288,17 @@ class Sim:
                 self._preempt(answer, kind)
 
     def _watched(self, kind: str, nr: int) -> None:
-        """Scheduling point `nr` is one that somebody waits for."""
+        """Call the alarm if it is set for scheduling point `nr`, and the observer."""
         if self._alarm is not None and nr == self._alarm[1]:
             self._alarm[0]()
         if self.point_observer is not None:
             self.point_observer(kind)
 
     def retry(self, kind: str) -> None:
-        """A scheduling point at which the current task is about to try again what came to nothing.
+        """A scheduling point at which the current task is about to repeat a failed attempt.
 
-        Meanwhile `Task.in_vain` says whether that is known to come to nothing again: no other task
-        has run since its last retry, so that all of the last attempt found what the next will.
+        While it stands there, `Task.in_vain` says whether the next attempt must fail, too: no other
+        task has run since its last retry, so that nothing can have changed.
         """
         if self._solo:
             return
@@ -311,15 +313,15 @@ class Sim:
         task.retried_at = self.nr_switches
 
     def skip_points(self, count: int, look: Callable[[], bool] | None = None) -> None:
-        """The answer at the next `count` scheduling points is 0, if nobody else becomes ready, and
-        until `look`, which is called at each, says that the schedule is to be asked after all."""
+        """The answer at the next `count` scheduling points is 0, without asking the schedule. This
+        ends when another task becomes ready, and when `look`, called at each, returns True."""
         self.granted += count - self._skip
         self._skip = count
         self._skip_look = look
 
     @property
     def nr_skipped(self) -> int:
-        """So many scheduling points were passed without asking the schedule."""
+        """How many scheduling points have passed without asking the schedule."""
         return self.granted - self._skip
 
     def choose(self, name: str, n: int = 2) -> int:
@@ -345,9 +347,9 @@ class Sim:
         self.emit(ChoiceEvent(current.time_ns, current.name, current.cpu, name, value))
 
     def hold(self) -> bool:
-        """No task switch until `unhold`, if the schedule is coarse; returns whether that is so.
+        """If the schedule is coarse, switch tasks no more until `unhold`; returns whether it is.
 
-        For a run of alike steps on memory that nobody else can reach. The caller must not block.
+        For a series of similar steps on memory that no other task uses. The caller must not block.
         """
         if self.schedule.coarse:
             self._held = True
@@ -365,7 +367,7 @@ class Sim:
     def block(self, waiters: list[Task], reason: str) -> None:
         """The current task stops being ready until `wake` is called on `waiters`.
 
-        When no task runs nobody ever will: a finding, and RunStopped.
+        Outside `run()` nobody could call it: a finding, and RunStopped.
         """
         current = self.current
         if self._hub is None:
@@ -388,9 +390,9 @@ class Sim:
                 raise BrokenOff
 
     def wake(self, waiters: list[Task], preempt: bool = True) -> None:
-        """Every task in `waiters` is ready again, not before the waker's virtual time.
+        """Make every task in `waiters` ready, its clock at the waker's virtual time or later.
 
-        `preempt`: a schedule may let the first of them run at once.
+        `preempt`: the schedule is told, and may let the first of them run at once.
         """
         if not waiters:
             return
@@ -407,8 +409,8 @@ class Sim:
         self._update_solo()
 
     def might_sleep(self, what: str, of: str = "") -> None:
-        """Finding `locking` when the current task holds a spinning lock, for what the function
-        `what` does to the lock `of`. Mirrors might_sleep()."""
+        """might_sleep(): finding `locking` when the current task holds a spinning lock. `what` is
+        the function that may sleep, `of` the lock that it takes, if any."""
         current = self.current
         if current.atomic:
             if of:

@@ -1,7 +1,7 @@
-"""All mutable state behind some roots, as one thing that can be captured, compared and put back.
+"""All mutable state that some roots lead to: captured, compared and restored as one.
 
-What each object was is in its part (see `septum.sim.parts`). Immutable values are walked through;
-functions, types and the scheduler's stacks are not state.
+How each object was is in its part (`septum.sim.parts`). Immutable values are only walked through;
+functions, types and the scheduler's stacks are no state.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _ATOMS = (
     types.GetSetDescriptorType,
     types.MemberDescriptorType,
     greenlet.greenlet,
-    Memo,  # it holds what was true before, too
-    random.Random,  # a schedule's; schedules are renewed for each run
+    Memo,  # what it holds is true in every run
+    random.Random,  # a schedule's; each run has a new schedule
 )
 
 
@@ -49,10 +49,10 @@ def _join(path: str, label: str) -> str:
 
 
 class Snapshot:
-    """Everything mutable that `roots` lead to, as it is now.
+    """Everything mutable that `roots` lead to, as it was when this was made.
 
-    `restore` puts back what is known to change (learned, or named by `add_hot`); `verify` looks at
-    everything and learns. The objects of `skip` are not entered.
+    `restore` restores only what is known to change in runs: learned, or named by `add_hot`.
+    `verify` looks at everything, and learns. The objects of `skip` are not entered.
     """
 
     __slots__ = ("_hot", "_puts", "parts")
@@ -102,11 +102,11 @@ class Snapshot:
 
     def restore(self) -> None:
         """Put back what is known to change in runs."""
-        # Called without a step of Python between them: half of the time that a loop takes.
+        # Without Python code between the calls, which takes half the time of a loop.
         deque(map(call, self._puts), maxlen=0)
 
     def verify(self) -> list[Part]:
-        """After `restore`: put back what it missed, learn it, and say what it was."""
+        """After `restore`: the parts that it missed, which are restored and known from now on."""
         missed = self.changed()
         for part in missed:
             part.learn()

@@ -18,23 +18,25 @@ if TYPE_CHECKING:
 
 
 UNWINDING_MAX = 16
-"""So often something that is broken off may wait while it unwinds: then its stack is given up."""
+"""How often a function that is broken off may switch away while it unwinds; after that its stack is
+given up."""
 
 
 class LeftError(Exception):
-    """What a function raised that would end the process without a word, or this stack and nothing
-    else, or as if the user had: SystemExit and its like. Its text is what that was."""
+    """A function on a stack raised SystemExit, KeyboardInterrupt or another exception that is no
+    Exception. This is raised instead, as those would end the process or the stack silently, or look
+    like the user's Ctrl-C. Its text names the exception."""
 
 
 _ENDS = (SystemExit, GeneratorExit, greenlet.GreenletExit)
 
 
 class BrokenOff(BaseException):
-    """Raised in what a stack runs, where that stands, so that the stack can be used again."""
+    """Unwinds the function that a stack runs, so that the stack can be used again."""
 
 
 BREAK_OFF = object()
-"""What a stack is passed when it is to be broken off: whoever is passed it raises BrokenOff.
+"""Passed by a switch to a stack that is to be broken off: the code that gets it raises BrokenOff.
 
 `greenlet.throw` would do the same, by an exception of C++ that costs as much as ten switches.
 """
@@ -42,10 +44,8 @@ BREAK_OFF = object()
 
 # greenlet's classes have no types here (see pyproject.toml).
 class Stack(greenlet.greenlet):  # type: ignore[misc]
-    """A stack that runs one function after another: to make one costs more than ten switches.
-
-    What a function raises ends the stack, too, and goes on in its parent.
-    """
+    """A stack that is used for one function after another, as making one costs more than ten
+    switches. An exception that leaves a function ends the stack and is raised in its parent."""
 
     body: Callable[[], None] | None = None
     """What it runs next; None once that has begun."""
@@ -55,8 +55,8 @@ class Stack(greenlet.greenlet):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__(_serve)
         self.home = _idle.stacks
-        # Its limit of recursion counts from where it is first switched to: here, and not from
-        # within some other stack, which may have begun in a third one.
+        # Python counts its depth of recursion on from where it is first switched to. So that is
+        # done here, not deep within some other stack.
         self.switch()
 
     def give(self, body: Callable[[], None], parent: greenlet.greenlet) -> None:
@@ -79,9 +79,9 @@ class Stack(greenlet.greenlet):  # type: ignore[misc]
 
 
 def _serve() -> None:
-    """What a stack runs: it waits for something to run, runs it, lets its parent go on.
+    """The loop of a stack: wait for a function, run it, switch to the parent.
 
-    While it waits nothing here refers to the stack, so that one that nobody wants is freed.
+    While it waits nothing here refers to the stack, so that an unused one is freed.
     """
     while True:
         greenlet.getcurrent().parent.switch(None)
@@ -102,8 +102,9 @@ def _serve() -> None:
 
 
 def _leaves(error: BaseException) -> bool:
-    """Whether a function meant to leave by it. Greenlet, too, ends a stack that nobody wants any
-    more by an exception: where that had switched to another, which is here."""
+    """Whether code outside this package raised `error` to end the process or the stack. Greenlet
+    raises such an exception, too, to end an unused stack: in this package, where it last switched.
+    """
     if isinstance(error, KeyboardInterrupt):
         return is_raised(error)
     if type(error) is not BaseException and not isinstance(error, _ENDS):
@@ -116,8 +117,8 @@ def _leaves(error: BaseException) -> bool:
 
 
 def is_raised(error: BaseException) -> bool:
-    """Whether a `raise` made it. The user's Ctrl-C comes out of what Python was at otherwise: it
-    looks for signals where a function begins, calls and goes round."""
+    """Whether a `raise` statement made `error`. The KeyboardInterrupt of a Ctrl-C comes out of any
+    other instruction: Python looks for signals at calls and jumps."""
     where = error.__traceback__
     while where is not None and where.tb_next is not None:
         where = where.tb_next
@@ -127,7 +128,8 @@ def is_raised(error: BaseException) -> bool:
 
 
 class _Idle(threading.local):
-    """Stacks of tasks that have ended. A stack is for the thread that made it alone."""
+    """Stacks of tasks that have ended, for use by new ones. Only the thread that made a stack can
+    use it."""
 
     def __init__(self) -> None:
         self.stacks: list[Stack] = []
@@ -207,7 +209,7 @@ class Coroutine:
     def __init__(self, name: str, fn: Callable[[], None]) -> None:
         self.name = name
         self.finished = False
-        # Said by what it runs, around a suspension: what goes on from there is what begins anew.
+        # True during a suspension after which the program does what it does when it begins.
         self.at_start = False
         self._stays = False  # it is suspended there, and begins from there
         self._begun = False
@@ -231,14 +233,17 @@ class Coroutine:
         return self._stack
 
     def kill(self) -> None:
-        """End it where it is suspended, as when its machine is switched off."""
+        """End it where it is suspended: its machine is switched off."""
         self._stays = False
         if self._stack is not None:
             self._stack.break_off()
 
     def rest(self) -> None:
-        """`kill`, before it is renewed; but where it is `at_start` it stays as it is, and begins
-        from there: to unwind a stack costs as much as thirty switches."""
+        """To be called before `renew`: `kill` it, unless it is suspended `at_start`.
+
+        Such a one is kept and begins from where it is: unwinding a stack costs as much as thirty
+        switches.
+        """
         if self._stays:
             return
         if self.at_start and self._stack is not None:
@@ -248,7 +253,7 @@ class Coroutine:
             self.kill()
 
     def renew(self) -> None:
-        """Begin anew when it is resumed. What it was about should have been ended."""
+        """Make it begin from the start when it is resumed next. `rest` or `kill` was called."""
         stack = self._stack
         if stack is not None and (stack.busy or stack.dead) and not self._stays:
             self._stack = None
@@ -304,7 +309,7 @@ def start(task: Task, fn: Callable[[], None], hub: greenlet.greenlet) -> None:
         fn()
         task.done = True
         task.stack = task.glet = None
-        # Nothing is run on it before it has gone back to the hub.
+        # No new task uses it before it has switched back to the hub.
         stacks.append(stack)
 
     stack.give(body, hub)

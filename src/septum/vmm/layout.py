@@ -112,10 +112,6 @@ class GuestLayout(msgspec.Struct, frozen=True):
         return self.ram[0].end
 
     @property
-    def high_start(self) -> int:
-        return FOUR_GIB
-
-    @property
     def high_end(self) -> int:
         """First address above all RAM; 4 GiB when none lies above 4 GiB."""
         return max(FOUR_GIB, max(r.end for r in self.ram))

@@ -131,7 +131,7 @@ class World:
         self.next_lp = 0
 
     def take_lp(self) -> int:
-        """A logical processor that nobody uses yet. Raises ValueError when all are taken."""
+        """A logical processor that is not in use yet. Raises ValueError when all are taken."""
         if self.next_lp >= len(self.machine.lps):
             raise ValueError(
                 f"The world has {len(self.machine.lps)} logical processors and all are in use;"
@@ -162,8 +162,11 @@ class World:
         return vmm
 
     def close(self) -> None:
-        """Switch the machine off: nothing runs here any more. What a stack holds that waits is
-        never freed, and a guest's holds all of the world: so none waits."""
+        """Switch the machine off: nothing can run here any more.
+
+        Suspended coroutines are ended, because the stack of one is never freed, and a guest's
+        refers to the whole world.
+        """
         self.sim.set_sink(None)
         self.sim.break_off(context.coroutine.kill for vmm in self.vmms for context in vmm.contexts)
 

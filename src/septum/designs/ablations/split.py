@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from septum.linux.kvm.tdp_iter import TdpIter
-    from septum.linux.kvm.tdx_sept import SeamcallRet
     from septum.linux.kvm.types import Kvm, KvmGfnRange, KvmMmuPage, KvmPageFault, KvmVcpu
+    from septum.linux.x86.tdx import SeamcallRet
 
 
 class Promotes(KvmMmu):

@@ -23,7 +23,8 @@ from septum.linux.mm.state import PMD_ORDER, PMD_PAGES, PUD_ORDER, PUD_PAGES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from septum.linux.kvm.types import GmemInode, Subpool
+    from septum.linux.kvm.types import GmemInode
+    from septum.linux.mm.folio import Subpool
 
 
 class FolioSplit2mMm(Mm):

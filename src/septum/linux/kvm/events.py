@@ -229,7 +229,8 @@ class KvmMemslotEvent(Event, tag="kvm_memslot", frozen=True):
 
 
 class KvmMemoryAttributesEvent(Event, tag="kvm_memory_attributes", frozen=True):
-    """[gfn, gfn + npages) has these KVM_MEMORY_ATTRIBUTES now, whoever holds them."""
+    """[gfn, gfn + npages) has these KVM_MEMORY_ATTRIBUTES now, whether the VM or guest_memfd holds
+    them."""
 
     vm: int
     gfn: int

@@ -18,7 +18,8 @@ from septum.linux.kvm.gmem_range import GmemRange
 from septum.linux.ranges import range_get, range_has
 
 if TYPE_CHECKING:
-    from septum.linux.kvm.types import Folio, GmemFile, GmemInode, Kvm
+    from septum.linux.kvm.types import GmemFile, GmemInode, Kvm
+    from septum.linux.mm.folio import Folio
 
 
 class KvmMemoryAttributes2(msgspec.Struct):
@@ -95,16 +96,17 @@ class GmemAttrs(GmemRange):
         return start & -nr_pages, -(-end // nr_pages) * nr_pages
 
     def _kvm_gmem_zaps_before_restructure(self) -> bool:
-        """Whether mappings go before the folio is split: FIXUP 2."""
+        """Whether the mappings are zapped before the folio is split: FIXUP 2."""
         return self.host.params.fixup_zap_before_split
 
     def _kvm_gmem_convert_mappings(
         self, inode: GmemInode, start: int, end: int, to_private: bool
     ) -> int:
-        """What becomes of the guests' mappings while faults are kept out: to shared, what crosses
-        the range is split first, which is the last step that may fail; then the range is unmapped.
+        """Take the range out of the guests' page tables, between begin and end of the invalidation.
 
-        0, or what kvm_gmem_split_private() returned. Source: patch 16, in kvm_gmem_convert().
+        To shared, huge leaves that cross the range are split first, which is the last step that
+        may fail. 0, or what kvm_gmem_split_private() returned. Source: patch 16, in
+        kvm_gmem_convert().
         """
         if not to_private:
             ret = self.kvm_gmem_split_private(inode, start, end)
@@ -118,15 +120,15 @@ class GmemAttrs(GmemRange):
     ) -> tuple[int, int]:
         """Convert a range within one huge page: (errno, index of the failure).
 
-        Suspect, kept: with the FIXUPs the attributes are stored after the end of the invalidation.
+        SUSPECT: with the FIXUPs the attributes are stored after the end of the invalidation.
         A fault that takes its snapshot of the sequence number in between still sees the old
         attributes, waits for the invalidate_lock in kvm_gmem_get_pfn(), and maps what is then of
         the other kind. And the folio is split after the zap: when that fails, what the guest had
         is gone and the ioctl reports an error.
 
-        Suspect, kept: what goes to private is zapped in both halves, and without a split. When the
-        range asked for is partly private already, that part is lost, and so is the rest of a huge
-        leaf that the range covers partly, which nobody asked to convert.
+        SUSPECT: a conversion to private zaps shared and private mappings alike, without a split.
+        Where a part of the range is private already, its content is lost; so is the rest of a huge
+        private leaf that the range covers partly, which nobody asked to convert.
 
         Source: kvm_gmem_convert() with patch 16 and the FIXUPs.
         """
@@ -158,9 +160,8 @@ class GmemAttrs(GmemRange):
     def _kvm_gmem_convert_commit(
         self, inode: GmemInode, start: int, nr_pages: int, attrs: int
     ) -> int:
-        """What comes after the zap: end of the invalidation, folios, attributes. 0 or -ENOMEM.
-
-        Source: the order of the FIXUPs.
+        """What comes after the zap: end of the invalidation, folios, attributes, in the order that
+        the FIXUPs have. 0 or -ENOMEM, when a folio could not be split.
         """
         end = start + nr_pages
         to_private = attrs & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
@@ -241,7 +242,8 @@ class GmemAttrs(GmemRange):
     def kvm_gmem_fault_user_mapping(self, inode: GmemInode, index: int) -> int:
         """A host access through mmap(): the PFN, or -EACCES and the like, which are SIGBUS.
 
-        A page that has failed is found by who called, __do_fault(): VM_FAULT_HWPOISON.
+        A page that has failed is -EHWPOISON; in the kernel its caller __do_fault() finds it out
+        (VM_FAULT_HWPOISON).
         """
         if not inode.flags & GUEST_MEMFD_FLAG_MMAP or index << 12 >= inode.i_size:
             return -EINVAL

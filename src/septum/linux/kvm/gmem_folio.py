@@ -3,8 +3,8 @@
 Backing is by 4 KB pages, by hugetlb pages of 2 MB or 1 GB (the tree that v3 is posted on), or by
 2 MB folios as a THP-capable guest_memfd would have them.
 
-MODEL: the folio lock is kept for a folio that is being added only; where it is taken else, nobody
-could come in between.
+MODEL: only a folio that is being added to the page cache is locked. The kernel locks folios in
+other places, too, but no other task could interfere there.
 
 Source: virt/kvm/guest_memfd.c, guest_memfd_hugetlb.c, mm/hugetlb_restructuring.c of
 wip-gmem-conversions-hugetlb-restructuring-12-08-25.
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, ClassVar
 from septum.abi.errno import EEXIST, ENOMEM
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.abi.types import Pfn
-from septum.linux.kvm.gmem_trace import PMD_ORDER, GmemTrace
-from septum.linux.kvm.types import Folio, SplitFolio
+from septum.linux.kvm.gmem_trace import GmemTrace
+from septum.linux.kvm.types import SplitFolio
+from septum.linux.mm.folio import Folio
+from septum.linux.mm.state import PMD_ORDER
 from septum.linux.ranges import range_has
 
 if TYPE_CHECKING:
@@ -55,9 +57,9 @@ class GmemFolios(GmemTrace):
         return folio
 
     def filemap_lock_folio(self, inode: GmemInode, index: int) -> Folio | None:
-        """As `filemap_get_folio`, once nobody has the folio locked any more.
+        """As `filemap_get_folio`, and waits until nobody has the folio locked.
 
-        Who sleeps here holds a reference, and is woken by folio_unlock() alone.
+        A task that sleeps here holds a reference; only folio_unlock() wakes it.
         """
         folio = self.filemap_get_folio(inode, index)
         if folio is not None:
@@ -66,7 +68,7 @@ class GmemFolios(GmemTrace):
         return folio
 
     def folio_unlock(self, folio: Folio) -> None:
-        """folio_unlock(): the waiters go on."""
+        """folio_unlock(), which wakes those that sleep in folio_lock()."""
         if folio.locked:
             folio.locked = False
             self.sim.wake(folio.lock_waiters)
@@ -137,8 +139,8 @@ class GmemFolios(GmemTrace):
 
         A new one is locked until the caller's folio_unlock().
 
-        MODEL: `__kvm_gmem_get_folio()` looks the folio up once more before it allocates one; here
-        who was faster is met when the folio is added.
+        MODEL: `__kvm_gmem_get_folio()` looks the folio up a second time before it allocates one;
+        here a task that was faster is noticed when the folio is added.
         """
         folio = self.filemap_lock_folio(inode, index)
         if folio is not None:
@@ -151,11 +153,11 @@ class GmemFolios(GmemTrace):
             if not ret:
                 self.sim.point("folio_locked", folio)
                 break
-            # Suspect, kept: the restructuring metadata of a hugetlb folio stays behind.
+            # SUSPECT: the restructuring metadata of a hugetlb folio stays behind.
             self.host.mm.folio_put(folio)
             if ret != -EEXIST:
                 return ret, None
-            # Suspect, kept: what somebody else added is taken for fresh, too.
+            # SUSPECT: a folio that another task has added is treated as a fresh one, too.
             folio = self.filemap_lock_folio(inode, index)
             if folio is not None:
                 break
@@ -178,12 +180,12 @@ class GmemFolios(GmemTrace):
     def _maybe_split_fresh_folio(
         self, inode: GmemInode, folio: Folio, index: int
     ) -> tuple[int, Folio | None]:
-        """__maybe_split_fresh_folio(): a huge folio over a range that is not all private. The folio
-        may be one that somebody else added, and split by now.
+        """__maybe_split_fresh_folio(): split a huge folio whose range is not wholly private.
+        (errno, folio); the folio given may be one that another task has added and split by now.
 
-        Suspect, kept: a failing split leaves the huge folio in the page cache, where the next
-        look-up finds it whole. And __folio_clear_locked() wakes nobody: who waits for the lock by
-        now sleeps for good, with the reference that the split waits for.
+        SUSPECT: when the split fails, the huge folio stays in the page cache, where the next
+        look-up finds it whole. And __folio_clear_locked() wakes nobody: a task that waits for the
+        lock then sleeps for ever, with the reference that the split waits for.
         """
         if inode.page_order == 0:
             return 0, folio
@@ -197,7 +199,7 @@ class GmemFolios(GmemTrace):
         ):
             return 0, folio
         folio.locked = False
-        # It is in the page cache already: who looks it up now finds it, and finds it whole.
+        # It is in the page cache already: a look-up from here on finds the huge folio.
         self.sim.point("folio_clear_locked", folio)
         self.host.mm.folio_put(folio)
         ret = self._restructure_fresh_folio(inode, base)
@@ -255,8 +257,8 @@ class GmemFolios(GmemTrace):
     def hugetlb_restructuring_split_folio(self, inode: GmemInode, index: int, to_order: int) -> int:
         """Split a huge folio in place, to 4 KB at once. 0 or -ENOMEM: nothing has changed then.
 
-        Suspect, kept (a TODO in the tree): of a folio that has failed there is a warning, and no
-        way out; its references never are the page cache's alone.
+        SUSPECT (a TODO in the tree, too): for a hwpoisoned folio there is a warning, but no way
+        out: memory_failure() keeps a reference, so that the freeze below waits for ever.
         """
         mm = self.host.mm
         if to_order not in self.split_orders:
@@ -285,7 +287,7 @@ class GmemFolios(GmemTrace):
         del inode.folios[index]
         inode.split_folios[index] = SplitFolio(index, folio)
         self.host.mm.restructure_forget_huge(folio)
-        folio.order = 0  # for who has it from before, without a reference: page_folio() in TDX
+        folio.order = 0  # TDX may still have it from page_folio(), without a reference
 
     def _split_entries_alloc(self, folio: Folio) -> bool:
         """xas_split_alloc() in split_entries(): the page cache's nodes for the small folios; false
@@ -293,11 +295,11 @@ class GmemFolios(GmemTrace):
         return not self.host.mm.fails("gmem_split_entries")
 
     def _split_twice(self, folio: Folio) -> int:
-        """Another task is about to split the folio, and waits for the reference that this one had:
-        nothing keeps the second out. It splits entries of the page cache that are small already,
-        and frees vmemmap of a folio that is no hugetlb folio any more.
+        """Another task is splitting the folio already and waits in _freeze_folio(): nothing keeps
+        a second task out, whose split would work on page cache entries that are small by then, and
+        on the vmemmap of a folio that is no hugetlb folio any more. Returns 0.
 
-        MODEL: what a second split of one folio destroys is told, not done: it waits for the first.
+        MODEL: that is reported as a corruption but not carried out: the second waits for the first.
         """
         self.sim.find(
             "no-bug",

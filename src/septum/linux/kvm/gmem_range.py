@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from septum.linux.kvm.main_requests import SplitCause
-    from septum.linux.kvm.types import Folio, GmemFile, GmemInode, Kvm, KvmMemorySlot
+    from septum.linux.kvm.types import GmemFile, GmemInode, Kvm, KvmMemorySlot
+    from septum.linux.mm.folio import Folio
 
 FALLOC_FL_KEEP_SIZE = 1 << 0
 FALLOC_FL_PUNCH_HOLE = 1 << 1
@@ -30,15 +31,16 @@ MAX_INDEX = 1 << 52  # -1ul as an index
 class GmemRange(GmemFolios):
     """Operations on index ranges of an inode, in every VM that has it bound.
 
-    `mapping_may_exceed_folio`: the design rests on contiguity of the memory that a guest_memfd
-    has, not on the size of its folios.
+    `mapping_may_exceed_folio`: set by designs in which a mapping may be larger than a folio, as
+    long as the memory that guest_memfd has there is contiguous.
     """
 
     __slots__ = ()
     mapping_may_exceed_folio: ClassVar[bool] = False
 
     def kvm_gmem_get_invalidate_filter(self, inode: GmemInode) -> int:
-        """Both halves: the tree does not yet tell which can be mapped."""
+        """Which mappings an invalidation concerns: both private and shared ones, as the tree does
+        not yet tell which of them there can be."""
         return KVM_FILTER_SHARED | KVM_FILTER_PRIVATE
 
     def kvm_gmem_get_file(self, slot: KvmMemorySlot) -> GmemFile | None:
@@ -96,14 +98,15 @@ class GmemRange(GmemFolios):
             kvm.mmu_lock.write_unlock()
 
     def kvm_gmem_invalidate_end(self, inode: GmemInode, start: int, end: int) -> None:
-        """Faults go on."""
+        """End what kvm_gmem_invalidate_begin() began, in every VM: faults may map again."""
         for f in list(inode.file_list):
             self._kvm_gmem_invalidate_end(f, start, end)
 
     # Split and zap
 
     def _kvm_gmem_split_range(self, kvm: Kvm, gfn_range: KvmGfnRange) -> int:
-        """The part of a split that is in one slot; mmu_lock is held for writing."""
+        """Split in the part of one slot; mmu_lock is held for writing. Returns what
+        kvm_split_cross_boundary_leafs() does."""
         return self.host.mmu.kvm_split_cross_boundary_leafs(kvm, gfn_range, False)
 
     def _kvm_gmem_split_private(self, f: GmemFile, start: int, end: int) -> int:
@@ -189,7 +192,7 @@ class GmemRange(GmemFolios):
     # Truncation
 
     def _kvm_gmem_truncate_range(self, inode: GmemInode, start: int, nr_pages: int) -> None:
-        """Remove every folio that overlaps the range, whole; user space loses its mapping first."""
+        """Unmap the range from user space, then remove every folio that overlaps it, whole."""
         self.unmap_mapping_pages(inode, start, nr_pages)
         end = start + nr_pages
         for split in self._splits_in_range(inode, start, end):
@@ -208,9 +211,10 @@ class GmemRange(GmemFolios):
     def truncate_inode_pages_range(self, inode: GmemInode, start: int, end: int) -> None:
         """truncate_inode_pages_range() over large folios of the page allocator.
 
-        A folio that the range covers partly is split; when that fails it goes as a whole, as
-        truncate_inode_partial_folio() does with a clean folio: suspect, kept.
-        Source: mm/truncate.c.
+        A folio that the range covers partly is split.
+
+        SUSPECT: when the split fails, the whole folio goes, as truncate_inode_partial_folio() does
+        with a clean folio. Source: mm/truncate.c.
         """
         mm = self.host.mm
         for index, folio in list(self._folios_in_range(inode, start, end)):
@@ -261,13 +265,15 @@ class GmemRange(GmemFolios):
     # File operations
 
     def _kvm_gmem_split_for_punch(self, inode: GmemInode, start: int, end: int) -> int:
-        """Split what the zap of a hole would take too much of. Source: patch 16."""
+        """Split the huge leaves that cross the hole, so that the zap takes no more than it. Source:
+        patch 16."""
         return self.kvm_gmem_split_private(inode, start, end, "punch_hole")
 
     def kvm_gmem_punch_hole(self, inode: GmemInode, offset: int, length: int) -> int:
         """fallocate(PUNCH_HOLE): 0, or an error. Source: patch 16.
 
-        Suspect, kept: a failed split comes as 1, which fallocate() returns to user space as it is.
+        SUSPECT: a failed split returns 1 (see kvm_split_cross_boundary_leafs()), which fallocate()
+        hands to user space as it is.
         """
         start = offset >> 12
         end = (offset + length) >> 12
@@ -284,7 +290,7 @@ class GmemRange(GmemFolios):
         return ret
 
     def _kvm_gmem_punch_failed(self, inode: GmemInode, start: int, end: int) -> None:
-        """The way out of kvm_gmem_punch_hole() when the split failed: faults go on."""
+        """The way out of kvm_gmem_punch_hole() when the split failed: end the invalidation."""
         self.kvm_gmem_invalidate_end(inode, start, end)
         inode.invalidate_lock.up_write()
 
@@ -325,16 +331,16 @@ class GmemRange(GmemFolios):
         return self.kvm_gmem_allocate(inode, offset, length)
 
     def kvm_gmem_error_folio(self, inode: GmemInode, index: int) -> int:
-        """Memory failure of the page at `index`: the whole folio is unmapped everywhere, from user
-        space before it is from guests.
+        """Memory failure of the page at `index`: the whole folio is unmapped, first from user space
+        and then from every guest.
 
-        Returns MF_DELAYED; a later access gets -EHWPOISON, until the folio is truncated. Nothing
-        more comes of another failure in the same folio.
+        Returns MF_DELAYED. A later access gets -EHWPOISON, until the folio is truncated; a second
+        failure in the same folio changes nothing.
 
-        The folio stays in the page cache, with memory_failure()'s reference for good. What asks
-        whether anybody holds it (conversion to private, a hole) is -EAGAIN from then on, what waits
-        for references to go (split, merge) waits for ever, with the invalidate_lock, and the frame
-        never goes back to where it came from.
+        The folio stays in the page cache, and memory_failure() keeps a reference to it for ever. So
+        whatever refuses folios with extra references (conversion to private, a hole) returns
+        -EAGAIN from then on; whatever waits for them to go (split, merge) waits for ever, with the
+        invalidate_lock held; and the frame is never freed.
 
         Source: also mm/memory-failure.c, hwpoison_user_mappings() and me_huge_page().
         """
@@ -371,9 +377,10 @@ class GmemRange(GmemFolios):
         return MF_DELAYED
 
     def _kvm_gmem_split_for_error(self, inode: GmemInode, start: int, end: int) -> None:
-        """Split what the zap of a failed folio would take too much of: nothing. Suspect, kept:
-        patch 16 takes it that a huge mapping has one folio, which is not so in a 1 GB folio that
-        was split."""
+        """Split the huge leaves that cross a failed folio: v3 does nothing here.
+
+        SUSPECT: patch 16 assumes that a mapping is never larger than its folio. Of a 1 GB folio
+        that was split to 4 KB, 2 MB may still be mapped as one, and all of it is zapped."""
 
     def kvm_gmem_release(self, f: GmemFile) -> None:
         """The last reference to the file is gone: every private page of the VM that came from it

@@ -1,7 +1,7 @@
-"""What guest_memfd and memslots say of themselves in a trace: no tracepoint of the kernel does.
+"""Events of guest_memfd and memslots for a trace, for which the kernel has no tracepoints.
 
-Each event tells what is so now in a range of GFNs, read where it happened, so that a rendering
-need not know how it came about. Nothing here is called unless the run is traced.
+Each event holds the new state of a range of GFNs, so that a rendering need not compute it from
+what was done. Nothing here emits anything unless the run is traced.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from septum.linux.kvm.events import (
     KvmMemoryAttributesEvent,
     KvmMemslotEvent,
 )
+from septum.linux.mm.state import PMD_ORDER, PUD_ORDER
 from septum.linux.ranges import range_extent, range_store
 from septum.linux.unit import Unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from septum.linux.kvm.types import Folio, GmemInode, Kvm, KvmMemorySlot, SplitFolio
+    from septum.linux.kvm.types import GmemInode, Kvm, KvmMemorySlot, SplitFolio
+    from septum.linux.mm.folio import Folio
 
-PMD_ORDER = 9
-PUD_ORDER = 18
 NO_FOLIO = -1
 
 FolioRun = tuple[int, int, int, int, bool]
@@ -34,7 +34,7 @@ class GmemTrace(Unit):
 
     __slots__ = ()
 
-    # Look-up, for events and for the functions that stand on this
+    # Look-up, also for the classes built on this one
 
     def _peek_folio(self, inode: GmemInode, index: int) -> Folio | None:
         """As `filemap_get_folio`, without a reference, of folios that have an object."""
@@ -85,7 +85,8 @@ class GmemTrace(Unit):
     # Events
 
     def trace_folios(self, inode: GmemInode, start: int, nr_pages: int) -> None:
-        """The folios at [start, start + nr_pages) changed: tell them in every VM that has them."""
+        """Emit the folios at [start, start + nr_pages), which have changed, for every VM that has
+        them bound."""
         for f in inode.file_list:
             for first, last, slot in f.bindings:
                 low, high = max(first, start), min(last, start + nr_pages)
@@ -139,7 +140,7 @@ class GmemTrace(Unit):
     def trace_attributes(
         self, kvm: Kvm, ranges: list[tuple[int, int, int]], start: int, end: int, offset: int = 0
     ) -> None:
-        """Tell `ranges` in [start, end); `offset` is what makes an index a GFN."""
+        """Emit `ranges` within [start, end); index + `offset` is the GFN."""
         task = self.sim.current
         index = start
         while index < end:
@@ -159,7 +160,7 @@ class GmemTrace(Unit):
             index = last
 
     def trace_slot(self, kvm: Kvm, slot: KvmMemorySlot, *, deleted: bool = False) -> None:
-        """A slot came, with what its memory is, or went."""
+        """A slot was created, and the attributes and folios it has; or it was deleted."""
         task = self.sim.current
         self.sim.emit(
             KvmMemslotEvent(
@@ -187,7 +188,7 @@ class GmemTrace(Unit):
 
 
 def _joined(runs: Iterator[FolioRun]) -> Iterator[FolioRun]:
-    """Neighbouring runs that go on as one."""
+    """The runs, with neighbours that continue each other as one."""
     whole: FolioRun | None = None
     for run in runs:
         index, nr, pfn, order, split = run

@@ -1,6 +1,6 @@
 """guest_memfd's structures, under the kernel's names, as plain state.
 
-Source: virt/kvm/guest_memfd.c at the base of the v3 series; include/linux/mm_types.h struct folio.
+Source: virt/kvm/guest_memfd.c at the base of the v3 series.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from septum.abi.types import Pfn
     from septum.linux.kvm.types import Kvm, KvmMemorySlot
-    from septum.sim import RwSem, Task
+    from septum.linux.mm.folio import Folio, Subpool
+    from septum.sim import RwSem
 
 
 class GmemInode:
@@ -70,18 +70,6 @@ class GmemFile:
         return None
 
 
-class Subpool:
-    """struct hugepage_subpool: `rsv_hpages` of its `min_hpages` of `order` are still reserved."""
-
-    __slots__ = ("count", "min_hpages", "order", "rsv_hpages")
-
-    def __init__(self, order: int, min_hpages: int) -> None:
-        self.order = order
-        self.min_hpages = min_hpages
-        self.rsv_hpages = min_hpages
-        self.count = 1  # inodes that use it
-
-
 class SplitFolio:
     """A huge folio of the page cache that was split to order 0 in place.
 
@@ -100,37 +88,3 @@ class SplitFolio:
         self.hugetlb = folio.hugetlb
         self.site = folio.site
         self.gone: set[int] = set()
-
-
-class Folio:
-    """struct folio: `1 << order` contiguous pages from `pfn`."""
-
-    __slots__ = (
-        "hugetlb",
-        "hugetlb_vmemmap_optimized",
-        "lock_waiters",
-        "locked",
-        "order",
-        "pfn",
-        "refcount",
-        "site",
-        "splitting",
-        "uptodate",
-    )
-
-    def __init__(self, pfn: Pfn, order: int) -> None:
-        self.pfn = pfn
-        self.order = order
-        self.refcount = 1
-        self.uptodate = False
-        self.locked = False  # PG_locked
-        self.lock_waiters: list[Task] = []  # who sleeps in folio_lock()
-        self.splitting = False  # a task is in hugetlb_restructuring_split_folio() with it
-        self.hugetlb_vmemmap_optimized = False
-        self.hugetlb: Subpool | None = None  # the subpool a hugetlb folio goes back to
-        self.site = ""  # call site of the allocation
-
-    @property
-    def nr_pages(self) -> int:
-        """folio_nr_pages()."""
-        return 1 << self.order

@@ -25,7 +25,8 @@ from septum.sim import RwSem
 
 if TYPE_CHECKING:
     from septum.abi.types import Pfn
-    from septum.linux.kvm.types import Folio, Kvm, KvmMemorySlot, KvmVcpu
+    from septum.linux.kvm.types import Kvm, KvmMemorySlot, KvmVcpu
+    from septum.linux.mm.folio import Folio
 
 SUPPORTED_FLAGS = (
     GUEST_MEMFD_FLAG_MMAP
@@ -93,10 +94,10 @@ class GuestMemfd(GmemAttrs):
     def kvm_gmem_bind(self, kvm: Kvm, slot: KvmMemorySlot, f: GmemFile, offset: int) -> int:
         """Give a new memslot its private memory. 0 or -EINVAL.
 
-        Suspect, kept: whether xa_store_range() had memory for its nodes is not looked at. Without,
-        the slot has a file that does not know of it: faults are -EIO, and its pointer to the file
+        SUSPECT: nobody checks whether xa_store_range() had memory for its nodes. If it had not, the
+        slot points to a file that does not know of the slot: faults are -EIO, and the pointer
         outlives the file (see `kvm_gmem_unbind`).
-        MODEL: all of the slot is unbound then, where the kernel may have stored a part.
+        MODEL: then no part of the slot is bound; the kernel may have stored some of it.
         """
         size = slot.npages << PAGE_SHIFT
         if f.kvm is not kvm or f.released:
@@ -121,10 +122,10 @@ class GuestMemfd(GmemAttrs):
         return 0
 
     def kvm_gmem_unbind(self, slot: KvmMemorySlot) -> None:
-        """The memslot goes; nothing to do when the file went first.
+        """Remove the binding of a memslot that is deleted; nothing to do if the file went first.
 
-        Of a file that is being closed the binding goes without the invalidate_lock: slots_lock
-        keeps kvm_gmem_release() out.
+        When the file is being closed the invalidate_lock is not taken: slots_lock keeps
+        kvm_gmem_release() out.
         """
         f = slot.gmem_file
         if f is None:
@@ -177,9 +178,9 @@ class GuestMemfd(GmemAttrs):
     ) -> tuple[int, int, Folio | None, int]:
         """The private page of a GFN: (errno, pfn, folio with a reference, max_order).
 
-        Suspect, kept: of a huge folio that is new only the first 4 KB are cleared, and all of it
-        counts as up to date from then on. A TD clears its pages when it accepts them, but what it
-        never accepted goes to user space, when it is converted, with what the last owner left.
+        SUSPECT: of a new huge folio only the first 4 KB are cleared, and the whole folio is marked
+        up to date. A TD clears a page when it accepts it, but a page that it never accepted goes to
+        user space, when it is converted, with what the last owner left in it.
         """
         f = self.kvm_gmem_get_file(slot)
         if f is None:

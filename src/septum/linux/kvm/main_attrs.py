@@ -111,14 +111,16 @@ class MainAttrs(MainSlots):
         return handler(kvm, gfn_range)
 
     def kvm_pre_set_memory_attributes(self, kvm: Kvm, gfn_range: KvmGfnRange) -> int:
-        """Keep faults out of the range, whatever is mapped there, then the architecture's part."""
+        """Add the range to the invalidation, whatever is mapped there; then split and unmap it.
+
+        Returns what kvm_arch_pre_set_memory_attributes() does."""
         self.host.mmu.kvm_mmu_invalidate_range_add(kvm, gfn_range.start, gfn_range.end)
         return self.host.mmu.kvm_arch_pre_set_memory_attributes(kvm, gfn_range)
 
     def kvm_vm_set_mem_attributes(self, kvm: Kvm, start: int, end: int, attributes: int) -> int:
-        """Unmap [start, end) as it was, store the attributes, let faults go on. 0 or -ENOMEM.
+        """Unmap [start, end), store the attributes, and let faults map it again. 0 or -ENOMEM.
 
-        Suspect, kept: when the first walk fails (patch 15), the invalidation that it began is
+        SUSPECT: when the first walk fails (patch 15), the invalidation that it began is
         never ended, so that every fault in the range is retried for ever; and slots before the
         failing one are already zapped. As posted the first walk cannot fail with -ENOMEM, since
         kvm_split_cross_boundary_leafs() turns it into 1, which reads as "flush": then the leaf
@@ -157,8 +159,8 @@ class MainAttrs(MainSlots):
         return ret
 
     def _pre_set_range(self, kvm: Kvm, start: int, end: int, attributes: int) -> int:
-        """The first walk: keep faults out, split, unmap, one slot after the other. 0 or an error,
-        with the slots before it unmapped already. Source: patch 15, whose log says so."""
+        """The first walk: invalidate, split and unmap, one slot after the other. 0 or an error, by
+        which time earlier slots are unmapped, as the log of patch 15 says. Source: patch 15."""
         return self.kvm_handle_gfn_range(
             kvm,
             start,
@@ -170,8 +172,8 @@ class MainAttrs(MainSlots):
         )
 
     def _pre_set_failed(self, kvm: Kvm) -> None:
-        """The way out of kvm_vm_set_mem_attributes() when its first walk failed: as posted nobody
-        ends the invalidation."""
+        """The way out of kvm_vm_set_mem_attributes() when its first walk failed: v3 does nothing
+        here, not even end the invalidation."""
 
     def kvm_vm_ioctl_set_mem_attributes(
         self, kvm: Kvm, address: int, size: int, attributes: int, flags: int = 0

@@ -83,7 +83,7 @@ class MainRequests(Unit):
         return previous
 
     def current_cause(self) -> SplitCause:
-        """What the current thread splits for: accept, conversion, punch_hole or fault."""
+        """What the current thread splits for; "fault" when it has not said anything."""
         return self.state.cause.get(self.sim.current.index, "fault")
 
     # Requests

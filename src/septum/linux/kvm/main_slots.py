@@ -17,10 +17,11 @@ from septum.abi.kvm import (
 )
 from septum.abi.types import PAGE_SHIFT, PAGE_SIZE, Gfn
 from septum.linux.kvm.main_requests import MainRequests
-from septum.linux.kvm.types import KVM_FILTER_SHARED, KvmGfnRange, KvmMemorySlot
+from septum.linux.kvm.types import KVM_FILTER_SHARED, GmemFile, KvmGfnRange, KvmMemorySlot
 
 if TYPE_CHECKING:
-    from septum.linux.kvm.types import Folio, GmemFile, Kvm
+    from septum.linux.kvm.types import Kvm
+    from septum.linux.mm.folio import Folio
 
 KVM_USER_MEM_SLOTS = 32764
 KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1
@@ -100,8 +101,6 @@ class MainSlots(MainRequests):
     def _create_slot(
         self, kvm: Kvm, mem: KvmUserspaceMemoryRegion2, base_gfn: int, npages: int
     ) -> int:
-        from septum.linux.kvm.types import GmemFile
-
         if self.host.mm.fails("kvm_memory_slot"):
             return -ENOMEM
         slot = KvmMemorySlot(mem.slot, Gfn(base_gfn), npages, mem.flags, mem.userspace_addr)
@@ -129,7 +128,7 @@ class MainSlots(MainRequests):
         return 0
 
     def kvm_swap_active_memslots(self, kvm: Kvm) -> None:
-        """The slots have changed: whoever still goes by the old ones finishes first.
+        """The slots have changed: wait until every reader of the old ones has finished.
 
         MODEL: does not wait for MMU notifiers under way (mn_active_invalidate_count).
         Source: kvm_main.c kvm_swap_active_memslots, synchronize_srcu_expedited().
@@ -192,7 +191,7 @@ class MainSlots(MainRequests):
             high = min(end, slot.userspace_addr + (slot.npages << PAGE_SHIFT))
             if low < high:
                 first = slot.base_gfn + ((low - slot.userspace_addr) >> PAGE_SHIFT)
-                last = slot.base_gfn + ((high - slot.userspace_addr + 4095) >> PAGE_SHIFT)
+                last = slot.base_gfn + ((high - slot.userspace_addr + PAGE_SIZE - 1) >> PAGE_SHIFT)
                 ranges.append(KvmGfnRange(slot, first, last, KVM_FILTER_SHARED, True))
         if not ranges:
             return
@@ -211,9 +210,3 @@ class MainSlots(MainRequests):
         kvm.mmu_lock.write_lock()
         mmu.kvm_mmu_invalidate_end(kvm)
         kvm.mmu_lock.write_unlock()
-
-    def _gmem_file_of(self, mem: KvmUserspaceMemoryRegion2) -> GmemFile | None:
-        """The file that a region names."""
-        from septum.linux.kvm.types import GmemFile
-
-        return mem.guest_memfd if isinstance(mem.guest_memfd, GmemFile) else None

@@ -62,6 +62,11 @@ def kvm_max_level_for_order(order: int) -> int:
     return PG_LEVEL_4K
 
 
+def is_error_pfn(pfn: int) -> bool:
+    """is_error_pfn(): an error instead of a page frame; KVM_PFN_NOSLOT is none."""
+    return pfn & KVM_PFN_ERR_MASK != 0
+
+
 def is_error_noslot_pfn(pfn: int) -> bool:
     """is_error_noslot_pfn(): an error or KVM_PFN_NOSLOT instead of a page frame."""
     return pfn & KVM_PFN_ERR_NOSLOT_MASK != 0
@@ -247,7 +252,7 @@ class KvmMmu(MmuLoad):
         ret = self._kvm_mmu_faultin_pfn(vcpu, fault)
         if ret != RET_PF_CONTINUE:
             return ret
-        if fault.pfn & KVM_PFN_ERR_NOSLOT_MASK and fault.pfn & KVM_PFN_ERR_MASK:
+        if is_error_pfn(fault.pfn):
             return self.kvm_handle_error_pfn(vcpu, fault)
         # Do not contend mmu_lock in vain.
         if self.mmu_invalidate_retry_gfn_unsafe(kvm, fault.mmu_seq, fault.gfn):
@@ -448,7 +453,7 @@ class KvmMmu(MmuLoad):
         r = self.kvm_mmu_reload(vcpu)
         if r:
             return r
-        # Suspected: filled once, before the loop; a retry may find the caches used up.
+        # SUSPECT: filled once, before the loop; a retry may find the caches used up.
         r = self.mmu_topup_memory_caches(vcpu)
         if r:
             return r

@@ -67,7 +67,7 @@ class MmuAttributes(MmuZap):
             rng.attr_filter = KVM_FILTER_SHARED
         else:
             rng.attr_filter = KVM_FILTER_PRIVATE
-            # Suspected: a failed split arrives here as 1 (see kvm_split_cross_boundary_leafs), the
+            # SUSPECT: a failed split arrives here as 1 (see kvm_split_cross_boundary_leafs), the
             # caller takes it for "flush", nothing was unmapped, and the attributes change anyway.
             ret = self._split_before_unmap(kvm, rng)
             if ret:
@@ -75,13 +75,13 @@ class MmuAttributes(MmuZap):
         return self._unmap_old_attributes(kvm, rng)
 
     def _unmap_old_attributes(self, kvm: Kvm, rng: KvmGfnRange) -> int:
-        """The end of kvm_arch_pre_set_memory_attributes(): what is mapped of the half that the
-        range leaves goes. 1 when a flush is wanted, 0."""
+        """The end of kvm_arch_pre_set_memory_attributes(): unmap the old attributes' pages. 1 when
+        a flush is wanted, else 0."""
         return self.kvm_unmap_gfn_range(kvm, rng)
 
     def _split_before_unmap(self, kvm: Kvm, rng: KvmGfnRange) -> int:
-        """What kvm_arch_pre_set_memory_attributes() does with huge leaves that cross a range which
-        becomes shared: 0, or an error of the split. Source: patch 15."""
+        """Split the huge leaves that cross a range which becomes shared: what
+        kvm_split_cross_boundary_leafs() returns. Source: patch 15."""
         return self.kvm_split_cross_boundary_leafs(kvm, rng, False)
 
     def kvm_arch_post_set_memory_attributes(self, kvm: Kvm, rng: KvmGfnRange) -> int:

@@ -29,10 +29,11 @@ class MmuZap(MmuLpage):
     def kvm_split_cross_boundary_leafs(self, kvm: Kvm, rng: KvmGfnRange, shared: bool) -> int:
         """Split the huge leaves that reach out of the range, so that a zap of it is precise.
 
-        0: done. -EOPNOTSUPP: the range may not block. 1: the split failed. The posted code keeps
-        the result in a C `bool`, so that -ENOMEM becomes 1 on its way out. Suspected: callers that
-        test for a negative error take 1 for success. mmu_lock is held and may be dropped; no TLB is
-        flushed. Source: patch 11, mmu.c kvm_split_cross_boundary_leafs.
+        0: done. -EOPNOTSUPP: the range may not block. 1: the split failed. mmu_lock is held and may
+        be dropped; no TLB is flushed. Source: patch 11, mmu.c kvm_split_cross_boundary_leafs.
+
+        SUSPECT: the posted code keeps the result in a C `bool`, so that -ENOMEM becomes 1 on its
+        way out, which callers that test for a negative error take for success.
         """
         ret = False
         self.lockdep_assert(

@@ -188,8 +188,8 @@ class TdpMmu(TdpMmuZap, TdpMmuSplit):
             self.kvm_mmu_alloc_external_spt(vcpu, sp)
         sp.nx_huge_page_disallowed = fault.huge_page_disallowed
         if is_shadow_present_pte(it.old_spte):
-            # Of a mirror: TDX refuses under mmu_lock for reading. Suspected: the fault would be
-            # retried for ever, if a leaf above the goal level could be met here.
+            # For a mirror TDX refuses, as mmu_lock is held for reading. SUSPECT: if a leaf above
+            # the goal level could be met here, the fault would be retried for ever.
             r = self.tdp_mmu_split_huge_page(kvm, it, sp, True)
         else:
             r = self.tdp_mmu_link_sp(kvm, it, sp, True)

@@ -207,10 +207,10 @@ class TdpMmuSplit(TdpMmuSpte):
         shared: bool,
         only_cross_boundary: bool,
     ) -> int:
-        """The same in every root of `types`; stops at the first failure.
+        """tdp_mmu_split_huge_pages_root() in every root of `types`, up to the first failure. 0 or
+        -ENOMEM.
 
-        Source: the loops of kvm_tdp_mmu_try_split_huge_pages() and, patch 11,
-        kvm_tdp_mmu_gfn_range_split_cross_boundary_leafs().
+        Source: the loop of kvm_tdp_mmu_gfn_range_split_cross_boundary_leafs(), patch 11.
         """
         root = self.tdp_mmu_next_root(kvm, None, types)
         while root is not None:
@@ -222,13 +222,6 @@ class TdpMmuSplit(TdpMmuSpte):
                 return r
             root = self.tdp_mmu_next_root(kvm, root, types)
         return 0
-
-    def kvm_tdp_mmu_try_split_huge_pages(
-        self, kvm: Kvm, start: int, end: int, target_level: int, shared: bool
-    ) -> None:
-        """Eager page splitting, best effort. Source: tdp_mmu.c kvm_tdp_mmu_try_split_huge_pages."""
-        types = kvm_gfn_range_filter_to_root_types(kvm, 3)
-        self._split_huge_pages_in_roots(kvm, types, start, end, target_level, shared, False)
 
     def kvm_tdp_mmu_gfn_range_split_cross_boundary_leafs(
         self, kvm: Kvm, rng: KvmGfnRange, shared: bool

@@ -72,8 +72,8 @@ class TdpMmuSpte(TdpMmuRoots):
     ) -> None:
         """What follows from an entry's change: trace, statistics, removed tables.
 
-        It comes before the external page table is changed in the write path (patch 07), so that
-        statistics and trace are of the mirror, whatever becomes of the S-EPT.
+        Under mmu_lock for writing it is called before the S-EPT is changed (patch 07), so that
+        statistics and trace tell of the mirror, whatever becomes of the S-EPT.
         Source: tdp_mmu.c handle_changed_spte.
         """
         was_present = old_spte & SPTE_MMU_PRESENT_MASK
@@ -249,9 +249,9 @@ class TdpMmuSpte(TdpMmuRoots):
             self.host.main.kvm_bug_on(kvm, True, f"{change} under mmu_lock for reading")
         if not kvm.mmu_lock.held():
             self.lockdep_assert(False, "mmu_lock is not held", "set_external_spte_present")
-        # `old_spte` is a copy here: when the exchange fails, iter->old_spte keeps the value read
-        # before (the non-mirror path updates it). Suspected: a caller that tries again with the
-        # same iterator never succeeds (fixed after v3 by 02eaaffdd865).
+        # SUSPECT: `old_spte` is a copy, so that iter->old_spte is not updated when the exchange
+        # fails, as it is for other roots: a caller that tries again with the same iterator never
+        # succeeds. Fixed after v3 by 02eaaffdd865.
         if not self._freeze_spte(it, old_spte, new_spte):
             return -EBUSY
         ret = self._propagate_to_external_shared(kvm, gfn, old_spte, new_spte, level)
@@ -337,10 +337,11 @@ class TdpMmuSpte(TdpMmuRoots):
     ) -> int:
         """Set an entry under mmu_lock for writing, then the S-EPT; returns the old value.
 
-        What the split hook returns is not looked at: a split that fails leaves a split mirror
-        over an S-EPT that is not. Suspected: only the KVM_BUG_ON() inside the hook keeps that from
-        being used; statistics and trace say that the split succeeded.
         Source: patches 07 and 09, tdp_mmu.c tdp_mmu_set_spte.
+
+        SUSPECT: the return value of the split hook is ignored, so that a failed split leaves a
+        split mirror over an S-EPT that is not split. Only the KVM_BUG_ON() inside the hook keeps
+        the guest from running on; statistics and trace say that the split succeeded.
         """
         if not kvm.mmu_lock.held_write():
             self.lockdep_assert(False, "mmu_lock is not held for writing", "tdp_mmu_set_spte")

@@ -30,7 +30,6 @@ TDX_SHARED_BIT_PWL_4 = 1 << (47 - 12)
 VMX_EPTP_MT_WB = 6
 VMX_EPTP_PWL_4 = 3 << 3
 VMX_EPTP_PWL_5 = 4 << 3
-TDX_TSC_25MHZ_KHZ = 25_000
 
 # VMX exit reasons that a TD shows.
 EXIT_REASON_EXCEPTION_NMI = 0

@@ -96,12 +96,12 @@ class TdxFault(TdxMem):
     def tdx_honor_guest_accept_level(self, vcpu: KvmVcpu, gfn: int) -> int:
         """When the guest ACCEPTs at a level, let no larger mapping be or come at `gfn`.
 
-        0: go on with the fault. Otherwise what kvm_split_cross_boundary_leafs() returned, which
-        as posted is 1 for any failure: it then reads as "resume the guest", and the -ENOMEM that
-        the change log says goes to user space never does (suspect, kept).
+        0: go on with the fault. Otherwise what kvm_split_cross_boundary_leafs() returned. The flag
+        is tested without mmu_lock: it is only ever set, and only after the split, under mmu_lock
+        for writing. Source: patch 13.
 
-        Source: patch 13. The flag is tested without mmu_lock: it is only ever set, and only after
-        the split, under mmu_lock for writing.
+        SUSPECT: as posted any failure of the split is 1, which reads as "resume the guest"; the
+        -ENOMEM that the change log says goes to user space never does.
         """
         kvm = vcpu.kvm
         slot = self.host.main.gfn_to_memslot(kvm, gfn)

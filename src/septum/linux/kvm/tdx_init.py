@@ -131,8 +131,8 @@ class TdxInit(TdxTeardown):
         return 0
 
     def td_tdcs_exec_read64(self, kvm_tdx: KvmTdx, field: int) -> int:
-        """A field of the TDCS. One that cannot be read is a line in the log, no more, and counts as
-        0. Source: vmx/tdx.h."""
+        """A field of the TDCS; 0 when it cannot be read, which the kernel only logs. Source:
+        vmx/tdx.h."""
         err, data = self.host.x86_tdx.tdh_mng_rd(kvm_tdx, field)
         return 0 if err else data
 

@@ -91,7 +91,7 @@ class TdxRun(TdxTdvmcall):
     # Entry
 
     def tdcall_to_vmx_exit_reason(self, vcpu: KvmVcpu) -> int:
-        """A TDVMCALL that stands for an instruction is shown as that instruction's exit."""
+        """A TDVMCALL that stands for an instruction has that instruction's exit reason."""
         leaf = self.tdvmcall_leaf(vcpu)
         if leaf in _TDVMCALL_EXITS:
             return leaf
@@ -117,8 +117,9 @@ class TdxRun(TdxTdvmcall):
         """TDH.VP.ENTER and the exit information."""
         tdx = vcpu.tdx
         regs = tdx.vp_enter_regs
-        # MODEL: what an exit left is not kept where nobody looks at it any more (all but the answer
-        # to a TDVMCALL), so that a search sees vCPUs alike that differ in nothing else.
+        # MODEL: the registers of an exit are dropped when nobody reads them any more (only a
+        # TDVMCALL's are needed for its answer). So vCPUs that differ in nothing else are the same
+        # state to a search.
         if not isinstance(regs, Regs) or tdx.vp_enter_ret & 0xFFFF_FFFF != EXIT_REASON_TDCALL:
             regs = tdx.vp_enter_regs = Regs()
         tdx.exit_reason = tdx.vp_enter_ret = 0

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
     from septum.abi.types import Pfn
     from septum.linux.kvm.types import Kvm, KvmVcpu, PreallocSplitCache
-
-SeamcallRet = tuple[int, int, int]
+    from septum.linux.x86.tdx import SeamcallRet
 
 
 class TdxSept(TdxInit):
@@ -76,7 +75,7 @@ class TdxSept(TdxInit):
             self.tdx_bug_on(err, "TDH_MEM_TRACK", kvm)
         self.host.main.kvm_make_all_cpus_request(kvm, KVM_REQ_OUTSIDE_GUEST_MODE)
 
-    # S-EPT pages and Dynamic PAMT: counted while the module has them
+    # The Dynamic PAMT count of S-EPT pages: up before the module gets one, down when it is back
 
     def _tdx_sept_page_get(self, private_spt: int, prealloc: PreallocSplitCache) -> int:
         """An S-EPT page is about to be given to the module. 0 or -ENOMEM."""
@@ -207,10 +206,10 @@ class TdxSept(TdxInit):
     # Removal
 
     def tdx_sept_remove_private_spte(self, kvm: Kvm, gfn: int, level: int, mirror_spte: int) -> int:
-        """BLOCK, TRACK and kick, REMOVE, flush the page's lines: it cannot fail, so that any
-        error bugs the VM and leaves the page where it is. 0, or -EIO, which the C does not return.
+        """BLOCK, TRACK and kick, REMOVE, flush the page's cache lines. Callers cannot handle an
+        error, so each bugs the VM and leaves the page where it is.
 
-        Source: patches 03, 04, 17, 24.
+        0 or -EIO; the C function returns nothing. Source: patches 03, 04, 17, 24.
         """
         kvm_tdx = kvm.tdx
         if not is_hkid_assigned(kvm_tdx):

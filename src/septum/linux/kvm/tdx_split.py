@@ -11,10 +11,11 @@ from septum.abi.errno import EIO, ENOMEM, EOPNOTSUPP
 from septum.abi.kvm import PG_LEVEL_2M
 from septum.abi.spte import spte_to_pfn
 from septum.linux.kvm.tdx_defs import TD_STATE_RUNNABLE
-from septum.linux.kvm.tdx_sept import SeamcallRet, TdxSept
+from septum.linux.kvm.tdx_sept import TdxSept
 
 if TYPE_CHECKING:
     from septum.linux.kvm.types import Kvm, PreallocSplitCache
+    from septum.linux.x86.tdx import SeamcallRet
 
 
 class TdxSplit(TdxSept):
@@ -117,7 +118,7 @@ class TdxSplit(TdxSept):
     def _tdx_sept_split_shared(
         self, kvm: Kvm, gfn: int, level: int, old_mirror_spte: int, new_private_spt: int
     ) -> int:
-        """The split under mmu_lock for reading, which v3 refuses. Source: patch 09."""
+        """The split under mmu_lock for reading, which v3 refuses: -EOPNOTSUPP. Source: patch 09."""
         self.warn_on_once(
             f"Splitting of GFN {gfn:x} level {level} under shared lock occurs when KVM does"
             " not support it yet",
@@ -128,9 +129,10 @@ class TdxSplit(TdxSept):
     def _tdx_sept_demote(
         self, kvm: Kvm, gpa: int, level: int, guest_pfn: int, new_private_spt: int
     ) -> SeamcallRet:
-        """DEMOTE, twice if need be, with pages out of the per-VM cache.
+        """DEMOTE, twice if it is BUSY, with PAMT pages out of the per-VM cache: (status, ext_err1,
+        ext_err2). The cache's lock is held through the second attempt and its kick, too.
 
-        Its lock is held through the second attempt and its kick, too. Source: patches 08, 22, 23.
+        Source: patches 08, 22, 23.
         """
         kvm_tdx = kvm.tdx
         guest_folio = self.host.mm.page_folio(guest_pfn)

@@ -87,10 +87,10 @@ class TdxTdvmcall(TdxFault):
         return vcpu.tdx.exit_reason != EXIT_REASON_HLT or not enter_regs(vcpu).r12
 
     def tdx_protected_apic_has_interrupt(self, vcpu: KvmVcpu) -> bool:
-        """An interrupt is posted, or is in the virtual APIC of a guest that has just halted: one
-        that came before the exit is still there, as HLT's caller has interrupts off until then.
+        """Whether an interrupt is posted, or in the virtual APIC of a guest that has just halted.
 
-        A failing TDH.VP.RD bugs the VM and counts as none.
+        A guest executes HLT with interrupts off, so an interrupt that came before is still there.
+        A failing TDH.VP.RD bugs the VM and counts as no interrupt.
         """
         if vcpu.pi_desc.on:
             return True
@@ -169,8 +169,9 @@ class TdxTdvmcall(TdxFault):
     def tdx_complete_vmcall_map_gpa(self, vcpu: KvmVcpu) -> int:
         """User space has done a piece: the next one, or back to the guest.
 
-        MODEL: what user space answers is told apart as from commit 3e2dec1ede0a on (2026-03). In
-        6.19-rc any answer but 0 is INVALID_OPERAND, so that user space has to try again itself.
+        MODEL: -EAGAIN and -EINVAL of user space are told apart, as commit 3e2dec1ede0a (2026-03)
+        does. In 6.19-rc any answer but 0 is INVALID_OPERAND to the guest, so that user space has to
+        try again itself.
         """
         tdx = vcpu.tdx
         ret = vcpu.run.ret

@@ -23,7 +23,8 @@ from septum.linux.kvm.tdx_defs import (
 )
 
 if TYPE_CHECKING:
-    from septum.linux.kvm.types import Folio, Kvm, KvmTdx, KvmVcpu
+    from septum.linux.kvm.types import Kvm, KvmTdx, KvmVcpu
+    from septum.linux.mm.folio import Folio
 
 TDX_SEAMCALL_RETRIES = 10000
 

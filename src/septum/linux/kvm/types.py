@@ -2,7 +2,8 @@
 
 Functions live in the units (`mmu.py`, `tdp_mmu.py`, `tdx.py`, `guest_memfd.py`, `main.py`); here
 is only what they read and write. Levels are KVM page-table levels (PG_LEVEL_4K = 1). The structures
-of guest_memfd are in `gmem_types`, and can be had from here.
+of guest_memfd (`gmem_types`) and of folios (`septum.linux.mm.folio`) can be imported from here,
+too.
 
 Source: include/linux/kvm_host.h, arch/x86/include/asm/kvm_host.h, arch/x86/kvm/mmu/mmu_internal.h,
 arch/x86/kvm/vmx/tdx.h, virt/kvm/guest_memfd.c at the base of the v3 series.
@@ -13,17 +14,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.abi.kvm import KVM_PFN_ERR_FAULT
-from septum.linux.kvm.gmem_types import Folio as Folio
 from septum.linux.kvm.gmem_types import GmemFile as GmemFile
 from septum.linux.kvm.gmem_types import GmemInode as GmemInode
 from septum.linux.kvm.gmem_types import SplitFolio as SplitFolio
-from septum.linux.kvm.gmem_types import Subpool as Subpool
+from septum.linux.mm.folio import Folio as Folio
 from septum.machine import PiDesc
 from septum.sim import WaitQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from septum.abi.types import Gfn, Pfn
     from septum.linux.host import Host
     from septum.linux.srcu import Srcu
@@ -108,7 +106,6 @@ class KvmGfnRange:
         "attr_filter",
         "attributes",
         "end",
-        "lockless",
         "may_block",
         "slot",
         "start",
@@ -129,7 +126,6 @@ class KvmGfnRange:
         self.attr_filter = attr_filter
         self.may_block = may_block
         self.attributes = attributes
-        self.lockless = False
 
 
 class KvmPageFault:
@@ -143,7 +139,6 @@ class KvmPageFault:
         "goal_level",
         "huge_page_disallowed",
         "is_private",
-        "is_tdp",
         "map_writable",
         "max_level",
         "mmu_seq",
@@ -171,7 +166,6 @@ class KvmPageFault:
         self.present = False
         self.prefetch = False
         self.is_private = False
-        self.is_tdp = True
         self.huge_page_disallowed = False
         self.nx_huge_page_workaround_enabled = False
         self.map_writable = False
@@ -185,8 +179,10 @@ class KvmPageFault:
 class KvmStats:
     """VM and vCPU statistics under their debugfs names, plus what Septum counts besides.
 
-    `values` maps name -> count. The extra names: `mmu_lock_write`, `mmu_lock_read`,
-    `ept_violation.<cause>.<level>`, `split.<cause>`, `ipi`, `kick`.
+    `values` maps name -> count. Septum's own names have a dot, as in `split.<cause>`,
+    `ept_violation.<cause>.<level>`, `pf_fixed.<kind>.<level>` and `mmu_lock_write.<function>`; or
+    are `kick`, `ipi`, `vp_enter_busy`, `wait_for_sept_zap`, `fault_local_retry`. What each means is
+    said in `septum.report.counters`.
     """
 
     __slots__ = ("values",)
@@ -204,7 +200,8 @@ class KvmStats:
 
 
 class PreallocSplitCache:
-    """struct tdx_prealloc_cache of a VM: pages for Dynamic PAMT in a split (patch 20)."""
+    """struct tdx_prealloc: pages allocated before a lock is taken. A VM has one for splits (Dynamic
+    PAMT pages, patch 20), a vCPU one for faults (S-EPT pages, too, Dynamic PAMT v4 12/16)."""
 
     __slots__ = ("cnt", "page_list")
 
@@ -295,7 +292,6 @@ class Kvm:
     __slots__ = (
         "arch",
         "created_vcpus",
-        "fd_refs",
         "gmem_files",
         "host",
         "id",
@@ -353,7 +349,6 @@ class Kvm:
         self.mmu_invalidate_range_start = 0
         self.mmu_invalidate_range_end = 0
         self.users_count = 1
-        self.fd_refs = 1
         self.vm_bugged = False
         self.vm_dead = False
         self.stat = KvmStats()
@@ -390,14 +385,12 @@ class VcpuTdx:
     """struct vcpu_tdx: the TDX side of a vCPU."""
 
     __slots__ = (
-        "associated_cpu",
         "exit_gpa",
         "exit_qual",
         "exit_reason",
         "ext_exit_qual",
         "map_gpa_end",
         "map_gpa_next",
-        "pamt_cache",
         "prealloc",
         "state",
         "tdcx_pages",
@@ -416,10 +409,8 @@ class VcpuTdx:
         self.exit_gpa = 0
         self.exit_qual = 0
         self.ext_exit_qual = 0
-        self.associated_cpu = -1
         self.map_gpa_next = 0
         self.map_gpa_end = 0
-        self.pamt_cache: list[Pfn] = []  # Dynamic PAMT pages for a fault (per vCPU)
         self.prealloc = PreallocSplitCache()  # pages preallocated for a fault, PAMT pages too
 
 
@@ -478,8 +469,3 @@ class KvmVcpu:
         # arch.mmu->root.hpa and ->mirror_root_hpa; None is INVALID_PAGE.
         self.mmu_root: KvmMmuPage | None = None
         self.mmu_mirror_root: KvmMmuPage | None = None
-
-
-if TYPE_CHECKING:
-    # gfn_handler_t: negative is an error, 1 asks for a TLB flush, 0 is all else (patch 14).
-    GfnHandler = Callable[[Kvm, KvmGfnRange], int]

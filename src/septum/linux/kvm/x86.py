@@ -66,10 +66,10 @@ class KvmX86(Unit):
         return 1
 
     def vcpu_block(self, vcpu: KvmVcpu) -> int:
-        """Sleep until there is something to do. Always 1: the loop looks what it is."""
+        """Sleep until there is something to do. Always 1: back to the loop of vcpu_run()."""
         if not self.kvm_arch_vcpu_runnable(vcpu):
             self.kvm_vcpu_srcu_read_unlock(vcpu)
-            # What is in the virtual APIC was looked at above, and stays while the vCPU sleeps.
+            # The virtual APIC was looked at above; it cannot change while the vCPU sleeps.
             vcpu.wq.wait_event(
                 lambda: (
                     (vcpu.pi_desc.on and self.host.tdx.tdx_interrupt_allowed(vcpu))
@@ -151,8 +151,8 @@ class KvmX86(Unit):
                 return -EINTR
 
     def _wait_for_sept_zap(self, vcpu: KvmVcpu) -> None:
-        """The loop goes round without entering the guest until the second attempt at an S-EPT
-        change is done. MODEL: it waits here instead of going round."""
+        """In the kernel this loop spins, without entering the guest, until the second attempt at an
+        S-EPT change is done. MODEL: it waits here instead."""
         tdx = vcpu.kvm.tdx
         tdx.zap_wq.spin_until(
             lambda: not tdx.wait_for_sept_zap or bool(vcpu.requests) or vcpu.signal_pending

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from septum.abi.errno import ENOMEM
 from septum.abi.types import Pfn
-from septum.linux.kvm.types import Folio, Subpool
+from septum.linux.mm.folio import Folio, Subpool
 from septum.linux.mm.state import PMD_ORDER, PUD_ORDER, HugetlbPool, MmState, Restructured
 from septum.linux.unit import Unit
 
@@ -110,8 +110,8 @@ class MmHugetlb(Unit):
     def hugetlb_restructuring_metadata_register(self, pfn: int) -> bool:
         """A WARN when there is something about the PFN already; false without memory.
 
-        Suspect, kept: the WARN comes for an error of the xarray, too, as what xa_store_order()
-        returns is tested for being there before it is tested for being an error.
+        SUSPECT: an error of the xarray WARNs, too, as the kernel tests what xa_store_order()
+        returned for "an entry was there" before it tests it for an error.
         """
         known = self.state.restructuring_metadata
         failed = self.fails("hugetlb_restructuring_register")
@@ -190,6 +190,3 @@ class MmHugetlb(Unit):
         self.state.restructured.pop(pfn, None)
         self.state.folios[pfn] = folio
         return folio
-
-
-__all__ = ["PMD_ORDER", "PUD_ORDER", "MmHugetlb"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.abi.types import Pfn
-from septum.linux.kvm.types import Folio
+from septum.linux.mm.folio import Folio
 from septum.linux.mm.state import PMD_ORDER, PUD_ORDER, MmState, SplitBlock, free_regions
 from septum.linux.mm.user import MmUser
 from septum.sim import Memo, RwSem, WaitQueue
@@ -153,10 +153,10 @@ class Mm(MmUser):
         self.folio_put(self.page_folio(pfn))
 
     def get_hwpoison_page(self, folio: Folio) -> None:
-        """The reference that memory_failure() takes of a folio in use, and never drops: who counts
-        the folio's references finds one more than the page cache's from then on.
+        """The reference that memory_failure() takes to a folio in use and never drops: from then
+        on the folio has one more than the page cache's.
 
-        unpoison_memory() drops it, but does nothing any more once real memory has failed.
+        unpoison_memory() would drop it, but refuses once real memory has failed.
         Source: mm/memory-failure.c __get_huge_page_for_hwpoison(), get_hwpoison_page(),
         has_extra_refcount().
         """

@@ -1,7 +1,7 @@
 """Per-CPU lists of free 4 KB pages in front of the allocator, as in mm/page_alloc.c.
 
-Which page an allocation gets depends on what its own CPU took and gave back before, and on no
-other CPU, but where a list runs out or overflows.
+So which page an allocation gets depends on what its own CPU took and freed before, and on other
+CPUs only when a list runs out or overflows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which page frames are free and who has the others.
 
-Free memory is kept in blocks of 4 KB, 2 MB and 1 GB. A block that is broken gives its parts out
-from one place until it is used up, and parts that come back are joined again, so that memory of
-a VM that is gone is whole again.
+Free memory is kept in blocks of 4 KB, 2 MB and 1 GB. A broken block is used up before the next one
+is broken, and freed parts are joined again, so that the memory of a VM is whole when the VM is
+gone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from septum.linux.mm.pcp import PcpLists
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from septum.linux.kvm.types import Folio, Subpool
+    from septum.linux.mm.folio import Folio, Subpool
     from septum.machine.config import MachineConfig
     from septum.sim import RwSem, WaitQueue
 
