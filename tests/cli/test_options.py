@@ -1,6 +1,7 @@
 """An option that says nothing of what was asked for is refused, and says where it is said instead;
 what `run` and `explore` call as expected `report` does, too."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,28 @@ def test_report_says_with_its_code_what_run_says(
         assert "as the scenario foresees" in " ".join(capsys.readouterr().out.split())
     assert code_of("report", "convert-against-write", "--design", "v3-without-08") == BROKEN
     assert code_of("report", NAME) == OK
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "scenarios",
+        f"run {NAME}",
+        "designs --kind base",
+        "module fuzz --calls 100",
+        "explore toy:rare --workers 1",
+    ],
+)
+def test_json_says_what_it_is(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As docs/formats.md promises: its schema is named."""
+    code_of(*command.split(), "--json")
+    assert json.loads(capsys.readouterr().out)["schema"].startswith("septum")
+
+
+@pytest.mark.parametrize("words", ["run", "mrtd", "firmware", "conform", "trace", "report"])
+def test_a_name_with_an_end_of_line_is_told_in_one_line(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert code_of(*words.split(), "a\nb.toml") == USAGE
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "a\\nb.toml" in told

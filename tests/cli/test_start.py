@@ -11,6 +11,24 @@ import pytest
 SCENARIO = 'summary = "Über Gäste."\n[guest]\nvcpu0 = ["accept page 0"]\n'
 
 
+def test_an_interrupt_while_the_command_is_imported_is_one() -> None:
+    """No traceback of somebody else's import."""
+    code = (
+        "import builtins, runpy\n"
+        "known = builtins.__import__\n"
+        "def pressed(name, *rest, **more):\n"
+        "    if name == 'septum.cli.main':\n"
+        "        raise KeyboardInterrupt\n"
+        "    return known(name, *rest, **more)\n"
+        "builtins.__import__ = pressed\n"
+        "runpy.run_module('septum', run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (130, "septum: interrupted\n")
+
+
 def septum(
     *args: str | bytes, cwd: Path, closed: int | None = None, **env: str
 ) -> "subprocess.CompletedProcess[bytes]":

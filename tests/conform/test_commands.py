@@ -39,6 +39,8 @@ def test_module_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told.exit_code == 0
     assert "63 of 63 cells agree" in told.stdout
     told = RUN(app, ["module", "table", "--json"])
-    assert {"state", "call", "answer"} == set(json.loads(told.stdout)["rows"][0])
+    table = json.loads(told.stdout)
+    assert table["schema"] == "septum.module-table"
+    assert {"state", "call", "answer"} == set(table["rows"][0])
     monkeypatch.setattr(automaton, "explore", lambda _dynamic: [])
     assert RUN(app, ["module", "table", "--json"]).exit_code == 1

@@ -233,7 +233,8 @@ def test_the_report_fits_80_columns(tmp_path: Path) -> None:
     text = render_conform(report)
     path = str(tmp_path)
     assert all(len(line) <= 80 or path in line for line in text.splitlines())
-    assert json.loads(report.to_json())["version"] == 1
+    told = json.loads(report.to_json())
+    assert (told["schema"], told["version"]) == ("septum.conform", 1)
 
 
 BAD_INPUT = [

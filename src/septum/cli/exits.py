@@ -51,11 +51,9 @@ def _code_of(command: Callable[[], None]) -> int:
         if stop.code is None:
             return OK
         return stop.code if isinstance(stop.code, int) else USAGE
-    except InputError as error:
-        print(f"septum: {error}", file=sys.stderr)
-        return USAGE
-    except EndlessLoop as endless:
-        print(f"septum: {endless}", file=sys.stderr)
+    except (InputError, EndlessLoop) as error:
+        # A name may have an end of line in it, and this stays one sentence.
+        print("septum: " + str(error).replace("\n", "\\n"), file=sys.stderr)
         return USAGE
     except (KeyboardInterrupt, Interrupted):
         print("septum: interrupted", file=sys.stderr)

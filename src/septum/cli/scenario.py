@@ -37,6 +37,8 @@ from septum.trace.header import TraceHeader
 from septum.trace.writer import TraceWriter
 from septum.words import wrap
 
+SCHEMA = "septum.scenario-run/1"
+LIST_SCHEMA = "septum.scenarios/1"
 COLUMNS_MIN = 20
 """Of a narrower terminal nothing is made that anybody could read."""
 
@@ -51,7 +53,7 @@ def print_scenarios(*, as_json: bool) -> int:
     that gets it folded."""
     names = scenario_names()
     if as_json:
-        print(json_text(names))
+        print(json_text({"schema": LIST_SCHEMA, "scenarios": names}))
         return OK
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     print("\n".join(list_lines(names, columns)))
@@ -208,7 +210,7 @@ def _show(outcome: ScenarioOutcome, *, as_json: bool, ktap: bool) -> int:
     if ktap:
         print("\n".join(ktap_lines([outcome_case(outcome)])))
     elif as_json:
-        sys.stdout.write(msgspec.json.encode(outcome).decode() + "\n")
+        print(json_text({"schema": SCHEMA, **msgspec.to_builtins(outcome)}))
     else:
         print("\n".join(outcome_lines(outcome)))
     return OK if outcome.ok else BROKEN

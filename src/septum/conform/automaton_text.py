@@ -119,6 +119,5 @@ def rows_to_json(rows: list[Row]) -> str:
     table = [
         {"state": state._asdict(), "call": call, "answer": answer} for state, call, answer in rows
     ]
-    return msgspec.json.format(
-        msgspec.json.encode({"version": 1, "rows": table}), indent=1
-    ).decode()
+    body = {"schema": "septum.module-table", "version": 1, "rows": table}
+    return msgspec.json.format(msgspec.json.encode(body), indent=1).decode()

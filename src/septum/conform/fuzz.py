@@ -43,6 +43,7 @@ _GUEST_LEAVES = tuple(TDCALL_LEAVES)
 class FuzzReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a fuzz run did. `broken` is empty when everything held."""
 
+    schema: str = "septum.module-fuzz"
     version: int = 1
     seed: int
     calls: int

@@ -43,6 +43,7 @@ class LeafReport(msgspec.Struct, frozen=True):
 class ConformReport(msgspec.Struct, frozen=True, kw_only=True):
     """The result of `run_conform`. `not_compared`: recorded fields that Septum does not know."""
 
+    schema: str = "septum.conform"
     version: int = 1
     profile: str
     files: tuple[str, ...]
