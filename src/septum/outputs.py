@@ -3,6 +3,7 @@ no two of them are one, and what Septum never writes it leaves alone."""
 
 from __future__ import annotations
 
+import tempfile
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -66,6 +67,19 @@ def check_outputs(
         what = SOURCES.get(path.resolve().suffix, "") if option != EMIT_TEST else ""
         if what and _is_file(path) and path.stat().st_size:
             raise InputError(f"{option} {path}: {what} is there, and would be lost; {ANOTHER}")
+
+
+def try_folder(folder: Path) -> None:
+    """Make the folder of --report, before what takes long. Raises InputError where nothing can be
+    written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"--report {folder}: the folder cannot be written ({error.strerror}); name another one"
+        ) from None
 
 
 def _is_file(name: str | Path) -> bool:

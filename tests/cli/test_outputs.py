@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from septum.cli import scenario
 from septum.cli.main import run_command
 from septum.errors import InputError
 from septum.explore.emit import HEAD
 from septum.outputs import check_outputs
+from septum.scenarios import boot
 from septum.scenarios.run import run_scenario
 
 SCENARIO = """\
@@ -147,3 +149,47 @@ def test_a_page_that_has_no_room_loses_no_table(
     told = capfd.readouterr()
     assert told.err.splitlines()[-1].startswith("septum: full cannot be written (No space left on")
     assert told.out == (folder / "septum-compare" / "compare.txt").read_text()
+
+
+LONG = "x" * 300
+FOLDERS = [
+    "run --memory 384M --vcpus 1 --report late.toml",
+    "run late.toml --report late.toml",
+    f"run late.toml --report {LONG}",
+    "explore late.toml --report late.toml",
+]
+
+
+@pytest.mark.parametrize("words", FOLDERS)
+def test_a_folder_that_cannot_be_made_is_told_before_anything_runs(
+    words: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A boot takes half a minute, and would be lost."""
+
+    def runs(*_: object, **__: object) -> None:
+        raise AssertionError("it runs")
+
+    monkeypatch.setattr(boot.Boot, "run", runs)
+    monkeypatch.setattr(scenario, "record_scenario", runs)
+    assert septum(words, monkeypatch) == 2
+    told = capsys.readouterr().err
+    assert f"septum: --report {words.split()[-1]}: the folder cannot be written" in told
+    assert (folder / "late.toml").read_text() == SCENARIO
+
+
+NAMES = [
+    f"explore late.toml --emit-test {LONG}",
+    f"compare v3 --scenarios late.toml --report {LONG}",
+    f"compare v3 --scenarios late.toml --html {LONG}",
+    f"trace late.toml -o {LONG}",
+    f"replay septum1.x --emit-test {LONG}",
+]
+
+
+@pytest.mark.parametrize("words", NAMES)
+def test_a_name_that_is_too_long_is_a_sentence(
+    words: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert septum(words, monkeypatch) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and told.startswith("septum: ")

@@ -130,7 +130,63 @@ MISTAKES = {
         "A.__new__ would decide what is made of a unit; leave it out",
     ),
     "base": ("class A:\n    base = 3\n", "A.base must be the name of a design"),
+    "no-base": (
+        f"{HEAD}\nclass A:\n    base = 'nosuch'\n    tdp_mmu = TdpMmu\n",
+        "mine.py: A.base: no design is called 'nosuch'",
+    ),
+    "property": (
+        unit("__slots__ = ()\n@property\ndef tdx_track(self):\n    return 3"),
+        "A.tdx_track is a property, and what it overrides is a function",
+    ),
+    "yield": (
+        unit("__slots__ = ()\ndef tdx_track(self, kvm):\n    yield"),
+        "line 8: A.tdx_track has a `yield`, so that a call of it does nothing",
+    ),
+    "async": (unit("__slots__ = ()\nasync def tdx_track(self, kvm): pass"), "is `async`, so that"),
+    "clock": (
+        unit("__slots__ = ()\ndef tdx_track(self, kvm):\n    from time import sleep\n    sleep(1)"),
+        "line 9: sleep of time says something else in every run",
+    ),
+    "dice": (
+        unit("__slots__ = ()\ndef tdx_track(self, kvm):\n    import random"),
+        "line 9: random says something else in every run",
+    ),
 }
+
+
+RESULTS = {
+    "no return": ("x = 1", "may come to its end without a `return`, and"),
+    "one way without": ("if args:\n    return 1", "may come to its end without"),
+    "a loop that ends": ("while True:\n    break", "may come to its end without"),
+    "an empty one": ("if args:\n    return\nreturn 0", "returns nothing in line 10, and"),
+    "None": ("return None", "returns nothing in line 9, and"),
+    "text": ("return 'no'", "returns 'no' in line 9, and what it overrides returns int"),
+    "two numbers": ("return 0, 0", "returns (0, 0) in line 9, and"),
+    "a number": ("return 0", ""),
+    "what it does": ("return len(args)", ""),
+    "both ways": ("if args:\n    return 1\nelse:\n    raise ValueError", ""),
+    "a loop without end": ("while True:\n    if args:\n        return 1", ""),
+    "a function in it": ("def no():\n    return None\nreturn 0", ""),
+    "tried": ("try:\n    return 1\nexcept KeyError:\n    return 2", ""),
+    "tried and left": ("try:\n    return 1\nexcept KeyError:\n    pass", "may come to its end"),
+    "locked": ("with args[0]:\n    return 1", ""),
+    "cases": ("match args:\n    case []:\n        return 1\n    case _:\n        return 2", ""),
+    "too few cases": ("match args:\n    case []:\n        return 1", "may come to its end"),
+}
+
+
+@pytest.mark.parametrize("case", RESULTS)
+def test_what_an_override_surely_does_not_return_is_told(case: str, folder: Path) -> None:
+    """A C compiler would: a function that returns int, and a body that does not."""
+    lines, words = RESULTS[case]
+    body = "".join(f"    {line}\n" for line in lines.splitlines())
+    source = unit(f"__slots__ = ()\ndef tdx_sept_split_private_spte(self, *args):\n{body}")
+    if not words:
+        Path("mine.py").write_text(source)
+        assert find_design("mine.py:A").kind == "user"
+        return
+    told = error_of(source)
+    assert words in told and "line 8: A.tdx_sept_split_private_spte " in told
 
 
 @pytest.mark.parametrize("case", MISTAKES)
@@ -312,8 +368,11 @@ def test_a_result_that_is_forgotten_is_told_by_the_function_that_should_give_it(
     workers: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """It has returned when something goes wrong: no function of the file is on the stack."""
-    lines = ("def tdh_do_no_vcpus(self, *args):", "    super().tdh_do_no_vcpus(*args)")
-    Path("mine.py").write_text(unit("\n".join(("__slots__ = ()", *lines))))
+    lines = ("def tdh_do_no_vcpus(self, *args):", "    return self.put(*args)")
+    forgets = ("def put(self, *args):", "    super().tdh_do_no_vcpus(*args)")
+    source = unit("\n".join(("__slots__ = ()", *lines, *forgets)))
+    # Another class of the file has that function, too, and has nothing to do with it.
+    Path("mine.py").write_text(source + source.partition("\n\n")[2].replace("class A", "class Z"))
     command = ("explore", "convert-one-page", "--design", "mine.py:A", "--workers", workers)
     monkeypatch.setattr(sys, "argv", ["septum", *command])
     assert run_command() == 2

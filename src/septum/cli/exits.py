@@ -17,6 +17,8 @@ from septum.codes import UNDETERMINED as UNDETERMINED
 from septum.codes import USAGE as USAGE
 from septum.errors import EndlessLoop, InputError
 
+NAME_SHOWN_MAX = 60
+
 
 class Interrupted(Exception):
     """Ctrl-C, on its way through who would say nothing about it."""
@@ -65,10 +67,21 @@ def _code_of(command: Callable[[], None]) -> int:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
             _write_no_more()
             return _no_room(error)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            print(
+                f"septum: {_shortened(error.filename)}: no file's name can be as long; give a"
+                " shorter one",
+                file=sys.stderr,
+            )
+            return USAGE
         traceback.print_exc()
         print(_defect_text(), file=sys.stderr)
         return DEFECT
     return OK
+
+
+def _shortened(name: object) -> str:
+    return f"{str(name)[:NAME_SHOWN_MAX]}..."
 
 
 def _defect_text() -> str:

@@ -20,7 +20,7 @@ from septum.designs.own import own_file
 from septum.errors import InputError
 from septum.explore.emit import check_made
 from septum.firmware.acquire import Firmware, acquire_firmware
-from septum.outputs import ReportFolder, check_outputs
+from septum.outputs import ReportFolder, check_outputs, try_folder
 from septum.report.files import REPORT_FILES, report_json, write_report
 from septum.report.ktap import Case, ktap_lines
 from septum.report.lines import print_lines
@@ -279,6 +279,7 @@ def _boot(
     if not (options.json or options.ktap):
         for line in (*firmware.passed_over, firmware.sentence):
             print(line, file=sys.stderr)
+    try_folder(options.report)
     boot = Boot(recipe, firmware.image, schedule=schedule, check=options.check)
     token = encode_token(stamp(), msgspec.msgpack.encode(recipe), schedule)
     nr_events = 0

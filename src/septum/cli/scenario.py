@@ -17,7 +17,7 @@ from septum.designs import find_design
 from septum.designs.own import own_file
 from septum.errors import InputError
 from septum.json_text import json_text
-from septum.outputs import ReportFolder, check_outputs
+from septum.outputs import ReportFolder, check_outputs, try_folder
 from septum.report.ktap import ktap_lines
 from septum.scenarios.ktap import outcome_case
 from septum.scenarios.outcome import outcome_lines
@@ -121,11 +121,11 @@ def _reported(
     """Run with the outcome and the page in the folder `report`, too."""
     from septum.report.html import write_page
 
+    try_folder(report)
     with tempfile.TemporaryDirectory(prefix="septum-") as folder:
         path = trace if trace is not None else Path(folder) / "run.jsonl"
         outcome = record_scenario(scenario, design, schedule, check, path)
         try:
-            report.mkdir(parents=True, exist_ok=True)
             text = "\n".join(outcome_lines(outcome))
             (report / f"{scenario.name}.txt").write_text(text + "\n", encoding="utf-8")
         except OSError as error:

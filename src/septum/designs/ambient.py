@@ -16,6 +16,13 @@ _KEEPS = (list, dict, set, bytearray)
 
 def ambient_use(tree: ast.Module, module: ModuleType) -> tuple[int, str] | None:
     """The first (line, name) in a function of the file that is of an AMBIENT module."""
+    for node in _nodes_in_functions(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            from_ = [node.module or ""] if isinstance(node, ast.ImportFrom) else names
+            for of in from_:
+                if of.split(".")[0] in AMBIENT:
+                    return node.lineno, of if of in names else f"{names[0]} of {of}"
     for name in _names_in_functions(tree):
         value = vars(module).get(name.id)
         of = value.__name__ if isinstance(value, ModuleType) else _origin(value)
@@ -37,11 +44,13 @@ def outliving_use(tree: ast.Module, module: ModuleType) -> tuple[int, str] | Non
 
 
 def _names_in_functions(tree: ast.Module) -> Iterator[ast.Name]:
+    return (node for node in _nodes_in_functions(tree) if isinstance(node, ast.Name))
+
+
+def _nodes_in_functions(tree: ast.Module) -> Iterator[ast.AST]:
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef):
-            for node in ast.walk(function):
-                if isinstance(node, ast.Name):
-                    yield node
+            yield from ast.walk(function)
 
 
 def _origin(value: object) -> str:

@@ -25,6 +25,7 @@ from septum.designs.ambient import ambient_use, outliving_use
 from septum.designs.called import NEAR, names_called
 from septum.designs.endless import WATCHDOG
 from septum.designs.registry import Design, find_design
+from septum.designs.results import wrong_result
 from septum.errors import EndlessLoop, InputError
 from septum.inputs import read_written
 from septum.linux.unit import Unit
@@ -53,6 +54,8 @@ _STEADY = (
 )
 
 _loaded: dict[Path, tuple[str, ModuleType]] = {}
+_asked: set[type] = set()
+"""The classes of files that are in a design that was asked for."""
 
 
 def is_own(name: str) -> bool:
@@ -85,6 +88,7 @@ def own_design(name: str) -> Design:
     units, module_class = _in_slots(path, base, classes)
     for kind in classes:
         _check_class(path, kind)
+        _asked.update(kind.__mro__)
     return Design(
         f"{path}:{match['chosen']}",  # by which it is found again
         f"{path}, digest {digest}",
@@ -200,7 +204,7 @@ def _overrides() -> dict[str, str]:
     found: dict[str, str] = {}
     for _, module in _loaded.values():
         classes = list(_classes_of(vars(module), module.__name__, ""))
-        for of in classes:
+        for of in _asked.intersection(classes):
             for name, value in vars(of).items():
                 if isinstance(value, FunctionType) and _overridden(of, classes, name) is not None:
                     line = value.__code__.co_firstlineno
@@ -272,7 +276,10 @@ def _parts_of(path: Path, chosen: type) -> tuple[Design, list[type]]:
             f"{path}: {chosen.__name__} is not a unit class; derive it from one of"
             f" {', '.join(_slot_names())}, or give it attributes that are such classes"
         )
-    return find_design(base), classes
+    try:
+        return find_design(base), classes
+    except InputError as error:
+        raise InputError(f"{path}: {chosen.__name__}.base: {error}") from None
 
 
 def _bases() -> dict[str, type]:
@@ -361,9 +368,12 @@ def _overridden(kind: type, own: list[type], name: str) -> object | None:
 
 
 def _check_signature(path: Path, of: type, name: str, mine: object, theirs: object) -> None:
-    if isinstance(theirs, FunctionType) and not (callable(mine) or hasattr(mine, "__get__")):
+    if isinstance(theirs, FunctionType) and (
+        isinstance(mine, property) or not (callable(mine) or hasattr(mine, "__get__"))
+    ):
+        what = "a property" if isinstance(mine, property) else repr(mine)
         raise InputError(
-            f"{path}: {of.__name__}.{name} is {mine!r}, and what it overrides is a function; write"
+            f"{path}: {of.__name__}.{name} is {what}, and what it overrides is a function; write"
             f" `def {name}(...)`"
         )
     if not isinstance(mine, FunctionType) or not isinstance(theirs, FunctionType):
@@ -378,6 +388,10 @@ def _check_signature(path: Path, of: type, name: str, mine: object, theirs: obje
             f"{path}, line {mine.__code__.co_firstlineno}: {of.__name__}.{name} cannot be called"
             f" as the function that it overrides, {name}({words}): {error}"
         ) from None
+    wrong = wrong_result(ast.parse(path.read_bytes()), mine, theirs)
+    if wrong:
+        place = f"{path}, line {mine.__code__.co_firstlineno}"
+        raise InputError(f"{place}: {of.__name__}.{name} {wrong}")
 
 
 def _calls(wanted: inspect.Signature) -> Iterator[tuple[list[None], dict[str, None]]]:

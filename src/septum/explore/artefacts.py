@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from glob import escape
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from septum.errors import InputError
 from septum.explore.covering.covered import coverage_lines
 from septum.explore.emit import Emitted, check_made, regression_tests
 from septum.json_text import json_text
+from septum.outputs import try_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ class Artefacts:
         if emit_test is not None:
             try_file(emit_test)
         if report is not None:
-            _try_folder(report)
+            try_folder(report)
 
     def add(
         self,
@@ -117,17 +117,6 @@ def _identifier(stem: str) -> str:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def _try_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"--report {folder}: the folder cannot be written ({error.strerror}); name another one"
-        ) from None
 
 
 def try_file(path: Path) -> None:
