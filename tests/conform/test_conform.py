@@ -252,6 +252,12 @@ BAD_INPUT = [
         json.dumps(transcript(steps=[call("TDH.MEM.TRACK", env={"weather": 1})])).encode(),
         "unknown field `weather`",
     ),
+    (
+        json.dumps(
+            transcript(steps=[call("TDH.MEM.TRACK", env={"locks": [{"obj": "wbcache"}]})])
+        ).encode(),
+        "Invalid enum value 'wbcache'",
+    ),
     (b"\x1f\x8b damaged", "damaged gzip"),
     (gzip.compress(b"{}" * 999)[:-9], "damaged gzip"),
 ]

@@ -40,7 +40,7 @@ GPRS = (
     "rbp",
 )
 COMPARED = ("rax", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13")
-"""The registers that a transcript records: one that `out` does not list kept its input."""
+"""The registers that a transcript records. One that `out` does not list has its input value."""
 
 VMEXIT_EXTINT = "VMEXIT.EXTINT"
 GUEST_ACCESS = "GUEST.ACCESS"
@@ -77,7 +77,7 @@ class TranscriptConfig(msgspec.Struct, frozen=True):
 class HeldLock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A module lock that another logical processor holds during the step."""
 
-    obj: Literal["pamt", "op_state", "secure_ept", "epoch", "kot", "wbcache", "sept_entry"]
+    obj: Literal["pamt", "op_state", "secure_ept", "epoch", "kot", "sept_entry"]
     mode: Literal["ex", "sh"] = "ex"
     td: Hex = "0x0"
     hpa: Hex = "0x0"
@@ -87,7 +87,7 @@ class HeldLock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Env(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What surrounds one step only."""
+    """Circumstances of one step: interrupts that wait, locks that are held."""
 
     interrupt_pending: bool = False
     guest_interrupt_pending: bool = False
