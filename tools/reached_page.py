@@ -1,5 +1,6 @@
-"""What the searches of the whole library reach in v3, and what of the model none of them reaches:
-docs/coverage.md. `tools/verdicts.py --write` makes it of the same searches.
+"""docs/coverage.md: what the searches of the whole library reach in v3, and what none reaches.
+
+`tools/verdicts.py --write` makes it of the searches that it runs for docs/verdicts.md.
 """
 
 from __future__ import annotations

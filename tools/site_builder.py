@@ -30,7 +30,7 @@ def pages(docs: Path) -> dict[str, list[str]]:
 
 
 def config(docs: Path) -> str:
-    """zensical.toml, beside the folder `docs`. Strings and lists are written alike in JSON."""
+    """The text of zensical.toml, to lie beside `docs`. TOML has JSON's strings and lists."""
     sections = ",\n  ".join(
         f"{{{json.dumps(title)} = {json.dumps([f'{name}.md' for name in names])}}}"
         for title, names in pages(docs).items()

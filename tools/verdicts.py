@@ -136,8 +136,10 @@ def page(rows: list[Row], time: str) -> str:
 
 
 def renewed(text: str, rows: list[Row]) -> str:
-    """The page `text` with new rows of some scenarios. Raises ValueError where that cannot be: a
-    scenario has no row yet, or what breaks would have to be told anew."""
+    """The page `text` with new rows of some scenarios.
+
+    Raises ValueError when a scenario has no row yet, or the list of what breaks would change.
+    """
     if BROKEN in text or any(row.findings for row in rows):
         raise ValueError("something breaks that no scenario foresees: make the whole page anew")
     new = {row.name: line(row) for row in rows}

@@ -252,7 +252,8 @@ def _story_name(example: Example) -> str:
 
 
 def _write(wanted: Wanted, comparison: Comparison) -> str:
-    """ "" when all was written, else what is to be said: what was found is told all the same."""
+    """Write the report's files; "" or an error message. An error does not keep the results from
+    being printed."""
     from septum.compare.page import page_html
 
     folder = wanted.report

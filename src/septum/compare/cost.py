@@ -58,9 +58,9 @@ LOADS = {
 
 
 class _CountedMm:
-    """A layer over a design's mm that counts allocations made while a spinning lock is held.
+    """A mix-in for a design's mm that counts allocations made while a spinning lock is held.
 
-    It is no Mm by itself, only together with one: see `_counted`.
+    `_counted` makes a class of it and the design's Mm.
     """
 
     __slots__ = ()
@@ -76,7 +76,7 @@ class _CountedMm:
 
 
 def _spins(sim: Sim) -> bool:
-    """Whether the running task holds a lock for which others spin."""
+    """Whether the running task holds a lock whose waiters spin."""
     return any(isinstance(lock, RwLock | SpinLock) for lock, _ in sim.current.held)
 
 

@@ -30,16 +30,17 @@ CORE = (
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """`designs` begin with v3, and go by kind; `searches` are (design, scenario), v3's first."""
+    """`designs`: v3 first, then sorted by kind. `searches`: (design, scenario), v3's first."""
 
     designs: list[Design]
     searches: list[tuple[str, str]]
 
 
 def make_plan(names: Sequence[str], kinds: Sequence[str], scenarios: Sequence[str]) -> Plan:
-    """The plan for the designs of these names, and all of these kinds; without any, for all
-    ablations and proposals. `scenarios` replace the designs' own. What a design changes is there,
-    too, and in its scenarios; v3 is in all.
+    """The plan for the designs of these names and those of these kinds; by default all ablations
+    and proposals. `scenarios` replace the designs' own.
+
+    The base of each design is in the plan, too, and searched in the same scenarios, down to v3.
 
     Raises InputError for an unknown name, and for two files of scenarios with one name.
     """
@@ -63,7 +64,7 @@ def make_plan(names: Sequence[str], kinds: Sequence[str], scenarios: Sequence[st
 
 
 def _check_scenarios(names: Sequence[str]) -> None:
-    """A table's rows go by what a scenario is called, which is its file's name."""
+    """The table names a scenario by its file's name, so no two files may have one name."""
     called: dict[str, str] = {}
     for name in names:
         stem = load_scenario(name).name

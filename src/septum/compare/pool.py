@@ -150,7 +150,7 @@ def _answer(reply: _Reply, decode: Callable[[bytes], T]) -> T | str | None:
 
 
 def _died(code: int) -> _Reply:
-    """What is to be said of a process that ended without a word, with this exit code."""
+    """The reply for a process that ended with this exit code before it sent one."""
     if code >= 0:
         return _Reply(defect=f"the process ended by itself, exit code {code}")
     name = signal.Signals(-code).name
@@ -159,7 +159,7 @@ def _died(code: int) -> _Reply:
 
 
 def _work(connection: Connection, task: Callable[[], object]) -> None:
-    """One task in its process. Ctrl-C goes to the parent, which says once that it is over."""
+    """Run one task in its process. Ctrl-C is left to the parent, which reports it once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

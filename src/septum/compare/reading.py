@@ -146,8 +146,7 @@ def _row(comparison: Comparison, row: Row) -> RowRead:
 
 
 def example_notes(example: Example) -> list[str]:
-    """What is to be said of a counterexample besides itself: what broke later in the same run, and
-    what its base does there."""
+    """Notes on a counterexample: what broke later in the same run, and what the base does there."""
     told = [f"then {later.promise}: {later.text}" for later in example.then]
     told += [f"{example.base} there, {p}: {text}" for p, text in example.base_says.items()]
     if example.base_open:
@@ -157,7 +156,7 @@ def example_notes(example: Example) -> list[str]:
 
 
 def example_counts(example: Example) -> str:
-    """How large a counterexample is; or how to see what the scenario foresees."""
+    """The size of a counterexample; or, if the scenario foresees it, the command that shows it."""
     broken = example.broken
     if not broken.token:
         return f"the scenario foresees it: septum run {example.scenario} --design {example.design}"

@@ -16,11 +16,11 @@ V3 = "v3"
 
 
 class Mark(StrEnum):
-    """What a cell says of a design beside its base: v3, or the design that it changes.
+    """What a cell says of a design, compared with its base: v3, or the design that it changes.
 
-    `differs`: a run is not as the scenario expects of v3, which is no broken promise. `base`:
-    broken, and the base breaks the same promise in the same scenario; `otherwise`: so, but what is
-    said of it is something else. `mended`: held where the base breaks it. `failed`: the search
+    `differs`: a run does not end as the scenario expects of v3, which is no broken promise. `base`:
+    broken, and the base breaks the same promise in the same scenario; `otherwise`: the same, but
+    the finding has another text. `mended`: held where the base breaks it. `failed`: the search
     raised, which is a defect.
     """
 
@@ -35,7 +35,7 @@ class Mark(StrEnum):
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """What every search is given. `time_s` is for one search; `schedules`, too."""
+    """The bounds of every search. `time_s` and `schedules` are for one search each."""
 
     preemptions: int = 2
     failures: int = 1
@@ -46,8 +46,11 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 class Broken(msgspec.Struct, frozen=True):
-    """A promise that broke in a search, and the shrunk run that shows it. Without a token it broke
-    as the scenario says, and the search went on: the plain run of the scenario shows it."""
+    """A promise that broke in a search, and the shrunk run that shows it.
+
+    Without a token: the scenario foresees it, so the search went on; the scenario's plain run shows
+    it.
+    """
 
     promise: str
     text: str

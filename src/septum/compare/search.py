@@ -35,7 +35,7 @@ def _fold(story: list[str]) -> list[str]:
 
 
 class Watched(ScenarioSubject):
-    """A scenario that remembers what broke as it says; such runs go on."""
+    """A scenario that remembers in `known` which foreseen promises broke; those runs go on."""
 
     __slots__ = ("known",)
 
@@ -54,8 +54,8 @@ class Watched(ScenarioSubject):
 def search(design: str, scenario: str, bounds: Bounds) -> Searched:
     """Try every schedule within the bounds, then random ones if they were too many.
 
-    A run ends with the first promise that it breaks. So what was found is looked past in another
-    round, until a round finds nothing more: what breaks later in the same runs is seen, too.
+    A run ends with the first promise that it breaks. So another round ignores what was found, and
+    sees what breaks later in the same runs; and so on until a round finds nothing more.
     Raises InputError for unknown names.
     """
     found = last = _round(design, scenario, bounds, ())
@@ -67,22 +67,22 @@ def search(design: str, scenario: str, bounds: Bounds) -> Searched:
         try:
             last = _round(design, scenario, msgspec.structs.replace(bounds, time_s=left_s), past)
         except NotBegun:
-            break  # the setup never ends: past what it breaks there is nothing
+            break  # the setup never ends, so no run gets further
         found = _together(found, last)
     if _promises(last):
-        # Nobody has looked past what it found.
+        # What it found was not ignored in a further round.
         return msgspec.structs.replace(found, complete=False, level=-1)
     return found
 
 
 def _promises(searched: Searched) -> list[str]:
-    """What broke before the end of a run. What the scenario expects is compared at the end, so
-    that nothing comes after it."""
+    """The promises that ended a run early. A scenario's expectations are no such promise: they are
+    compared when the run is over."""
     return [broken.promise for broken in searched.broken if broken.promise != AS_EXPECTED]
 
 
 def _round(design: str, scenario: str, bounds: Bounds, past: tuple[str, ...]) -> Searched:
-    """One search that looks past findings which begin with `past`."""
+    """One search that ignores findings which begin with one of `past`."""
     first = _run(Watched(scenario, design, bounds), bounds, Strategy.EXHAUSTIVE, past)
     if first.complete or first.broken or first.interrupted:
         return first
@@ -92,8 +92,8 @@ def _round(design: str, scenario: str, bounds: Bounds, past: tuple[str, ...]) ->
 
 
 def _together(first: Searched, second: Searched) -> Searched:
-    """Two searches of the same. An exhaustive one says how far every schedule was tried: the
-    second, when it went past what the first had found."""
+    """Two searches of one subject as one result. How far every schedule was tried is that of the
+    second search if it ignored what the first had found, else that of the first."""
     exhaustive = second if first.broken else first
     promises = {broken.promise for broken in first.broken}
     return Searched(

@@ -42,7 +42,7 @@ def finding_of(scenario: str, promise: str, text: str) -> str:
 
 
 def alike(one: str, other: str) -> bool:
-    """Whether two texts of a finding say the same, whatever the addresses and counts."""
+    """Whether two texts of a finding say the same, apart from addresses and counts."""
     return _VARYING.sub("", one) == _VARYING.sub("", other)
 
 
@@ -54,8 +54,8 @@ class _Decided(NamedTuple):
     base: Searched | None = None
 
     def base_open(self, promise: str) -> bool:
-        """Whether it is open what the base does, where the design breaks the promise: not every
-        schedule with as many preemptions was tried on it."""
+        """Whether the design breaks the promise and it is not known if the base does: not every
+        schedule with as many preemptions was tried on the base."""
         if self.own is None or self.mark not in (Mark.BROKEN, Mark.DIFFERS):
             return False
         if self.base is None:
@@ -151,12 +151,12 @@ class Table:
 
 
 def _mark(promise: str, searched: Searched, base: Searched | None) -> Mark:
-    """What one search says of one promise, beside the search of the base."""
+    """The mark of one promise, by the search of the design and that of its base."""
     if searched.failed:
         return Mark.FAILED
     by_base = base is not None and base.breaks(promise)
     if searched.breaks(promise):
-        # What the scenario foresees, v3 breaks also where its own search ended before.
+        # A finding that the scenario foresees is v3's, even if v3's search ended before it.
         if by_base or promise in searched.known:
             said = base.says(promise) if base is not None else ""
             same = promise == AS_EXPECTED or not said or alike(searched.says(promise), said)
@@ -168,13 +168,14 @@ def _mark(promise: str, searched: Searched, base: Searched | None) -> Mark:
 
 
 def _foreseen(searched: Searched) -> list[Broken]:
-    """What broke as the scenario says: the search went on, and has no counterexample of it."""
+    """What the scenario foresees and the search has no counterexample of, as it went on there."""
     found = {broken.promise for broken in searched.broken}
     return [Broken(p, text, "", 0, 0, 0) for p, text in searched.known.items() if p not in found]
 
 
 def _shown(broken: Broken, decided: dict[str, _Decided]) -> bool:
-    """Whether it needs a number: what v3 breaks has one when docs/findings.md has none."""
+    """Whether the table gives it a number. What v3 breaks gets one only if docs/findings.md has no
+    number for it."""
     mark, searched, _ = decided[broken.promise]
     if mark is Mark.BASE and searched is not None:
         return broken.token != "" and not finding_of(searched.scenario, broken.promise, broken.text)

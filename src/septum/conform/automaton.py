@@ -234,7 +234,7 @@ def simple_rows(rows: list[Row]) -> dict[tuple[str, str], set[str]]:
 
 
 def facts_that_differ(rows: list[Row]) -> list[str]:
-    """Cells of the facts' level 1 table that the search does not answer alike."""
+    """Cells of the facts' level 1 table for which the search has another answer."""
     found = simple_rows(rows)
     wrong = []
     for leaf, cells in LEAF_BY_STATE[LEVEL].items():

@@ -1,8 +1,8 @@
 """What must hold in the module between any two calls, recomputed from the ground truth.
 
-Secure EPT, PAMT, counters and locks are kept apart in the module; here each is derived from the
+The module keeps Secure EPT, PAMT, counters and locks separately; here each is derived from the
 others: every S-EPT entry from the PAMT entry of its page and back, CHLDCNT and page counts by
-counting, lock words from who is inside a TD.
+counting, lock words from the vCPUs that are inside a TD.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A machine with a TDX module and nothing else, and how one step of a transcript is done on it.
+"""A machine with a TDX module and nothing else, on which the steps of a transcript are done.
 
-No kernel, no guest program: the two halves of VP.ENTER are used, so an LP can be "in the TD" while
-others go on, all from plain code.
+There is no kernel and no guest program. The module's two halves of VP.ENTER, entry and exit, are
+called separately, so an LP can be "in the TD" while the caller makes calls on others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RECORDED_PROFILE = PROFILES["1.5.25"]
 """The module version whose transcripts exist."""
 
 Answer = dict[str, int | str]
-"""What one step ended in: `ret` (how), and registers or the like. Comparable with `==`."""
+"""The outcome of one step: `ret` says how it ended, the rest are registers, event or access."""
 
 
 def machine_config(config: TranscriptConfig) -> MachineConfig:
@@ -79,7 +79,7 @@ def td_params_bytes(params: TdParams) -> bytes:
 
 
 class Testbed:
-    """A machine and its module. `seamcall`, `enter` and so on are the steps by hand."""
+    """A machine and its module, and `perform` for a step."""
 
     __test__ = False  # not a test class, whatever its name says
 
@@ -114,7 +114,7 @@ class Testbed:
         )
 
     def perform(self, step: Step, before_call: Callable[[], None] | None = None) -> Answer:
-        """Do one step under its circumstances; `before_call` runs when they are in place."""
+        """Do one step with its `env` and memory; `before_call` runs when these are in place."""
         if step.mem is not None and step.mem.td_params is not None:
             rdx = int(step.inputs.get("rdx", "0x0"), 16)
             self.write_shared(rdx, td_params_bytes(step.mem.td_params))

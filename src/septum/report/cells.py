@@ -62,7 +62,7 @@ class BankCells(msgspec.Struct, frozen=True):
 
 
 class OverlapError(ValueError):
-    """Two regions claim the same page: whoever made the regions is wrong."""
+    """Two regions claim the same page, which is a mistake of the caller."""
 
 
 def sorted_regions(regions: Iterable[Region]) -> list[Region]:

@@ -19,7 +19,7 @@ PAGES_2M = "pages_2m"
 ACCEPT_4K = "ept_violation.accept.4k"
 ACCEPT_2M = "ept_violation.accept.2m"
 ACCEPT_4K_WHERE_2M = "accept_level.4k_where_2m"
-"""4K accepts of pages that KVM could have mapped at 2M. Where nobody counts it: ACCEPT_4K."""
+"""4K accepts of pages that KVM could have mapped at 2M. A run without it is judged by ACCEPT_4K."""
 CHECKED = "accept_level.checked"
 WRITE_LOCK = "accept_level.write_lock"
 

@@ -47,7 +47,8 @@ FOLIO_SIZES = {0: "4K", 9: "2M", 18: "1G"}
 
 
 class Step(msgspec.Struct, frozen=True):
-    """`verb` alone tells alike steps; `result` is "" for the ordinary outcome.
+    """A step in words. Steps with the same `verb` are of one kind; `result` is "" for the ordinary
+    outcome.
 
     `where` is the function of the kernel, or of the VMM, that did it; "" outside of both.
     """
@@ -262,7 +263,7 @@ _DESCRIBE: dict[type[Event], Callable[..., Step]] = {
 
 
 def describe(event: Event) -> Step:
-    """The event as a step. An event that nobody described shows its fields."""
+    """The event as a step. An event type without a description here shows its fields."""
     made = _DESCRIBE.get(type(event))
     if made is not None:
         return made(event)

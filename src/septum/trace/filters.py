@@ -1,4 +1,4 @@
-"""Which events somebody wants: categories for `--only`, such as `seamcall,split,conversion`."""
+"""Selects events by categories for `--only`, such as `seamcall,split,conversion`."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ BY_CONTENT: dict[str, tuple[tuple[str, Predicate], ...]] = {
 
 ALL = "all"
 QUIET_TAGS = frozenset(("switch",))
-"""Left out unless they are asked for: most of a long run's events, of use to a search only."""
+"""Left out unless `--only` names them: most events of a long run, and of use to a search only."""
 
 
 def categories() -> list[str]:
-    """The words that `--only` knows, besides `all` and the tags of events."""
+    """The words that `--only` knows in addition to `all` and the tags of events."""
     return sorted(BY_TAG.keys() | BY_CONTENT.keys())
 
 

@@ -92,7 +92,7 @@ class FtraceWriter:
 
 
 def _probed(event: SeamcallEvent, via: str) -> tuple[str, str]:
-    """(the wrapper that a kretprobe is on, where it returns to; "0" is ftrace's word for nobody)"""
+    """(the wrapper that a kretprobe is on, where it returns to; "0" when that is not known)"""
     path = via.split(" < ")
     for at, name in enumerate(path):
         if name.startswith(WRAPPER_PREFIX):
@@ -101,10 +101,10 @@ def _probed(event: SeamcallEvent, via: str) -> tuple[str, str]:
 
 
 def ftrace_lines(events: Iterable[Event], via: Callable[[], str] = str) -> Iterator[str]:
-    """The header and the lines, each with its line end, by virtual time, as scripts expect it.
+    """The header and the lines, each with its line end, sorted by virtual time as scripts expect.
 
-    Every task has a clock of its own, so that a trace's order is not that of time. `via` tells
-    which kernel functions the event that was taken last from `events` came from.
+    Every task has its own clock, so the events of a trace are not in the order of time. `via()`
+    gives the kernel functions that the event taken last from `events` came from.
     """
     writer = FtraceWriter()
     yield HEADER

@@ -1,7 +1,7 @@
 """The trace as a ladder: time downwards, one lane for each task, at most 80 columns.
 
 One or two tasks have their words in their lanes; more have a mark in a narrow lane and the words
-beside it. Quiet steps and long runs of alike steps are folded, and the folds say how many.
+beside it. Quiet steps and repetitions are folded into a line that says how many there were.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ TIME_WIDTH = 12
 WORDS_IN_LANES_MAX = 2
 MARK_LANES_MAX = 40
 FOLD_FROM = 4
-"""So many alike rounds are folded."""
+"""From so many equal rounds on they are folded."""
 QUIET_FROM = 3
-"""Fewer quiet steps in a row are left out without a word."""
+"""From so many quiet steps in a row on, a line counts them; fewer are left out silently."""
 PERIOD_MAX = 32
 """The longest round that is recognised, in rows."""
 
 
 Key = tuple[str, str, str]
-"""Two rows with the same key are alike: task, verb, result."""
+"""(task, verb, result): what rows of a repetition have in common."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -77,7 +77,7 @@ def _key(row: Row, step: Step | None) -> Key:
 
 
 def _rows(events: Sequence[Event], every_step: bool) -> Iterator[tuple[Row, Key]]:
-    """Rows with what makes two of them alike. Neighbouring quiet events are one row."""
+    """(row, its key) in order. Neighbouring quiet events are one row."""
     for quiet, same in groupby(events, lambda e: not every_step and is_quiet(e)):
         group = list(same)
         if quiet:
@@ -94,7 +94,7 @@ def _rows(events: Sequence[Event], every_step: bool) -> Iterator[tuple[Row, Key]
 def _longest_repeat(
     keys: Sequence[Hashable], at: int, end: int, period_max: int
 ) -> tuple[int, int]:
-    """(period, rounds) of what repeats from `at` on and covers most rows; (1, 1): nothing does."""
+    """(period, rounds) of the repetition from `at` on that covers most rows; (1, 1) without one."""
     best = (1, 1)
     for period in range(1, period_max + 1):
         upto = at + period
@@ -107,7 +107,7 @@ def _longest_repeat(
 
 
 def fold(events: Sequence[Event], every_step: bool = False) -> Iterator[Row]:
-    """Rows: quiet events counted, rounds of alike steps shown by the first and the last one."""
+    """The rows to show: quiet events counted, and of a repetition the first and the last round."""
     pairs = list(_rows(events, every_step))
     rows = [row for row, _ in pairs]
     for part in folded([key for _, key in pairs], 0 if every_step else PERIOD_MAX):
@@ -119,7 +119,7 @@ def fold(events: Sequence[Event], every_step: bool = False) -> Iterator[Row]:
 
 
 class Fold(msgspec.Struct, frozen=True):
-    """`rounds` of `period` alike rows are not shown, from the one at index `first` on."""
+    """`rounds` rounds of `period` rows each are not shown, from the row at index `first` on."""
 
     first: int
     rounds: int
@@ -127,14 +127,17 @@ class Fold(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """What stands in their place."""
+        """The line that is shown in their place."""
         alike = f"rounds of these {self.period} steps" if self.period > 1 else "like it"
         return f"... {self.rounds} more {alike} ..."
 
 
 def folded(keys: Sequence[Hashable], period_max: int = PERIOD_MAX) -> Iterator[int | Fold]:
-    """What to show of rows with these keys, in order: the index of a row, or a fold. Of rounds of
-    at most `period_max` alike rows the first and the last are shown, and folded within."""
+    """What to show of rows with these keys, in order: the index of a row, or a fold.
+
+    Where up to `period_max` rows repeat, the first and the last round are shown. Either may contain
+    shorter repetitions, which are folded, too.
+    """
     yield from _folded(keys, 0, len(keys), period_max)
 
 

@@ -1,7 +1,7 @@
 """A small trace as a Mermaid sequence diagram, for an issue or a mail.
 
-Steps are folded as in the ladder: quiet ones are counted, of alike rounds the first and the last
-are shown.
+Steps are folded as in the ladder: quiet ones are counted, and of a repetition the first and the
+last round are shown.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Reads a trace file back into typed events, one at a time. What is wrong with a file is told
-with its line and a remedy."""
+"""Reads a trace file back into typed events, one at a time.
+
+Errors in a file are reported with the line and a remedy.
+"""
 
 from __future__ import annotations
 

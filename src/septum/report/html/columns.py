@@ -1,7 +1,7 @@
 """Many rows of 64-bit numbers as few bytes, from which a page takes any one of them.
 
 A column is stored byte by byte: all lowest bytes, then all second bytes, and so on, without the
-bytes that are alike in all rows. Compressed, columns of addresses that go up in steps are almost
+bytes that are the same in all rows. Compressed, columns of addresses that go up in steps are almost
 nothing; and nothing has to be unpacked before it is looked at.
 """
 

@@ -1,7 +1,7 @@
 """A layer of a guest's memory: one value for each page, kept for 2 MB at once where they agree.
 
-A value is a small number that stands for words and, where there is one, a frame: pages that map
-neighbouring frames alike have the same value. 0 is nothing.
+A value is a small number that stands for words and, where there is a frame, for PFN minus GFN: so
+pages that map neighbouring frames in the same way have the same value. 0 is nothing.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _extend(runs: list[tuple[int, int, int]], gfn: int, nr_pages: int, value: in
 
 
 def joined(parts: list[Part]) -> list[Part]:
-    """Neighbouring parts that changed alike, as one."""
+    """The parts, with neighbours that changed from and to the same values made one."""
     found: list[Part] = []
     for gfn, nr, old, new in parts:
         if found and found[-1][0] + found[-1][1] == gfn and found[-1][2:] == (old, new):

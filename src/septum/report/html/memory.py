@@ -3,7 +3,7 @@
 Five layers for each VM: what the Secure EPT has, what KVM's mirror of it has, whether a page is
 private, the folio that backs it, and the PAMT's entry of its frame. Events tell what is so after
 they happened, so that nothing of the TDX module or of KVM is computed here a second time; but the
-PAMT is told by the registers of SEAMCALLs.
+PAMT is followed by the registers of SEAMCALLs.
 """
 
 from __future__ import annotations

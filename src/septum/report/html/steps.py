@@ -1,4 +1,4 @@
-"""The steps of a run in the form that a page carries: alike steps share their words.
+"""The steps of a run as a page carries them: steps of the same kind share their words.
 
 A step is a form, which holds all its words, and a row of numbers. Forms are few even in a run of
 a million steps; the rows of one form are a table of columns (`columns`).
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from septum.sim.events import Event
 
 HEX, DECIMAL = "\ue000", "\ue001"
-"""Stand in a form's words for a number, which is the next one of the row."""
+"""Each stands, in a form's words, for the next number of the row."""
 _NUMBER = re.compile(r"\b(?:0x[0-9a-f]+|\d+)\b")
 COMMON = frozenset(("time_ns", "task", "cpu"))
 PREEMPTED, INJECTED, BROKEN = "preempted", "injected", "broken"
@@ -38,8 +38,11 @@ _registers = attrgetter(*(name for r in REGISTERS for name in (r, f"out_{r}")))
 
 
 class Form(NamedTuple):
-    """The words of alike steps. `texts` are fields that hold words; `names` those of the numbers
-    of a row, after the ones that stand in `detail` and `result`."""
+    """The words that steps of one kind share.
+
+    `texts`: (name, text) of the event's fields that hold words. `names`: names of its fields that
+    hold numbers; in a row these numbers come after those of `detail` and `result`.
+    """
 
     tag: str
     verb: str
@@ -137,7 +140,7 @@ class Steps:
             self.add_plainly(event, via)
 
     def add_plainly(self, event: Event, via: str) -> None:
-        """`add` without what makes it quick."""
+        """As `add`, without the shortcut for SEAMCALLs."""
         self._keep(event, *self._form(event, via))
 
     def _keep(self, event: Event, number: int, numbers: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What came of a run, in a word and a sentence, from its trace alone."""
+"""The verdict of a run in a word and a sentence, from its trace alone."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ class VerdictText(msgspec.Struct):
 
 
 def _subject(header: TraceHeader) -> ScenarioSubject | None:
-    """The scenario that was run, on its design, as the token has it: a file may hold another one by
-    now. None of a boot, and where either cannot be had any more."""
+    """The scenario and design that were run, from the header's token, as the scenario's file may
+    have changed since. None for a boot, and when the scenario or design cannot be loaded any more.
+    """
     try:
         _, packed, _ = decode_token(header.token)
         recipe = msgspec.msgpack.decode(packed, type=ScenarioRecipe)
@@ -80,7 +81,7 @@ def verdict_of(
     texts = finding_texts(subject, findings)
     summary = subject.scenario.summary if subject is not None else ""
     if texts:
-        # What the scenario does not foresee is the news.
+        # A finding that the scenario does not foresee comes first.
         first = next((text for text in texts if not text.foreseen), texts[0])
         said = " So the scenario expects." if first.foreseen else ""
         line = f"Promise {first.promise} was broken: {first.text}.{said}"
