@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from septum.explore.command import stories as tell_stories
 from septum.explore.replay import find_subject
 from septum.explore.runs.run import Runner
 from septum.explore.stories.origin import patch_of
-from septum.explore.stories.recording import Beat, Recording
+from septum.explore.stories.recording import Beat, Recorded, Recording
 from septum.explore.stories.retell import retell
 from septum.explore.stories.story import Row, cause
 from septum.explore.stories.why import why_lines
@@ -257,8 +256,10 @@ def test_a_place_in_the_module_has_its_leaf(scenario: str, design: str) -> None:
 BROKEN = Finding("tlb", "it broke", "there", "vcpu1", 0)
 
 
-def beats(*events: Event) -> Any:
-    return SimpleNamespace(beats=[Beat(event, (), -1) for event in events])
+def beats(*events: Event) -> Recorded:
+    recorded = Recorded()
+    recorded.beats = [Beat(event, (), -1) for event in events]
+    return recorded
 
 
 def why(*events: Event) -> list[str]:

@@ -4,7 +4,6 @@ What a run says is complete: what is not in it is not said of that run.
 """
 
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +27,7 @@ from septum.explore.api import Search
 from septum.explore.command import stories
 from septum.explore.replay import find_subject
 from septum.explore.stories.module_watch import Held, ModuleLock, ModuleLook, TdLook
-from septum.explore.stories.recording import Beat
+from septum.explore.stories.recording import Beat, Recorded
 from septum.explore.stories.story import consequence_of
 from septum.explore.stories.why import why_lines
 from septum.explore.wanted import Wanted
@@ -240,7 +239,8 @@ def why(*events: Event, **parts: Any) -> list[str]:
     look = ModuleLook({TDR >> 12: td, OTHER_TDR >> 12: td}, {}, parts.get("held", {}), {}, {}, ())
     beats = [Beat(event, (), -1, module=look) for event in events]
     numbers = {id(beat): at for at, beat in enumerate(beats, 1)}
-    recording: Any = SimpleNamespace(beats=beats)
+    recording = Recorded()
+    recording.beats = beats
     return why_lines(recording, numbers, FINDING)
 
 

@@ -54,7 +54,7 @@ class LogicalProcessor:
         # The guest program that runs here while inside a TD.
         self.context: GuestContext | None = None
         self.ipi_wq = WaitQueue(sim, f"ipi acknowledgement of cpu{id}")
-        self.wake_wq = WaitQueue(sim, f"spinning guest on cpu{id}")
+        self.wake_wq = WaitQueue(sim, f"guest memory to change (cpu{id} spins)")
 
     def interrupt_pending(self) -> bool:
         """An external interrupt waits to be taken."""

@@ -83,7 +83,6 @@ class ScenarioWorld:
         "record",
         "scenario",
         "setup_at",
-        "setup_findings",
         "sim",
         "stopped",
         "unready",
@@ -96,12 +95,12 @@ class ScenarioWorld:
         scenario: Scenario,
         design: str = "v3",
         check: Mode = "quiet",
-        sink: Callable[[Event], None] | None = None,
+        watched: Callable[[ScenarioWorld], Callable[[Event], None]] | None = None,
     ) -> None:
         """Raises NotBegun when the scenario's VMs cannot be built, or its setup waits for a flag
         that nobody raises.
 
-        `sink` is given the events of all that is done before the programs begin.
+        What `watched` answers is given the events of all that is done before the programs begin.
         """
         self.scenario = scenario
         found = find_design(design)
@@ -115,15 +114,13 @@ class ScenarioWorld:
         self.sim = self.world.sim
         self.failures = Failures(scenario.may_fail, scenario.injections)
         self.sim.choice_rules = self.failures
-        self.record = Record(WaitQueue(self.sim, "a flag, or a change of the VM"))
+        self.record = Record(WaitQueue(self.sim, "another thread of the VMM (futex)"))
         # As `finish` finds them: counters since the VMs were finalized, VMs that are dead, pages.
         self.counts: dict[str, int] = {}
         self.dead: list[str] = []
         self.pages: list[str] = []
         self.stopped = False
-        # How many findings there were after the VMs were up, and after each step of `setup`.
-        self.setup_findings: list[int] = []
-        self.setup_at = ""  # what of that is done now, or was last
+        self.setup_at = ""  # what is done before the programs begin, now or last
         self.unready = ""  # why the programs cannot begin: what the host does not come out of
         self.guests: list[ScenarioGuest] = []
         self.vmms: dict[str, ScenarioVmm] = {}
@@ -141,7 +138,8 @@ class ScenarioWorld:
         )
         self.checker = Checker(self.world, mode=check, guests=self.guests)
         self.checker.start()
-        self.sim.set_sink(sink)
+        if watched is not None:
+            self.sim.set_sink(watched(self))
         with limited(self.sim):
             try:
                 self._bring_up()
@@ -167,12 +165,10 @@ class ScenarioWorld:
                 self.setup_at = f"where {self._guest(name).actors[index]} first enters its guest"
                 self._run_vcpu(name, index)
                 self._has_ended()
-        self.setup_findings.append(len(self.sim.findings))
         for step in scenario.setup:
             self.setup_at = f"in `{step.actor}: {step.op.text}`"
             self._take(step)
             self._has_ended()
-            self.setup_findings.append(len(self.sim.findings))
         for vmm in self.vmms.values():
             vmm.renew_guest()
 
@@ -183,13 +179,13 @@ class ScenarioWorld:
         if not sim.tasks:
             return
         found = sim.findings[-1]
-        if all(self._waits_for_flag(task) for task in sim.tasks):
+        if all(self.waits_for_flag(task) for task in sim.tasks):
             at = self.setup_at.removeprefix("in ")
             raise NotBegun(f"scenario {self.scenario.name}: setup: {at} never ends: {found.text}")
         raise RunStopped(found)
 
-    def _waits_for_flag(self, task: Task) -> bool:
-        """An operation of the scenario that no other ends: threads of VMMs sleep, guests spin."""
+    def waits_for_flag(self, task: Task) -> bool:
+        """The task waits for another one of the scenario: threads of VMMs sleep, guests spin."""
         return task.blocked_on == self.record.wq.name or any(
             task.blocked_on == lp.wake_wq.name for lp in self.world.machine.lps
         )
@@ -199,7 +195,6 @@ class ScenarioWorld:
         findings = self.sim.findings
         nr = len(findings)
         self.unready = findings[-1].text
-        self.setup_findings.append(nr)
         self._stop()
         self.world.close()
         del findings[nr:]  # what was in the middle of things unwinds

@@ -22,7 +22,7 @@ from septum.words import plural, wrap
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from septum.explore.stories.recording import Beat, Recording
+    from septum.explore.stories.recording import Beat, Recorded
     from septum.scenarios.states import VmState, WorldState
     from septum.sim import Finding
 
@@ -37,7 +37,7 @@ TEARDOWN = "main"
 """The task that takes VMs down; it goes through all their memory."""
 
 
-def beginning_lines(recording: Recording, finding: Finding) -> list[str]:
+def beginning_lines(recording: Recorded, finding: Finding) -> list[str]:
     """A line that says after which steps, and one for each 2 MB frame that the story is about, in
     each VM; none of a world without VMs."""
     state = recording.start
@@ -47,6 +47,8 @@ def beginning_lines(recording: Recording, finding: Finding) -> list[str]:
     most = FRAMES_MAX if len(state.vms) == 1 else 2
     names = recording.names
     told = [line for frame in frames[:most] for line in _frame_lines(state, frame, names)]
+    if not told:
+        return []
     if len(frames) > most:
         told.append(f"and {plural(len(frames) - most, 'more 2 MB frame')}")
     steps = [f"`{step}`" for step in recording.setup[:SETUP_MAX]]

@@ -18,7 +18,7 @@ from septum.explore.runs.steering import Replaying
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.stories.endless import SCHEDULER
 from septum.explore.stories.parting import first_difference
-from septum.explore.stories.recording import Recording, is_over
+from septum.explore.stories.recording import Recorded, Recording, is_over
 from septum.sim import Finding
 from septum.sim.events import FindingEvent
 
@@ -43,7 +43,7 @@ class Damage(msgspec.Struct, frozen=True):
     """
 
     example: Counterexample
-    recording: Recording
+    recording: Recorded
     cut: str = ""
     other: Other | None = None
 

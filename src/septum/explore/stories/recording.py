@@ -10,9 +10,12 @@ from septum.abi.types import PAGE_SHIFT
 from septum.explore.covering.errors import entry_of
 from septum.explore.runs.run import DidNotRepeat
 from septum.explore.runs.steering import Replaying
+from septum.explore.scenario import ScenarioSubject
 from septum.explore.stories.endless import SCHEDULER, Marks, stays
+from septum.explore.stories.holders import Held, Holders
 from septum.explore.stories.module_watch import ModuleWatcher, call_under_way
 from septum.explore.stories.parting import asked_at
+from septum.explore.stories.why_waits import flags_waited
 from septum.linux.kvm.events import KvmTdpMmuSpteChanged
 from septum.module.events import SeamcallEvent
 from septum.scenarios.changes import changes, lock_changes
@@ -23,9 +26,10 @@ from septum.trace.ladder import is_quiet
 from septum.trace.via import kernel_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from septum.explore.runs.run import Runner
+    from septum.explore.stories.endless import Loop
     from septum.explore.stories.module_watch import ModuleLook
     from septum.explore.stories.parting import Asked
     from septum.scenarios.ops import Op
@@ -43,6 +47,7 @@ class Beat(msgspec.Struct):
 
     `path` are the kernel functions that it came from, innermost first; `decision` is the index of
     the latest answer of the schedule before it; `injected` and `preempted` are the schedule's wish;
+    `ignored`: it tells of what breaks, and the user knows of it;
     `yields`: another task runs because this one "goes round", "comes by again" (stands where it
     stood, and has done something) or "has run for long"; `begins`: what
     the scenario has this task of the VMM do, at the first event of it, and `entry` the kernel
@@ -55,6 +60,7 @@ class Beat(msgspec.Struct):
     state: WorldState | None = None
     module: ModuleLook | None = None
     preempted: bool = False
+    ignored: bool = False
     yields: str = ""
     injected: bool = False
     begins: str = ""
@@ -77,18 +83,35 @@ def how_it_goes(beats: Sequence[Beat], task: str) -> str:
 
 
 class _Marked(Replaying):
-    """Replays answers, watched point by point where that is wanted."""
+    """Replays answers, watched point by point where that is wanted. `left` is called where a task
+    has ended or waits, which no event tells of."""
 
-    __slots__ = ("_marks",)
+    __slots__ = ("_left", "_marks")
 
-    def __init__(self, answers: list[int], free: Iterable[int], marks: Marks | None) -> None:
+    def __init__(
+        self,
+        answers: list[int],
+        free: Iterable[int],
+        marks: Marks | None,
+        left: Callable[[], None],
+    ) -> None:
         self._marks = marks
+        self._left = left
         super().__init__(answers, free)
 
     def begin(self, sim: Sim, runner: Runner) -> None:
         super().begin(sim, runner)
         if self._marks is not None:
             self._marks.begin(sim)
+
+    def pick(self, n: int, forced: bool) -> int:
+        if forced:
+            self._left()
+        return super().pick(n, forced)
+
+    def only_one(self) -> None:
+        self._left()
+        super().only_one()
 
 
 def is_over(runner: Runner) -> bool:
@@ -98,11 +121,61 @@ def is_over(runner: Runner) -> bool:
     return bool(findings) and runner.is_news(findings[-1])
 
 
-class Recording:
-    """A run, event by event, up to where it broke."""
+def is_ignored(runner: Runner, event: FindingEvent) -> bool:
+    """Whether the user does not want to hear of it, and it is not the scenario that knows of it."""
+    known = runner.options.ignore
+    if isinstance(runner.subject, ScenarioSubject):
+        known = (*known, *runner.subject.scenario.ignored)
+    text = f"{event.promise}: {event.text}"
+    return any(part in text for part in known)
+
+
+class Recorded:
+    """What a story is told of, event by event. `start` is the world when it begins, after the steps
+    `setup`; `names` are what the scenario calls each VM: "vm1" -> "a". `loops` are of who goes
+    round at its end, and `stays` is what they find every time. `held` and `flags` are of its end:
+    what tells why a task waits."""
+
+    __slots__ = ("beats", "flags", "held", "loops", "names", "setup", "start", "stays", "tasks")
+
+    def __init__(self) -> None:
+        self.beats: list[Beat] = []
+        self.flags: dict[str, str] = {}
+        self.held = Held()
+        self.loops: list[Loop] = []
+        self.names: dict[str, str] = {}
+        self.setup: list[str] = []
+        self.start: WorldState | None = None
+        self.stays: list[str] = []
+        self.tasks: list[str] = []
+
+    def contended(self) -> frozenset[str]:
+        """Locks that several tasks take, one of them at least for itself alone."""
+        takers: dict[str, set[str]] = {}
+        alone: set[str] = set()
+        for beat in self.beats:
+            event = beat.event
+            if isinstance(event, LockEvent):
+                takers.setdefault(event.lock, set()).add(event.task)
+                if event.mode == "ex":
+                    alone.add(event.lock)
+        return frozenset(lock for lock, tasks in takers.items() if len(tasks) > 1 and lock in alone)
+
+    def asked_at(self, answers: list[int], at: int) -> Asked | None:
+        """What another schedule, or this one, is asked as number `at`; None where none is."""
+        return None
+
+    def failures_of(self, answers: list[int]) -> int:
+        """How many failures another schedule injects."""
+        return 0
+
+
+class Recording(Recorded):
+    """A run up to where it broke."""
 
     __slots__ = (
         "_failures",
+        "_holders",
         "_in_turns",
         "_marks",
         "_module",
@@ -110,13 +183,6 @@ class Recording:
         "_steering",
         "_under_way",
         "_watcher",
-        "beats",
-        "loops",
-        "names",
-        "setup",
-        "start",
-        "stays",
-        "tasks",
     )
 
     def __init__(
@@ -130,32 +196,36 @@ class Recording:
         """`free`: the numbers of the answers that let others run where a task goes round; `points`:
         so many scheduling points the run has, 0 for not known.
 
-        `start` is the world when the run begins, after the steps `setup`. `loops` are of who goes
-        round at its end, and `stays` is what they find every time.
-
         Raises DidNotRepeat when the run does not break as it did.
         """
+        super().__init__()
         self._runner = runner
-        self.beats: list[Beat] = []
         self._marks = Marks(points) if finding.promise == "progress" else None
-        self._steering = _Marked(answers, free, self._marks)
+        self._steering = _Marked(answers, free, self._marks, self._left)
         self._failures = 0
         self._in_turns = 0
         self._under_way: dict[str, Op] = {}  # by task of a VMM
         world = runner.built.world
         self._watcher = StateWatcher(world.world) if isinstance(world, ScenarioWorld) else None
         self._module = ModuleWatcher(world.world) if isinstance(world, ScenarioWorld) else None
-        # What the scenario calls each VM: "vm1" -> "a".
+        self._holders = Holders(world.world) if isinstance(world, ScenarioWorld) else None
         vmms = world.vmms.items() if isinstance(world, ScenarioWorld) else ()
         self.names = {f"vm{vmm.kvm.id}": name for name, vmm in vmms if vmm.kvm is not None}
-        self.setup = world.scenario.document.setup if isinstance(world, ScenarioWorld) else []
+        if isinstance(world, ScenarioWorld):
+            self.setup = world.scenario.document.setup
         runner.sink = self._see
         try:
             runner.clean()
             if self._module is not None:
                 self._module.begin()
+            if self._holders is not None:
+                self._holders.begin()
             self.start = self._watcher.look() if self._watcher is not None else None
             again = runner.run(self._steering).finding
+            if self._holders is not None:
+                self.held = self._holders.end(finding.task, len(self.beats))
+            if isinstance(world, ScenarioWorld):
+                self.flags = flags_waited(world)
         finally:
             runner.sink = None
             if self._marks is not None:
@@ -168,7 +238,6 @@ class Recording:
     def _fold(self, finding: Finding) -> None:
         """Of what goes round at the end one round is enough."""
         self.loops = self._marks.loops(finding) if self._marks is not None else []
-        self.stays: list[str] = []
         if not self.loops or finding.where == SCHEDULER:
             return
         (loop,) = self.loops
@@ -178,6 +247,11 @@ class Recording:
             del self.beats[kept[-1] + 1 if shows else kept[0] :]
         state = self._watcher.look() if self._watcher is not None else None
         self.stays = stays(self._runner.built.world, state, finding)
+
+    def _left(self) -> None:
+        """The running task has ended, or waits."""
+        if self._holders is not None:
+            self._holders.look(self._runner.built.sim.current.name, len(self.beats))
 
     def _see(self, event: Event) -> None:
         steering = self._steering
@@ -197,6 +271,8 @@ class Recording:
                 beat.yields = (
                     "has run for long" if steering.ran_long else how_it_goes(self.beats, event.task)
                 )
+        elif isinstance(event, FindingEvent):
+            beat.ignored = is_ignored(self._runner, event)
         elif isinstance(event, ChoiceEvent):
             beat.injected = steering.failures > self._failures
             self._failures = steering.failures
@@ -207,6 +283,8 @@ class Recording:
             beat.state = self._watcher.after(event)
         if self._module is not None:
             beat.module = self._module.after(event, len(self.beats))
+        if self._holders is not None:
+            self._holders.look(event.task, len(self.beats))
         if self._marks is not None:
             self._marks.event(event, len(self.beats))
         self.beats.append(beat)
@@ -234,18 +312,6 @@ class Recording:
         """How many failures another schedule injects."""
         self._runner.clean()
         return self._runner.run(Replaying(list(answers))).failures
-
-    def contended(self) -> frozenset[str]:
-        """Locks that several tasks take, one of them at least for itself alone."""
-        takers: dict[str, set[str]] = {}
-        alone: set[str] = set()
-        for beat in self.beats:
-            event = beat.event
-            if isinstance(event, LockEvent):
-                takers.setdefault(event.lock, set()).add(event.task)
-                if event.mode == "ex":
-                    alone.add(event.lock)
-        return frozenset(lock for lock, tasks in takers.items() if len(tasks) > 1 and lock in alone)
 
 
 def changes_between(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from septum.explore.stories.damage import Damage
     from septum.explore.stories.endless import Loop
-    from septum.explore.stories.recording import Beat, Recording
+    from septum.explore.stories.recording import Beat, Recorded
     from septum.explore.verdict import Counterexample
     from septum.scenarios.states import WorldState
     from septum.sim import Finding
@@ -83,9 +83,10 @@ def story_lines(
     *,
     schedule: str = "The shortest schedule found",
     searched: bool = True,
+    scheduled: bool = True,
 ) -> list[str]:
     """The report of a counterexample. `schedule`: what its schedule is; `searched`: its neighbours
-    were tried."""
+    were tried; without `scheduled` it has none, and `schedule` is a sentence that says so."""
     example, recording = damage.example, damage.recording
     finding = example.finding
     lines = _words(heading)
@@ -96,8 +97,10 @@ def story_lines(
     if consequence:
         lines += _words(consequence)
     lines.append("")
-    schedule += " before the time for shrinking ended" * example.late
-    lines += _words(_size(example, schedule, recording))
+    if scheduled:
+        schedule += " before the time for shrinking ended" * example.late
+        schedule = _size(example, schedule, recording)
+    lines += _words(schedule)
     lines += _words(damage.cut)
     lines += _words(
         f"{PREEMPTED} preempted here; {INJECTED} injected; {BROKEN} broken; below a step, what it "
@@ -148,7 +151,7 @@ def consequence_of(finding: Finding, design: str) -> str:
     return consequence(promise, finding.text) if promise is not None and design else ""
 
 
-def _size(example: Counterexample, what: str, recording: Recording) -> str:
+def _size(example: Counterexample, what: str, recording: Recorded) -> str:
     """How long the schedule is, and how long it was before it was shrunk; and what the scenario
     injects, which is nothing that the schedule did."""
     parts = (
@@ -204,7 +207,7 @@ def cause(finding: Finding, rows: list[Row], *, cut: bool = False) -> str:
     return f"{text}, once {', and '.join(needs)}." if needs else f"{text}."
 
 
-def _passing(example: Counterexample, recording: Recording, rows: list[Row]) -> list[str]:
+def _passing(example: Counterexample, recording: Recorded, rows: list[Row]) -> list[str]:
     """The nearest schedule that breaks nothing, by the step where it does something else."""
     if example.passing is None:
         return ["No passing schedule was found near it."]
@@ -235,7 +238,7 @@ def _passing(example: Counterexample, recording: Recording, rows: list[Row]) -> 
     return _words(f"{words[:-1]}; {fewer}." if fewer else words)
 
 
-def _rows(recording: Recording, finding: Finding) -> list[Row]:
+def _rows(recording: Recorded, finding: Finding) -> list[Row]:
     """Steps and folds; the last row is what broke."""
     rows: list[Row] = []
     locks = recording.contended()
@@ -272,7 +275,7 @@ def _rows(recording: Recording, finding: Finding) -> list[Row]:
     return rows
 
 
-def _add_rounds(rows: list[Row], number: int, recording: Recording) -> int:
+def _add_rounds(rows: list[Row], number: int, recording: Recorded) -> int:
     """What goes round at the end: a round, unless it shows already, and how often it comes again.
     Returns the number of the last step."""
     beats = {id(beat): at for at, beat in enumerate(recording.beats)}
@@ -287,7 +290,7 @@ def _add_rounds(rows: list[Row], number: int, recording: Recording) -> int:
     return number
 
 
-def _again(loop: Loop, nr: int, recording: Recording) -> Row:
+def _again(loop: Loop, nr: int, recording: Recorded) -> Row:
     """The row that stands for all rounds but the one that shows, which is of `nr` steps."""
     if loop.endless:
         return Row(0, "", "", f"... {loop.task} goes on like that without end ...", None)
@@ -354,7 +357,8 @@ def _text(beat: Beat) -> str:
         return f"{event.to} runs, {event.task} {beat.yields or 'is'} at {_place(beat)}"
     if isinstance(event, FindingEvent):
         # With what is news the run ends, and no event tells of it.
-        return f"breaks, as the scenario foresees: {event.promise}: {event.text}"
+        known = "and is ignored" if beat.ignored else "as the scenario foresees"
+        return f"breaks, {known}: {event.promise}: {event.text}"
     step = describe(event)
     if whose := _whose(beat):
         step = msgspec.structs.replace(step, verb=f"{step.verb} of {whose}")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.explore.stories.damage import damage_of
+from septum.explore.stories.damage import Damage, damage_of
 from septum.explore.stories.recording import Recording
+from septum.explore.stories.setup import SetupRecording
 from septum.explore.stories.story import consequence_of, story_lines, untold_lines
-from septum.scenarios.world import ScenarioWorld
 
 if TYPE_CHECKING:
     from septum.explore.runs.run import Runner
@@ -24,6 +24,8 @@ def tell(
 ) -> list[str]:
     """The lines of its story, in the world of `runner`. `heading`, `schedule`: what it is, and its
     schedule; `searched`: its neighbours were tried."""
+    if example.finding in runner.before:
+        return _tell_setup(runner, example, heading)
     try:
         recording = Recording(runner, example.answers, example.finding, example.free, example.steps)
         damage = damage_of(runner, example, recording, searched=searched)
@@ -31,19 +33,18 @@ def tell(
         # To look at the world at each of many steps takes its time; the token has it all.
         return untold_lines(example, heading)
     consequence = consequence_of(damage.example.finding, runner.subject.design)
-    if example.finding not in runner.before:
-        return story_lines(damage, heading, consequence, schedule=schedule, searched=searched)
-    schedule = f"Broken by the setup{_setup_step(runner, example)}, before the programs begin"
-    lines = story_lines(damage, heading, consequence, schedule=schedule, searched=False)
+    return story_lines(damage, heading, consequence, schedule=schedule, searched=searched)
+
+
+def _tell_setup(runner: Runner, example: Counterexample, heading: str) -> list[str]:
+    """The same of what is broken before any schedule has a say."""
+    recorded = SetupRecording(runner, example.finding)
+    lines = story_lines(
+        Damage(example, recorded),
+        heading,
+        consequence_of(example.finding, runner.subject.design),
+        schedule=f"Broken by the setup, {recorded.place}, before the programs begin.",
+        searched=False,
+        scheduled=False,
+    )
     return [*lines, "", "No schedule passes: each of them begins with the setup."]
-
-
-def _setup_step(runner: Runner, example: Counterexample) -> str:
-    """The step of the setup that broke it."""
-    world = runner.built.world
-    if not isinstance(world, ScenarioWorld):
-        return ""
-    at = runner.before.index(example.finding)
-    step = sum(nr <= at for nr in world.setup_findings)
-    steps = world.scenario.document.setup
-    return f", in `{steps[step - 1]}`" if 0 < step <= len(steps) else ""

@@ -11,7 +11,7 @@ from septum.trace.describe import describe
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from septum.explore.stories.recording import Beat, Recording
+    from septum.explore.stories.recording import Beat, Recorded
     from septum.sim.events import Event
 
 ModuleCall = SeamcallEvent | TdcallEvent
@@ -22,7 +22,7 @@ class Told:
 
     __slots__ = ("beats", "numbers")
 
-    def __init__(self, recording: Recording, numbers: dict[int, int]) -> None:
+    def __init__(self, recording: Recorded, numbers: dict[int, int]) -> None:
         self.beats: list[Beat] = recording.beats
         self.numbers = numbers
 

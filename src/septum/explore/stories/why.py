@@ -10,12 +10,12 @@ from septum.abi.status import (
     TDX_OPERAND_INVALID,
     status_name,
 )
-from septum.explore.stories import why_module, why_pages
+from septum.explore.stories import why_module, why_pages, why_waits
 from septum.explore.stories.told import ModuleCall, Told
 from septum.sim.events import ChoiceEvent, LockEvent
 
 if TYPE_CHECKING:
-    from septum.explore.stories.recording import Beat, Recording
+    from septum.explore.stories.recording import Beat, Recorded
     from septum.sim import Finding
 
 LINES_MAX = 24
@@ -23,7 +23,7 @@ STEPS_MAX = 4
 """So many steps are named of which the same is said."""
 
 
-def why_lines(recording: Recording, numbers: dict[int, int], finding: Finding) -> list[str]:
+def why_lines(recording: Recorded, numbers: dict[int, int], finding: Finding) -> list[str]:
     """One sentence for each wait, injected failure and answer of the module whose cause is known,
     each page that was mapped though it should not have been, and what `finding` is about. `numbers`
     are those of the steps that show, by id() of their beat.
@@ -49,7 +49,7 @@ def why_lines(recording: Recording, numbers: dict[int, int], finding: Finding) -
         if words:
             said.setdefault(words, []).append(number)
     lines = [f"{_steps(of)}: {words}" for words, of in said.items()]
-    about = why_pages.about(told, finding)
+    about = [*why_pages.about(told, finding), *why_waits.waits(told, recording, finding)]
     return [*lines[: LINES_MAX - len(about)], *about]
 
 

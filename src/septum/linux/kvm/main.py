@@ -148,7 +148,11 @@ class KvmMain(MainAttrs):
             return -ENOMEM, None
         name = f"vm{kvm.id} vcpu{vcpu_id}"
         vcpu = KvmVcpu(
-            kvm, vcpu_id, -1, Mutex(self.sim, f"{name} mutex"), WaitQueue(self.sim, f"{name} halt")
+            kvm,
+            vcpu_id,
+            -1,
+            Mutex(self.sim, f"{name} mutex"),
+            WaitQueue(self.sim, f"an event that wakes {name} from HLT"),
         )
         ret = self.host.x86.kvm_arch_vcpu_create(vcpu)
         if ret:

@@ -1,0 +1,104 @@
+"""What a setup breaks, event by event: the world is built once more, and watched from the first."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from septum.explore.scenario import ScenarioSubject
+from septum.explore.stories.holders import Holders
+from septum.explore.stories.module_watch import ModuleWatcher, call_under_way
+from septum.explore.stories.recording import PATH_DEPTH, Beat, Recorded, is_ignored
+from septum.explore.stories.why_waits import flags_waited
+from septum.scenarios.states import StateWatcher
+from septum.scenarios.world import ScenarioWorld
+from septum.sim.events import ChoiceEvent, FindingEvent, SwitchEvent
+from septum.trace.via import kernel_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from septum.explore.runs.run import Runner
+    from septum.sim import Finding
+    from septum.sim.events import Event
+
+OF_STEP = "in "
+EVENTS_MAX = 20_000
+"""To look at the world at each of more takes longer than anybody waits."""
+
+
+class SetupRecording(Recorded):
+    """What is done before the programs begin, in the step that breaks a promise, up to there:
+    `place`. No beats where there are too many."""
+
+    __slots__ = (
+        "_ended",
+        "_finding",
+        "_holders",
+        "_module",
+        "_runner",
+        "_watcher",
+        "_world",
+        "place",
+    )
+
+    def __init__(self, runner: Runner, finding: Finding) -> None:
+        super().__init__()
+        self.place = ""
+        self._ended = False
+        self._runner = runner
+        self._finding = finding
+        subject = runner.subject
+        assert isinstance(subject, ScenarioSubject)
+        world = ScenarioWorld(subject.scenario, subject.design, subject.check, self._begin)
+        with closing(world.world):
+            vmms = world.vmms.items()
+            self.names = {f"vm{vmm.kvm.id}": name for name, vmm in vmms if vmm.kvm is not None}
+        if len(self.beats) > EVENTS_MAX:
+            self.beats = []
+        self.tasks = list(dict.fromkeys(beat.event.task for beat in self.beats)) or [finding.task]
+
+    def _begin(self, world: ScenarioWorld) -> Callable[[Event], None]:
+        self._world = world
+        self._watcher = StateWatcher(world.world)
+        self._module = ModuleWatcher(world.world)
+        self._holders = Holders(world.world)
+        return self._see
+
+    def _see(self, event: Event) -> None:
+        if self._ended:
+            return
+        if isinstance(event, FindingEvent) and self._is_end(event):
+            self._ended = True
+            self.held = self._holders.end(event.task, len(self.beats))
+            self.flags = flags_waited(self._world)
+            return
+        begins = ""
+        if self._world.setup_at != self.place:
+            begins = self._next()
+        if len(self.beats) > EVENTS_MAX:
+            return
+        beat = Beat(event, tuple(kernel_path(PATH_DEPTH).split(" < ")), -1, begins=begins)
+        if isinstance(event, SwitchEvent | ChoiceEvent):
+            beat.call = call_under_way()
+        elif isinstance(event, FindingEvent):
+            beat.ignored = is_ignored(self._runner, event)
+        beat.state = self._watcher.after(event)
+        beat.module = self._module.after(event, len(self.beats))
+        self._holders.look(event.task, len(self.beats))
+        self.beats.append(beat)
+
+    def _next(self) -> str:
+        """Another step begins: the story may be of this one. Returns what it is."""
+        if self.place.startswith(OF_STEP):
+            self.setup.append(self.place.removeprefix(OF_STEP).strip("`"))
+        self.place = self._world.setup_at
+        self.beats.clear()
+        self._module.begin()
+        self._holders.begin()
+        self.start = self._watcher.look()
+        return self.place.partition(" ")[2]
+
+    def _is_end(self, event: FindingEvent) -> bool:
+        finding = self._finding
+        return (event.promise, event.text) == (finding.promise, finding.text)
