@@ -42,7 +42,8 @@ class MappingInFolio(Promise):
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
         """Each S-EPT leaf lies in one slot, in memory that is private, in the frames that its
-        guest_memfd has at that index, and (unless the design rests on contiguity) in one folio.
+        guest_memfd has at that index, none of which has failed, and (unless the design rests on
+        contiguity) in one folio.
 
         While somebody holds slots_lock, a slot or a file may be on its way out.
         """
@@ -98,16 +99,20 @@ class MappingInFolio(Promise):
         return []
 
     def _grounds(self, vm: VmView) -> Grounds | None:
-        """Slots, whether they are being changed, attributes and folios; None when there are many
-        folios, or some are split: only then may it matter whether folios are being changed."""
+        """Slots, whether they are being changed, attributes, folios, and how many of these have
+        failed; None when there are many folios, or some are split: only then may it matter
+        whether folios are being changed."""
         kvm = vm.kvm
-        grounds: Grounds = [kvm.slots_lock.locked(), kvm.mem_attr_array[:]]
+        failed = vm.world.host.mm.state.poisoned
+        grounds: Grounds = [kvm.slots_lock.locked(), kvm.mem_attr_array[:], len(failed)]
         for slot in kvm.memslots.values():
             grounds += (slot.base_gfn, slot.npages, slot.gmem_pgoff, slot.gmem_file)
             if slot.gmem_file is not None:
                 inode = slot.gmem_file.inode
                 if inode.split_folios or len(inode.folios) > FEW:
                     return None
+                if failed:  # when its invalidate_lock is free again
+                    grounds.append(bool(inode.invalidate_lock.holders()))
                 grounds.append(inode.attributes[:])
                 for index, folio in inode.folios.items():
                     grounds += (index, folio.pfn, folio.order)
@@ -136,6 +141,17 @@ class MappingInFolio(Promise):
                 return
             gfn = next_gfn
 
+    def _check_failed(self, vm: VmView, inode: GmemInode, run: LeafRun) -> None:
+        """No page that has failed is mapped. Who reports the failure has the invalidate_lock."""
+        failed = vm.world.host.mm.state.poisoned
+        if not failed or inode.invalidate_lock.holders():
+            return
+        gfn, nr, _, _, pfn = run
+        for bad in sorted(failed):
+            if pfn <= bad < pfn + nr:
+                self._broken(vm, run, gfn + bad - pfn, "failed", f"PFN {bad:#x} has failed")
+                return
+
     def _check_frames(
         self, vm: VmView, slot: KvmMemorySlot, inode: GmemInode, run: LeafRun
     ) -> None:
@@ -144,6 +160,7 @@ class MappingInFolio(Promise):
         # While a conversion or a truncation goes on, folios may be split under a larger mapping.
         changing = inode.invalidate_lock.writer is not None
         by_folio = not changing and not self.checker.mapping_may_exceed_folio
+        self._check_failed(vm, inode, run)
         offset = slot.gmem_pgoff - slot.base_gfn
         end = gfn + nr
         at = gfn

@@ -142,14 +142,21 @@ class Teardown(Promise):
             yield keyed[0], len(keyed), f"{were} not reset after"
 
     def _outstanding(self) -> dict[int, tuple[int, str]]:
-        """What nobody freed, but where a page has failed: memory_failure() keeps that for good."""
+        """What nobody freed, but where a page has failed: memory_failure() keeps that for good. Of
+        a folio that was split it keeps the page."""
         mm = self.checker.world.host.mm
         failed = mm.state.poisoned
-        return {
-            pfn: (nr, site)
-            for pfn, nr, site in mm.outstanding()
-            if not failed or not any(pfn <= bad < pfn + nr for bad in failed)
-        }
+        found: dict[int, tuple[int, str]] = {}
+        for pfn, nr, site in mm.outstanding():
+            block = mm.state.split_blocks.get(pfn)
+            if block is not None:
+                end = pfn + (1 << block.order)
+                nr -= sum(pfn <= bad < end and bad not in block.freed for bad in failed)
+            elif any(pfn <= bad < pfn + nr for bad in failed):
+                continue
+            if nr:
+                found[pfn] = nr, site
+        return found
 
     def _check_allocator(self, vm: VmView) -> None:
         sites: dict[str, list[int]] = {}

@@ -51,6 +51,16 @@ class PinsIgnored(GuestMemfd):
         return -1
 
 
+class FailedStaysMapped(GuestMemfd):
+    """A page that has failed is found by no fault any more, and stays where it is mapped."""
+
+    __slots__ = ()
+
+    def kvm_gmem_zap(self, inode: GmemInode, start: int, end: int) -> None:
+        if start not in inode.poisoned:
+            super().kvm_gmem_zap(inode, start, end)
+
+
 class AttributesBeforeSplit(GuestMemfd):
     """The attributes are stored before the split, so that no fault sees the old ones, and stay
     when the split fails."""
@@ -90,6 +100,14 @@ DESIGNS = (
         "gmem-conversions-pinned",
         "no-bug",
         gmem=PinsIgnored,
+    ),
+    seeded(
+        "failed-stays-mapped",
+        "guest_memfd.c kvm_gmem_error_folio()",
+        "A memory failure keeps later faults from the page, and leaves it mapped",
+        "memory-failure-against-fault",
+        "mapping-in-folio",
+        gmem=FailedStaysMapped,
     ),
     seeded(
         "attributes-before-split",

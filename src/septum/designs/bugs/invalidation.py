@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.abi.kvm import KVM_MEMSLOT_INVALID, RET_PF_RETRY
+from septum.abi.kvm import (
+    KVM_MEMSLOT_INVALID,
+    PAGES_PER_HPAGE,
+    PG_LEVEL_2M,
+    RET_PF_RETRY,
+    gfn_round_for_level,
+)
 from septum.designs.bugs._seeded import seeded
 from septum.linux.kvm.guest_memfd import GuestMemfd
 from septum.linux.kvm.main import KvmMain
 from septum.linux.kvm.mmu import KvmMmu
 from septum.linux.kvm.tdx import KvmTdxUnit
+from septum.linux.kvm.types import KvmGfnRange
 
 if TYPE_CHECKING:
-    from septum.linux.kvm.types import GmemInode, Kvm, KvmGfnRange, KvmPageFault, KvmVcpu
+    from septum.linux.kvm.types import GmemInode, Kvm, KvmPageFault, KvmVcpu
 
 
 class SeqNotChecked(KvmMmu):
@@ -53,6 +60,19 @@ class EdgesNotCovered(KvmMmu):
 
     def _invalidate_edge_hugepages(self, kvm: Kvm, rng: KvmGfnRange) -> None:
         """Nothing."""
+
+
+class TailEdgeNotCovered(KvmMmu):
+    """Of the huge pages at the edges of a range, the invalidation covers the one at its start."""
+
+    __slots__ = ()
+
+    def _invalidate_edge_hugepages(self, kvm: Kvm, rng: KvmGfnRange) -> None:
+        head_end = gfn_round_for_level(rng.start, PG_LEVEL_2M) + PAGES_PER_HPAGE[PG_LEVEL_2M]
+        end = min(rng.end, head_end)
+        super()._invalidate_edge_hugepages(
+            kvm, KvmGfnRange(rng.slot, rng.start, end, rng.attr_filter, rng.may_block)
+        )
 
 
 class PunchNeverEnds(GuestMemfd):
@@ -135,6 +155,14 @@ DESIGNS = (
         "convert-against-fault",
         "mapping-in-folio",
         mmu=EdgesNotCovered,
+    ),
+    seeded(
+        "tail-edge-not-covered",
+        "commit 9129633d568e",
+        "The 2 MB page in which a conversion ends can be mapped in the middle of it",
+        "convert-across-against-fault",
+        "mapping-in-folio",
+        mmu=TailEdgeNotCovered,
     ),
     seeded(
         "punch-never-ends",
