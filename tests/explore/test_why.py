@@ -4,8 +4,10 @@ What a run says is complete: what is not in it is not said of that run.
 """
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from septum.abi.leaves import (
@@ -26,7 +28,7 @@ from septum.abi.status import (
 from septum.explore.api import Search
 from septum.explore.command import stories
 from septum.explore.replay import find_subject
-from septum.explore.stories.module_watch import Held, ModuleLock, ModuleLook, TdLook
+from septum.explore.stories.module_watch import Held, ModuleLock, ModuleLook, TdLook, VmLook
 from septum.explore.stories.recording import Beat, Recorded
 from septum.explore.stories.story import consequence_of
 from septum.explore.stories.why import why_lines
@@ -286,6 +288,16 @@ def test_a_pair_of_another_frame_does_not_count() -> None:
     assert why(here, aug)[-1].endswith("step 1 returned TDX_OPERAND_BUSY")
 
 
+def test_what_a_failed_call_leaves_is_not_its_own_cause() -> None:
+    """Priority that it asked for, in vain."""
+    lock = ModuleLock(TDR >> 12, "tdr")
+    busy = call(TDH_MEM_TRACK, TDR, 0, TDX_OPERAND_BUSY | OPERAND_ID_RCX)
+    before = call(TDH_MEM_TRACK, TDR, 0)
+    assert why(before, busy, held={lock: (Held("host", 1),)}) == []
+    (line,) = why(before, busy, held={lock: (Held("host", 0),)})
+    assert "is held by TDH.MEM.TRACK of host, which ended at step 1" in line
+
+
 def test_busy_without_a_known_holder_is_told_without_a_cause() -> None:
     """A call that ends next is not for that reason the one that was in the way."""
     busy = call(TDH_MEM_RANGE_BLOCK, GPA, TDR, TDX_OPERAND_BUSY | OPERAND_ID_RCX)
@@ -335,3 +347,19 @@ def test_what_comes_of_a_lock_is_said_of_what_was_done_with_it(text: str, says: 
     assert said.startswith("On real hardware")
     assert says in said
     assert "the first" not in said
+
+
+def test_pairs_are_taken_since_the_block_and_by_the_task_itself() -> None:
+    """Of a DEMOTE that finds no pair: what another task took is not what it misses, nor is what an
+    earlier conversion took, whose cache was filled again."""
+    add = call(TDH_PHYMEM_PAMT_ADD, GPA, 0)
+    others = msgspec.structs.replace(add, task="vcpu1")
+    events = [add, call(TDH_MEM_RANGE_BLOCK, GPA, TDR), others, add]
+    look = ModuleLook({}, {"vm1": VmLook(TDR >> 12, 0, 0, split_cache=0)}, {}, {}, {}, ())
+    recorded = Recorded()
+    state: Any = SimpleNamespace(pamt={1: "2 pairs"})
+    recorded.beats = [Beat(event, (), -1, state=state, module=look) for event in events]
+    numbers = {id(beat): at for at, beat in enumerate(recorded.beats, 1)}
+    text = "SEAMCALL TDH_MEM_PAGE_DEMOTE failed: 0xc000f (TDX_SW_ERROR)"
+    (line,) = why_lines(recorded, numbers, Finding("no-bug", text, "vm1", "host", 0))
+    assert line.endswith("and a pair is 2; step 4 (TDH.PHYMEM.PAMT.ADD of host) took a pair")
