@@ -22,10 +22,10 @@ PAGE = Path(__file__).parent.parent / "docs" / "coverage.md"
 
 HEAD = """# Coverage
 
-What the searches of [verdicts.md](verdicts.md) reach of v3 and of the TDX module, all {scenarios}
-scenarios together; in brackets, in how many of them. [search.md](search.md#what-was-reached) says
-what is told. A scenario's setup, and how its VMs are taken down, are not: so much of what builds a
-VM is missing here. `make verdicts` makes this page.
+What the searches of [verdicts.md](verdicts.md) reach of v3 and of the TDX module, the {scenarios}
+scenarios together that there were when this page was made; in brackets, in how many of them.
+[search.md](search.md#what-was-reached) says what is told. A scenario's setup, and how its VMs are
+taken down, are not: so much of what builds a VM is missing here. `make verdicts` makes this page.
 
 ## Calls, by the state of the S-EPT entry that they worked on
 

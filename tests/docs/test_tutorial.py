@@ -132,3 +132,29 @@ def test_your_own_design_as_the_page_says(
             check_command(text, capfd)
     assert consoles == 3
     assert source == (DOCS / "examples" / "lazy_kick.py").read_text()
+
+
+def test_what_your_own_design_costs_is_what_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The table, and the figures in the words below it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_COLOR", "1")
+    page = OWN.read_text()
+    Path("lazy_kick.py").write_text((DOCS / "examples" / "lazy_kick.py").read_text())
+    words = "septum compare lazy_kick.py:KickWhenTold --scenarios convert-one-page"
+    printed = run(words, capfd)
+    (table,) = (text for text in blocks("text", OWN) if text.startswith("Cost of"))
+    shown = table.splitlines()
+    shown.insert(1, "...")
+    check_shown([*shown, "..."], printed[printed.index(shown[0]) :].splitlines())
+    boot, convert = printed.split("Cost of the load ")[1:]
+    rows = [
+        re.findall(r"^ *(?:v3)? +\d+ +[\d.]+ .s +(\d+) +(\d+)", load, re.M)
+        for load in (boot, convert)
+    ]
+    before, after = re.findall(r"TDH.MEM.PAGE.REMOVE\s+(\d+) -> (\d+)", boot)[0]
+    said = " ".join(page.split())
+    assert f"price: {int(after) - int(before)} more TDH.MEM.PAGE.REMOVE" in said
+    (kicks, ipis), (fewer, more) = rows[1]
+    assert f"{fewer} kicks instead of {int(kicks):,}, but {more} IPIs instead of {ipis}" in said

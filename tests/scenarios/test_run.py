@@ -104,7 +104,7 @@ def test_what_never_ends_is_said() -> None:
 def test_a_step_after_the_end_of_its_vm() -> None:
     text = TOUCH.replace("ve = true", "") + "[expect]\nmay-break = ['no-bug', 'accept-once']"
     outcome = run_scenario(scenario(text.replace("[vm]", 'after = ["vcpu0: hlt"]\n[vm]', 1)))
-    assert any("never begun: the VM had ended" in text for text in outcome.unmet)
+    assert any(text.endswith("` was never begun: the VM had ended") for text in outcome.unmet)
 
 
 def test_a_vm_that_cannot_be_built() -> None:

@@ -66,7 +66,8 @@ class Record:
         of them came first tells no ends of runs apart."""
         wrong = [r for r in self.results if not r.fits]
         lines = [
-            f"{r.actor}: `{r.text}` came to {r.result}, not {' or '.join(r.right)}"
+            f"{r.actor}: `{r.text}` "
+            + (f"came to {r.result}, not {' or '.join(r.right)}" if r.right else f"was {r.result}")
             for r in sorted(wrong, key=lambda r: r.actor)
         ]
         lines += [
