@@ -82,6 +82,7 @@ class Teardown(Promise):
                 (vm.name, "TDR"),
                 f"{vm.name} is gone, and its TDR page, PFN {vm.tdr_pfn:#x}, was never reclaimed",
             )
+        self._check_reset_of_tdr(vm)
         left = list(owned_by(world.module.pamt, vm.tdr_pfn))
         if left:
             hpa, level, kind = left[0]
@@ -90,6 +91,22 @@ class Teardown(Promise):
                 f"{vm.name} is gone, and in the PAMT {len(left)} {agree(len(left), *_OWN)} "
                 f"PFN {hpa >> 12:#x} ({level_text(level)}, "
                 f"{PAGE_TYPE_NAMES.get(kind, kind)})",
+            )
+
+    def _check_reset_of_tdr(self, vm: VmView) -> None:
+        """The TDR has the module's own key, which no TD gives back."""
+        world = self.checker.world
+        pfn = vm.tdr_pfn
+        if (
+            world.host.params.x86_bug_tdx_pw_mce
+            and pfn not in world.host.mm.state.site_of
+            and pfn not in world.module.tds
+            and world.machine.mem.key_of(pfn) == world.module.global_hkid
+        ):
+            self.broken(
+                (vm.name, "TDR", "reset"),
+                f"{vm.name} is gone, and PFN {pfn:#x}, which was its TDR page, was not reset after "
+                f"the module's HKID {world.module.global_hkid}",
             )
 
     def _check_key(self, vm: VmView) -> None:

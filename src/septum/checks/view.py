@@ -39,6 +39,9 @@ class ModuleView(Protocol):
     @property
     def kot(self) -> Kot: ...
 
+    @property
+    def global_hkid(self) -> int: ...
+
 
 class GuestView(Protocol):
     """What the checks read of a guest."""

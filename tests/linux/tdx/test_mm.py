@@ -185,3 +185,21 @@ def test_pages_come_from_lists_of_the_cpu() -> None:
     assert [first.mm.alloc_page("test") for _ in range(8)] == [
         second.mm.alloc_page("test") for _ in range(8)
     ]
+
+
+def test_two_faults_of_one_user_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second finds the first's page, and frees its own: none is lost."""
+    mm = make_host().mm
+    free = mm.nr_free_pages
+    alloc = type(mm).alloc_page
+    others: list[object] = []
+
+    def alloc_page(self: Any, site: str, atomic: bool = False) -> object:
+        pfn = alloc(self, site, atomic)
+        monkeypatch.undo()
+        others.append(self.get_user_page(0x7000))
+        return pfn
+
+    monkeypatch.setattr(type(mm), "alloc_page", alloc_page)
+    assert mm.get_user_page(0x7000) == others[0]
+    assert mm.nr_free_pages == free - 1

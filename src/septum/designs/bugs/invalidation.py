@@ -123,6 +123,15 @@ class NoSrcu(KvmMain):
         self.sim.point("rcu_assign_pointer")
 
 
+class NotifierIgnored(KvmMain):
+    """The MMU notifier does nothing: the guest keeps a page that is free."""
+
+    __slots__ = ()
+
+    def mmu_notifier_invalidate_range(self, start: int, end: int) -> None:
+        """Nothing."""
+
+
 DESIGNS = (
     seeded(
         "seq-not-checked",
@@ -203,5 +212,13 @@ DESIGNS = (
         "slot-delete-against-prefault",
         "mapping-in-folio",
         main=NoSrcu,
+    ),
+    seeded(
+        "notifier-ignored",
+        "kvm_main.c kvm_mmu_notifier_invalidate_range_start()",
+        "KVM does not unmap a shared page that user space gives back",
+        "discard-shared",
+        "expectation",
+        main=NotifierIgnored,
     ),
 )

@@ -8,6 +8,7 @@ from septum.designs.bugs._seeded import seeded
 from septum.linux.kvm.gmem_range import MAX_INDEX
 from septum.linux.kvm.guest_memfd import GuestMemfd
 from septum.linux.kvm.tdx import KvmTdxUnit
+from septum.linux.x86.tdx import TdxArch
 
 if TYPE_CHECKING:
     from septum.linux.kvm.types import GmemFile, KvmVcpu
@@ -48,6 +49,15 @@ class MovesUnflushed(KvmTdxUnit):
             self.state.associated_tdvcpus[cpu].append(vcpu)
 
 
+class TdrNotReset(TdxArch):
+    """tdx_quirk_reset_page(), which is for the TDR, does nothing."""
+
+    __slots__ = ()
+
+    def tdx_quirk_reset_page(self, pfn: int) -> None:
+        """Nothing."""
+
+
 DESIGNS = (
     seeded(
         "dead-vm-keeps-pages",
@@ -73,5 +83,13 @@ DESIGNS = (
         "prefault-by-thread",
         "no-bug",
         tdx=MovesUnflushed,
+    ),
+    seeded(
+        "tdr-not-reset",
+        "tdx.c tdx_reclaim_td_control_pages()",
+        "The TDR page goes back without MOVDIR64B on a processor with the partial-write erratum",
+        "convert-aligned-2m-erratum",
+        "teardown",
+        x86_tdx=TdrNotReset,
     ),
 )

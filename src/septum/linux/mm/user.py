@@ -31,7 +31,10 @@ class MmUser(MmHugetlb):
             if pfn is None:
                 return None
             self.machine.mem.write(pfn, 0, 0)
-            self.state.user_pages[vpn] = pfn
+            found = self.state.user_pages.setdefault(vpn, pfn)
+            if found != pfn:  # another thread's fault was first: pte_none() under its lock
+                self.free_page(pfn)
+                pfn = found
         return Pfn(pfn)
 
     def alloc_page(self, site: str, atomic: bool = False) -> Pfn | None:
