@@ -116,7 +116,7 @@ setup = ["a.vcpu1: accept page 0", "host: prefault page 0 by vcpu2 in b"]
 slots = ["1M", "1M"]
 [vm.b]
 shares-memory-with = "a"
-vcpus = 1
+vcpus = 4
 [guest.a]
 vcpu0 = ["hlt"]
 [host]
@@ -130,7 +130,7 @@ pages = { "b: page 1" = "shared or unmapped" }
     )
     assert [(vm.name, vm.nr_vcpus, vm.slots) for vm in scenario.vms] == [
         ("a", 2, (1 << 20, 1 << 20)),
-        ("b", 3, (2 << 20,)),
+        ("b", 4, (2 << 20,)),
     ]
     assert [program.name for program in scenario.programs] == ["a.vcpu0", "host.wake"]
     assert [(i.name, i.value, i.first, i.last > 1000) for i in scenario.injections] == [
@@ -144,7 +144,11 @@ pages = { "b: page 1" = "shared or unmapped" }
     ("body", "sentence"),
     [
         ("[vm]\nbackin = '4k'\n", r"f.toml, line 3: vm has no key 'backin'; it has memory, at,"),
-        ("[vm]\nbacking = '8k'\n", r"line 3: vm.backing: invalid enum value '8k'; docs"),
+        ("[vm]\nbacking = '8k'\n", r"vm.backing: invalid enum value '8k'; choose from 4k, thp, h"),
+        ("[kernel]\nattributes = 'x'\n", r"invalid enum value 'x'; choose from guest_memfd, vm"),
+        ("[vm.a]\nbacking = '8k'\n[vm.b]\n", r"line 3: vm.a.backing: .*; choose from 4k, thp,"),
+        ("[vm]\nvcpus = 1\n[guest]\nvcpu1=['hlt']\n", r"3: vm.vcpus: 1 are too few for .* vcpu1"),
+        ("[vm]\nvcpus = 'x'\n", r"line 3: vm.vcpus: .*; docs/scenarios.md says what stands"),
         ("[vm]\nmemory = '5X'\n[guest]\nvcpu0 = ['hlt']\n", r"line 3: vm.memory: '5X' is no size"),
         (
             "[vm]\ninit-shared = true\n[guest]\nvcpu0=['hlt']\n",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -78,8 +78,12 @@ class _Reader:
                 ) from None
             what = text[0].lower() + text[1:]
             table, _, last = key.rpartition(".")
+            choices = ", ".join(_choices(kind, path.rstrip("`"))) if "enum" in what else ""
+            remedy = (
+                f"choose from {choices}" if choices else "docs/scenarios.md says what stands there"
+            )
             raise self.error(
-                f"{key}: {what}; docs/scenarios.md says what stands there",
+                f"{key}: {what}; {remedy}",
                 key=last.split("[")[0],
                 table=table,
             ) from None
@@ -242,6 +246,13 @@ class _Reader:
                     table=at,
                 )
             nr_vcpus = max(shape.vcpus, used.get(name, 0), 1)
+            if 0 < shape.vcpus < nr_vcpus:
+                raise self.error(
+                    f"{at}.vcpus: {shape.vcpus} are too few for what"
+                    f" vcpu{nr_vcpus - 1} does; leave it out, or write {nr_vcpus}",
+                    key="vcpus",
+                    table=at,
+                )
             if nr_vcpus > VCPUS_MAX or shape.vcpus < 0:
                 raise self.error(
                     f"{at}.vcpus: {shape.vcpus} is no number of vCPUs; write at most {VCPUS_MAX},"
@@ -424,6 +435,13 @@ class _Reader:
 
 def _name_of(actor: Program | Step) -> str:
     return actor.name if isinstance(actor, Program) else actor.actor
+
+
+def _choices(kind: type, path: str) -> tuple[str, ...]:
+    """The values of the field at `path` in a struct, as in `.kernel.attributes`, if it has few."""
+    for part in path.strip(".").split("."):
+        kind = get_type_hints(kind).get(part.replace("-", "_"), str)
+    return get_args(kind)
 
 
 def _known_keys(key: str) -> str:
