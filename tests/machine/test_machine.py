@@ -67,6 +67,19 @@ def test_reading_with_a_wrong_private_key_is_a_machine_check() -> None:
     assert [f.promise for f in sim.findings] == ["no-bug"]
 
 
+def test_dirty_lines_of_the_host_over_what_the_module_writes() -> None:
+    """Whoever gives a page to the module flushes its lines first."""
+    sim = Sim()
+    mem = PhysMem(sim, MachineConfig())
+    mem.write(5, 0, 1)
+    mem.clflush(5)
+    mem.write(5, 33, 77)
+    assert not sim.findings
+    mem.write(6, 0, 1)
+    mem.write(6, 33, 77)
+    assert [finding.promise for finding in sim.findings] == ["cache"]
+
+
 def test_a_frame_that_nobody_wrote_to_is_zeros_by_the_hosts_key() -> None:
     """Whether others of its 2 MB were written or not."""
     mem = PhysMem(Sim(), MachineConfig())

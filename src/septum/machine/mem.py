@@ -87,6 +87,8 @@ class PhysMem:
     def write(self, pfn: int, hkid: int, token: int) -> None:
         """Write `token` to frame `pfn` with key `hkid`; the lines are dirty in the cache.
 
+        Dirty lines of the host over what is written with a private key: finding `cache`.
+
         MODEL: also for the TDX module's direct stores, which bypass the cache on hardware.
         """
         self.nr_changes += 1
@@ -95,6 +97,13 @@ class PhysMem:
             block = self._blocks[pfn >> 9] = FrameBlock()
         index = pfn & 511
         block.token = _put(block.token, index, token, "q")
+        if hkid >= self.hkid_min and CLEAN < _get(block.dirty, index) < self.hkid_min:
+            self.sim.find(
+                "cache",
+                f"frame {pfn:#x} is written with HKID {hkid}, and the cache still has dirty lines "
+                "of the host for it",
+                where="machine",
+            )
         block.key = _put(block.key, index, hkid, "h")
         block.dirty = _put(block.dirty, index, hkid, "h")
         if self._bytes:

@@ -49,6 +49,15 @@ class MovesUnflushed(KvmTdxUnit):
             self.state.associated_tdvcpus[cpu].append(vcpu)
 
 
+class NotFlushedBefore(TdxArch):
+    """Pages go to the module with the lines that the host has dirtied."""
+
+    __slots__ = ()
+
+    def tdx_clflush_page(self, pfn: int) -> None:
+        """Nothing."""
+
+
 class TdrNotReset(TdxArch):
     """tdx_quirk_reset_page(), which is for the TDR, does nothing."""
 
@@ -91,5 +100,13 @@ DESIGNS = (
         "convert-aligned-2m-erratum",
         "teardown",
         x86_tdx=TdrNotReset,
+    ),
+    seeded(
+        "pages-not-flushed",
+        "x86/virt/vmx/tdx/tdx.c tdx_clflush_page()",
+        "Control pages are given to the TDX module while the cache has dirty lines of the host",
+        "build-dirty-lines",
+        "cache",
+        x86_tdx=NotFlushedBefore,
     ),
 )
