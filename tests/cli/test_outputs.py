@@ -1,9 +1,13 @@
 """What a user wrote is not written over: by no option of any command, whatever it is called."""
 
+import gc
+import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from septum.cli import scenario
@@ -12,12 +16,20 @@ from septum.errors import InputError
 from septum.explore.emit import HEAD
 from septum.outputs import check_outputs
 from septum.scenarios import boot
+from septum.scenarios.boot import BootRecipe
 from septum.scenarios.run import run_scenario
+from septum.sim import RoundRobin, encode_token
+from septum.stamp import stamp
 
 SCENARIO = """\
 summary = "A thread touches a page."
 [host]
 a = ["touch page 0"]
+"""
+BROKEN = """\
+summary = "A guest uses what it has not accepted."
+[guest]
+vcpu0 = ["touch page 0 => any"]
 """
 DESIGN = """\
 from septum.linux.kvm.tdx import KvmTdxUnit
@@ -74,6 +86,8 @@ OVER = [
     ("replay TOKEN --trace dd.py", "--trace dd.py: a source of Python is there"),
     ("replay TOKEN --emit-test test_mine.py", "test_mine.py: a file is there that Septum has not"),
     ("replay TOKEN --trace t --emit-test t", "--emit-test t: --trace is written to the same file"),
+    ("replay BOOT --trace o/report.txt --report o", "o/report.txt: --report is written to the"),
+    ("replay BOOT --trace septum-report/report.json", "report.json: --report is written to the"),
     ("report late.toml --html late.toml", "--html late.toml: that file is read"),
     ("report late.toml --itf late.toml", "--itf late.toml: that file is read"),
     ("report late.toml --ftrace link", "--ftrace link: that file is read"),
@@ -102,7 +116,10 @@ def test_a_file_that_is_read_is_not_written(
     capfd.readouterr()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     token = run_scenario("late.toml").token
-    assert septum(words.replace("TOKEN", token), monkeypatch) == 2
+    boot_recipe = msgspec.msgpack.encode(BootRecipe(384 << 20, 1, "0" * 64))
+    boot_token = encode_token(stamp(), boot_recipe, RoundRobin())
+    words = words.replace("TOKEN", token).replace("BOOT", boot_token)
+    assert septum(words, monkeypatch) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("septum: -") and said in line
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
@@ -120,6 +137,26 @@ def test_what_septum_has_made_is_made_again(
         if text is not None:
             (folder / "test_made.py").write_text(text)
         assert septum("explore late.toml --emit-test test_made.py", monkeypatch) == 0
+
+
+def test_a_pipe_that_nobody_reads_is_not_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Who reads it, reads the whole test, and not an end before it."""
+    (folder / "late.toml").write_text(BROKEN)
+    os.mkfifo("pipe")
+    token = run_scenario("late.toml").token
+    for words in ("explore late.toml --no-watch", f"replay {token}"):
+        assert septum(f"{words} --emit-test pipe", monkeypatch) == 2
+        said = capfd.readouterr().err.splitlines()[-1]
+        assert said == (
+            "septum: --emit-test pipe: nobody reads that pipe; start its reader first, or name"
+            " another file"
+        )
+        with subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE, text=True) as reader:
+            assert septum(f"{words} --emit-test pipe", monkeypatch) == 1
+            gc.collect()  # nobody else has the pipe open now
+            assert reader.communicate(timeout=20)[0].startswith(HEAD)
 
 
 def test_a_hard_link_is_the_file_too(folder: Path) -> None:

@@ -178,6 +178,7 @@ def test_what_does_not_break_as_the_scenario_says_is_said(
     said = "did not break here, though the scenario says so of v3: precise-zap: of nobody"
     for more, code, told in (
         ((), 0, True),
+        (("--check", "quiet"), int(says == "broken"), True),
         (("--schedules", "1", "--strategy", "random"), 3, False),
         (("--design", "v3-f2-repaired"), 0, False),
     ):

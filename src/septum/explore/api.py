@@ -159,6 +159,9 @@ class Search:
         if missing and outcome is Outcome.HELD:
             outcome = Outcome.UNDETERMINED
             why += f"; never reached: {', '.join(missing)}"
+        unbroken = self._subject.unbroken(self.totals.broke) if complete else []
+        if outcome is Outcome.HELD and set(unbroken) & set(self._subject.must_break):
+            outcome = Outcome.BROKEN
         return Verdict(
             outcome=outcome,
             subject=self._subject.name,
@@ -178,7 +181,7 @@ class Search:
             missing_witnesses=missing,
             drawn=self.totals.drawn,
             foreseen=sorted(self.totals.foreseen.values()),
-            unbroken=self._subject.unbroken(self.totals.broke) if complete else [],
+            unbroken=unbroken,
             ignored=sorted(self.totals.ignored.values()),
             interrupted=self._workers.interrupted,
             level=self.level,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from glob import escape
 from typing import TYPE_CHECKING
@@ -38,13 +40,11 @@ class Artefacts:
     ) -> None:
         """Raises InputError for a place that cannot be written to."""
         self._report = report
-        self._emit_test = emit_test
+        self._emit_test = EmittedFile(emit_test) if emit_test is not None else None
         self._page = page
         self._emitted: list[Emitted] = []
         self._stems: dict[str, int] = {}
         self.failed = ""
-        if emit_test is not None:
-            try_file(emit_test)
         if report is not None:
             try_folder(report)
 
@@ -66,8 +66,7 @@ class Artefacts:
             if self._report is not None:
                 self._fill(self._report, verdict, stories, emitted)
             if self._emit_test is not None and emitted:
-                _write(self._emit_test, regression_tests(self._emitted, self._emit_test.parent))
-                print(f"septum: the test is in {self._emit_test}", file=sys.stderr)
+                self._emit_test.write(self._emitted)
         except (OSError, InputError) as error:
             said = error.strerror if isinstance(error, OSError) else str(error)
             self.failed = self.failed or f"not all that was found could be written ({said})"
@@ -119,18 +118,47 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def try_file(path: Path) -> None:
-    """Raises InputError for a test file that cannot be written, or is somebody's own. One that is
-    there keeps what is in it."""
-    try:
-        check_made(path)
-        there = path.exists()
-        with path.open("a"):
-            pass
-        if not there:
-            path.unlink()
-    except OSError as error:
-        raise InputError(
-            f"--emit-test {path}: the file cannot be written ({error.strerror}); name another one,"
-            " in a folder that is there"
-        ) from None
+class EmittedFile:
+    """The file of --emit-test. One that is there keeps what is in it until it is written."""
+
+    __slots__ = ("_fd", "path")
+
+    def __init__(self, path: Path) -> None:
+        """Raises InputError for one that cannot be written, or is somebody's own."""
+        self.path = path
+        self._fd = -1  # of a pipe: whoever reads it comes to its end when nobody has it open
+        try:
+            check_made(path)
+            if path.is_fifo():
+                self._fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+                os.set_blocking(self._fd, True)
+                return
+            there = path.exists()
+            with path.open("a"):
+                pass
+            if not there:
+                path.unlink()
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                raise InputError(
+                    f"--emit-test {path}: nobody reads that pipe; start its reader first, or name"
+                    " another file"
+                ) from None
+            raise InputError(
+                f"--emit-test {path}: the file cannot be written ({error.strerror}); name another"
+                " one, in a folder that is there"
+            ) from None
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def write(self, emitted: Sequence[Emitted]) -> None:
+        """The tests of these, instead of what is there. Raises OSError."""
+        text = regression_tests(emitted, self.path.parent)
+        if self._fd < 0:
+            _write(self.path, text)
+        else:
+            with os.fdopen(os.dup(self._fd), "w", encoding="utf-8") as file:
+                file.write(text)
+        print(f"septum: the test is in {self.path}", file=sys.stderr)

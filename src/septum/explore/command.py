@@ -140,6 +140,8 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     word = verdict.outcome.value.upper()
     if verdict.outcome is Outcome.HELD and verdict.foreseen:
         word = "AS FORESEEN"
+    elif verdict.outcome is Outcome.BROKEN and not verdict.counterexamples:
+        word = "NOT AS EXPECTED"
     on = f" on {verdict.design}" if verdict.design else ""
     counts = ", ".join(
         plural(count, noun)

@@ -37,4 +37,6 @@ def verdict_case(verdict: Verdict, stories: list[list[str]]) -> Case:
             subtests.append(Case(promise, ok=promise not in broken, data=text, diagnostics=story))
         else:
             subtests.append(Case(promise, directive="SKIP", data=NOT_LOOKED_AT))
-    return Case(name, ok=not broken, diagnostics=said, subtests=subtests)
+    if verdict.unbroken:
+        said.append(f"did not break, as the scenario says of v3: {'; '.join(verdict.unbroken)}")
+    return Case(name, ok=verdict.outcome is Outcome.HELD, diagnostics=said, subtests=subtests)

@@ -8,8 +8,8 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from septum.errors import InputError
-from septum.explore.artefacts import try_file
-from septum.explore.emit import Emitted, regression_tests
+from septum.explore.artefacts import EmittedFile
+from septum.explore.emit import Emitted
 from septum.explore.runs.run import Runner
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.stories.retell import example_of, usual_options
@@ -43,14 +43,13 @@ def write_test(
             "--emit-test: the run breaks nothing that its scenario does not foresee, so that there"
             " is nothing to test"
         )
-    try_file(path)
+    file = EmittedFile(path)
     name = subject.name
     if not subject.of_library:
         name = str(_beside(scenario, path))
     options = usual_options(subject)
     emitted = Emitted(subject.name, subject.design, example, name, check, options, SOURCE)
-    path.write_text(regression_tests([emitted], path.parent), encoding="utf-8")
-    print(f"septum: the test is in {path}", file=sys.stderr)
+    file.write([emitted])
 
 
 def _beside(scenario: Scenario, path: Path) -> Path:

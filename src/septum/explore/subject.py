@@ -92,6 +92,10 @@ class Subject(Protocol):
     def unbroken(self, broke: Iterable[tuple[str, str]]) -> list[str]:
         """What the scenario says breaks and is none of these (promise, text), in its own words."""
 
+    @property
+    def must_break(self) -> Sequence[str]:
+        """Those of them without which something is not as the scenario says."""
+
     def build(self) -> Built:
         """A new world. Called once for a process; its state is put back before every run."""
 

@@ -424,6 +424,11 @@ class Toy:
         """So there is nothing that must break."""
         return []
 
+    @property
+    def must_break(self) -> Sequence[str]:
+        """Nor in every run."""
+        return ()
+
     def build(self) -> Built:
         """The shared state."""
         sim = Sim()

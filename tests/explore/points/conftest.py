@@ -342,6 +342,8 @@ class Calls:
     def unbroken(self, broke: object) -> list[str]:
         return []
 
+    must_break = ()
+
     def is_failure(self, choice: str) -> bool:
         return False
 
