@@ -3,16 +3,18 @@
 python tools/design_tokens.py            write the file
 python tools/design_tokens.py --check    exit 1 when a token is not that of today's run
 
-A token stands for a run of this version of the model under the round-robin schedule.
+A token stands for a run of this version of the model under the round-robin schedule, or where
+nothing breaks under that, under the first random one that breaks something.
 """
 
 import re
 import sys
 from pathlib import Path
 
-from septum.scenarios.run import run_scenario
+from septum.scenarios.run import RandomRun, run_scenario
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "designs.md"
+SEEDS = 100
 ROW = re.compile(
     r"^\| (?P<design>[\w-]+) \| (?P<scenario>[\w-]+) \| [^|]*\| `(?:septum1\.[\w-]+|TOKEN)` \|$",
     re.MULTILINE,
@@ -22,6 +24,10 @@ ROW = re.compile(
 def renewed(row: re.Match[str]) -> str:
     """The row as it is today."""
     outcome = run_scenario(row["scenario"], row["design"])
+    seed = 0
+    while outcome.held and seed < SEEDS:
+        outcome = run_scenario(row["scenario"], row["design"], RandomRun(seed))
+        seed += 1
     broken = ", ".join(name for name, what in outcome.promises.items() if what == "broken")
     return f"| {row['design']} | {row['scenario']} | {broken} | `{outcome.token}` |"
 

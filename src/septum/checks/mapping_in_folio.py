@@ -158,7 +158,7 @@ class MappingInFolio(Promise):
         gfn, nr, level, _, pfn = run
         pages = PAGES_PER_HPAGE[level]
         # While a conversion or a truncation goes on, folios may be split under a larger mapping.
-        changing = inode.invalidate_lock.writer is not None
+        changing = inode.is_changing()
         by_folio = not changing and not self.checker.mapping_may_exceed_folio
         self._check_failed(vm, inode, run)
         offset = slot.gmem_pgoff - slot.base_gfn

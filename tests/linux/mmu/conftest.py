@@ -20,6 +20,7 @@ from septum.linux.kvm.mmu import KvmMmu
 from septum.linux.kvm.tdp_mmu import TdpMmu
 from septum.linux.kvm.types import (
     Folio,
+    GmemInode,
     Kvm,
     KvmArch,
     KvmMemorySlot,
@@ -144,6 +145,9 @@ class FakeGmem(Unit):
     ) -> tuple[int, int, Folio | None, int]:
         self.folio.refcount += 1
         return 0, GUEST_PFN + gfn, self.folio, self.order
+
+    def filemap_invalidate_lock_held(self, inode: GmemInode) -> bool:
+        return inode.invalidate_lock.held()
 
 
 class FakeMain(Unit):

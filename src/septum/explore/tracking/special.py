@@ -80,6 +80,7 @@ STATISTICS = frozenset(
         ("Record", "under_way"),
         ("Record", "faults"),
         ("KvmMainState", "cause"),
+        ("RangeLocks", "released"),  # virtual times
     )
 )
 

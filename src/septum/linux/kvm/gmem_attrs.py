@@ -190,10 +190,10 @@ class GmemAttrs(GmemRange):
         self, inode: GmemInode, start: int, nr_pages: int, attrs: int
     ) -> tuple[int, int]:
         """__kvm_gmem_set_attributes(): one original folio after the other."""
-        inode.invalidate_lock.down_write()
+        end = start + nr_pages
+        self.filemap_invalidate_lock(inode, start, end)
         ret = err_index = 0
         if not self.kvm_gmem_range_has_attributes(inode, start, nr_pages, attrs):
-            end = start + nr_pages
             batch_size = self._kvm_gmem_batch_size(inode)
             at = start
             while at < end:
@@ -202,7 +202,7 @@ class GmemAttrs(GmemRange):
                 if ret:
                     break
                 at = batch_end
-        inode.invalidate_lock.up_write()
+        self.filemap_invalidate_unlock(inode)
         return ret, err_index
 
     def kvm_gmem_set_attributes(self, f: GmemFile, attrs: KvmMemoryAttributes2) -> int:
@@ -231,12 +231,12 @@ class GmemAttrs(GmemRange):
 
         The invalidate_lock keeps conversions out from the test to the look-up.
         """
-        inode.invalidate_lock.down_read()
+        self.filemap_invalidate_lock_shared(inode, index, index + 1)
         if self.kvm_gmem_get_attributes(inode, index) & KVM_MEMORY_ATTRIBUTE_PRIVATE:
             ret, folio = -EACCES, None
         else:
             ret, folio = self.kvm_gmem_get_folio(inode, index)
-        inode.invalidate_lock.up_read()
+        self.filemap_invalidate_unlock_shared(inode)
         return ret, folio
 
     def kvm_gmem_fault_user_mapping(self, inode: GmemInode, index: int) -> int:

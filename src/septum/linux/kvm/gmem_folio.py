@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 from septum.abi.errno import EEXIST, ENOMEM
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.abi.types import Pfn
-from septum.linux.kvm.gmem_trace import GmemTrace
+from septum.linux.kvm.gmem_lock import GmemLock
 from septum.linux.kvm.types import SplitFolio
 from septum.linux.mm.folio import Folio
 from septum.linux.mm.state import PMD_ORDER
@@ -35,7 +35,7 @@ GUEST_MEMFD_FLAG_THP = 1 << 3
 ALL_ATTRIBUTES = (1 << 64) - 1
 
 
-class GmemFolios(GmemTrace):
+class GmemFolios(GmemLock):
     """Folios by index. `split_orders` are the orders that a huge folio may be split to."""
 
     __slots__ = ()

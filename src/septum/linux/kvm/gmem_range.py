@@ -277,7 +277,7 @@ class GmemRange(GmemFolios):
         """
         start = offset >> 12
         end = (offset + length) >> 12
-        inode.invalidate_lock.down_write()
+        self.filemap_invalidate_lock(inode, start, end)
         self.kvm_gmem_invalidate_begin(inode, start, end)
         ret = self._kvm_gmem_split_for_punch(inode, start, end)
         if ret:
@@ -286,21 +286,21 @@ class GmemRange(GmemFolios):
         self.kvm_gmem_zap(inode, start, end)
         ret = self.merge_truncate_range(inode, start, length >> 12, True)
         self.kvm_gmem_invalidate_end(inode, start, end)
-        inode.invalidate_lock.up_write()
+        self.filemap_invalidate_unlock(inode)
         return ret
 
     def _kvm_gmem_punch_failed(self, inode: GmemInode, start: int, end: int) -> None:
         """The way out of kvm_gmem_punch_hole() when the split failed: end the invalidation."""
         self.kvm_gmem_invalidate_end(inode, start, end)
-        inode.invalidate_lock.up_write()
+        self.filemap_invalidate_unlock(inode)
 
     def kvm_gmem_allocate(self, inode: GmemInode, offset: int, length: int) -> int:
         """fallocate(): have every folio of the range now. 0, -EINVAL, -EINTR or -ENOMEM."""
         if offset + length > inode.i_size:
             return -EINVAL
-        inode.invalidate_lock.down_read()
         index = offset >> 12
         end = (offset + length) >> 12
+        self.filemap_invalidate_lock_shared(inode, index, end)
         ret = 0
         while index < end:
             if self.host.main.current_signal_pending():
@@ -313,7 +313,7 @@ class GmemRange(GmemFolios):
             self.folio_unlock(folio)
             self.host.mm.folio_put(folio)
             self.sim.point("cond_resched")
-        inode.invalidate_lock.up_read()
+        self.filemap_invalidate_unlock_shared(inode)
         return ret
 
     def kvm_gmem_fallocate(self, f: GmemFile, mode: int, offset: int, length: int) -> int:
@@ -359,7 +359,7 @@ class GmemRange(GmemFolios):
 
         # MODEL: a 2 MB folio of the page allocator is not split first.
         mm = self.host.mm
-        inode.invalidate_lock.down_read()
+        self.filemap_invalidate_lock_shared(inode, index, index + 1)
         folio = self.filemap_get_folio(inode, index)
         if folio is not None:
             if index not in inode.poisoned:
@@ -373,7 +373,7 @@ class GmemRange(GmemFolios):
                 self.kvm_gmem_zap(inode, start, end)
                 self.kvm_gmem_invalidate_end(inode, start, end)
             mm.folio_put(folio)  # the look-up's
-        inode.invalidate_lock.up_read()
+        self.filemap_invalidate_unlock_shared(inode)
         return MF_DELAYED
 
     def _kvm_gmem_split_for_error(self, inode: GmemInode, start: int, end: int) -> None:
@@ -389,7 +389,7 @@ class GmemRange(GmemFolios):
         inode = f.inode
         # Nobody may unbind a memslot meanwhile.
         kvm.slots_lock.lock()
-        inode.invalidate_lock.down_write()
+        self.filemap_invalidate_lock(inode, 0, MAX_INDEX)
         for _, _, slot in f.bindings:
             slot.gmem_file = None
             if self.sim.tracing:
@@ -398,7 +398,7 @@ class GmemRange(GmemFolios):
         self._kvm_gmem_zap(f, 0, MAX_INDEX, self.kvm_gmem_get_invalidate_filter(inode))
         self._kvm_gmem_invalidate_end(f, 0, MAX_INDEX)
         inode.file_list.remove(f)
-        inode.invalidate_lock.up_write()
+        self.filemap_invalidate_unlock(inode)
         kvm.slots_lock.unlock()
         f.bindings = []
         f.released = True

@@ -48,6 +48,10 @@ class GmemInode:
         self.user_mapped: set[int] = set()  # indexes faulted into host page tables
         self.pins: dict[int, int] = {}  # index -> references by GUP (IOMMU, io_uring)
 
+    def is_changing(self) -> bool:
+        """Whether somebody has the invalidate_lock alone."""
+        return self.invalidate_lock.writer is not None
+
 
 class GmemFile:
     """One (inode, VM) pair: struct gmem_file."""

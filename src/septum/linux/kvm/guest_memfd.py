@@ -69,11 +69,17 @@ class GuestMemfd(GmemAttrs):
                 return -ENOMEM, None
         number = len(kvm.gmem_files)
         lock = RwSem(self.sim, f"invalidate_lock vm{kvm.id}.{number}")
-        inode = GmemInode(size, flags, page_order, lock)
+        inode = self.new_inode(size, flags, page_order, lock)
         inode.subpool = subpool
         if not flags & GUEST_MEMFD_FLAG_INIT_SHARED:
             range_store(inode.attributes, 0, size >> PAGE_SHIFT, KVM_MEMORY_ATTRIBUTE_PRIVATE)
         return 0, self.kvm_gmem_link(kvm, inode)
+
+    def new_inode(
+        self, i_size: int, flags: int, page_order: int, invalidate_lock: RwSem
+    ) -> GmemInode:
+        """kvm_gmem_inode_create()'s inode."""
+        return GmemInode(i_size, flags, page_order, invalidate_lock)
 
     def kvm_gmem_link(self, kvm: Kvm, inode: GmemInode) -> GmemFile:
         """A file of `inode` for `kvm`: its view of the memory. One inode may serve several VMs."""
@@ -105,11 +111,11 @@ class GuestMemfd(GmemAttrs):
         inode = f.inode
         if offset < 0 or offset % PAGE_SIZE or offset + size > inode.i_size:
             return -EINVAL
-        inode.invalidate_lock.down_write()
         start = offset >> PAGE_SHIFT
         end = start + slot.npages
+        self.filemap_invalidate_lock(inode, start, end)
         if any(first < end and last > start for first, last, _ in f.bindings):
-            inode.invalidate_lock.up_write()
+            self.filemap_invalidate_unlock(inode)
             return -EINVAL
         slot.gmem_file = f
         slot.gmem_pgoff = start
@@ -118,7 +124,7 @@ class GuestMemfd(GmemAttrs):
             slot.flags |= KVM_MEMSLOT_GMEM_ONLY
         if not self.host.mm.fails("gmem_bindings"):
             f.bindings.append((start, end, slot))
-        inode.invalidate_lock.up_write()
+        self.filemap_invalidate_unlock(inode)
         return 0
 
     def kvm_gmem_unbind(self, slot: KvmMemorySlot) -> None:
@@ -139,14 +145,14 @@ class GuestMemfd(GmemAttrs):
             )
             slot.gmem_file = None
             return
-        lock = f.inode.invalidate_lock
+        start = slot.gmem_pgoff
         active = self.kvm_gmem_get_file(slot) is not None
         if active:
-            lock.down_write()
+            self.filemap_invalidate_lock(f.inode, start, start + slot.npages)
         f.bindings = [binding for binding in f.bindings if binding[2] is not slot]
         slot.gmem_file = None
         if active:
-            lock.up_write()
+            self.filemap_invalidate_unlock(f.inode)
 
     # get_pfn
 
@@ -186,8 +192,7 @@ class GuestMemfd(GmemAttrs):
         if f is None:
             return -EFAULT, 0, None, 0
         index = gfn - slot.base_gfn + slot.gmem_pgoff
-        lock = f.inode.invalidate_lock
-        lock.down_read()
+        self.filemap_invalidate_lock_shared(f.inode, index, index + 1)
         ret, pfn, folio = self._kvm_gmem_get_pfn(f, slot, index)
         order = 0
         if folio is not None:
@@ -196,7 +201,7 @@ class GuestMemfd(GmemAttrs):
                 self.machine.mem.write(folio.pfn, 0, 0)
                 folio.uptodate = True
             self.folio_unlock(folio)
-        lock.up_read()
+        self.filemap_invalidate_unlock_shared(f.inode)
         return ret, pfn, folio, order
 
     def _kvm_gmem_max_order(self, inode: GmemInode, folio: Folio, index: int) -> int:
@@ -253,7 +258,7 @@ class GuestMemfd(GmemAttrs):
         """__kvm_gmem_populate()."""
         index = gfn - slot.base_gfn + slot.gmem_pgoff
         inode = f.inode
-        inode.invalidate_lock.down_write()
+        self.filemap_invalidate_lock(inode, index, index + 1)
         ret, pfn, folio = self._kvm_gmem_get_pfn(f, slot, index)
         if folio is not None:
             self.folio_unlock(folio)
@@ -264,7 +269,7 @@ class GuestMemfd(GmemAttrs):
                 if not ret:
                     folio.uptodate = True
             self.host.mm.folio_put(folio)
-        inode.invalidate_lock.up_write()
+        self.filemap_invalidate_unlock(inode)
         return ret
 
     def kvm_gmem_range_is_private(self, inode: GmemInode, index: int, kvm: Kvm, gfn: int) -> bool:

@@ -429,8 +429,8 @@ class KvmMmu(MmuLoad):
         if slot is None or not slot.flags & KVM_MEM_GUEST_MEMFD or slot.gmem_file is None:
             self.warn_on_once("the slot has no guest_memfd", where)
             return
-        lock = slot.gmem_file.inode.invalidate_lock
-        self.lockdep_assert(lock.held(), "invalidate_lock not held", where)
+        held = self.host.gmem.filemap_invalidate_lock_held(slot.gmem_file.inode)
+        self.lockdep_assert(held, "invalidate_lock not held", where)
 
     def kvm_tdp_mmu_map_private_pfn(self, vcpu: KvmVcpu, gfn: int, pfn: int) -> int:
         """Map a page of the initial image, which PAGE.ADD then copies in: 0 or -errno.
