@@ -311,6 +311,30 @@ def test_a_host_that_keeps_a_lock_breaks_a_promise(tmp_path: Path) -> None:
     assert "main waits for vm1 mmu_lock for ever" in later.stdout
 
 
+RELEASES = """from septum.linux.kvm.guest_memfd import GuestMemfd
+
+class Releases(GuestMemfd):
+    __slots__ = ()
+
+    def _kvm_gmem_punch_failed(self, inode, start, end):
+        super()._kvm_gmem_punch_failed(inode, start, end)
+        inode.invalidate_lock.up_write()
+"""
+
+
+def test_a_host_that_releases_what_it_does_not_hold_breaks_a_promise(tmp_path: Path) -> None:
+    """On an error path, too; who looks away there has the lock as it was."""
+    (tmp_path / "mine.py").write_text(RELEASES)
+    command = ("explore", "punch-enomem", "--design", "mine.py:Releases", "--no-watch")
+    found = septum(*command, cwd=tmp_path)
+    assert found.returncode == 1, found.stderr
+    text = " ".join(found.stdout.split())
+    assert "host.punch releases invalidate_lock vm1.0 for writing, which it does not hold" in text
+    assert 'lockdep prints "WARNING: bad unlock balance detected!"' in text
+    away = septum(*command, "--ignore", "locking: ", cwd=tmp_path)
+    assert away.returncode == 0 and "HELD: punch-enomem" in away.stdout
+
+
 READS = """from septum.linux.kvm.guest_memfd import GuestMemfd
 from septum.linux.kvm.x86 import KvmX86
 

@@ -13,7 +13,6 @@ from septum.sim import (
     RwLock,
     RwSem,
     Sim,
-    SimDefect,
     SpinLock,
     WaitQueue,
 )
@@ -138,10 +137,37 @@ def test_a_lock_that_nobody_gives_back() -> None:
     assert sim.findings[-1].text == "main waits for a for ever"
 
 
-def test_releasing_what_one_does_not_hold_is_a_defect() -> None:
+@pytest.mark.parametrize(
+    ("kind", "take", "release", "what"),
+    [
+        (Mutex, "lock", "unlock", "l"),
+        (SpinLock, "lock", "unlock", "l"),
+        (RwLock, "write_lock", "read_unlock", "l for reading"),
+        (RwLock, "read_lock", "write_unlock", "l for writing"),
+        (RwSem, "down_write", "up_read", "l for reading"),
+        (RwSem, "down_read", "up_write", "l for writing"),
+    ],
+)
+def test_releasing_what_one_does_not_hold(kind: type, take: str, release: str, what: str) -> None:
+    """A finding. Who has it keeps it; and who releases it may spin and sleep as before."""
     sim = Sim()
-    with pytest.raises(SimDefect):
-        RwLock(sim, "l").read_unlock()
+    lock, other = kind(sim, "l"), Mutex(sim, "m")
+    spinning = SpinLock(sim, "s")
+    getattr(lock, take)()
+    held = [*sim.current.held]
+
+    def releases() -> None:
+        with spinning:
+            getattr(lock, release)()
+            with other:
+                pass
+
+    run_tasks(sim, [releases])
+    assert [f.text for f in sim.findings] == [
+        f"t0 releases {what}, which it does not hold",
+        "mutex_lock(m) may sleep, in atomic context (held: s)",
+    ]
+    assert [task.name for task in lock.holders()] == ["main"] and sim.current.held == held
 
 
 def test_a_wait_queue_wakes_and_carries_the_wakers_time() -> None:

@@ -55,6 +55,9 @@ class Locking(Promise):
         " anything may come of it.",
         ".* takes .* twice|.* read-locks .* while writing": "On real hardware the task waits for"
         " itself: a soft lockup, and whoever wants the lock hangs, too.",
+        ".* releases .*, which it does not hold": "On real hardware lockdep prints"
+        ' "WARNING: bad unlock balance detected!"; where it is off, the lock of somebody else is'
+        " free, or nobody can ever take it.",
         ".* takes .* while it holds ": "On real hardware it is a deadlock under load: two tasks"
         " wait for each other for ever.",
         ".* still holds ": "On real hardware lockdep prints"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from septum.sim.events import LockEvent
-from septum.sim.sim import Sim, SimDefect
+from septum.sim.sim import Sim
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +62,14 @@ class _Lock:
             if held[position][0] is self and held[position][1] == mode:
                 del held[position]
                 return
-        raise SimDefect(f"{task.name} releases {self.name} ({mode}) that it does not hold")
+
+    def _not_held(self, mode: str) -> bool:
+        """The current task releases what it does not hold: a finding as lockdep's "bad unlock
+        balance", and the lock stays as it is. False."""
+        what = f"{self.name} for {'reading' if mode == 'sh' else 'writing'}" if mode else self.name
+        name = self.sim.current.name
+        self.sim.find("locking", f"{name} releases {what}, which it does not hold", where=self.name)
+        return False
 
     def _wait(self, mode: str) -> None:
         sim = self.sim
@@ -106,10 +113,14 @@ class _Exclusive(_Lock):
         self._acquired("ex", "trylock")
         return True
 
-    def _drop(self) -> None:
+    def _drop(self) -> bool:
+        task = self.sim.current
+        if self.owner is not task:
+            return self._not_held("")
         self.owner = None
-        self.free_at_ns = self.sim.current.time_ns
+        self.free_at_ns = task.time_ns
         self._released("ex")
+        return True
 
     def lock(self) -> None:
         """Take it, without what a subclass adds: a scheduling point, a check, atomic context."""
@@ -183,8 +194,8 @@ class SpinLock(_Exclusive):
 
     def unlock(self) -> None:
         """spin_unlock()."""
-        self.sim.current.atomic -= 1
-        self._drop()
+        if self._drop():
+            self.sim.current.atomic -= 1
 
 
 class _ReaderWriter(_Lock):
@@ -232,17 +243,16 @@ class _ReaderWriter(_Lock):
             task.time_ns = self.write_free_at_ns
         self._acquired("sh")
 
-    def _unread(self) -> None:
+    def _unread(self) -> bool:
         task = self.sim.current
         try:
             self.readers.remove(task)
         except ValueError:
-            raise SimDefect(
-                f"{task.name} releases {self.name} (sh) that it does not hold"
-            ) from None
+            return self._not_held("sh")
         if self.read_free_at_ns < task.time_ns:
             self.read_free_at_ns = task.time_ns
         self._released("sh")
+        return True
 
     def _write(self) -> None:
         sim = self.sim
@@ -263,16 +273,17 @@ class _ReaderWriter(_Lock):
         task.time_ns = self.write_taken_at_ns = now
         self._acquired("ex")
 
-    def _unwrite(self) -> None:
+    def _unwrite(self) -> bool:
         task = self.sim.current
         if self.writer is not task:
-            raise SimDefect(f"{task.name} releases {self.name} (ex) that it does not hold")
+            return self._not_held("ex")
         self.writer = None
         self.write_free_at_ns = task.time_ns
         held_ns = task.time_ns - self.write_taken_at_ns
         if held_ns > self.max_write_hold_ns:
             self.max_write_hold_ns = held_ns
         self._released("ex")
+        return True
 
     def held_write(self) -> bool:
         """lockdep_assert_held_write(): the current task writes."""
@@ -301,8 +312,8 @@ class RwLock(_ReaderWriter):
 
     def read_unlock(self) -> None:
         """read_unlock()."""
-        self.sim.current.atomic -= 1
-        self._unread()
+        if self._unread():
+            self.sim.current.atomic -= 1
 
     def write_lock(self) -> None:
         """write_lock()."""
@@ -312,8 +323,8 @@ class RwLock(_ReaderWriter):
 
     def write_unlock(self) -> None:
         """write_unlock()."""
-        self.sim.current.atomic -= 1
-        self._unwrite()
+        if self._unwrite():
+            self.sim.current.atomic -= 1
 
     def is_contended(self) -> bool:
         """rwlock_is_contended(): somebody waits."""

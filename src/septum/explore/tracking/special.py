@@ -125,11 +125,11 @@ def _locks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
 
     def gives(kind: int) -> Wrap:
         def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
-            def call(lock: Any) -> None:
+            def call(lock: Any) -> Any:
                 touched[id(lock)] = lock
                 tracker.steps.drops(lock)
                 append(id(lock.waiters) << 10 | kind)
-                method(lock)
+                return method(lock)
 
             return call
 
