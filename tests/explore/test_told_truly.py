@@ -118,3 +118,62 @@ def test_who_works_at_page_after_page_does_not_go_round() -> None:
     assert how_it_goes([other, changed], "host.del") == "comes by again"
     assert how_it_goes([other, busy], "host.del") == "goes round"
     assert how_it_goes([done, other], "host.del") == "goes round"
+
+
+TWO_VMS = """
+[vm.a]
+in-place = true
+ve = true
+[vm.b]
+in-place = true
+ve = true
+shares-memory-with = "a"
+[guest.a]
+vcpu0 = ["touch page 3 => any"]
+[guest.b]
+vcpu0 = ["touch page 4 => any"]
+[host]
+kill = ["destroy vm in b => any"]
+"""
+FAILS = """
+[vm]
+in-place = true
+ve = true
+[host]
+fail = ["fail page 5 => any", "set-attributes page 5 to shared => any"]
+"""
+OF_1G = """
+[vm]
+memory = "1G"
+backing = "hugetlb-1g"
+in-place = true
+ve = true
+[guest]
+vcpu0 = ["accept 2M frame 0 => any"]
+[host]
+convert = ["set-attributes frame 1 to shared => any"]
+"""
+
+
+def test_a_frame_that_another_vm_has(tmp_path: Path) -> None:
+    """And a VM that earlier runs have destroyed has its name."""
+    story = explored(tmp_path, TWO_VMS)
+    assert "vm1 (a) GFN 0x80000+0x200: private, not mapped vm2 (b) GFN 0x80000+0x200: " in story
+    assert "TDX_PAGE_METADATA_INCORRECT|R8: PFN 0x" in story
+    assert " is in the S-EPT of vm" in story.partition("Why: ")[2]
+
+
+def test_a_folio_that_failed_says_when(tmp_path: Path) -> None:
+    story = explored(tmp_path, 'setup = ["vcpu0: accept 2M frame 0"]\n' + FAILS)
+    assert "Cause: WARN: a poisoned folio is split" in story
+    kept = (
+        "513 references: 512 of the page cache, 1 that memory_failure() keeps for good: host.fail"
+    )
+    assert f" has {kept} since after step 1 " in story.partition("Why: ")[2]
+
+
+def test_a_leaf_whose_folio_is_split(tmp_path: Path) -> None:
+    story = explored(tmp_path, OF_1G, "--check", "quiet")
+    why = story.partition("Why: ")[2]
+    assert why.startswith("the leaf of GFN 0x80000 is there since step ")
+    assert " (TDH.MEM.PAGE.AUG of vcpu0), and the folio under it is split since step " in why

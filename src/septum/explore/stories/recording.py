@@ -209,13 +209,14 @@ class Recording(Recorded):
         self._watcher = StateWatcher(world.world) if isinstance(world, ScenarioWorld) else None
         self._module = ModuleWatcher(world.world) if isinstance(world, ScenarioWorld) else None
         self._holders = Holders(world.world) if isinstance(world, ScenarioWorld) else None
-        vmms = world.vmms.items() if isinstance(world, ScenarioWorld) else ()
-        self.names = {f"vm{vmm.kvm.id}": name for name, vmm in vmms if vmm.kvm is not None}
         if isinstance(world, ScenarioWorld):
             self.setup = world.scenario.document.setup
         runner.sink = self._see
         try:
             runner.clean()
+            # What earlier runs did to VMs is put back now.
+            vmms = world.vmms.items() if isinstance(world, ScenarioWorld) else ()
+            self.names = {f"vm{vmm.kvm.id}": name for name, vmm in vmms if vmm.kvm is not None}
             if self._module is not None:
                 self._module.begin()
             if self._holders is not None:

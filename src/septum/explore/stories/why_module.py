@@ -23,6 +23,7 @@ from septum.abi.status import (
     TDX_HPA_RANGE_NOT_FREE,
     TDX_MISSING_PAMT_PAGE_PAIR,
     TDX_OPERAND_BUSY,
+    TDX_PAGE_METADATA_INCORRECT,
     TDX_PAMT_PAGE_NOT_EMPTY,
     TDX_PREVIOUS_TLB_EPOCH_BUSY,
     TDX_TLB_TRACKING_NOT_DONE,
@@ -31,6 +32,7 @@ from septum.abi.status import (
 from septum.checks.text import agree
 from septum.explore.stories.module_watch import ModuleLock
 from septum.explore.stories.told import ModuleCall
+from septum.explore.stories.why_frames import not_free
 from septum.linux.kvm.events import KvmEntry, KvmMmuGetPage
 from septum.module.events import SeamcallEvent, TdcallEvent, TdExitEvent
 from septum.trace.describe import describe
@@ -485,5 +487,6 @@ SAID: dict[int, Callable[[Told, int, SeamcallEvent], str]] = {
     TDX_EPT_ENTRY_STATE_INCORRECT: _state_incorrect,
     TDX_EPT_WALK_FAILED: _walk_failed,
     TDX_FLUSHVP_NOT_DONE: _not_flushed,
+    TDX_PAGE_METADATA_INCORRECT: not_free,
 }
 """Status -> who says why a SEAMCALL came to it."""

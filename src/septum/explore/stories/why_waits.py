@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from septum.sim import Finding
 
 SPINNING = re.compile(r"Spinning on folio=(0x[0-9a-f]+) ")
+POISONED = "a poisoned folio is split"
 WAITS = re.compile(r"(\S+) waits for (.+)")
 OF_SRCU = re.compile(r"synchronize_srcu\((.+)\)")
 OF_LOCK = re.compile(r"folio lock of pfn (0x[0-9a-f]+)")
@@ -59,6 +60,8 @@ def waits(told: Told, recorded: Recorded, finding: Finding) -> list[str]:
     if match := SPINNING.search(finding.text):
         pfn = int(match[1], 16)
         return [_folio(told, folio) for folio in held.folios if folio.pfn == pfn]
+    if POISONED in finding.text:
+        return [_folio(told, folio) for folio in held.folios if folio.poisoned is not None]
     if match := KEPT.search(finding.text):
         return _kept(told, recorded, finding.task, match[1].split(", "))
     lines: list[str] = []

@@ -1,0 +1,78 @@
+"""Why a frame cannot be had, or is not what a leaf takes it for: who has it, what became of it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from septum.abi.status import OPERAND_ID_R8
+from septum.abi.types import PAGE_SHIFT
+from septum.linux.kvm.events import KvmGmemFolioEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from septum.explore.stories.recording import Beat
+    from septum.explore.stories.told import Told
+    from septum.module.events import SeamcallEvent
+    from septum.scenarios.states import Pages
+    from septum.sim import Finding
+
+OPERAND = 0xFFFF_FFFF
+MAPS = re.compile(
+    r"(vm\d+): the \w+ leaf at GFN (0x[0-9a-f]+) maps PFN \S+"
+    r" but (?:the folio|no page of guest_memfd)"
+)
+
+
+def not_free(told: Told, at: int, event: SeamcallEvent) -> str:
+    """A page that a call should give to a TD, and is in the S-EPT of one; "" of any other."""
+    if event.status & OPERAND != OPERAND_ID_R8:
+        return ""
+    first = event.r8 >> PAGE_SHIFT
+    pfns = range(first, first + (1 << 9 * (event.rcx & 7)))
+    found = next(_mapped(told.beats[at], pfns), None)
+    if found is None:
+        return ""
+    name, page = found
+
+    def there(beat: Beat) -> bool:
+        return any(vm == name for vm, _ in _mapped(beat, pfns))
+
+    since = told.since(told.first_of(at, there))
+    gfn = page.first_gfn + max(0, first - page.pfn)
+    return f"PFN {max(first, page.pfn):#x} is in the S-EPT of {name} at GFN {gfn:#x} {since}"
+
+
+def _mapped(beat: Beat, pfns: range) -> Iterator[tuple[str, Pages]]:
+    """Which VM has any of the frames in its S-EPT."""
+    for name, vm in beat.state.vms.items() if beat.state is not None else ():
+        for page in vm.sept:
+            end = page.pfn + page.end_gfn - page.first_gfn
+            if page.pfn < pfns.stop and pfns.start < end:
+                yield name, page
+
+
+def not_in_folio(told: Told, finding: Finding) -> list[str]:
+    """Of a leaf whose folio has other pages than it maps: since when it is there, and what became
+    of the folio; nothing of any other finding."""
+    match = MAPS.match(finding.text)
+    if match is None or not told.beats:
+        return []
+    name, gfn = match[1], int(match[2], 16)
+
+    def there(beat: Beat) -> bool:
+        vm = beat.state.vms.get(name) if beat.state is not None else None
+        return vm is not None and any(p.first_gfn <= gfn < p.end_gfn for p in vm.sept)
+
+    last = len(told.beats) - 1
+    if not there(told.beats[last]):
+        return []
+    text = f"the leaf of GFN {gfn:#x} is there {told.since(told.first_of(last, there))}"
+    for at, event in told.calls(len(told.beats)):
+        if not isinstance(event, KvmGmemFolioEvent) or f"vm{event.vm}" != name:
+            continue
+        if event.gfn <= gfn < event.gfn + event.npages:
+            became = "is split" if event.split else "is gone" if event.order < 0 else "is new"
+            return [f"{text}, and the folio under it {became} {told.since(at)}"]
+    return []
