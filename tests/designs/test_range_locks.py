@@ -52,6 +52,12 @@ def test_a_fault_waits_for_mmu_lock_instead(monkeypatch: pytest.MonkeyPatch) -> 
     assert now["mmu_lock"] > v3["invalidate_lock"] // 2
 
 
+def test_a_page_that_fails_is_mapped_until_its_range_is_free_again() -> None:
+    """Promises ask who has the lock of the file: here, any of its ranges."""
+    end = run_scenario("memory-failure-then-hole", "range-locks", RandomRun(1), check="every-step")
+    assert end.held, end.findings
+
+
 def test_two_in_one_folio_exclude_each_other_unless_the_range_is_exact() -> None:
     ends = {
         design: [run_scenario("convert-both-ways", design, RandomRun(seed)) for seed in range(10)]

@@ -112,7 +112,7 @@ class MappingInFolio(Promise):
                 if inode.split_folios or len(inode.folios) > FEW:
                     return None
                 if failed:  # when its invalidate_lock is free again
-                    grounds.append(bool(inode.invalidate_lock.holders()))
+                    grounds.append(inode.is_locked())
                 grounds.append(inode.attributes[:])
                 for index, folio in inode.folios.items():
                     grounds += (index, folio.pfn, folio.order)
@@ -144,7 +144,7 @@ class MappingInFolio(Promise):
     def _check_failed(self, vm: VmView, inode: GmemInode, run: LeafRun) -> None:
         """No page that has failed is mapped. Who reports the failure has the invalidate_lock."""
         failed = vm.world.host.mm.state.poisoned
-        if not failed or inode.invalidate_lock.holders():
+        if not failed or inode.is_locked():
             return
         gfn, nr, _, _, pfn = run
         for bad in sorted(failed):

@@ -91,6 +91,10 @@ class RangeLocks(ReadSection):
         """Whether somebody has a range alone."""
         return any(lock.granted and lock.write for lock in self.ranges)
 
+    def has_any(self) -> bool:
+        """Whether somebody has a range."""
+        return any(lock.granted for lock in self.ranges)
+
     def _mine(self) -> RangeLock | None:
         task = self.sim.current
         return next((lock for lock in self.ranges if lock.task is task), None)
@@ -122,6 +126,9 @@ class RangeLockInode(GmemInode):
 
     def is_changing(self) -> bool:
         return self.range_locks.has_writer()
+
+    def is_locked(self) -> bool:
+        return self.range_locks.has_any()
 
 
 class ExactRangeLocks(GuestMemfd):

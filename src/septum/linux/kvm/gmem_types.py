@@ -52,6 +52,10 @@ class GmemInode:
         """Whether somebody has the invalidate_lock alone."""
         return self.invalidate_lock.writer is not None
 
+    def is_locked(self) -> bool:
+        """Whether somebody has the invalidate_lock at all."""
+        return bool(self.invalidate_lock.holders())
+
 
 class GmemFile:
     """One (inode, VM) pair: struct gmem_file."""
