@@ -403,9 +403,14 @@ class Module(Steps):
         return lp.interrupt_pending() or bool(self.sim.choose("seamcall_interrupted"))
 
     def init_pamt_pages(self, page0: int, page1: int) -> None:
-        """The module writes a new PAMT page pair with its own key."""
-        self.mem.write(page0 >> 12, self.global_hkid, CONTROL_TOKEN)
-        self.mem.write(page1 >> 12, self.global_hkid, CONTROL_TOKEN)
+        """The module writes a new PAMT page pair with its own key.
+
+        MODEL: dirty lines of the host over the pair go back to memory before. No host of the series
+        flushes them (see tdh_phymem_pamt_add()), and no source says what hardware makes of it.
+        """
+        for pfn in (page0 >> 12, page1 >> 12):
+            self.mem.clflush(pfn)
+            self.mem.write(pfn, self.global_hkid, CONTROL_TOKEN)
 
     # ---- for tests and transcripts
 

@@ -96,7 +96,11 @@ class TdxPamt(TdxSeamcall):
         return page >> PTE_SHIFT << PTE_SHIFT << 12 | TDX_PS_2M
 
     def tdh_phymem_pamt_add(self, page: int, pages: list[Pfn]) -> int:
-        """TDH.PHYMEM.PAMT.ADD for the 2 MB frame of `page`."""
+        """TDH.PHYMEM.PAMT.ADD for the 2 MB frame of `page`.
+
+        SUSPECT: nobody calls tdx_clflush_page() for the pair, as is done for control pages and
+        S-EPT pages. (Before the static PAMT is used, the kernel writes back all caches.)
+        """
         regs = Regs(rcx=self.pamt_2mb_arg(page), rdx=pages[0] << 12, r8=pages[1] << 12)
         return self.seamcall(TDH_PHYMEM_PAMT_ADD, regs)
 
