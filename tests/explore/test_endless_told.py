@@ -53,7 +53,7 @@ STAYS = {
     ("fault-against-fault", "frozen-for-ever"): [
         "  21    `cond_resched` in tdx_handle_ept_violation < tdx_handle_exit",
         "  22    `smp_rmb` in kvm_mmu_faultin_pfn < kvm_tdp_mmu_page_fault",
-        "  23    `down_read` in kvm_gmem_get_pfn < kvm_mmu_faultin_pfn_gmem",
+        "  23    `down_read` in filemap_invalidate_lock_shared < kvm_gmem_get_pfn",
         "  24    `read_lock` in kvm_tdp_mmu_page_fault < kvm_tdp_page_fault",
         "        ... the last 4 steps come again 63 times, and this stays:",
         "        = S-EPT GFN 0x80001: none",
