@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from hosts import KEEPS
 from typer.testing import CliRunner, Result
 
 from septum.cli.main import app
@@ -57,18 +58,6 @@ def test_workers_and_who_goes_on_find_the_same(tmp_path: Path) -> None:
         told = " ".join(result.output.split())
         assert result.exit_code == 1 and told.count("BROKEN: promise accept-once") == 1
         assert "Broken by the setup, in `vcpu0: use 4K page 0`, before the programs" in told
-
-
-KEEPS = """from septum.linux.kvm.main import KvmMain
-
-class Keeps(KvmMain):
-    __slots__ = ()
-
-    def kvm_vm_ioctl_set_memory_region(self, kvm, mem):
-        ret = super().kvm_vm_ioctl_set_memory_region(kvm, mem)
-        kvm.slots_lock.lock()
-        return ret
-"""
 
 
 def test_a_host_that_never_lets_the_setup_end(tmp_path: Path) -> None:

@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import pytest
+from hosts import KEEPS
 from typer.testing import CliRunner
 
 from septum.cli.main import app
 
 PLAIN = "[vm]\nin-place = true\n"
 IN_PLACE = "[vm]\nin-place = true\nve = true\n"
-HOSTS = '''
+HOSTS = f'''{KEEPS}
 from septum.linux.kvm.guest_memfd import GuestMemfd
-from septum.linux.kvm.main import KvmMain
 
 
 class NoCheck(GuestMemfd):
@@ -21,17 +21,6 @@ class NoCheck(GuestMemfd):
 
     def kvm_gmem_has_safe_refcount(self, inode, start, nr_pages):
         return -1
-
-
-class Keeps(KvmMain):
-    """KVM_SET_USER_MEMORY_REGION2 keeps slots_lock."""
-
-    __slots__ = ()
-
-    def kvm_vm_ioctl_set_memory_region(self, kvm, mem):
-        ret = super().kvm_vm_ioctl_set_memory_region(kvm, mem)
-        kvm.slots_lock.lock()
-        return ret
 
 
 class Reads(KvmMain):
