@@ -163,6 +163,57 @@ class TestTeardown:
         assert "512 frames, the first one PFN 0x40000, were not reset" in world.texts()[0]
         assert "not reset" in world.texts()[0]
 
+    @pytest.mark.parametrize("but", ["", "no erratum", "allocated again", "never reclaimed"])
+    def test_its_tdr_page_is_not_reset_where_it_must_be(self, tiny, but):
+        """It had the module's own key. Who allocates it resets it; and as long as it is a TDR, one
+        thing is told of it."""
+        world = tiny()
+        world.host.params.x86_bug_tdx_pw_mce = but != "no erratum"
+        checker = torn_down(world)
+        pfn, td = world.td_pfn, world.td
+        leave(world)
+        world.machine.mem.write(pfn, world.module.global_hkid, 0)
+        world.machine.mem.wbinvd()
+        if but == "allocated again":
+            world.host.mm.state.site_of[pfn] = "host"
+            checker.promises[0].outstanding[pfn] = (1, "host")
+        elif but == "never reclaimed":
+            world.module.tds[pfn] = td
+        checker.finish()
+        told = {
+            "": f"PFN {pfn:#x}, which was its TDR page, was not reset after the module's HKID 32",
+            "never reclaimed": f"its TDR page, PFN {pfn:#x}, was never reclaimed",
+        }.get(but)
+        assert [text.partition("vm0 is gone, and ")[2] for text in world.texts()] == (
+            [told] if told else []
+        )
+
+    @pytest.mark.parametrize("whose", ["its own", "another's"])
+    def test_a_1g_page_is_left(self, world, whose):
+        checker = torn_down(world)
+        leave(world)
+        world.module.pamt.entry_2m(0x80200 << 12)
+        top = world.module.pamt.entry_2m(0x80000 << 12).parent
+        top.pt, top.owner = PT_REG, world.td_pfn + (whose != "its own")
+        checker.finish()
+        texts = [text.partition("vm0 is gone, and ")[2] for text in world.texts()]
+        told = "in the PAMT 1 page is still its own, PFN 0x80000 (1G, REG)"
+        assert texts == ([told] if whose == "its own" else [])
+
+    @pytest.mark.parametrize("whose", ["its own", "another's"])
+    def test_small_pages_that_are_alike_are_left(self, world, whose):
+        """As of a frame whose huge page was split, in which one is another's now."""
+        checker = torn_down(world)
+        leave(world)
+        leaf = world.module.pamt.entry_2m(0x80000 << 12)
+        leaf.fill_children(PT_REG, world.td_pfn + (whose != "its own"), 0)
+        other = leaf.child(0)
+        other.owner = 0x999
+        checker.finish()
+        texts = [text.partition("vm0 is gone, and ")[2] for text in world.texts()]
+        told = "in the PAMT 511 pages are still its own, the first one PFN 0x80001 (4K, REG)"
+        assert texts == ([told] if whose == "its own" else [])
+
     def test_an_allocation_is_never_freed(self, world):
         world.host.mm.alloc_page("before")
         checker = torn_down(world)

@@ -100,6 +100,28 @@ class TestMappingInFolio:
         range_store(world.kvm.mem_attr_array, 0, 0x210, 8)
         assert "are shared" in found(world, "mapping-in-folio")[0]
 
+    @pytest.mark.parametrize("nr", [0, 3, 511])
+    def test_a_page_that_has_failed(self, world, nr):
+        """Not while the one who reports it is about to unmap it."""
+        bad = world.pfn_of(0x200) + nr
+        world.host.mm.state.poisoned.add(bad)
+        checker = world.checker(["mapping-in-folio"])
+        world.inode.invalidate_lock.down_read()
+        checker.look_now("in the report")
+        assert world.texts() == []
+        world.inode.invalidate_lock.up_read()
+        checker.look_now("after")
+        (text,) = world.texts()
+        assert text.endswith(
+            f"the 2M leaf at GFN 0x200 maps PFN 0x40200, but PFN {bad:#x} has failed"
+        )
+
+    @pytest.mark.parametrize("beside", [-1, 4])
+    def test_a_page_beside_that_has_failed(self, world, beside):
+        world.unmap(0x200, 2)
+        world.host.mm.state.poisoned.add(world.pfn_of(0x400) + beside)
+        assert found(world, "mapping-in-folio") == []
+
     def test_no_slot(self, world):
         del world.kvm.memslots[1]
         assert "no memslot" in found(world, "mapping-in-folio")[0]

@@ -7,6 +7,7 @@ import pytest
 from septum.abi.kvm import KVM_LPAGE_GUEST_INHIBIT_FLAG
 from septum.abi.sept import FREE_ENTRY
 from septum.abi.spte import FROZEN_SPTE, SHADOW_NONPRESENT_VALUE, make_spte
+from septum.linux.kvm.types import KvmMmuPage
 
 
 @pytest.fixture
@@ -127,6 +128,35 @@ def test_a_bugged_vm_may_differ(world):
     world.set_sept(0x401, 1, FREE_ENTRY)
     world.kvm.vm_bugged = True
     assert found(world) == []
+
+
+def test_no_mirror_root_above_leaves(world):
+    world.kvm.arch.tdp_mmu_roots.clear()
+    (text,) = found(world)
+    assert text.endswith("there is no mirror root, and the S-EPT maps GFN 0x0 at 2M to PFN 0x40000")
+
+
+def test_no_mirror_root_and_no_leaf(tiny):
+    world = tiny()
+    world.kvm.arch.tdp_mmu_roots.clear()
+    assert found(world) == []
+
+
+def test_roots_of_unlike_levels(world):
+    world.kvm.arch.tdp_mmu_roots[0].level = 5
+    assert found(world) == ["mirror: vm0: the mirror has 5 levels, and the S-EPT has 4"]
+
+
+def test_statistics_count_leaves_of_the_other_root_too(world):
+    """Shared memory has a root of its own."""
+    spt = world.machine.alloc_table(world._page(), SHADOW_NONPRESENT_VALUE)
+    spt.set_entry(3, make_spte(0x90000, 3, False, True))
+    world.kvm.arch.tdp_mmu_roots.append(KvmMmuPage(spt, 3, 0, False))
+    world.kvm.stat.add("pages_1g")
+    assert found(world) == []
+    spt.set_entry(4, make_spte(0xD0000, 3, False, True))
+    (text,) = found(world)
+    assert text.endswith("its page tables have pages_4k 4, pages_2m 2, pages_1g 2")
 
 
 def test_a_leaf_after_the_key_is_gone(world):

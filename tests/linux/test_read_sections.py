@@ -72,6 +72,44 @@ def test_srcu_may_sleep() -> None:
     assert texts_of(sleeps) == []
 
 
+def test_nobody_unlocks_srcu_that_he_does_not_read() -> None:
+    """Who waits for readers would wait for ever, or not wait for one that is left."""
+    counts = []
+
+    def leaves(sim: Sim) -> None:
+        srcu = Srcu(sim, "section")
+        srcu.read_unlock(0)
+        counts.extend(srcu.nr_readers)
+
+    assert texts_of(leaves) == ["lockdep: t leaves section without having entered it"]
+    assert counts == [0, 0]
+
+
+def test_who_reads_srcu_does_not_wait_for_its_readers() -> None:
+    def waits(sim: Sim) -> None:
+        srcu = Srcu(sim, "section")
+        srcu.read_lock()
+        srcu.synchronize()
+
+    text, forever = texts_of(waits)
+    assert text == (
+        "lockdep: Illegal synchronize_srcu() in same-type SRCU (or in RCU) read-side critical"
+        " section: t is a reader of section"
+    )
+    assert "t waits for synchronize_srcu(section)" in forever
+
+
+def test_nobody_waits_for_readers_in_atomic_context() -> None:
+    def waits(sim: Sim) -> None:
+        rcu = Rcu(sim, "rcu_read_lock")
+        rcu.enter()
+        Srcu(sim, "section").synchronize()
+        rcu.leave()
+
+    text = texts_of(waits)[0]
+    assert text == "synchronize_srcu(section) may sleep, in atomic context (held: rcu_read_lock)"
+
+
 class PrefaultStaysInSrcu(KvmMain):
     """KVM_PRE_FAULT_MEMORY returns in the read section."""
 

@@ -170,6 +170,52 @@ def test_releasing_what_one_does_not_hold(kind: type, take: str, release: str, w
     assert [task.name for task in lock.holders()] == ["main"] and sim.current.held == held
 
 
+@pytest.mark.parametrize(
+    ("kind", "first", "again", "text"),
+    [
+        (Mutex, "lock", "lock", "t0 takes l twice"),
+        (SpinLock, "lock", "lock", "t0 takes l twice"),
+        (RwLock, "write_lock", "write_lock", "t0 takes l twice"),
+        (RwLock, "read_lock", "write_lock", "t0 takes l twice"),
+        (RwLock, "write_lock", "read_lock", "t0 read-locks l while writing"),
+        (RwSem, "down_write", "down_write", "t0 takes l twice"),
+        (RwSem, "down_read", "down_write", "t0 takes l twice"),
+        (RwSem, "down_write", "down_read", "t0 read-locks l while writing"),
+    ],
+)
+def test_who_waits_for_himself_is_told_of(kind: type, first: str, again: str, text: str) -> None:
+    """Before he does, for ever; who comes after another task is not."""
+    sim = Sim()
+    lock = kind(sim, "l")
+
+    def body() -> None:
+        getattr(lock, first)()
+        getattr(lock, again)()
+
+    run_tasks(sim, [body])
+    found = [finding.text for finding in sim.findings]
+    assert found[0] == text and found[-1].startswith("no task can go on: t0 waits for l"), found
+
+
+@pytest.mark.parametrize("kind", [Mutex, SpinLock])
+def test_a_try_lock_that_fails_leaves_all_as_it_was(kind: type[Mutex] | type[SpinLock]) -> None:
+    sim = Sim()
+    lock, mutex = kind(sim, "l"), Mutex(sim, "m")
+
+    def body() -> None:
+        assert not lock.trylock()
+        assert lock.locked() and not lock.held()
+        with mutex:
+            pass
+
+    lock.lock()
+    run_tasks(sim, [body])
+    assert sim.findings == []
+    lock.unlock()
+    assert lock.trylock() and lock.held()
+    assert bool(sim.current.atomic) == (kind is SpinLock)
+
+
 def test_a_wait_queue_wakes_and_carries_the_wakers_time() -> None:
     sim = Sim()
     queue = WaitQueue(sim, "q")

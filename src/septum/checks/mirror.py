@@ -80,6 +80,13 @@ class Mirror(Promise):
         if root is None:
             self._check_sept_empty(vm)
             return
+        if root.level != td.root_level + 1:
+            self.broken(
+                (vm.name, "levels"),
+                f"{vm.name}: the mirror has {root.level} levels, and the S-EPT has "
+                f"{td.root_level + 1}",
+            )
+            return
         for found in self._differences(vm, td, root, (first_gfn, end_gfn)):
             if not any(_covers(entry, found) for entry in self.checker.changing(vm)):
                 self.broken((vm.name, found.gfn, found.level), self._text(vm, found))
@@ -92,9 +99,6 @@ class Mirror(Promise):
         self, vm: VmView, td: Td, root: KvmMmuPage, window: tuple[int, int]
     ) -> list[Difference]:
         assert td.root is not None
-        if root.level != td.root_level + 1:
-            why = f"; the S-EPT has {td.root_level + 1} levels"
-            return [Difference(0, root.level, 0, 0, why)]
         both = self._tables.get(vm.name)
         if both is None:
             both = self._tables[vm.name] = TwoTables(vm)
