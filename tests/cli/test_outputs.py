@@ -1,6 +1,8 @@
 """What a user wrote is not written over: by no option of any command, whatever it is called."""
 
 import gc
+import io
+import json
 import os
 import shlex
 import subprocess
@@ -10,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from septum.cli import scenario
+from septum.cli import report, scenario
 from septum.cli.main import run_command
 from septum.errors import InputError
 from septum.explore.emit import HEAD
@@ -230,3 +232,42 @@ def test_a_name_that_is_too_long_is_a_sentence(
     assert septum(words, monkeypatch) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and told.startswith("septum: ")
+
+
+class Gone(io.StringIO):
+    """Whoever read it has gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_what_was_found_is_kept_where_nobody_reads(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`septum explore ... --report o | head -1`: the search may have taken an hour."""
+    (folder / "broken.toml").write_text(BROKEN)
+    monkeypatch.setattr(sys, "stdout", Gone())
+    words = "explore broken.toml --workers 1 --schedules 20 --report o --emit-test t.py"
+    assert septum(words, monkeypatch) == 0
+    assert {"broken-1.txt", "broken-1.html", "broken.json"} <= {x.name for x in Path("o").iterdir()}
+    token = json.loads(Path("o/broken.json").read_text())["counterexamples"][0]["token"]
+    assert Path("t.py").is_file()
+    assert septum(f"replay {token} --emit-test again.py", monkeypatch) == 0
+    assert Path("again.py").is_file()
+
+
+def test_who_interrupts_a_page_has_the_story_and_the_test(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A page takes the longest, and others take it for the end of the search."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "write_token_page", interrupted)
+    (folder / "broken.toml").write_text(BROKEN)
+    words = "explore broken.toml --workers 1 --schedules 20 --report o --emit-test t.py"
+    assert septum(words, monkeypatch) == 1
+    assert "septum: interrupted" in capsys.readouterr().err
+    assert Path("t.py").is_file()
+    assert Path("o/broken-1.txt").is_file()

@@ -155,14 +155,17 @@ def replay_one(
     check = recipe.check
     outcome = _outcome(scenario, recipe.design, schedule, check, trace)
     check_fit(recipe, schedule)
-    if not as_json and not (outcome.ok and outcome.held):
-        from septum.explore.stories.retell import retell_outcome
+    try:
+        if not as_json and not (outcome.ok and outcome.held):
+            from septum.explore.stories.retell import retell_outcome
 
-        print("\n".join([*retell_outcome(scenario, recipe.design, outcome, check), ""]))
-    if emit_test is not None:
-        from septum.explore.mailed import write_test
+            print("\n".join([*retell_outcome(scenario, recipe.design, outcome, check), ""]))
+    finally:
+        # The test is written, too, where who reads the story has gone.
+        if emit_test is not None:
+            from septum.explore.mailed import write_test
 
-        write_test(scenario, recipe.design, schedule, check, emit_test)
+            write_test(scenario, recipe.design, schedule, check, emit_test)
     return _show(outcome, as_json=as_json, ktap=False)
 
 

@@ -62,39 +62,49 @@ class Artefacts:
             for x in verdict.counterexamples
         ]
         self._emitted += emitted
+        stem = self._stem(verdict)
         try:
             if self._report is not None:
-                self._fill(self._report, verdict, stories, emitted)
+                _fill(self._report, stem, verdict, stories, emitted)
             if self._emit_test is not None and emitted:
                 self._emit_test.write(self._emitted)
+            if self._report is not None:
+                # Last, as they take the longest: who interrupts them has all the rest.
+                self._draw(self._report, stem, verdict)
+                print(f"septum: the report is in {self._report}", file=sys.stderr)
         except (OSError, InputError) as error:
             said = error.strerror if isinstance(error, OSError) else str(error)
             self.failed = self.failed or f"not all that was found could be written ({said})"
 
-    def _fill(
-        self,
-        folder: Path,
-        verdict: Verdict,
-        stories: Sequence[list[str]],
-        emitted: Sequence[Emitted],
-    ) -> None:
-        stem = self._stem(verdict)
-        _write(folder / f"{stem}.json", json_text(verdict))
-        if verdict.coverage and not stories:
-            _write(folder / f"{stem}-coverage.txt", "\n".join(coverage_lines(verdict)) + "\n")
-        for number, (story, test) in enumerate(zip(stories, emitted, strict=True), 1):
-            _write(folder / f"{stem}-{number}.txt", "\n".join(story) + "\n")
-            name = f"test_{_identifier(stem)}_{number}.py"
-            _write(folder / name, regression_tests([test], folder))
-            if self._page is not None and verdict.design:
-                self._page(test.example.token, folder / f"{stem}-{number}.html")
-        print(f"septum: the report is in {folder}", file=sys.stderr)
+    def _draw(self, folder: Path, stem: str, verdict: Verdict) -> None:
+        """A page for each story."""
+        if self._page is None or not verdict.design:
+            return
+        for number, example in enumerate(verdict.counterexamples, 1):
+            self._page(example.token, folder / f"{stem}-{number}.html")
 
     def _stem(self, verdict: Verdict) -> str:
         """Two files of scenarios may have one name."""
         stem = stem_of(verdict.subject)
         nr = self._stems[stem] = self._stems.get(stem, 0) + 1
         return stem if nr == 1 else f"{stem}-again-{nr}"
+
+
+def _fill(
+    folder: Path,
+    stem: str,
+    verdict: Verdict,
+    stories: Sequence[list[str]],
+    emitted: Sequence[Emitted],
+) -> None:
+    """All of a verdict but pages."""
+    _write(folder / f"{stem}.json", json_text(verdict))
+    if verdict.coverage and not stories:
+        _write(folder / f"{stem}-coverage.txt", "\n".join(coverage_lines(verdict)) + "\n")
+    for number, (story, test) in enumerate(zip(stories, emitted, strict=True), 1):
+        _write(folder / f"{stem}-{number}.txt", "\n".join(story) + "\n")
+        name = f"test_{_identifier(stem)}_{number}.py"
+        _write(folder / name, regression_tests([test], folder))
 
 
 def stem_of(subject: str) -> str:

@@ -62,9 +62,12 @@ def explore_command(names: Sequence[str], wanted: Wanted) -> int:
             verdict, told = _searched(name, subject, options, wanted)
             verdicts.append(verdict)
             cases.append(verdict_case(verdict, told))
-            if not (wanted.as_json or wanted.ktap):
-                _print(verdict, told, coverage=wanted.coverage)
-            artefacts.add(verdict, told, name, wanted.check, options)
+            try:
+                if not (wanted.as_json or wanted.ktap):
+                    _print(verdict, told, coverage=wanted.coverage)
+            finally:
+                # Who reads may have gone, and a disk be full: what was found is kept all the same.
+                artefacts.add(verdict, told, name, wanted.check, options)
             if verdict.interrupted:
                 break
     except KeyboardInterrupt:
