@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from septum.abi.sept import FREE_ENTRY
-from septum.linux.kvm.types import Folio, SplitFolio
+from septum.checks.guest_data import first_wrong
+from septum.checks.mapping_in_folio import piece_at
+from septum.linux.kvm.types import Folio, KvmMemorySlot, SplitFolio
 from septum.linux.ranges import range_store
 
 HKID = 33
@@ -81,6 +83,57 @@ class TestMappingInFolio:
         split = world.inode.split_folios[0x200] = SplitFolio(0x200, folio)
         split.gone.add(0x2FF)
         assert "no page of guest_memfd is at index 0x2ff" in found(world, "mapping-in-folio")[0]
+
+    def test_a_small_page_that_is_put_into_a_split_folio(self, world):
+        """Beside those that are alike and have no record of their own."""
+        world.split(0x200)
+        folio = world.inode.folios.pop(0x200)
+        world.inode.split_folios[0x200] = SplitFolio(0x200, folio)
+        checker = world.checker(["mapping-in-folio"])
+        checker.look_now("before")
+        assert world.texts() == []
+        world.inode.folios[0x2FF] = Folio(0x90000, 0)
+        checker.look_now("after")
+        (text,) = world.texts()
+        assert text.endswith(
+            "PFN 0x90000 is what guest_memfd has at index 0x2ff, where PFN 0x402ff is mapped"
+        )
+
+    def test_pages_of_a_split_folio_that_go_between_looks(self, world):
+        world.split(0x200)
+        folio = world.inode.folios.pop(0x200)
+        split = world.inode.split_folios[0x200] = SplitFolio(0x200, folio)
+        checker = world.checker(["mapping-in-folio"])
+        checker.look_now("before")
+        assert world.texts() == []
+        split.gone.add(0x2FF)
+        checker.look_now("after")
+        assert len(world.texts()) == 1
+
+    def test_a_split_folio_ends_where_it_does(self, world):
+        """That of 2 MB at the beginning of 1 GB has no more pages than its own."""
+        inode = world.inode
+        inode.folios.clear()
+        inode.split_folios[0] = SplitFolio(0, Folio(0x40000, 9))
+        assert piece_at(inode, 0x1FF) == (0x401FF, 1, 1)
+        assert piece_at(inode, 0x200) is None
+        inode.split_folios[0] = SplitFolio(0, Folio(0x40000, 18))
+        assert piece_at(inode, 0x3FFFF) == (0x7FFFF, 1, 1)
+        assert piece_at(inode, 0x40000) is None
+
+    @pytest.mark.parametrize("gap", [0, 0x200])
+    def test_leaves_in_two_slots(self, world, gap):
+        """In neighbours all is well; what is between those that are apart has no slot."""
+        world.slot.npages = 0x200
+        other = KvmMemorySlot(2, 0x200 + gap, 0x600 - gap, 4, 0)
+        other.gmem_file, other.gmem_pgoff = world.slot.gmem_file, 0x200 + gap
+        world.kvm.memslots[2] = other
+        texts = found(world, "mapping-in-folio")
+        if gap:
+            (text,) = texts
+            assert "leaf at GFN 0x200 maps PFN 0x40200, but no memslot with a" in text
+        else:
+            assert texts == []
 
     def test_another_frame(self, world):
         world.inode.folios[0x200] = Folio(0x80000, 9)
@@ -171,6 +224,35 @@ class TestGuestData:
     def test_a_write_under_way_is_the_guests_own(self, world):
         world.memory.last_token = 8
         world.machine.mem.write(world.pfn_of(0x201), HKID, 8)
+        assert found(world, "guest-data") == []
+
+    @pytest.mark.parametrize(
+        ("found", "token", "last_token", "right"),
+        [
+            *((7, 7, 7, 1), (8, 7, 9, 1), (9, 7, 9, 1), (6, 7, 9, 0), (10, 7, 9, 0)),
+            # A page of the image that the TD was built with: all tokens of the guest are newer.
+            *((10, 10, 9, 1), (9, 10, 9, 1), (1, 10, 9, 1), (0, 10, 9, 0), (11, 10, 9, 0)),
+        ],
+    )
+    def test_which_tokens_are_right(self, world, found, token, last_token, right):
+        """That which it recorded, and its own that are newer; in one frame as in all 512."""
+        mem = world.machine.mem
+        for nr in (512, 511):
+            mem.fill(0x60000, 512, HKID, token)
+            mem.fill(0x60000 + 512 - nr, nr, HKID, found)
+            wrong = first_wrong(mem, 0x60000, 512, token, HKID, last_token)
+            assert wrong == (-1 if right else 512 - nr)
+
+    def test_a_frame_that_was_never_written(self, world):
+        assert first_wrong(world.machine.mem, 0x60000, 512, 0, HKID, 7) == 0
+
+    def test_after_the_key_is_gone_there_is_nothing_to_read(self, world):
+        world.td.lifecycle = 2
+        assert found(world, "guest-data") == []
+
+    def test_a_vm_whose_guest_is_not_known(self, world):
+        world.guests.clear()
+        world.machine.mem.write(world.pfn_of(0x2AA), HKID, 0)
         assert found(world, "guest-data") == []
 
     def test_given_up_or_taken(self, world):

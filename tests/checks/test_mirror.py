@@ -60,7 +60,8 @@ def test_the_sept_differs(world, level, gfn, entry):
 @pytest.mark.parametrize(("level", "gfn"), [(2, 0x200), (1, 0x402)])
 def test_the_mirror_forgot_a_leaf(world, level, gfn):
     world.set_mirror(gfn, level, SHADOW_NONPRESENT_VALUE)
-    assert f"GFN {gfn:#x}" in found(world)[0]
+    size = {1: "4K", 2: "2M"}[level]
+    assert f"GFN {gfn:#x} at {size}: the mirror has not present (" in found(world)[0]
 
 
 def test_the_mirror_is_split_and_the_sept_is_not(world):
@@ -122,6 +123,11 @@ def test_statistics_count_leaves(world):
 def test_a_2m_leaf_under_the_inhibit_flag(world):
     world.slot.lpage_info[0][1] = KVM_LPAGE_GUEST_INHIBIT_FLAG
     assert "guest-inhibit" in found(world)[0]
+
+
+def test_the_inhibit_flag_of_the_next_2m_forbids_nothing(world):
+    world.slot.lpage_info[0][2] = KVM_LPAGE_GUEST_INHIBIT_FLAG
+    assert found(world) == []
 
 
 def test_a_bugged_vm_may_differ(world):

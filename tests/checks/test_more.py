@@ -1,19 +1,19 @@
-"""`private-unreachable`, `pamt`, `cache`, `locking`, `progress`, `all-or-nothing` by hand."""
+"""`private-unreachable`, `pamt`, `cache`, `locking`, `all-or-nothing` by hand."""
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
 
-from septum.abi.kvm import RET_PF_FIXED, RET_PF_RETRY
 from septum.abi.sept import FREE_ENTRY
-from septum.checks.progress import MAX_REPEATS
-from septum.linux.kvm.types import KvmVcpu
+from septum.checks.operation import Aim, vm_spans
+from septum.linux.kvm.types import KvmMemorySlot
 from septum.linux.ranges import range_store
 from septum.linux.srcu import Srcu
-from septum.module.pamt import PT_PAMT
-from septum.sim import Mutex, RunStopped, SpinLock, WaitQueue
+from septum.module.pamt import PT_NDA, PT_PAMT, PT_REG
+from septum.sim import Mutex, SpinLock
 
 HKID = 33
 MMAP = 1
@@ -47,6 +47,31 @@ class TestPrivateUnreachable:
         world.inode.pins[0x201] = 1
         assert "is pinned for host user space" in found(world, "private-unreachable")[0]
 
+    @pytest.mark.parametrize("reachable", [True, False])
+    def test_a_shared_page_of_a_file_that_cannot_be_mapped(self, world, reachable):
+        """Nobody faults it in; what a driver has of it is another matter."""
+        range_store(world.inode.attributes, 0x10, 0x20, 0)
+        if reachable:
+            world.inode.pins[0x30] = 1
+        texts = [
+            text.partition(" is in the S-EPT as ")[2]
+            for text in found(world, "private-unreachable")
+        ]
+        assert texts == ["2M memory and is pinned for host user space"] * reachable
+
+    @pytest.mark.parametrize("last", [True, False])
+    def test_only_what_is_mapped_is_told_of(self, world, last):
+        """The last page of a leaf, and the one after it."""
+        world.unmap(0x200, 2)
+        world.inode.user_mapped.add(0x200 - last)
+        assert len(found(world, "private-unreachable")) == last
+
+    def test_a_leaf_without_a_slot_beside_a_slot_that_is_reachable(self, world):
+        """Is what `mapping-in-folio` tells of."""
+        world.slot.npages = 0x200
+        world.inode.pins[0x201] = 1
+        assert found(world, "private-unreachable") == []
+
     def test_a_shared_page_that_is_still_mapped(self, world):
         world.inode.flags = MMAP
         range_store(world.inode.attributes, 0x210, 0x220, 0)
@@ -76,6 +101,29 @@ class TestPamt:
             in (found(dynamic, "pamt")[0])
         )
 
+    @pytest.mark.parametrize("ahead", [True, False])
+    def test_a_page_that_is_counted_ahead(self, dynamic, ahead):
+        """KVM counts a page that it has not given to the TD yet; one that the TD has is no such."""
+        pfn = dynamic.pfn_of(0x200)
+        dynamic.host.x86_tdx.state.pamt_refcounts[pfn >> 9] += 1
+        dynamic.host.x86_tdx.pages_counted_ahead = lambda: [pfn + ahead]
+        assert len(found(dynamic, "pamt")) == (not ahead)
+
+    def test_a_count_too_low(self, dynamic):
+        frame = dynamic.pfn_of(0x200) >> 9
+        dynamic.host.x86_tdx.state.pamt_refcounts[frame] -= 1
+        assert (
+            "has a pair, 1 of its 4 KB pages is in TDX use, and the kernel counts 0"
+            in (found(dynamic, "pamt")[0])
+        )
+
+    def test_a_pair_that_is_missing(self, dynamic):
+        dynamic.module.pamt.entry_2m(dynamic.pfn_of(0x200) << 12).pt = PT_NDA
+        assert (
+            "has no pair, 1 of its 4 KB pages is in TDX use, and the kernel counts 1"
+            in (found(dynamic, "pamt")[0])
+        )
+
     def test_a_pair_that_leaked(self, dynamic):
         dynamic.module.pamt.entry_2m(dynamic.pfn_of(0x400) << 12).pt = PT_PAMT
         assert "has a pair, 0 of its" in found(dynamic, "pamt")[0]
@@ -100,6 +148,24 @@ class TestCache:
         (text,) = found(world, "cache")
         assert "PFN 0x40203 is the TD's at GFN 0x203" in text
         assert "with HKID 0" in text
+
+    @pytest.mark.parametrize("nr", [1, 512])
+    def test_host_lines_over_the_first_page_of_a_leaf(self, world, nr):
+        world.machine.mem.fill(world.pfn_of(0), nr, 0, 7)
+        assert "PFN 0x40000 is the TD's at GFN 0x0" in found(world, "cache")[0]
+
+    @pytest.mark.parametrize("what", ["1 GB of the TD", "the module's own", "PAMT", "free"])
+    def test_whose_lines_may_be_in_the_cache(self, world, what):
+        pfn, hkid = world.pfn_of(0x400), HKID
+        leaf = world.module.pamt.entry_2m(pfn << 12)
+        if what == "1 GB of the TD":
+            leaf.parent.pt = PT_REG
+        elif what == "the module's own":
+            hkid = world.module.global_hkid
+        elif what == "PAMT":
+            leaf.bitmap = 1 << 3
+        world.machine.mem.write(pfn + 3, hkid, 7)
+        assert len(found(world, "cache")) == (what == "free")
 
     def test_lines_of_the_td_over_a_free_page(self, world):
         world.module.pamt.entry_2m(world.pfn_of(0x400) << 12)
@@ -166,6 +232,55 @@ class TestLocking:
         assert checker.finish() == {"locking": "broken"}
         assert "takes vm# a while it holds vm# srcu" in world.texts()[0]
 
+    def test_a_cycle_is_told_once(self, world, locks):
+        """By who closes it, and by nobody who goes the same way after that."""
+        a, b, _ = locks
+        a_too, b_too = SpinLock(world.sim, "vm3 a"), SpinLock(world.sim, "vm3 b")
+        world.checker(["locking"])
+        self.take(a, b)
+        b.lock()
+        a.sim.current.atomic = 0
+        self.take(a)
+        b.unlock()
+        assert len(world.texts()) == 1
+        self.take(a_too, b_too)
+        self.take(b_too, a_too)
+        assert len(world.texts()) == 1
+
+    @pytest.mark.parametrize("name", ["vm1 lock", "vm1 vcpu0 mutex", "vm1 slots_lock"])
+    def test_a_reader_takes_what_updaters_hold(self, world, name):
+        """Though no updater has been seen."""
+        srcu = Srcu(world.sim, "vm1 srcu")
+        world.checker(["locking"])
+        idx = srcu.read_lock()
+        self.take(Mutex(world.sim, name))
+        srcu.read_unlock(idx)
+        kind = re.sub(r"\d", "#", name)
+        (text,) = world.texts()
+        assert text == (
+            f"locking: main takes {kind} while it holds vm# srcu, and elsewhere the order is: "
+            f"vm# srcu inside {kind} (documented)"
+        )
+
+    def test_back_in_user_space_with_a_lock(self, world, locks):
+        checker = world.checker(["locking"])
+        checker.returned("KVM_RUN")
+        assert world.texts() == []
+        locks[0].lock()
+        checker.returned("KVM_RUN")
+        (text,) = world.texts()
+        assert text == "locking: main has ended KVM_RUN and still holds vm1 a"
+
+    def test_who_observed_before_goes_on(self, world, locks):
+        seen = []
+        world.sim.lock_observer = lambda task, lock, op: seen.append(lock.name)
+        checker = world.checker(["locking"])
+        self.take(*locks[:2])
+        assert seen == ["vm1 b"]
+        checker.finish()
+        self.take(*locks[:2])
+        assert seen == ["vm1 b"] * 2
+
     def test_a_try_lock_waits_for_nobody(self, world, locks):
         a, b, _ = locks
         checker = world.checker(["locking"])
@@ -184,73 +299,6 @@ class TestLocking:
     def test_it_stops_observing(self, world):
         world.checker(["locking"]).finish()
         assert world.sim.lock_observer is None
-
-
-class TestProgress:
-    @pytest.fixture
-    def vcpu(self, world):
-        vcpu = KvmVcpu(world.kvm, 0, 0, Mutex(world.sim, "mutex"), WaitQueue(world.sim, "wq"))
-        vcpu.tdx.exit_gpa = 0x200 << 12
-        return vcpu
-
-    def test_faults_that_get_somewhere(self, world, vcpu):
-        checker = world.checker(["progress"])
-        for i in range(4 * MAX_REPEATS):
-            checker.fault_tried(vcpu, 0x200 << 12, RET_PF_FIXED if i % 8 == 0 else RET_PF_RETRY)
-        assert checker.finish() == {"progress": "held"}
-
-    def test_an_endless_retry(self, world, vcpu):
-        checker = world.checker(["progress"])
-        with pytest.raises(RunStopped):
-            for _ in range(MAX_REPEATS + 1):
-                checker.fault_tried(vcpu, 0x200 << 12, RET_PF_RETRY)
-        assert "the fault of GPA 0x200000 is retried for the 65th time" in world.texts()[0]
-
-    def test_an_endless_violation(self, world, vcpu):
-        checker = world.checker(["progress"])
-        with pytest.raises(RunStopped):
-            for _ in range(MAX_REPEATS + 2):
-                checker.ept_violation_handled(vcpu)
-        assert "the S-EPT has PENDING PFN 0x40200 at 2M" in world.texts()[0]
-
-    def test_a_violation_that_changes_something(self, world, vcpu):
-        checker = world.checker(["progress"])
-        for i in range(4 * MAX_REPEATS):
-            world.set_sept(0x200, 2, world.leaf(world.pfn_of(0x200 * (i % 2))))
-            checker.ept_violation_handled(vcpu)
-        assert world.texts() == []
-
-    def test_while_somebody_gets_on_patience_is_longer(self, world, vcpu):
-        checker = world.checker(["progress"])
-        other = world.sim.spawn("other", lambda: None)
-        for _ in range(4 * MAX_REPEATS):
-            checker.fault_tried(vcpu, 0x200 << 12, RET_PF_RETRY)
-        assert world.texts() == []
-        other.blocked_on = "what never comes"
-        with pytest.raises(RunStopped):
-            for _ in range(MAX_REPEATS):
-                checker.fault_tried(vcpu, 0x200 << 12, RET_PF_RETRY)
-
-    def test_who_repeats_itself_does_not_get_on(self, world, vcpu):
-        checker = world.checker(["progress"])
-        another = KvmVcpu(world.kvm, 1, 1, Mutex(world.sim, "mutex"), WaitQueue(world.sim, "wq"))
-        another.tdx.exit_gpa = 0x201 << 12
-
-        def stuck(who):
-            for _ in range(4 * MAX_REPEATS):
-                checker.fault_tried(who, who.tdx.exit_gpa, RET_PF_RETRY)
-                world.sim.point("cond_resched")
-
-        world.sim.spawn("vcpu0", lambda: stuck(vcpu), cpu=0)
-        world.sim.spawn("vcpu1", lambda: stuck(another), cpu=1)
-        with pytest.raises(RunStopped):
-            world.sim.run()
-        assert "nothing changes" in world.texts()[0]
-
-    def test_an_invalidation_without_end(self, world):
-        world.kvm.mmu_invalidate_in_progress = 1
-        assert "1 invalidation of" in (text := found(world, "progress")[0])
-        assert "was begun and never ended" in text
 
 
 class TestAllOrNothing:
@@ -283,6 +331,52 @@ class TestAllOrNothing:
         world.set_sept(gfn, level, FREE_ENTRY)
         assert self.end(checker, op, -12) == "broken"
         assert world.texts()[-1].endswith(f"lost {whose} mapping")
+
+    def test_of_a_vm_that_is_gone_meanwhile_nothing_is_said(self, world, checker):
+        op = world.begin(checker, "convert", 0x10, 0x20)
+        del checker._vms[0]
+        world.host.kvms.clear()
+        assert self.end(checker, op, -12) == "held"
+
+    def test_of_a_vm_that_is_bugged_nothing_is_said(self, world, checker):
+        op = world.begin(checker, "convert", 0x10, 0x20)
+        world.set_sept(0, 2, FREE_ENTRY)
+        world.kvm.vm_bugged = True
+        assert self.end(checker, op, -5) == "held"
+
+    @pytest.mark.parametrize("slot", [1, 2, 0])
+    def test_attributes_of_each_slot(self, world, checker, slot):
+        """And between slots there are none."""
+        world.slot.npages = 0x10
+        other = KvmMemorySlot(2, 0x40, 0x10, 4, 0)
+        other.gmem_file, other.gmem_pgoff = world.slot.gmem_file, 0x40
+        world.kvm.memslots[2] = other
+        op = world.begin(checker, "convert", 0, 0x100)
+        start = {1: 8, 2: 0x48, 0: 0x20}[slot]
+        range_store(world.inode.attributes, start, start + 8, 0)
+        assert self.end(checker, op, -12) == ("broken" if slot else "held")
+        if slot:
+            assert f"[{start:#x}, {start + 8:#x}) (8 pages) changed between" in world.texts()[0]
+
+    def test_each_range_of_an_operation(self, world, checker):
+        spans = vm_spans(world.kvm, [(0x700, 0x701), (0x210, 0x220)])
+        op = checker.operation_begin("convert", spans, Aim.TO_SHARED)
+        world.unmap(0x200, 2)
+        assert self.end(checker, op, -12) == "broken"
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    @pytest.mark.parametrize("nr", [0, 1, 2])
+    def test_each_of_those_that_go_on_at_the_same_time(self, world, checker, when, nr):
+        ranges = [(0x400 * i, 0x400 * i + 0x200) for i in (1, 2, 3)]
+        ranges[nr] = (0, 0x200)
+        if when == "after":
+            op = world.begin(checker, "convert", 0x10, 0x20)
+        for start, end in ranges:
+            world.begin(checker, "punch", start, end)
+        if when == "before":
+            op = world.begin(checker, "convert", 0x10, 0x20)
+        world.set_sept(0, 2, FREE_ENTRY)
+        assert self.end(checker, op, -12) == "held"
 
     def test_failure_may_split(self, world, checker):
         op = world.begin(checker, "convert", 0x10, 0x20)
