@@ -11,7 +11,7 @@ from septum.checks import PROMISES, consequence, find_promises, sentence
 from septum.checks.history import VmHistory
 from septum.checks.view import VmView
 from septum.errors import InputError
-from septum.module.pamt import PT_REG, PT_TDCX, PT_TDR
+from septum.module.pamt import PT_NDA, PT_REG, PT_TDCX, PT_TDR
 from septum.module.state import HKID_ASSIGNED, HKID_FREE
 
 HKID = 33
@@ -200,19 +200,102 @@ class TestTeardown:
         told = "in the PAMT 1 page is still its own, PFN 0x80000 (1G, REG)"
         assert texts == ([told] if whose == "its own" else [])
 
-    @pytest.mark.parametrize("whose", ["its own", "another's"])
+    @pytest.mark.parametrize("whose", ["its own", "another's", "nobody's"])
     def test_small_pages_that_are_alike_are_left(self, world, whose):
         """As of a frame whose huge page was split, in which one is another's now."""
         checker = torn_down(world)
         leave(world)
         leaf = world.module.pamt.entry_2m(0x80000 << 12)
-        leaf.fill_children(PT_REG, world.td_pfn + (whose != "its own"), 0)
+        kind = PT_NDA if whose == "nobody's" else PT_REG
+        leaf.fill_children(kind, world.td_pfn + (whose == "another's"), 0)
         other = leaf.child(0)
         other.owner = 0x999
         checker.finish()
         texts = [text.partition("vm0 is gone, and ")[2] for text in world.texts()]
         told = "in the PAMT 511 pages are still its own, the first one PFN 0x80001 (4K, REG)"
         assert texts == ([told] if whose == "its own" else [])
+
+    def test_another_td_has_its_tdr_elsewhere(self, world):
+        checker = torn_down(world)
+        leave(world)
+        child = world.module.pamt.entry_2m(0x80000 << 12).child(3)
+        child.pt = PT_TDR
+        assert checker.finish() == {"teardown": "held"}
+
+    def test_another_td_has_another_key_id(self, world):
+        """What the kernel lost is lost all the same."""
+        checker = torn_down(world)
+        leave(world)
+        other = copy(world.td)
+        other.hkid = HKID + 1
+        world.module.tds[0x80000] = other
+        world.host.x86_tdx.state.keyid_ida.add(HKID)
+        checker.finish()
+        assert [text.endswith("the kernel lost HKID 33") for text in world.texts()] == [True]
+
+    def test_a_td_that_is_left_has_its_key_id(self, world):
+        """That is told of it once."""
+        checker = torn_down(world)
+        td = world.td
+        leave(world)
+        world.module.tds[world.td_pfn] = td
+        world.module.kot.entries[HKID].state = HKID_ASSIGNED
+        checker.finish()
+        assert ["TDR page" in text for text in world.texts()] == [True]
+
+    def test_a_td_that_never_had_a_key_id(self, world):
+        world.kvm.tdx.hkid = -1
+        world.machine.mem.write(world.pfn_of(3), 0, 1)
+        world.machine.mem.wbinvd_page(world.pfn_of(3))
+        checker = torn_down(world)
+        leave(world)
+        assert checker.finish() == {"teardown": "held"}
+
+    @pytest.mark.parametrize("freed", [True, False])
+    @pytest.mark.parametrize("told", ["at its end", "later"])
+    def test_what_is_being_closed_is_freed_after_the_vm(self, world, freed, told):
+        """The memory is looked for when the close has ended, also when there is a new VM then."""
+        mm = world.host.mm
+        checker = torn_down(world)
+        pfn = mm.alloc_page("leaky")
+        kvm = world.kvm
+        op = world.begin(checker, "close", 0, 0x200)
+        leave(world)
+        checker.look_now("gone")
+        assert world.texts() == []
+        if freed:
+            mm.free_page(pfn)
+        checker.operation_end(op, 0)
+        assert len(world.texts()) == (not freed)
+        if told == "later":
+            kvm.id = 1
+            world.host.kvms[1] = kvm
+        checker.finish()
+        assert len(world.texts()) == (not freed)
+
+    @pytest.mark.parametrize("other", ["on the list", "half destroyed"])
+    def test_it_was_not_the_last_vm(self, world, other):
+        """What is allocated may be the other's."""
+        checker = torn_down(world)
+        world.host.mm.alloc_page("leaky")
+        op = world.begin(checker, "close", 0, 0x200)
+        leave(world)
+        checker._meet_vms()
+        kvm = SimpleNamespace(id=7, tdx=world.kvm.tdx, memslots={}, vcpus=[])
+        if other == "on the list":
+            world.host.kvms[7] = kvm
+        else:
+            checker._vms[7] = VmView(world, kvm, None)
+        checker._under_way.clear()
+        checker.promises[0].operation_end(op)
+        assert world.texts() == []
+
+    def test_a_leak_is_told_of_before_the_next_vm(self, world):
+        checker = torn_down(world)
+        world.host.mm.alloc_page("leaky")
+        leave(world)
+        checker._meet_vms()
+        assert len(world.texts()) == 1
 
     def test_an_allocation_is_never_freed(self, world):
         world.host.mm.alloc_page("before")
@@ -236,6 +319,27 @@ class TestTeardown:
         checker.finish()
         (text,) = world.texts()
         assert f"1 allocation of gmem was never freed, PFN {folio.pfn:#x}" in text
+
+    @pytest.mark.parametrize("freed", ["all others", "all but one", "all but the last"])
+    @pytest.mark.parametrize("bad", [0, 7, 511])
+    def test_what_has_failed_of_a_folio_that_was_split(self, world, freed, bad):
+        """It is kept for good, and no other page of the folio."""
+        mm = world.host.mm
+        checker = torn_down(world)
+        folio = mm.alloc_folio(9, "gmem")
+        folio.refcount = 513
+        assert mm.split_folio(folio, "split")
+        kept = {"all others": [], "all but one": [5], "all but the last": [510]}[freed]
+        for at in range(512):
+            if at != bad and at not in kept:
+                mm.free_page(folio.pfn + at)
+        # One that failed when it was free already, and one of somebody else.
+        mm.state.poisoned |= {folio.pfn + at for at in (bad, 100, -1, 512)}
+        leave(world)
+        checker.finish()
+        assert [
+            f"of gmem was never freed, PFN {folio.pfn:#x}" in text for text in world.texts()
+        ] == ([True] * len(kept))
 
 
 class TestNoBug:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import pytest
 
 from septum.abi.sept import FREE_ENTRY
@@ -303,6 +305,33 @@ class TestTlb:
         world.machine.lps[0].guest = None
         world.td.td_epoch += 1
         assert found(world, "tlb") == []
+
+    @pytest.mark.parametrize("where", ["in the guest", "out of it"])
+    def test_another_td_is_where_it_ran(self, world, running, where):
+        """It cannot use what is not its own."""
+        world.set_sept(0x401, 1, FREE_ENTRY)
+        running.td = copy(world.td)
+        if where == "out of it":
+            world.machine.lps[0].guest = None
+        assert found(world, "tlb") == []
+
+    def test_no_td_is_where_it_ran(self, world, running):
+        world.set_sept(0x401, 1, FREE_ENTRY)
+        world.machine.lps[0].guest = object()
+        assert found(world, "tlb") == []
+
+    def test_the_last_page_of_a_split_2m_removed(self, world, running):
+        """After which nothing is mapped."""
+        world.split(0x200)
+        for gfn in (0x3FF, *range(0x400, 0x404)):
+            world.set_sept(gfn, 1, FREE_ENTRY)
+        texts = found(world, "tlb")
+        assert "GFN 0x3ff in it is not mapped any more" in texts[0]
+        assert "GFN 0x401 in it is not mapped any more" in texts[1]
+
+    def test_all_is_gone(self, world, running):
+        world.td.root.fill(FREE_ENTRY, 0)
+        assert len(found(world, "tlb")) == 2
 
     def test_out_of_the_guest_with_this_epoch_it_is_not(self, world, running):
         world.set_sept(0x401, 1, FREE_ENTRY)

@@ -16,7 +16,7 @@ from septum.linux.rcu import Rcu, ReadSection
 from septum.linux.srcu import Srcu
 from septum.scenarios.bench import ScenarioBench
 from septum.scenarios.run import load_scenario
-from septum.sim import Mutex, RoundRobin, Sim
+from septum.sim import Mutex, RoundRobin, Sim, WaitQueue
 
 
 def texts_of(body: Callable[[Sim], None]) -> list[str]:
@@ -83,6 +83,35 @@ def test_nobody_unlocks_srcu_that_he_does_not_read() -> None:
 
     assert texts_of(leaves) == ["lockdep: t leaves section without having entered it"]
     assert counts == [0, 0]
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_who_waits_for_readers_waits_for_all_of_them(left: int) -> None:
+    """And not for those that come after."""
+    sim = Sim(RoundRobin())
+    srcu = Srcu(sim, "section")
+    gate = WaitQueue(sim, "gate")
+    seen: list[int] = []
+
+    def reads(at: int) -> None:
+        idx = srcu.read_lock()
+        gate.wait_event(lambda: seen != [] and left > at)
+        srcu.read_unlock(idx)
+
+    def waits() -> None:
+        sim.point("after the readers")
+        seen.append(sum(srcu.nr_readers))
+        gate.wake_up_all()
+        srcu.synchronize()
+        seen.append(sum(srcu.nr_readers))
+
+    for at in range(2):
+        sim.spawn(f"reader{at}", lambda at=at: reads(at))  # type: ignore[misc]
+    sim.spawn("updater", waits)
+    sim.run()
+    assert seen == ([2, 0] if left == 2 else [2])
+    waiting = "updater waits for synchronize_srcu(section)"
+    assert [waiting in finding.text for finding in sim.findings] == [True] * (left < 2)
 
 
 def test_who_reads_srcu_does_not_wait_for_its_readers() -> None:

@@ -57,10 +57,6 @@ class Teardown(Promise):
         """What was being closed has been."""
         self._look_for_last()
 
-    def finish(self) -> None:
-        """Nothing is closed any more."""
-        self._look_for_last()
-
     def _look_for_last(self) -> None:
         """The last close of a guest_memfd drops the last reference to the VM, and frees the memory
         after that."""
@@ -134,7 +130,7 @@ class Teardown(Promise):
         world = self.checker.world
         return any(
             td.hkid == vm.hkid and td is not vm.own_td for td in world.module.tds.values()
-        ) or any(kvm.tdx.hkid == vm.hkid for kvm in world.host.kvms.values() if kvm is not vm.kvm)
+        ) or any(kvm.tdx.hkid == vm.hkid for kvm in world.host.kvms.values())
 
     def _unclean(self, hkid: int) -> Iterator[tuple[int, int, str]]:
         """(first PFN, number of frames, what is wrong), of frames that the VM has left behind."""
