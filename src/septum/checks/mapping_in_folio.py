@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE, PAGES_PER_HPAGE
+from septum.checks.pieces import piece_at
 from septum.checks.promise import Promise
 from septum.checks.sept import END_GFN
+from septum.checks.shared_leaves import CONSEQUENCE, LEAF, SharedLeaves
 from septum.checks.text import level_text, pages_text
 
 if TYPE_CHECKING:
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
     from septum.checks.view import VmView
     from septum.linux.kvm.types import GmemInode, KvmMemorySlot
 
-Piece = tuple[int, int, int]
-"""(first PFN, pages of the folio that holds an index, pages left in it from the index on)."""
 Grounds = list[object]
 """What the verdict about a leaf rests on besides the leaf."""
 FEW = 64
@@ -24,29 +24,33 @@ FEW = 64
 
 
 class MappingInFolio(Promise):
-    """A mapping never exceeds the memory that guest_memfd vouches for.
+    """A mapping never exceeds the memory that guest_memfd vouches for; the shared EPT maps what is
+    shared, and there.
 
     On real hardware the guest owns memory of another user: the host's next write to it is a
     machine check or silently corrupts the guest, and the guest's writes corrupt the host.
     """
 
-    __slots__ = ("_judged",)
+    __slots__ = ("_judged", "_shared")
     name = "mapping-in-folio"
     thorough = True
+    consequences: ClassVar[dict[str, str]] = {LEAF: CONSEQUENCE}
 
     def __init__(self, checker: Checker) -> None:
         super().__init__(checker)
         # By VM, the leaves that were judged last, and on which grounds. The same are not judged
         # again.
         self._judged: dict[str, tuple[Grounds, list[LeafRun]]] = {}
+        self._shared = SharedLeaves(self.broken)
 
     def look(self, vm: VmView, first_gfn: int = 0, end_gfn: int = END_GFN) -> None:
         """Each S-EPT leaf lies in one slot, in memory that is private, in the frames that its
         guest_memfd has at that index, none of which has failed, and (unless the design rests on
-        contiguity) in one folio.
+        contiguity) in one folio. What the shared EPT maps is shared, and there.
 
         While somebody holds slots_lock, a slot or a file may be on its way out.
         """
+        self._shared.look(vm, first_gfn, end_gfn)
         slot: KvmMemorySlot | None = None
         runs = vm.runs(first_gfn, end_gfn)
         before = self._judged_before(vm, runs)
@@ -184,35 +188,3 @@ class MappingInFolio(Promise):
                 self._broken(vm, run, at, "folio", why)
                 return
             at += left
-
-
-def piece_at(inode: GmemInode, index: int) -> Piece | None:
-    """What the page cache has at `index`.
-
-    Small folios that are alike are one piece, of single pages. None: nothing is there.
-    """
-    folios = inode.folios
-    for order in (0, 9, 18):
-        folio = folios.get(index >> order << order)
-        if folio is not None and folio.order == order:
-            nr_pages = folio.nr_pages
-            within = index & (nr_pages - 1)
-            return folio.pfn + within, nr_pages, nr_pages - within
-    for order in (9, 18):
-        split = inode.split_folios.get(index >> order << order)
-        if split is not None and split.order == order:
-            if index in split.gone:
-                return None
-            within = index - split.index
-            left = split.nr_pages - within
-            if split.gone or any(key in folios for key in _single(inode, index, left)):
-                left = 1
-            return split.pfn + within, 1, left
-    return None
-
-
-def _single(inode: GmemInode, index: int, nr: int) -> range | list[int]:
-    """The indexes of small folios in [index, index + nr) that have a record of their own."""
-    if len(inode.folios) < nr:
-        return [key for key in inode.folios if index <= key < index + nr]
-    return range(index, index + nr)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 from septum.abi.errno import EAGAIN
 from septum.abi.exitqual import EXIT_REASON_EPT_VIOLATION
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE, KVM_X86_TDX_VM
-from septum.checks.mapping_in_folio import piece_at
 from septum.checks.operation import Aim, gmem_spans, vm_spans
+from septum.checks.pieces import piece_at
 from septum.linux.kvm.gmem_range import FALLOC_FL_PUNCH_HOLE, MAX_INDEX
 from septum.linux.kvm.guest_memfd import GuestMemfd
 from septum.linux.kvm.main import KvmMain

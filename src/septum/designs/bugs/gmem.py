@@ -8,6 +8,7 @@ from septum.abi.errno import EACCES
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.designs.bugs._seeded import seeded
 from septum.linux.kvm.guest_memfd import GuestMemfd
+from septum.linux.kvm.types import KVM_FILTER_PRIVATE
 
 if TYPE_CHECKING:
     from septum.linux.kvm.main_requests import SplitCause
@@ -49,6 +50,15 @@ class PinsIgnored(GuestMemfd):
 
     def kvm_gmem_has_safe_refcount(self, inode: GmemInode, start: int, nr_pages: int) -> int:
         return -1
+
+
+class SharedStaysMapped(GuestMemfd):
+    """Conversions, holes and failures reach private mappings only."""
+
+    __slots__ = ()
+
+    def kvm_gmem_get_invalidate_filter(self, inode: GmemInode) -> int:
+        return KVM_FILTER_PRIVATE
 
 
 class FailedStaysMapped(GuestMemfd):
@@ -108,6 +118,14 @@ DESIGNS = (
         "memory-failure-against-fault",
         "mapping-in-folio",
         gmem=FailedStaysMapped,
+    ),
+    seeded(
+        "shared-stays-mapped",
+        "guest_memfd.c kvm_gmem_get_invalidate_filter()",
+        "Conversions, holes and memory failures leave the shared EPT as it is",
+        "gmem-init-shared",
+        "mapping-in-folio",
+        gmem=SharedStaysMapped,
     ),
     seeded(
         "attributes-before-split",
