@@ -92,6 +92,24 @@ def test_a_frozen_entry_is_in_transition(world):
     assert "nobody holds mmu_lock" in world.texts()[0]
 
 
+@pytest.mark.parametrize("nr_mapped", [0, 1, 4])
+def test_a_frozen_entry_of_what_is_free(tiny, nr_mapped):
+    """Whatever else is in the table."""
+    world = tiny()
+    for gfn in range(nr_mapped):
+        world.map(gfn, 1)
+    world.set_mirror(5, 1, FROZEN_SPTE)
+    checker = world.checker(["mirror"])
+    world.kvm.mmu_lock.read_lock()
+    checker.look_now("test")
+    assert world.texts() == []
+    world.kvm.mmu_lock.read_unlock()
+    checker.look_now("test")
+    (text,) = world.texts()
+    assert "GFN 0x5 at 4K: the mirror has frozen" in text
+    assert text.endswith("the S-EPT has FREE (0x80e0000000000000), and nobody holds mmu_lock")
+
+
 def test_the_entry_that_a_writer_changes_may_differ_and_no_other(world):
     world.set_mirror(0x402, 1, SHADOW_NONPRESENT_VALUE)
     checker = world.checker(["mirror"])

@@ -14,6 +14,7 @@ from septum.abi.sept import BLOCKED, PS, STATE_MASK
 from septum.abi.spte import (
     FROZEN_SPTE,
     PT_PAGE_SIZE_MASK,
+    SHADOW_NONPRESENT_VALUE,
     SPTE_BASE_ADDR_MASK,
     SPTE_MMU_PRESENT_MASK,
 )
@@ -43,6 +44,8 @@ _Child = tuple[int, int, int]
 _Link = tuple[int, "KvmMmuPage", "TablePage", int, "TablePage"]
 """(PFN, KVM's record of a table, the table; PFN, table) of two tables at the same place."""
 PRESENT_SHIFT = SPTE_MMU_PRESENT_MASK.bit_length() - 1
+_FROZEN_SHIFT = (FROZEN_SPTE & ~SHADOW_NONPRESENT_VALUE).bit_length() - 1
+"""A bit that no other entry has that is not present."""
 _PS_SHIFT = PS.bit_length() - 1
 _BLOCKED_SHIFT = BLOCKED.bit_length() - 1
 
@@ -113,7 +116,9 @@ def _alike_at_once(mirror: Content, sept: Content, level: int, hpa_mask: int) ->
     present = m_all >> PRESENT_SHIFT & ALL_ONES
     if present != s_all >> _PS_SHIFT & ~(s_all >> _BLOCKED_SHIFT) & ALL_ONES:
         return False
-    # Entries that are not present have no PFN on either side, but for frozen ones.
+    if m_all >> _FROZEN_SHIFT & ~present & ALL_ONES:
+        return False  # an entry may be frozen, which has no PFN either
+    # Entries that are not present have no PFN on either side.
     return not (s_all ^ m_all) & every_entry(hpa_mask)
 
 
