@@ -248,3 +248,137 @@ def test_lock_hand_over_takes_virtual_time_even_without_waiting() -> None:
 
     run_tasks(sim, [body, body, body])
     assert sim.now_ns() == 300
+
+
+TAKEN = [
+    (Mutex, "lock", "unlock"),
+    (SpinLock, "lock", "unlock"),
+    (RwLock, "read_lock", "read_unlock"),
+    (RwLock, "write_lock", "write_unlock"),
+    (RwSem, "down_read", "up_read"),
+    (RwSem, "down_write", "up_write"),
+]
+
+
+@pytest.mark.parametrize(("kind", "take", "release"), TAKEN)
+def test_what_taking_a_lock_is(kind: type, take: str, release: str) -> None:
+    """A scheduling point, at which who sleeps must not be atomic; and who spins is, until it is
+    given back, in whatever order."""
+    sim = Sim()
+    lock, outer = kind(sim, "l"), Mutex(sim, "m")
+    spins = kind in (SpinLock, RwLock)
+    name = {Mutex: "mutex_lock", SpinLock: "spin_lock"}.get(kind, take)
+    points: list[str] = []
+    sim.set_point_observer(points.append)
+
+    def body() -> None:
+        outer.lock()
+        points.clear()
+        getattr(lock, take)()
+        assert points == [name]
+        assert lock in [held for held, _ in sim.current.held]
+        outer.unlock()
+        assert [held for held, _ in sim.current.held] == [lock]
+        assert sim.current.atomic == spins
+        getattr(lock, release)()
+        assert not sim.current.held and not sim.current.atomic
+        sim.current.atomic += 1
+        getattr(lock, take)()
+        getattr(lock, release)()
+        sim.current.atomic -= 1
+
+    run_tasks(sim, [body])
+    wrong = f"{name}(l) may sleep, in atomic context"
+    assert [f.text.startswith(wrong) for f in sim.findings] == [True] * (not spins)
+
+
+def test_who_waits_for_an_event_sleeps_unless_it_spins() -> None:
+    sim = Sim()
+    queue = WaitQueue(sim, "q")
+
+    def body() -> None:
+        sim.current.atomic += 1
+        queue.spin_until(lambda: True)
+        assert not sim.findings
+        queue.wait_event(lambda: True)
+        sim.current.atomic -= 1
+
+    run_tasks(sim, [body])
+    (finding,) = sim.findings
+    assert finding.text.startswith("wait_event(q) may sleep, in atomic context")
+
+
+@pytest.mark.parametrize(("kind", "take", "release"), TAKEN)
+def test_who_holds_it(kind: type, take: str, release: str) -> None:
+    """What lockdep_assert_held() and its like are told: of the current task, and in which mode."""
+    sim = Sim()
+    lock = kind(sim, "l")
+    asked = [name for name in ("held", "held_read", "held_write") if hasattr(lock, name)]
+
+    def says() -> set[str]:
+        return {name for name in asked if getattr(lock, name)()}
+
+    def other() -> None:
+        assert says() == set()
+
+    assert says() == set()
+    getattr(lock, take)()
+    mode = "held_read" if "read" in take else "held_write"
+    assert says() == {"held", mode} & set(asked)
+    run_tasks(sim, [other])
+    getattr(lock, release)()
+    assert says() == set()
+
+
+@pytest.mark.parametrize(("kind", "take", "release"), TAKEN)
+@pytest.mark.parametrize("later", ["write", "read"])
+def test_who_takes_it_later_is_charged_the_wait(
+    kind: type, take: str, release: str, later: str
+) -> None:
+    """Though nobody blocked: a task whose clock is behind. Readers do not wait for readers."""
+    sim = Sim()
+    lock = kind(sim, "l")
+    if kind in (Mutex, SpinLock):
+        second, back, waits = take, release, True
+    else:
+        second = f"{later}_lock" if kind is RwLock else f"down_{later}"
+        back = f"{later}_unlock" if kind is RwLock else f"up_{later}"
+        waits = "write" in take or later == "write"
+    times: list[int] = []
+
+    def first() -> None:
+        getattr(lock, take)()
+        sim.advance(100)
+        getattr(lock, release)()
+
+    def then() -> None:
+        getattr(lock, second)()
+        times.append(sim.now_ns())
+        sim.advance(40)
+        getattr(lock, back)()
+
+    run_tasks(sim, [first, then])
+    assert times == [100 * waits]
+    if kind in (RwLock, RwSem):
+        holds = [100] * ("write" in take) + [40] * (later == "write")
+        assert lock.max_write_hold_ns == max(holds, default=0)
+
+
+def test_a_lock_is_contended_while_somebody_waits() -> None:
+    sim = Sim()
+    lock = RwLock(sim, "mmu_lock")
+    seen: list[bool] = []
+
+    def holder() -> None:
+        lock.read_lock()
+        seen.append(lock.is_contended())
+        sim.point("cond_resched")
+        seen.append(lock.is_contended())
+        lock.read_unlock()
+
+    def writer() -> None:
+        lock.write_lock()
+        lock.write_unlock()
+
+    run_tasks(sim, [holder, writer])
+    assert seen == [False, True]
