@@ -7,8 +7,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from septum.explore.workers import parallel
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_worker(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A search that is not told how many processes to use takes one where tests run in several
+    processes already: of two each searches in part what the other does. Tests of workers say how
+    many."""
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(request.config, "workerinput"):
+            patch.setattr(parallel, "cores", lambda: 1)
+        yield
 
 
 @pytest.fixture

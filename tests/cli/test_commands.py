@@ -5,17 +5,18 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 from septum.abi.tdvf_build import synthetic_tdvf
 from septum.cli import exits
-from septum.cli.main import app
+from septum.cli.main import app, run_command
 from septum.cli.scenario import list_lines
 from septum.errors import InputError
 
-SMALL = ["--memory", "512M", "--vcpus", "2"]
 SMALLEST = ["--memory", "384M", "--vcpus", "2"]
 
 
@@ -32,46 +33,68 @@ def septum(*args: str, cwd: Path, hash_seed: str = "0") -> "subprocess.Completed
     )
 
 
-@pytest.fixture
-def image(tmp_path: Path) -> str:
+def written_image(folder: Path) -> str:
     """Septum's own TDVF image as a file."""
-    path = tmp_path / "own.fd"
+    path = folder / "own.fd"
     path.write_bytes(synthetic_tdvf())
     return str(path)
 
 
-def test_a_boot_ends_well_and_says_so(tmp_path: Path, image: str) -> None:
-    done = septum("run", "--firmware", image, *SMALL, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("HELD: boot of a TD with 512 MiB and 2 vCPUs")
-    assert max(len(line) for line in done.stdout.splitlines()) <= 80
-    for name in ("report.txt", "report.json", "memory-login.svg"):
-        assert (tmp_path / "septum-report" / name).stat().st_size > 500
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    return written_image(tmp_path)
 
 
-def test_the_same_command_twice_is_the_same_trace_byte_for_byte(tmp_path: Path, image: str) -> None:
-    traces = []
-    for seed in ("1", "2"):
+class Boots(NamedTuple):
+    """The same boot twice, each in a process with hashes of its own: `told` in words, `report` as
+    JSON. `image` and the two traces are in `folder`."""
+
+    folder: Path
+    image: str
+    told: str
+    report: dict[str, Any]
+    traces: tuple[bytes, bytes]
+
+
+@pytest.fixture(scope="module")
+def boots(tmp_path_factory: pytest.TempPathFactory) -> Boots:
+    folder = tmp_path_factory.mktemp("boots")
+    image = written_image(folder)
+    told, traces = [], []
+    for seed, more in (("1", ()), ("2", ("--json", "--report", "other"))):
         name = f"trace{seed}.jsonl"
-        done = septum(
-            "run", "--firmware", image, *SMALLEST, "--trace", name, cwd=tmp_path, hash_seed=seed
-        )
+        args = ("run", "--firmware", image, *SMALLEST, "--trace", name, *more)
+        done = septum(*args, cwd=folder, hash_seed=seed)
         assert done.returncode == 0, done.stderr
-        traces.append((tmp_path / name).read_bytes())
-    assert traces[0] == traces[1]
+        told.append(done.stdout)
+        traces.append((folder / name).read_bytes())
+        (folder / name).unlink()
+    return Boots(folder, image, told[0], json.loads(told[1]), (traces[0], traces[1]))
+
+
+def test_a_boot_ends_well_and_says_so(boots: Boots) -> None:
+    assert boots.told.startswith("HELD: boot of a TD with 384 MiB and 2 vCPUs")
+    assert max(len(line) for line in boots.told.splitlines()) <= 80
+    for name in ("report.txt", "report.json", "memory-login.svg"):
+        assert (boots.folder / "septum-report" / name).stat().st_size > 500
+
+
+def test_the_same_command_twice_is_the_same_trace_byte_for_byte(boots: Boots) -> None:
+    first, second = boots.traces
+    assert first == second
     for word in (
         b"TDH.MEM.PAGE.DEMOTE",
         b"tdx_sept_split_private_spte",
         b"kvm_mmu_split_huge_page",
     ):
-        assert word in traces[0]
+        assert word in first
 
 
 def test_another_seed_is_another_interleaving(tmp_path: Path, image: str) -> None:
     """Other vCPUs are in each other's way, so that other calls fail."""
 
     def run(seed: str) -> dict[str, dict[str, int]]:
-        args = ("--schedule", "random", "--seed", seed, "--json")
+        args = ("--schedule", "random", "--seed", seed, "--check", "end", "--json")
         done = septum("run", "--firmware", image, *SMALLEST, *args, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)["seamcalls"]
@@ -79,13 +102,13 @@ def test_another_seed_is_another_interleaving(tmp_path: Path, image: str) -> Non
     assert run("1") != run("2")
 
 
-def test_json_is_the_report_and_its_token_replays(tmp_path: Path, image: str) -> None:
-    done = septum("run", "--firmware", image, *SMALLEST, "--json", cwd=tmp_path)
-    report = json.loads(done.stdout)
+def test_json_is_the_report_and_its_token_replays(boots: Boots) -> None:
+    report = boots.report
     assert report["schema"] == "septum.report"
     assert report["stats"]["pages_2m"] > 100
     assert {p["name"] for p in report["promises"]} >= {"mirror", "teardown", "guest-data"}
-    again = septum("replay", report["token"], "--json", "--firmware", image, cwd=tmp_path)
+    words = ("replay", report["token"], "--json", "--firmware", boots.image)
+    again = septum(*words, cwd=boots.folder)
     assert again.returncode == 0, again.stderr
     replayed = json.loads(again.stdout)
     for key in ("stats", "seamcalls", "time_ns", "mrtd", "snapshots"):
@@ -138,29 +161,48 @@ BAD_OPTIONS = [
 ]
 
 
+@pytest.fixture
+def said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """The command as its process runs it: its exit code, and what it says on stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["septum", *args])
+        code = run_command()
+        return code, capfd.readouterr().err
+
+    return run
+
+
 @pytest.mark.parametrize("args", BAD_OPTIONS, ids=" ".join)
-def test_a_users_mistake_is_one_sentence_and_2(args: list[str], tmp_path: Path, image: str) -> None:
+def test_a_users_mistake_is_one_sentence_and_2(
+    args: list[str], tmp_path: Path, image: str, said: Callable[..., tuple[int, str]]
+) -> None:
     if args[0] == "run" and "--firmware" not in args:
         args = [*args, "--firmware", image]
-    done = septum(*args, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip()) > 20
+    code, told = said(*args)
+    assert code == 2, told
+    assert "Traceback" not in told
+    assert len(told.strip()) > 20
     assert not (tmp_path / "septum-report").exists()
 
 
-def test_files_that_are_no_firmware_say_what_would_be(tmp_path: Path) -> None:
+def test_files_that_are_no_firmware_say_what_would_be(
+    tmp_path: Path, said: Callable[..., tuple[int, str]]
+) -> None:
     for name, args in bad_images(tmp_path).items():
-        done = septum(*args, cwd=tmp_path)
-        assert done.returncode == 2, name
-        lines = done.stderr.strip().splitlines()
+        code, told = said(*args)
+        assert code == 2, name
+        lines = told.strip().splitlines()
         assert len(lines) == 1, lines
         assert name in lines[0]
 
 
 def test_a_report_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path, image: str) -> None:
     (tmp_path / "file").write_text("in the way")
-    done = septum("run", "--firmware", image, *SMALL, "--report", "file", cwd=tmp_path)
+    done = septum("run", "--firmware", image, *SMALLEST, "--report", "file", cwd=tmp_path)
     assert done.returncode == 2
     assert "--report" in done.stderr
 

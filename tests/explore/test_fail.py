@@ -116,6 +116,8 @@ def test_a_test_may_ask_for_it() -> None:
 
 
 ALL = ["convert-one-page", *BOUNDS, "--fail", SPLIT, "--fail", BUSY]
+EVERY = ("--strategy", "exhaustive")
+SOME = ("--strategy", "random", "--schedules", "40")
 
 
 def verdict_of(*more: str) -> dict[str, object]:
@@ -133,26 +135,26 @@ def found(verdict: dict[str, object]) -> list[str]:
 def test_a_search_goes_on_and_leaves_out_what_is_known() -> None:
     """All that is found, one of each kind; without the first of them the others; without all of
     them it holds, which is complete."""
-    nothing = verdict_of("--keep-going")
+    nothing = verdict_of(*SOME, "--keep-going")
     everything = found(nothing)
-    assert len(everything) > 1 and len(found(verdict_of())) == 1
+    assert len(everything) > 1 and len(found(verdict_of(*SOME))) == 1
     known = everything[0].partition(",")[0]
-    rest = found(verdict_of("--keep-going", "--ignore", known))
+    rest = found(verdict_of(*SOME, "--keep-going", "--ignore", known))
     assert rest == [text for text in everything if known not in text] and rest
     ignored: list[str] = []
     while found(nothing) and len(ignored) < 12:  # a run goes on, and may break more after that
         for text in found(nothing):
             ignored += ["--ignore", text.partition(": ")[0]]
-        nothing = verdict_of("--keep-going", *ignored)
+        nothing = verdict_of(*EVERY, "--keep-going", *ignored)
     assert (nothing["exit"], nothing["outcome"], nothing["complete"]) == (0, "held", True)
     assert not nothing["foreseen"] and nothing["ignored"]
-    told = " ".join(septum("explore", *ALL, *ignored).output.split())
+    told = " ".join(septum("explore", *ALL, *EVERY, *ignored).output.split())
     assert "breaks, and is ignored: all-or-nothing: " in told
 
 
 def test_what_was_found_beside_what_is_known_comes_again(tmp_path: Path) -> None:
     """Token and test come to the finding that counted."""
-    everything = found(verdict_of("--keep-going", "--check", "every-step"))
+    everything = found(verdict_of(*EVERY, "--keep-going", "--check", "every-step"))
     known = everything[0].partition(": ")[0]
     test = tmp_path / "test_it.py"
     verdict = verdict_of(
