@@ -43,6 +43,8 @@ SMALL = {
     "fault-against-fault": 1,
 }
 """Scenarios, and within how many preemptions."""
+QUICK = ("--strategy", "exhaustive", "--preemptions", "1")
+"""Words of a command that need not search long."""
 
 
 @pytest.fixture
@@ -71,12 +73,24 @@ def told_by_plain(name: str) -> set[str]:
     return judged(name, Strategy.PLAIN)
 
 
+@cache
+def told_by_search(name: str) -> set[str]:
+    """What a search tells as users have it, with nothing broken."""
+    return judged(name, Strategy.EXHAUSTIVE)
+
+
+@cache
+def told_by_fast(name: str) -> set[str]:
+    """What the fast judge tells, with all watched and nothing broken."""
+    return judged(name, Strategy.EXHAUSTIVE)
+
+
 @pytest.mark.usefixtures("all_watched")
 @pytest.mark.parametrize("name", SMALL)
 def test_the_judges_reach_the_same(name: str) -> None:
     """The plain search watches the events of every schedule; the fast one makes a step once, hears
     it from hooks, and leaves out what is alike."""
-    reached = judged(name, Strategy.EXHAUSTIVE)
+    reached = told_by_fast(name)
     assert reached == told_by_plain(name)
     assert {item.partition(":")[0] for item in reached} <= set(REACHED)
 
@@ -94,7 +108,7 @@ def test_a_search_that_hears_less_is_noticed(monkeypatch: pytest.MonkeyPatch, ki
 def test_a_race_that_kvm_notices_is_told(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
     """By both judges alike; with functions that notice nothing there is none."""
     name = {"mmu": "convert-against-fault-there", "tdp_mmu": "fault-against-fault"}[unit]
-    told = judged(name, Strategy.EXHAUSTIVE)
+    told = told_by_fast(name)
     assert told == told_by_plain(name)
     races = {item for item in told if item.startswith("race:")}
     assert {item.split(":")[1] for item in races} == {
@@ -117,7 +131,7 @@ def test_a_state_that_another_call_met_is_noticed(monkeypatch: pytest.MonkeyPatc
 
 def test_a_search_that_gives_up_its_reduction_tells_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also what only a few of its runs reach, none of which are left out."""
-    told = judged("accept-4k-against-2m", Strategy.EXHAUSTIVE)
+    told = told_by_search("busy-once")
 
     def gives_up(*_: object) -> None:
         raise Unfaithful("for a test")
@@ -125,11 +139,11 @@ def test_a_search_that_gives_up_its_reduction_tells_all(monkeypatch: pytest.Monk
     monkeypatch.setattr(GraphSearch, "walk", gives_up)
     monkeypatch.setattr(coverage, "WATCHED_FIRST", 1)
     monkeypatch.setattr(coverage, "WATCHED_EVERY", 1_000_000)
-    assert judged("accept-4k-against-2m", Strategy.EXHAUSTIVE) == told
+    assert judged("busy-once", Strategy.EXHAUSTIVE) == told
 
 
 def test_random_runs_reach_no_more_than_there_is() -> None:
-    everything = judged("accept-4k-against-2m", Strategy.EXHAUSTIVE)
+    everything = told_by_search("accept-4k-against-2m")
     for strategy in (Strategy.PCT, Strategy.RANDOM):
         verdict = searched("accept-4k-against-2m", strategy, preemptions=1, schedules=100)
         assert {item for item in verdict.coverage if item.startswith("sept:")}
@@ -237,10 +251,10 @@ def test_every_kind_is_counted() -> None:
 
 def test_the_command_tells_and_keeps_it(tmp_path: Path) -> None:
     """On the screen with `--coverage`, and in the folder of the report."""
-    given = ["explore", "convert-against-accept", "--preemptions", "1", "--report", str(tmp_path)]
+    given = ["explore", "busy-once", *QUICK, "--report", str(tmp_path)]
     plain, told = (CliRunner().invoke(app, [*given, *more]) for more in ([], ["--coverage"]))
     assert plain.exit_code == told.exit_code == 0
-    table = (tmp_path / "convert-against-accept-coverage.txt").read_text()
+    table = (tmp_path / "busy-once-coverage.txt").read_text()
     assert "MAPPED              TDX_SUCCESS" in table
     assert table in told.output and table not in plain.output
 
@@ -253,7 +267,7 @@ def test_one_of_several_is_a_witness_enough(tmp_path: Path) -> None:
     for witnesses, code in ((met, 0), (met + missed, 3)):
         path = tmp_path / "f.toml"
         path.write_text(f"{text}[expect]\nwitnesses = {witnesses}\n")
-        result = CliRunner().invoke(app, ["explore", str(path), "--preemptions", "1"])
+        result = CliRunner().invoke(app, ["explore", str(path), *QUICK])
         assert result.exit_code == code
         told = " ".join(result.output.split())
         assert (f"never reached: {', '.join(missed)}" in told) == bool(code)
