@@ -111,6 +111,71 @@ def test_a_slot_may_be_bound_while_its_memory_is_taken(world, checker, had, told
     assert world.texts() == [] if told else world.texts()[0].startswith("precise-zap: ")
 
 
+@pytest.mark.parametrize("had", [(), [(0, 0x200)]])
+@pytest.mark.parametrize("look", ["in a window", "at all"])
+def test_looks_while_memory_that_was_bound_meanwhile_is_taken(world, checker, had, look):
+    """Nobody is told of what was asked for, then or when it is pending again after that."""
+    bound = [*had]
+
+    def named():
+        return vm_spans(world.kvm, bound) if bound else {}
+
+    def looks():
+        if look == "at all":
+            checker.look_now("all")
+        else:
+            world.quiet(checker, 0x200, 0x400)
+
+    op = checker.operation_begin("hole", named(), Aim.TAKE, named)
+    bound.append((0x200, 0x400))
+    checker.slot_bound()
+    checker.slot_bound()  # by another slot, which names nothing more
+    world.unmap(0x200, 2)
+    looks()
+    checker.operation_end(op, 0)
+    world.map(0x200, 2, pending=True)
+    looks()
+    assert world.texts() == []
+    world.unmap(0x200, 2)
+    looks()
+    assert len(world.texts()) == 1
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_each_of_two_operations_under_way_may_take_what_it_asked_for(world, checker, first):
+    """Also when the other has ended, and been looked at."""
+    ops = [world.begin(checker, name, *at) for name, at in (("a", (0, 512)), ("b", (512, 1024)))]
+    checker.operation_end(ops.pop(first), 0)
+    checker.look_now("after the first")
+    world.unmap(0 if first else 0x200, 2)
+    checker.look_now("in the second")
+    checker.operation_end(ops[0], 0)
+    assert world.texts() == []
+    world.unmap(0x400, 2)
+    checker.look_now("after both")
+    assert f"(asked last: {ops[0]})" in world.texts()[0]
+
+
+@pytest.mark.parametrize("aim", [Aim.TAKE, Aim.TO_PRIVATE])
+def test_it_says_what_is_asked_for_meanwhile(world, checker, aim):
+    world.unmap(0x600, 2)
+    world.begin(checker, "convert", 0x200, 0x210, aim)
+    checker.look_now("meanwhile")
+    private = " to private" * (aim is Aim.TO_PRIVATE)
+    assert f"(asked: convert [0x200, 0x210){private})" in world.texts()[0]
+
+
+@pytest.mark.parametrize("after", ["once", "for good"])
+def test_what_an_operation_took_was_taken_once(world, checker, after):
+    """A look at it has seen what it took: what goes later was not asked for."""
+    convert(world, checker, 0x200, 0x400, lambda: None)
+    world.quiet(checker, 0x200, 0x400)
+    if after == "for good":
+        world.unmap(0x200, 2)
+        world.quiet(checker, 0x200, 0x400)
+    assert len(world.texts()) == (after == "for good")
+
+
 def map_pending(world, checker):
     """A fault maps it again."""
     world.map(0x200, 2, pending=True)

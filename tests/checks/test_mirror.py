@@ -154,6 +154,15 @@ def test_a_bugged_vm_may_differ(world):
     assert found(world) == []
 
 
+@pytest.mark.parametrize("what", ["no TD", "no S-EPT"])
+def test_without_a_sept_there_is_nothing_to_agree_with(world, what):
+    if what == "no TD":
+        world.module.tds.clear()
+    else:
+        world.td.root = None
+    assert found(world) == []
+
+
 def test_no_mirror_root_above_leaves(world):
     world.kvm.arch.tdp_mmu_roots.clear()
     (text,) = found(world)

@@ -107,7 +107,7 @@ class Locking(Promise):
         if known is None:
             known = self._inside[inner] = set()
         for outer, _ in task.held:
-            if outer.name not in known and outer is not lock:
+            if outer.name not in known:
                 known.add(outer.name)
                 self._take_inside(task, self._classes[outer.name], self._classes[inner])
 
