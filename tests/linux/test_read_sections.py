@@ -155,6 +155,13 @@ class GuestRunsInSrcu(KvmX86):
             super().kvm_vcpu_srcu_read_unlock(vcpu)
 
 
+class StaysLoaded(KvmMain):
+    """vcpu_put() is forgotten."""
+
+    def vcpu_put(self, vcpu):  # type: ignore[no-untyped-def]
+        """Nothing."""
+
+
 class SplitsOutsideOfRcu(TdpMmu):
     """Walks change tables without a read section."""
 
@@ -169,6 +176,11 @@ class SplitsOutsideOfRcu(TdpMmu):
     ("parts", "scenario", "text"),
     [
         ({"main": PrefaultStaysInSrcu}, "prefault-by-thread", "still holds vm1 srcu"),
+        (
+            {"main": StaysLoaded},
+            "prefault-by-thread",
+            "KVM_PRE_FAULT_MEMORY and has vm1 vcpu0 loaded",
+        ),
         ({"x86": GuestRunsInSrcu}, "convert-one-page", "illegal vCPU srcu_idx LOCK"),
         ({"tdp_mmu": SplitsOutsideOfRcu}, "convert-one-page", "suspicious RCU usage"),
     ],

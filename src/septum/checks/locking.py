@@ -34,10 +34,11 @@ SYNCHRONIZED_INSIDE = ("vm# lock", "vm# vcpu# mutex", "vm# slots_lock")
 
 class Locking(Promise):
     """Lock order has no cycle; nothing sleeps or allocates with waiting under a spinning lock;
-    documented assertions hold; who returns to user space holds no lock.
+    documented assertions hold; who returns to user space holds no lock, and has no vCPU loaded.
 
     On real hardware the first is a deadlock under load, the second "BUG: scheduling while atomic",
-    the third a race that lockdep would have named, and the last a lock that is never free again.
+    the third a race that lockdep would have named, and the last a lock that is never free again, or
+    a preempt notifier that stays in the task's list.
     """
 
     # Sleeping in atomic context and lockdep assertions are reported where they happen: by the
@@ -60,6 +61,9 @@ class Locking(Promise):
         " free, or nobody can ever take it.",
         ".* takes .* while it holds ": "On real hardware it is a deadlock under load: two tasks"
         " wait for each other for ever.",
+        ".* has .* loaded": "On real hardware the vCPU's preempt notifier stays in the task's list,"
+        " which is corrupted when a vCPU is loaded again; and kvm_get_running_vcpu() names a vCPU"
+        " that does not run, whose caches others then use.",
         ".* still holds ": "On real hardware lockdep prints"
         ' "lock held when returning to user space!"; whoever wants the lock waits for ever.',
     }
@@ -84,8 +88,15 @@ class Locking(Promise):
         sim.lock_observer = self._observe
 
     def returned(self, name: str) -> None:
-        """Back in user space no lock is held, and no SRCU is read."""
-        task = self.checker.world.sim.current
+        """Back in user space no lock is held, no SRCU is read, and no vCPU is loaded."""
+        world = self.checker.world
+        task = world.sim.current
+        if world.host.main.state.running_vcpu:
+            vcpu = world.host.main.kvm_get_running_vcpu()
+            if vcpu is not None:
+                loaded = f"vm{vcpu.kvm.id} vcpu{vcpu.vcpu_id}"
+                text = f"{task.name} has ended {name} and has {loaded} loaded"
+                self.broken(("loaded", task.name), text)
         if not task.held:
             return
         kept = ", ".join(lock.name for lock, _ in task.held)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.designs.bugs._seeded import seeded
+from septum.linux.kvm.lpage import LPAGE_LEVELS, set_lpage_info_slot
+from septum.linux.kvm.mmu import KvmMmu
 from septum.linux.kvm.tdp_mmu import TdpMmu
 from septum.linux.kvm.tdx import KvmTdxUnit
 from septum.linux.kvm.types import KvmGfnRange
@@ -126,6 +128,18 @@ class LevelOffByOne(KvmTdxUnit):
         return max(level - 1, 0)
 
 
+class SlotEndUnmarked(KvmMmu):
+    """lpage_info does not know of the frame that a slot ends in."""
+
+    __slots__ = ()
+
+    def kvm_alloc_memslot_metadata(self, kvm: Kvm, slot: KvmMemorySlot) -> int:
+        ret = super().kvm_alloc_memslot_metadata(kvm, slot)
+        for level in LPAGE_LEVELS:
+            set_lpage_info_slot(slot.end_gfn - 1, slot, level, 0)
+        return ret
+
+
 DESIGNS = (
     seeded(
         "frozen-ignored",
@@ -207,5 +221,13 @@ DESIGNS = (
         "accept-level-prefault",
         "progress",
         tdx=LevelOffByOne,
+    ),
+    seeded(
+        "slot-end-unmarked",
+        "x86.c kvm_alloc_memslot_metadata()",
+        "2 MB may be mapped where a memslot ends within them",
+        "odd-slots-huge-folio",
+        "mapping-in-folio",
+        mmu=SlotEndUnmarked,
     ),
 )

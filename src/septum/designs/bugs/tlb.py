@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from septum.abi.kvm import KVM_REQ_OUTSIDE_GUEST_MODE
 from septum.designs.bugs._seeded import seeded
+from septum.linux.kvm.main import KvmMain
 from septum.linux.kvm.tdx import KvmTdxUnit
 
 if TYPE_CHECKING:
-    from septum.linux.kvm.types import Kvm
+    from septum.linux.kvm.types import Kvm, KvmVcpu
 
 
 class NoTrack(KvmTdxUnit):
@@ -70,6 +71,15 @@ class BarredLate(KvmTdxUnit):
         kvm.tdx.wait_for_sept_zap = True
 
 
+class KickOnlyWakes(KvmMain):
+    """A signal wakes a vCPU that halts, and does not interrupt one that is in its guest."""
+
+    __slots__ = ()
+
+    def kvm_vcpu_kick(self, vcpu: KvmVcpu) -> None:
+        self.kvm_vcpu_wake_up(vcpu)
+
+
 DESIGNS = (
     seeded(
         "no-track",
@@ -118,5 +128,13 @@ DESIGNS = (
         "accept-against-block",
         "no-bug",
         tdx=BarredLate,
+    ),
+    seeded(
+        "kick-only-wakes",
+        "kvm_main.c kvm_vcpu_kick()",
+        "A signal for a vCPU that is in its guest sends no IPI: it leaves when it likes",
+        "destroy-halted",
+        "progress",
+        main=KickOnlyWakes,
     ),
 )
