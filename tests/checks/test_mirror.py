@@ -110,6 +110,27 @@ def test_a_frozen_entry_of_what_is_free(tiny, nr_mapped):
     assert text.endswith("the S-EPT has FREE (0x80e0000000000000), and nobody holds mmu_lock")
 
 
+@pytest.mark.parametrize("seen", ["at all", "in a window"])
+def test_a_step_looks_at_what_was_frozen_before(tiny, seen):
+    """What ends a freeze is looked at, though the table did not agree when it was looked at last:
+    another frame than the S-EPT has is seen at once."""
+    world = tiny()
+    world.map(5, 1)
+    checker = world.checker(["mirror"])
+    checker.mode = "every-step"
+    checker.look_now("before")
+    world.kvm.mmu_lock.read_lock()
+    world.set_mirror(5, 1, FROZEN_SPTE)
+    if seen == "at all":
+        checker.look_now("frozen")
+    else:
+        world.quiet(checker, 5, 6)
+    world.set_mirror(5, 1, make_spte(world.pfn_of(6), 1, False, True))
+    checker._step("after")
+    (text,) = world.texts()
+    assert "GFN 0x5 at 4K: the mirror has a leaf, PFN 0x40006" in text
+
+
 def test_the_entry_that_a_writer_changes_may_differ_and_no_other(world):
     world.set_mirror(0x402, 1, SHADOW_NONPRESENT_VALUE)
     checker = world.checker(["mirror"])

@@ -160,12 +160,12 @@ class Pair:
 class TwoTables:
     """The S-EPT of a VM beside KVM's mirror of it."""
 
-    __slots__ = ("_alike", "_found", "_links", "_pairs", "_unlike", "_vm", "_whole")
+    __slots__ = ("_compared", "_found", "_links", "_pairs", "_unlike", "_vm", "_whole")
 
     def __init__(self, vm: VmView) -> None:
         self._vm = vm
-        # By PFN of the S-EPT page: tables in which all entries agreed, none of them frozen.
-        self._alike: dict[int, Pair] = {}
+        # By PFN of the S-EPT page: tables as they were compared last.
+        self._compared: dict[int, Pair] = {}
         # All tables that the last walk came to, each before those below, and what led there; none
         # when it did not come everywhere.
         self._pairs: list[Pair] = []
@@ -175,12 +175,12 @@ class TwoTables:
         self._found: list[Difference] = []
 
     def changed(self) -> list[tuple[int, int]]:
-        """[first, end) GFNs of the mirror tables that do not hold what they held when they agreed
-        with the S-EPT."""
+        """[first, end) GFNs of the mirror tables that do not hold what they held when they were
+        compared with the S-EPT."""
         tables = self._vm.world.machine.tables
         contents = self._vm.reader.contents
         spans = []
-        for pair in self._alike.values():
+        for pair in self._compared.values():
             spt = pair.spt
             if spt.written == pair.spt_written:
                 continue
@@ -210,7 +210,7 @@ class TwoTables:
         self._walk(sept, spt, level, 0, window)
         if everything:
             # Of tables that are not there any more nothing is remembered.
-            self._alike = {pair.sept.pfn: pair for pair in self._pairs if not pair.unlike}
+            self._compared = {pair.sept.pfn: pair for pair in self._pairs}
             if not self._whole:
                 self._pairs = []
             self._note_unlike()
@@ -259,16 +259,13 @@ class TwoTables:
         pair.held = (mirror, sept)
         pair.sept_written, pair.spt_written = pair.sept.written, pair.spt.written
         pair.children, pair.unlike = compare(mirror, sept, pair.level, self._vm.hpa_mask)
-        if pair.unlike:
-            self._alike.pop(pair.sept.pfn, None)
-        else:
-            self._alike[pair.sept.pfn] = pair
+        self._compared[pair.sept.pfn] = pair
 
     def _walk(
         self, sept: TablePage, spt: TablePage, level: int, base_gfn: int, window: tuple[int, int]
     ) -> None:
         """Two tables of TDX level `level` that map from `base_gfn`, and all below them."""
-        pair = self._alike.get(sept.pfn)
+        pair = self._compared.get(sept.pfn)
         if (
             pair is None
             or pair.sept is not sept
@@ -278,6 +275,7 @@ class TwoTables:
         ):
             pair = Pair(sept, spt, level, base_gfn)
             self._read(pair)
+        if pair.unlike:
             self._add_unlike(pair)
         if window == EVERYTHING:
             self._pairs.append(pair)

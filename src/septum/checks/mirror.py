@@ -105,7 +105,7 @@ class Mirror(Promise):
         return both.differences(td.root, root.spt, td.root_level, window)
 
     def changed(self, vm: VmView) -> list[tuple[int, int]]:
-        """Mirror tables that do not hold what they held when they agreed with the S-EPT."""
+        """Mirror tables that do not hold what they held when they were compared last."""
         both = self._tables.get(vm.name)
         if both is None or vm.kvm.vm_bugged or vm.mirror_root() is None:
             return []  # a look would not compare them
