@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 from processes import septum
 
+QUICK = ("--strategy", "exhaustive", "--preemptions", "0", "--workers", "1", "--no-watch")
+"""Words of a search in which a lock that is taken wrongly is met at once."""
+
 KEEPS = """from septum.linux.kvm.guest_memfd import GuestMemfd
 
 class Keeps(GuestMemfd):
@@ -20,7 +23,7 @@ class Keeps(GuestMemfd):
 def test_a_host_that_keeps_a_lock_breaks_a_promise(tmp_path: Path) -> None:
     """At the end of the ioctl; who looks away there meets who waits for the lock in vain."""
     (tmp_path / "mine.py").write_text(KEEPS)
-    command = ("explore", "convert-one-page", "--design", "mine.py:Keeps", "--no-watch")
+    command = ("explore", "convert-one-page", "--design", "mine.py:Keeps", *QUICK)
     found = septum(*command, cwd=tmp_path)
     assert found.returncode == 1, found.stderr
     text = " ".join(found.stdout.split())
@@ -45,13 +48,13 @@ class Releases(GuestMemfd):
 def test_a_host_that_releases_what_it_does_not_hold_breaks_a_promise(tmp_path: Path) -> None:
     """On an error path, too; who looks away there has the lock as it was."""
     (tmp_path / "mine.py").write_text(RELEASES)
-    command = ("explore", "punch-enomem", "--design", "mine.py:Releases", "--no-watch")
+    command = ("explore", "punch-enomem", "--design", "mine.py:Releases", *QUICK)
     found = septum(*command, cwd=tmp_path)
     assert found.returncode == 1, found.stderr
     text = " ".join(found.stdout.split())
     assert "host.punch releases invalidate_lock vm1.0 for writing, which it does not hold" in text
     assert 'lockdep prints "WARNING: bad unlock balance detected!"' in text
-    away = septum(*command, "--ignore", "locking: ", "--preemptions", "0", cwd=tmp_path)
+    away = septum(*command, "--ignore", "locking: ", cwd=tmp_path)
     assert "complete: all with 0 preemptions, 1 failure" in away.stdout
     assert "BROKEN" not in away.stdout
 

@@ -152,7 +152,9 @@ def test_random_runs_reach_no_more_than_there_is() -> None:
 
 def test_workers_reach_the_same() -> None:
     one, two = (
-        set(searched("accept-4k-against-2m", Strategy.AUTO, workers=workers).coverage)
+        set(
+            searched("accept-4k-against-2m", Strategy.AUTO, preemptions=1, workers=workers).coverage
+        )
         for workers in (1, 2)
     )
     assert one == two
@@ -205,7 +207,7 @@ def test_a_comparison_is_no_error() -> None:
 def test_what_is_reached_is_a_witness() -> None:
     """Every item has a name that a scenario may ask for; the names are read from the sources."""
     for name in SMALL:
-        items = sorted(searched(name, Strategy.RANDOM, schedules=60).coverage)
+        items = sorted(searched(name, Strategy.RANDOM, schedules=25).coverage)
         quoted = ", ".join(f'"{item}"' for item in items)
         text = f'summary = "s"\nsetup = ["host: wake vcpu0"]\n[expect]\nwitnesses = [{quoted}]\n'
         check_names(read_scenario("f", text, "f.toml"), find_design("v3"))

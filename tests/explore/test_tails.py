@@ -2,6 +2,7 @@
 as sums, runs that are not logged. Each must come to what the long way comes to."""
 
 import itertools
+from functools import cache
 
 import pytest
 
@@ -35,6 +36,12 @@ def search(name, preemptions=1):  # type: ignore[no-untyped-def]
         searcher.close()
 
 
+@cache
+def searched_whole():  # type: ignore[no-untyped-def]
+    """What a search of the first scenario comes to, with nothing broken and nothing counted."""
+    return search(SCENARIOS[0])
+
+
 def counting(monkeypatch, owner, name, count):  # type: ignore[no-untyped-def]
     """What `count` makes of the result and the arguments of each call of a function, in a list."""
     counted = []
@@ -60,7 +67,7 @@ def test_tails_walked_without_nodes_lead_to_the_same_ends(name, monkeypatch) -> 
 
 def test_tails_that_do_not_tell_what_they_touched_are_noticed(monkeypatch) -> None:
     """Who was passed over is tried where a tail depends on it: else ends are lost."""
-    whole = search(SCENARIOS[0])
+    whole = searched_whole()
     monkeypatch.setattr(tails, "add_to", lambda below, task, masks: None)
     lost = search(SCENARIOS[0])
     assert lost[0] < whole[0]
@@ -78,7 +85,7 @@ def test_steps_in_a_row_made_as_one_lead_to_the_same_ends(monkeypatch) -> None:
 
 
 def test_steps_in_a_row_that_do_not_tell_what_they_rest_on_are_noticed(monkeypatch) -> None:
-    whole = search(SCENARIOS[0])
+    whole = searched_whole()
     monkeypatch.setattr(tails, "_seen", lambda steps, state: state.seen({}))
     monkeypatch.setattr(Searcher, "_plain", lambda self, job, result: None)
     assert breaks_or_differs(SCENARIOS[0], whole)
@@ -86,7 +93,7 @@ def test_steps_in_a_row_that_do_not_tell_what_they_rest_on_are_noticed(monkeypat
 
 def test_who_is_passed_over_where_something_is_touched_is_tried(monkeypatch) -> None:
     """Only steps that touch nothing need nobody else before them."""
-    whole = search(SCENARIOS[0])
+    whole = searched_whole()
     slide = graph.slide
 
     def careless(node, state, transitions):  # type: ignore[no-untyped-def]
@@ -126,7 +133,7 @@ def test_runs_that_go_on_only_for_what_is_not_known_learn_the_same(monkeypatch) 
 
 
 def test_a_run_that_goes_on_otherwise_than_foreseen_is_noticed(monkeypatch) -> None:
-    whole = search(SCENARIOS[0])
+    whole = searched_whole()
     foresee = Recording._foresee
     monkeypatch.setattr(Recording, "_foresee", lambda self, ring: foresee(self, ring[::-1]))
     monkeypatch.setattr(Searcher, "_plain", lambda self, job, result: None)

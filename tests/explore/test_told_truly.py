@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from septum.abi.leaves import TDH_MEM_RANGE_BLOCK
@@ -51,13 +52,19 @@ def test_a_page_that_was_not_accepted_because_its_frame_is_not_alike(tmp_path: P
     assert "(TDG.MEM.PAGE.ACCEPT of vcpu0) returned TDX_PAGE_SIZE_MISMATCH|1 No passing" in story
 
 
-def test_of_two_vms_on_one_file_what_was_asked_is_told_once() -> None:
-    story = told("explore", "two-vms-straddling", "--design", "bug-split-first-vm-only")
+@pytest.fixture(scope="module")
+def of_two_vms() -> str:
+    """The story of a host that splits for the first of two VMs."""
+    return told("explore", "two-vms-straddling", "--design", "bug-split-first-vm-only")
+
+
+def test_of_two_vms_on_one_file_what_was_asked_is_told_once(of_two_vms: str) -> None:
+    story = of_two_vms
     assert "(asked: KVM_SET_MEMORY_ATTRIBUTES2 [0x801f4, 0x80258))" in story
 
 
-def test_of_two_vms_each_step_says_whose_it_is() -> None:
-    story = told("explore", "two-vms-straddling", "--design", "bug-split-first-vm-only")
+def test_of_two_vms_each_step_says_whose_it_is(of_two_vms: str) -> None:
+    story = of_two_vms
     assert "vm1 (a) GFN 0x80200+0x200: private, not mapped vm2 (b) GFN 0x80200" in story
     assert "mirror SPTE of vm1 gfn 0x80000 2M: page 0x" in story
     assert "split gfn 0x80000 2M for conversion" in story

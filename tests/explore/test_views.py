@@ -130,7 +130,7 @@ def test_a_search_to_which_looks_are_nothing_misses_it(
     ],
 )
 def test_the_judges_agree_where_promises_look(name: str, design: str, check: "Mode") -> None:
-    failures = int(design != "v3" and name != "convert-against-fault")
+    failures = int(design == "bug-not-frozen")
     plain = searched(name, 1, failures, limit=20_000, design=design, check=check)
     fast = searched(name, 1, failures, design=design, check=check)
     assert fast and plain
