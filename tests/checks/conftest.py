@@ -82,7 +82,7 @@ class TinyWorld:
             kvms={},
             page_private={},
             params=HostParams(),
-            main=None,
+            main=SimpleNamespace(state=SimpleNamespace(running_vcpu={})),
             gmem=None,
             x86=None,
             mmu=None,
