@@ -59,12 +59,19 @@ class SlotsForget(KvmMmu):
         """Nothing."""
 
 
-def texts(monkeypatch, vm: str, then: str, setup: str = "", **units: type) -> list[str]:
-    """What `mapping-in-folio` says of a host of these units."""
+def texts(
+    monkeypatch,
+    vm: str,
+    then: str,
+    setup: str = "",
+    promise: str = "mapping-in-folio",
+    **units: type,
+) -> list[str]:
+    """What a promise says of a host of these units."""
     monkeypatch.setitem(designs(), "broken", Design("broken", "", "", on_v3(**units)))
     text = f"{setup}\n{SCENARIO.format(vm=vm, then=then)}"
     outcome = run_scenario(read_scenario("mapped", text, "mapped"), "broken")
-    return [f.text for f in outcome.findings if f.promise == "mapping-in-folio"]
+    return [f.text for f in outcome.findings if f.promise == promise]
 
 
 TO_SHARED = 'setup = ["host: set-attributes pages 0-2 to shared"]'
@@ -112,3 +119,26 @@ def test_another_page_than_is_mapped(monkeypatch):
 def test_a_file_that_is_closed_under_a_slot(monkeypatch):
     found = texts(monkeypatch, IN_PLACE, "close memory", gmem=FileForgets)
     assert "but no guest_memfd is there" in found[0]
+
+
+class NotFlushed(KvmMain):
+    """The MMU notifier zaps, and lets vCPUs go on with what they have cached."""
+
+    def kvm_flush_remote_tlbs(self, kvm):
+        """Nothing."""
+
+
+NOT_FLUSHED = {
+    "discarded": ("", "discard page 0", TO_SHARED, "no page of user space is at address 0x"),
+    "converted": (IN_PLACE, "set-attributes page 0 to private", "", "pages under it are private"),
+    "punched": (IN_PLACE, "punch page 0", "", "no page of guest_memfd is at index 0x0"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_FLUSHED)
+def test_what_a_processor_has_cached_of_it_is_flushed_before(case, monkeypatch):
+    vm, then, setup, why = NOT_FLUSHED[case]
+    assert texts(monkeypatch, vm, then, setup, promise="tlb") == []
+    found = texts(monkeypatch, vm, then, setup, promise="tlb", main=NotFlushed)
+    assert "can still use its 4K translation of shared GFN 0x80000 to PFN" in found[0]
+    assert why in found[0]

@@ -26,6 +26,9 @@ CONSEQUENCE = (
     " freed, the guest corrupts what the host keeps there."
 )
 
+Wrong = tuple[int, str, str]
+"""(GFN, kind of mistake, words)."""
+
 
 class SharedLeaves:
     """Looks at the shared EPTs of the VMs, and tells `broken` (cause, text) what is wrong."""
@@ -40,8 +43,7 @@ class SharedLeaves:
         """Each leaf in [first_gfn, end_gfn) lies in a slot, in memory that is shared, and maps the
         frames that the slot's guest_memfd, or user space, has there.
 
-        KVM zaps it before any of that changes. While somebody holds slots_lock, a slot or a file
-        may be on its way out; so is a file that was closed, and has no attributes any more.
+        KVM zaps it before any of that changes.
         """
         ept = self._epts.get(vm.name)
         if ept is None:
@@ -52,42 +54,49 @@ class SharedLeaves:
                 self._look_at_run(vm, inside)
 
     def _look_at_run(self, vm: VmView, run: LeafRun) -> None:
-        gfn, nr, _, _, pfn = run
-        end = gfn + nr
-        while gfn < end:
-            slot = vm.slot_at(gfn)
-            if slot is None or _has_lost_its_file(slot):
-                if not vm.kvm.slots_lock.locked():
-                    what = "memslot" if slot is None else "guest_memfd"
-                    self._wrong(vm, run, gfn, "slot", f"no {what} is there")
-                return
-            if slot.gmem_file is not None and not slot.gmem_file.f_count:
-                gfn = slot.end_gfn
-                continue
-            attributes, stop = vm.attributes(slot, gfn)
-            stop = min(end, stop, slot.end_gfn)
-            if attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE:
-                private = pages_text(gfn, stop)
-                self._wrong(vm, run, gfn, "private", f"pages under it are private: {private}")
-                return
-            for at in range(gfn, stop):
-                kind, why = _why_not(vm, slot, at, pfn + at - run[0])
-                if why:
-                    self._wrong(vm, run, at, kind, why)
-                    return
-            gfn = stop
-
-    def _wrong(self, vm: VmView, run: LeafRun, gfn: int, kind: str, why: str) -> None:
-        """The leaf of `run` that maps `gfn` is wrong: `why`. Of each `kind` of mistake in a VM the
-        first is told."""
-        first_gfn, _, level, _, first_pfn = run
+        """Of each kind of mistake in a VM the first is told."""
+        gfn, nr, level, _, pfn = run
+        wrong = why_not_shared(vm, gfn, nr, pfn)
+        if wrong is None:
+            return
+        at, kind, why = wrong
         pages = PAGES_PER_HPAGE[level]
-        into_run = (gfn - first_gfn) // pages * pages
+        into_run = (at - gfn) // pages * pages
         self._broken(
             (vm.name, "shared EPT", kind),
             f"{vm.name}: the {level_text(level)} leaf of the shared EPT at GFN "
-            f"{first_gfn + into_run:#x} maps PFN {first_pfn + into_run:#x}, but {why}",
+            f"{gfn + into_run:#x} maps PFN {pfn + into_run:#x}, but {why}",
         )
+
+
+def why_not_shared(vm: VmView, first_gfn: int, nr: int, first_pfn: int) -> Wrong | None:
+    """Why the guest may not have `nr` frames from `first_pfn` as shared memory at `first_gfn`; None
+    if it may.
+
+    While somebody holds slots_lock, a slot or a file may be on its way out; so is a file that was
+    closed, and has no attributes any more.
+    """
+    gfn, end = first_gfn, first_gfn + nr
+    while gfn < end:
+        slot = vm.slot_at(gfn)
+        if slot is None or _has_lost_its_file(slot):
+            if vm.kvm.slots_lock.locked():
+                return None
+            what = "memslot" if slot is None else "guest_memfd"
+            return gfn, "slot", f"no {what} is there"
+        if slot.gmem_file is not None and not slot.gmem_file.f_count:
+            gfn = slot.end_gfn
+            continue
+        attributes, stop = vm.attributes(slot, gfn)
+        stop = min(end, stop, slot.end_gfn)
+        if attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE:
+            return gfn, "private", f"pages under it are private: {pages_text(gfn, stop)}"
+        for at in range(gfn, stop):
+            kind, why = _why_not(vm, slot, at, first_pfn + at - first_gfn)
+            if why:
+                return at, kind, why
+        gfn = stop
+    return None
 
 
 def _has_lost_its_file(slot: KvmMemorySlot) -> bool:

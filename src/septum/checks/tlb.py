@@ -5,10 +5,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import TYPE_CHECKING
 
-from septum.abi.kvm import PAGES_PER_HPAGE
+from septum.abi.kvm import KVM_REQ_TLB_FLUSH, PAGES_PER_HPAGE
 from septum.abi.sept import PS
 from septum.checks.promise import Promise
 from septum.checks.sept import END_GFN
+from septum.checks.shared_leaves import why_not_shared
 from septum.checks.text import entry_text, level_text
 from septum.module.state import Vcpu
 
@@ -34,7 +35,8 @@ class StaleTlb(Promise):
         """Every usable translation of the TD leads to frames that the S-EPT has at those GFNs.
 
         An entry that is blocked still counts: its frame is not free before it is removed. One that
-        was split counts as long as all of its frames are still there.
+        was split counts as long as all of its frames are still there. A shared one leads to what
+        is shared, and there.
         """
         tag = vm.tdr_pfn
         cached = [lp for lp in vm.world.machine.lps if lp.tlb.entries_of(tag)]
@@ -48,7 +50,9 @@ class StaleTlb(Promise):
         for lp in lps:
             for entry in lp.tlb.entries_of(tag):
                 gfn = entry.gfn
-                if first_gfn < gfn + PAGES_PER_HPAGE[entry.level] and gfn < end_gfn:
+                if gfn & vm.kvm.arch.gfn_direct_bits:
+                    self._check_shared(vm, lp, entry, first_gfn, end_gfn)
+                elif first_gfn < gfn + PAGES_PER_HPAGE[entry.level] and gfn < end_gfn:
                     self._check(vm, lp, entry, runs, bisect_right(starts, gfn) - 1)
 
     def _usable(self, td: Td, lps: list[LogicalProcessor]) -> list[LogicalProcessor]:
@@ -87,6 +91,22 @@ class StaleTlb(Promise):
             found = vm.walk(at)[1] if vm.has_key() else 0
             self._stale(vm, lp, entry, at, found)
 
+    def _check_shared(
+        self, vm: VmView, lp: LogicalProcessor, entry: TlbEntry, first_gfn: int, end_gfn: int
+    ) -> None:
+        """KVM flushes before the page is anybody else's, with a request to each vCPU."""
+        gfn = entry.gfn & ~vm.kvm.arch.gfn_direct_bits
+        pages = PAGES_PER_HPAGE[entry.level]
+        if not (first_gfn < gfn + pages and gfn < end_gfn) or _flush_is_due(vm, lp):
+            return
+        wrong = why_not_shared(vm, gfn, pages, entry.pfn)
+        if wrong is not None:
+            self.broken(
+                (vm.name, lp.id, entry.gfn, entry.level),
+                f"{vm.name}: cpu{lp.id} can still use its {level_text(entry.level)} translation of "
+                f"shared GFN {gfn:#x} to PFN {entry.pfn:#x}, though {wrong[2]}",
+            )
+
     def _stale(
         self, vm: VmView, lp: LogicalProcessor, entry: TlbEntry, gfn: int, found: int
     ) -> None:
@@ -98,3 +118,10 @@ class StaleTlb(Promise):
             f"{entry.gfn:#x} to PFN {entry.pfn:#x}, though GFN {gfn:#x} in it {what} "
             f"(S-EPT: {now})",
         )
+
+
+def _flush_is_due(vm: VmView, lp: LogicalProcessor) -> bool:
+    """Each vCPU of the VM that might go on at `lp` flushes all of it before."""
+    return lp.guest is None and all(
+        KVM_REQ_TLB_FLUSH in vcpu.requests for vcpu in vm.kvm.vcpus if vcpu.cpu == lp.id
+    )

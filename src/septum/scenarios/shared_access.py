@@ -23,12 +23,15 @@ PRESENT = 7
 HUGE = 1 << 7
 READ = 1
 WRITE = 2
+SHARED_HKID = 0
+"""The key of shared memory: none, or that of TME."""
 
 
-def shared_walk(module: Module, lp: LogicalProcessor, gpa: int) -> int | None:
-    """The PFN that the shared EPT has for `gpa` (with its shared bit); None when not present.
+def shared_walk(module: Module, lp: LogicalProcessor, gpa: int) -> tuple[int, int] | None:
+    """(KVM level, first PFN) of the page that the shared EPT has at `gpa` (with its shared bit);
+    None when not present.
 
-    MODEL: a root of 4 levels; the TLB keeps no translations of shared memory.
+    MODEL: a root of 4 levels.
     """
     vcpu = lp.guest
     assert isinstance(vcpu, Vcpu)
@@ -43,9 +46,31 @@ def shared_walk(module: Module, lp: LogicalProcessor, gpa: int) -> int | None:
             return None
         pfn = (entry & PFN_MASK) >> 12
         if level == 1 or entry & HUGE:
-            return pfn + (gpa >> 12 & (1 << 9 * (level - 1)) - 1)
+            return level, pfn
         table = module.machine.tables.get(pfn)
     return None
+
+
+def shared_translate(module: Module, lp: LogicalProcessor, gpa: int) -> int | None:
+    """The PFN that `lp` takes for `gpa` (with its shared bit): what its TLB keeps, else what the
+    shared EPT has, which is kept from then on; None when not present.
+
+    The processor tags translations of shared memory with the private EPTP, so that what flushes a
+    TD's private ones flushes these, too. Source: vmx/tdx.c tdx_flush_tlb_current().
+    """
+    vcpu = lp.guest
+    assert isinstance(vcpu, Vcpu)
+    tag, gfn = vcpu.td.tdr_pfn, gpa >> 12
+    cached = lp.tlb.lookup(tag, gfn)
+    if cached is not None:
+        return cached.pfn + gfn - cached.gfn
+    found = shared_walk(module, lp, gpa)
+    if found is None:
+        return None
+    level, pfn = found
+    into = gfn & (1 << 9 * (level - 1)) - 1
+    lp.tlb.insert(tag, gfn - into, level, pfn, True, SHARED_HKID)
+    return pfn + into
 
 
 def shared_access(cpu: TdGuestCpu, gpa: int, token: int | None) -> int:
@@ -63,7 +88,7 @@ def shared_access(cpu: TdGuestCpu, gpa: int, token: int | None) -> int:
         lp = cpu.context.lp
         assert lp is not None
         lp = cpu.machine.poll_interrupts(lp)
-        pfn = shared_walk(module, lp, address)
+        pfn = shared_translate(module, lp, address)
         if pfn is not None:
             if token is not None:
                 cpu.machine.mem.write(pfn, 0, token)

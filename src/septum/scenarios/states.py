@@ -19,7 +19,7 @@ from septum.abi.spte import (
     is_last_spte,
     is_shadow_present_pte,
 )
-from septum.abi.types import PAGE_SHIFT
+from septum.abi.types import PAGE_SHIFT, Pfn
 from septum.checks.sept import content
 from septum.checks.view import VmView
 from septum.module.pamt import PT_PAMT
@@ -155,7 +155,12 @@ class StateWatcher:
     def look(self) -> WorldState:
         """The state now."""
         world = self.world
-        tlbs = {lp.id: tuple(_merged(_cached(lp))) for lp in world.machine.lps}
+        shared = {
+            vm.tdx.tdr_page: vm.arch.gfn_direct_bits
+            for vm in world.host.kvms.values()
+            if vm.tdx.tdr_page is not None
+        }
+        tlbs = {lp.id: tuple(_merged(_cached(lp, shared))) for lp in world.machine.lps}
         return WorldState(
             vms={
                 f"vm{number}": self._vm(self._view(number, kvm))
@@ -213,12 +218,16 @@ class StateWatcher:
         return found
 
 
-def _cached(lp: LogicalProcessor) -> list[Pages]:
-    """What the TLB of `lp` translates, ascending."""
-    return [
-        Pages(e.gfn, e.gfn + PAGES_PER_HPAGE[e.level], e.level, "cached", e.pfn)
-        for e in sorted(lp.tlb.entries(), key=lambda e: (e.tag, e.gfn))
-    ]
+def _cached(lp: LogicalProcessor, shared_bits: dict[Pfn, int]) -> list[Pages]:
+    """What the TLB of `lp` translates, private memory before shared, each ascending.
+    `shared_bits` by TDR."""
+    found = []
+    for e in sorted(lp.tlb.entries(), key=lambda e: (e.tag, e.gfn)):
+        bit = e.gfn & shared_bits.get(Pfn(e.tag), 0)
+        gfn = e.gfn & ~bit
+        state = "cached as shared" if bit else "cached"
+        found.append(Pages(gfn, gfn + PAGES_PER_HPAGE[e.level], e.level, state, e.pfn))
+    return found
 
 
 def _pamt(world: World) -> dict[int, str]:

@@ -135,6 +135,9 @@ class FakeTdx(Unit):
 class FakeGmem(Unit):
     """guest_memfd: one folio of `order` behind every GFN."""
 
+    def tdx_flush_tlb_current(self, vcpu: KvmVcpu) -> None:
+        """Nothing."""
+
     def __init__(self, host: Host) -> None:
         super().__init__(host)
         self.order = 9

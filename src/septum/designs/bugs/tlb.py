@@ -1,4 +1,4 @@
-"""BLOCK, TRACK, kick, and the second attempt with all vCPUs kept out."""
+"""BLOCK, TRACK, kick, the second attempt with vCPUs kept out, and the flush of shared memory."""
 
 from __future__ import annotations
 
@@ -80,6 +80,15 @@ class KickOnlyWakes(KvmMain):
         self.kvm_vcpu_wake_up(vcpu)
 
 
+class SharedNotFlushed(KvmMain):
+    """vCPUs go on with what they have cached of the shared EPT."""
+
+    __slots__ = ()
+
+    def kvm_flush_remote_tlbs(self, kvm: Kvm) -> None:
+        """Nothing."""
+
+
 DESIGNS = (
     seeded(
         "no-track",
@@ -136,5 +145,14 @@ DESIGNS = (
         "destroy-halted",
         "progress",
         main=KickOnlyWakes,
+    ),
+    seeded(
+        "shared-not-flushed",
+        "kvm_main.c kvm_flush_remote_tlbs()",
+        "vCPUs are not asked to flush what they have cached of the shared EPT",
+        "discard-shared",
+        "expectation",
+        "tlb",
+        main=SharedNotFlushed,
     ),
 )

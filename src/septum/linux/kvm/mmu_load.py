@@ -93,6 +93,9 @@ class MmuLoad(MmuAttributes):
         if r:
             return r
         self.kvm_mmu_load_pgd(vcpu)
+        # Whatever was cached of a root that had this page before.
+        if kvm_has_mirrored_tdp(vcpu.kvm):
+            self.host.tdx.tdx_flush_tlb_current(vcpu)
         return 0
 
     def mmu_alloc_direct_roots(self, vcpu: KvmVcpu) -> int:

@@ -266,6 +266,11 @@ class TdxInit(TdxTeardown):
             return
         self.td_vmcs_write(vcpu, TDVPS_SHARED_EPTP, root_hpa, (1 << 64) - 1)
 
+    def tdx_flush_tlb_current(self, vcpu: KvmVcpu) -> None:
+        """x86 ops flush_tlb_current and flush_tlb_all: INVEPT of all contexts on this CPU. Shared
+        translations have the private EPTP as their tag, which KVM does not know."""
+        self.machine.lps[self.sim.current.cpu].tlb.flush_all()
+
     def tdx_td_vcpu_init(self, vcpu: KvmVcpu, vcpu_rcx: int) -> int:
         """Control pages and TDH.VP.CREATE, ADDCX, INIT. 0, -ENOMEM or -EIO."""
         tdx = vcpu.tdx
