@@ -131,12 +131,12 @@ class FakeTdx(Unit):
     def tdx_load_mmu_pgd(self, vcpu: KvmVcpu, root_hpa: int, pgd_level: int) -> None:
         self._call("load_mmu_pgd")
 
+    def tdx_flush_tlb_current(self, vcpu: KvmVcpu) -> None:
+        """Nothing."""
+
 
 class FakeGmem(Unit):
     """guest_memfd: one folio of `order` behind every GFN."""
-
-    def tdx_flush_tlb_current(self, vcpu: KvmVcpu) -> None:
-        """Nothing."""
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
