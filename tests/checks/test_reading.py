@@ -139,6 +139,38 @@ def test_leaves_are_those_that_are_there_by_entry(tiny, seed):
     assert most > 512
 
 
+def test_a_reader_that_has_read_nothing_knows_nothing(tiny):
+    """All may have changed; and another root is not the one that it has read."""
+    world = tiny()
+    world.map(0, 1)
+    reader = SeptReader(world.machine.tables, HPA_MASK)
+    root = world.td.root
+    assert reader.changed(root, ROOT) == [(0, 512 << 9 * ROOT)]
+    assert len(leaves_read(reader, root, 0, END_GFN)) == 1
+    assert reader.changed(root, ROOT) == []
+    other = TablePage(root.pfn + 0x1000, FREE_ENTRY)
+    other.writes = root.writes
+    assert reader.changed(other, ROOT) != []
+    assert leaves_read(reader, other, 0, END_GFN) == {}
+
+
+def test_a_table_that_is_linked_elsewhere(tiny):
+    """What it holds is as it was, and is mapped at other GFNs."""
+    world = tiny()
+    for gfn in range(4):
+        world.map(gfn, 1)
+    reader = SeptReader(world.machine.tables, HPA_MASK)
+    root = world.td.root
+    before = leaves_read(reader, root, 0, END_GFN)
+    above, _, _ = world.tables_for(0, 2)
+    above.set_entry(3, above.entry(0))
+    above.set_entry(0, FREE_ENTRY)
+    assert any(start <= 3 << 9 < end for start, end in reader.changed(root, ROOT))
+    after = leaves_read(reader, root, 0, END_GFN)
+    assert after == {gfn + (3 << 9): leaf for gfn, leaf in before.items()}
+    assert leaves_read(reader, root, 3 << 9, 4 << 9) == after
+
+
 def mirror_entries(level: int) -> list[int]:
     pages = 1 << 9 * level
     leaves = [make_spte(pfn, level + 1, False, True) for pfn in (PFN, PFN + pages)]
