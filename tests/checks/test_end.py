@@ -188,13 +188,14 @@ class TestTeardown:
             [told] if told else []
         )
 
-    @pytest.mark.parametrize("whose", ["its own", "another's"])
+    @pytest.mark.parametrize("whose", ["its own", "another's", "nobody's"])
     def test_a_1g_page_is_left(self, world, whose):
         checker = torn_down(world)
         leave(world)
         world.module.pamt.entry_2m(0x80200 << 12)
         top = world.module.pamt.entry_2m(0x80000 << 12).parent
-        top.pt, top.owner = PT_REG, world.td_pfn + (whose != "its own")
+        top.pt = PT_NDA if whose == "nobody's" else PT_REG
+        top.owner = world.td_pfn + (whose == "another's")
         checker.finish()
         texts = [text.partition("vm0 is gone, and ")[2] for text in world.texts()]
         told = "in the PAMT 1 page is still its own, PFN 0x80000 (1G, REG)"
@@ -245,10 +246,9 @@ class TestTeardown:
 
     def test_a_td_that_never_had_a_key_id(self, world):
         world.kvm.tdx.hkid = -1
-        world.machine.mem.write(world.pfn_of(3), 0, 1)
-        world.machine.mem.wbinvd_page(world.pfn_of(3))
         checker = torn_down(world)
         leave(world)
+        world.machine.mem.write(world.pfn_of(3), 0, 1)  # the lines beside it are clean
         assert checker.finish() == {"teardown": "held"}
 
     @pytest.mark.parametrize("freed", [True, False])
@@ -350,6 +350,10 @@ class TestNoBug:
         world.kvm.vm_bugged = True
         assert world.checker(["no-bug"]).finish() == {"no-bug": "broken"}
         assert len(world.texts()) == 1
+
+    def test_a_vm_without_a_td(self, world):
+        world.module.tds.clear()
+        assert world.checker(["no-bug"]).finish() == {"no-bug": "held"}
 
     def test_a_fatal_td(self, world):
         world.td.fatal = True

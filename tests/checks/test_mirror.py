@@ -147,6 +147,23 @@ def test_the_entry_that_a_writer_changes_may_differ_and_no_other(world):
     assert len(world.texts()) == 2
 
 
+@pytest.mark.parametrize(
+    ("changing", "differs", "covered"),
+    [
+        *(((0x200, 2), (0x200, 2), True), ((0x200, 1), (0x200, 2), False)),
+        *(((0x401, 1), (0x402, 1), False), ((0x401, 1), (0x401, 1), True)),
+        *(((0x400, 2), (0x403, 1), True), ((0x200, 2), (0x400, 1), False)),
+    ],
+)
+def test_what_a_writer_changes_is_its_entry_and_what_is_below(world, changing, differs, covered):
+    world.set_mirror(*differs, SHADOW_NONPRESENT_VALUE)
+    checker = world.checker(["mirror"])
+    world.kvm.mmu_lock.write_lock()
+    checker.entry_changes(world.kvm, *changing)
+    checker.look_now("test")
+    assert len(world.texts()) == (not covered)
+
+
 def test_the_wrong_sept_page(world):
     for sp in world.host.page_private.values():
         if sp.level == 1:

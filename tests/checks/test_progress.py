@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from septum.abi.kvm import RET_PF_FIXED, RET_PF_RETRY
+from septum.checks import progress
 from septum.checks.operation import Aim
 from septum.checks.progress import MAX_REPEATS
 from septum.linux.kvm.types import KvmVcpu
@@ -75,6 +76,16 @@ class TestProgress:
         with pytest.raises(RunStopped):
             for _ in range(MAX_REPEATS):
                 checker.fault_tried(vcpu, 0x200 << 12, RET_PF_RETRY)
+
+    def test_patience_has_an_end(self, world, vcpu, monkeypatch):
+        """Though another task can run, and for all that is known gets on."""
+        monkeypatch.setattr(progress, "MAX_REPEATS_UNDER_CHANGE", 3 * MAX_REPEATS)
+        checker = met(world)
+        world.sim.spawn("other", lambda: None)
+        with pytest.raises(RunStopped):
+            for _ in range(4 * MAX_REPEATS):
+                checker.fault_tried(vcpu, 0x200 << 12, RET_PF_RETRY)
+        assert " is retried for the 193rd time" in world.texts()[0]
 
     def test_who_repeats_itself_does_not_get_on(self, world, vcpu):
         checker = met(world)
@@ -164,7 +175,7 @@ class TestProgress:
                 world.sim.run()
         assert " for the 65th time" in world.texts()[0]
 
-    @pytest.mark.parametrize("nr", [1, MAX_REPEATS + 2])
+    @pytest.mark.parametrize("nr", [1, MAX_REPEATS, MAX_REPEATS + 2])
     @pytest.mark.parametrize("change", ["", "its violation", "the S-EPT"])
     def test_who_may_still_get_on(self, world, vcpu, nr, change):
         """Another vCPU that has not repeated itself so often, or that finds something new."""

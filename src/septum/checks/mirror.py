@@ -222,12 +222,11 @@ def count_leaves(vm: VmView, root: KvmMmuPage) -> tuple[Tree | None, Leaves]:
     todo = [(root.spt, root.level)]
     tree = Tree()
     whole = True
-    mmio = vm.kvm.arch.shadow_mmio_value
     while todo:
         page, level = todo.pop()
         held = contents.of(page)
         tree.add(page, held)
-        nr, below = _count(held, level, mmio)
+        nr, below = _count(held, level)
         counts[level] += nr
         for pfn in below:
             child = tables.get(pfn)
@@ -239,11 +238,11 @@ def count_leaves(vm: VmView, root: KvmMmuPage) -> tuple[Tree | None, Leaves]:
 
 
 @lru_cache(MEMO_MAX)
-def _count(held: Content, level: int, mmio: int) -> tuple[int, tuple[int, ...]]:
+def _count(held: Content, level: int) -> tuple[int, tuple[int, ...]]:
     """(leaves, PFNs of tables below) of one of KVM's tables of level `level` that holds this."""
     if not isinstance(held, bytes):
         spte = held[0]
-        if not spte & SPTE_MMU_PRESENT_MASK or spte == mmio:
+        if not spte & SPTE_MMU_PRESENT_MASK:
             return 0, ()
         if is_last_spte(spte, level):
             return NR, ()
