@@ -13,7 +13,7 @@ from septum.linux.kvm.tdx import KvmTdxUnit
 from septum.linux.x86.tdx import TdxArch
 
 if TYPE_CHECKING:
-    from septum.linux.kvm.types import Kvm, KvmGfnRange, PreallocSplitCache
+    from septum.linux.kvm.types import Kvm, KvmGfnRange, TdxPrealloc
 
 
 class PairForEveryLevel(KvmTdxUnit):
@@ -70,7 +70,7 @@ class NoSplitCache(KvmTdxUnit):
     def need_topup_external_per_vm_split_cache(self, kvm: Kvm, level: int) -> bool:
         return False
 
-    def _split_cache(self, kvm: Kvm) -> PreallocSplitCache | None:
+    def _split_cache(self, kvm: Kvm) -> TdxPrealloc | None:
         return None
 
 

@@ -18,7 +18,7 @@ from septum.linux.x86.tdx import TdxArch
 
 if TYPE_CHECKING:
     from septum.abi.types import Pfn
-    from septum.linux.kvm.types import Kvm, KvmVcpu, PreallocSplitCache
+    from septum.linux.kvm.types import Kvm, KvmVcpu, TdxPrealloc
     from septum.machine.tables import TablePage
 
 
@@ -124,7 +124,7 @@ class ControlPageTdx(KvmTdxUnit):
 
     # The S-EPT page has its PAMT already, and keeps it until it is freed.
 
-    def _tdx_sept_page_get(self, private_spt: int, prealloc: PreallocSplitCache) -> int:
+    def _tdx_sept_page_get(self, private_spt: int, prealloc: TdxPrealloc) -> int:
         return 0
 
     def _tdx_sept_page_put(self, private_spt: int) -> None:
@@ -166,7 +166,7 @@ class PamtAtAllocTdxArch(ControlPageTdxArch):
 
     __slots__ = ()
 
-    def _pamt_array_unused(self, pages: list[Pfn], prealloc: PreallocSplitCache | None) -> None:
+    def _pamt_array_unused(self, pages: list[Pfn], prealloc: TdxPrealloc | None) -> None:
         assert prealloc is not None
         prealloc.page_list.extend(pages)
         prealloc.cnt += len(pages)

@@ -20,7 +20,7 @@ from septum.designs.registry import Design, on_v3
 from septum.linux.kvm.guest_memfd import GuestMemfd
 from septum.linux.kvm.main import KvmMain
 from septum.linux.kvm.tdx import KvmTdxUnit
-from septum.linux.kvm.types import KVM_FILTER_PRIVATE, PreallocSplitCache
+from septum.linux.kvm.types import KVM_FILTER_PRIVATE, TdxPrealloc
 
 if TYPE_CHECKING:
     from septum.linux.host import Host
@@ -34,7 +34,7 @@ class SplitMemory:
 
     def __init__(self) -> None:
         self.sps: list[KvmMmuPage] = []
-        self.pamt = PreallocSplitCache()
+        self.pamt = TdxPrealloc()
 
 
 class PreallocSplitTdpMmu(MirrorsSplitTdpMmu):
@@ -101,7 +101,7 @@ class PreallocSplitTdx(KvmTdxUnit):
 
     __slots__ = ()
 
-    def _split_cache(self, kvm: Kvm) -> PreallocSplitCache:
+    def _split_cache(self, kvm: Kvm) -> TdxPrealloc:
         return _tdp_mmu(self.host).split_memory().pamt
 
     def _tdx_split_and_inhibit(

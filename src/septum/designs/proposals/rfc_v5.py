@@ -25,7 +25,7 @@ from septum.linux.kvm.types import KvmTdx
 from septum.sim import Mutex
 
 if TYPE_CHECKING:
-    from septum.linux.kvm.types import Kvm, KvmVcpu, PreallocSplitCache
+    from septum.linux.kvm.types import Kvm, KvmVcpu, TdxPrealloc
     from septum.sim import SpinLock
 
 PT64_ROOT_MAX_LEVEL = 5
@@ -71,7 +71,7 @@ class RfcV5Tdx(OneHookTdx, AcceptToLevelTdx, GmemConvertTdx, NoVmAttributesTdx, 
         with kvm.tdx.pamt_cache_lock:
             return super().tdx_gmem_convert(kvm, start, end, to_private)
 
-    def _split_cache(self, kvm: Kvm) -> PreallocSplitCache:
+    def _split_cache(self, kvm: Kvm) -> TdxPrealloc:
         """tdx_get_pamt_cache()."""
         vcpu = self.host.main.kvm_get_running_vcpu()
         if vcpu is not None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from septum.abi.types import Pfn
-    from septum.linux.kvm.types import Kvm, KvmVcpu, PreallocSplitCache
+    from septum.linux.kvm.types import Kvm, KvmVcpu, TdxPrealloc
     from septum.linux.x86.tdx import SeamcallRet
 
 
@@ -77,7 +77,7 @@ class TdxSept(TdxInit):
 
     # The Dynamic PAMT count of S-EPT pages: up before the module gets one, down when it is back
 
-    def _tdx_sept_page_get(self, private_spt: int, prealloc: PreallocSplitCache) -> int:
+    def _tdx_sept_page_get(self, private_spt: int, prealloc: TdxPrealloc) -> int:
         """An S-EPT page is about to be given to the module. 0 or -ENOMEM."""
         return self.host.x86_tdx.tdx_pamt_get(private_spt, prealloc)
 

@@ -14,7 +14,7 @@ from septum.linux.kvm.tdx_defs import TD_STATE_RUNNABLE
 from septum.linux.kvm.tdx_sept import TdxSept
 
 if TYPE_CHECKING:
-    from septum.linux.kvm.types import Kvm, PreallocSplitCache
+    from septum.linux.kvm.types import Kvm, TdxPrealloc
     from septum.linux.x86.tdx import SeamcallRet
 
 
@@ -54,7 +54,7 @@ class TdxSplit(TdxSept):
         while (page := x86.get_tdx_prealloc_page(kvm.tdx.prealloc_split_cache)) is not None:
             self.host.mm.free_page(page)
 
-    def _split_cache(self, kvm: Kvm) -> PreallocSplitCache | None:
+    def _split_cache(self, kvm: Kvm) -> TdxPrealloc | None:
         """Where a split takes PAMT pages from: &kvm_tdx->prealloc_split_cache."""
         return kvm.tdx.prealloc_split_cache
 

@@ -199,7 +199,7 @@ class KvmStats:
         return self.values.get(name, 0)
 
 
-class PreallocSplitCache:
+class TdxPrealloc:
     """struct tdx_prealloc: pages allocated before a lock is taken. A VM has one for splits (Dynamic
     PAMT pages, patch 20), a vCPU one for faults (S-EPT pages, too, Dynamic PAMT v4 12/16)."""
 
@@ -242,7 +242,7 @@ class KvmTdx:
         # vCPUs that go round in KVM_RUN until wait_for_sept_zap is clear.
         self.zap_wq = WaitQueue(prealloc_split_cache_lock.sim, "wait_for_sept_zap")
         self.page_add_src: Pfn | None = None
-        self.prealloc_split_cache = PreallocSplitCache()
+        self.prealloc_split_cache = TdxPrealloc()
         self.prealloc_split_cache_lock = prealloc_split_cache_lock
 
 
@@ -411,7 +411,7 @@ class VcpuTdx:
         self.ext_exit_qual = 0
         self.map_gpa_next = 0
         self.map_gpa_end = 0
-        self.prealloc = PreallocSplitCache()  # pages preallocated for a fault, PAMT pages too
+        self.prealloc = TdxPrealloc()  # pages preallocated for a fault, PAMT pages too
 
 
 OUTSIDE_GUEST_MODE = 0

@@ -27,7 +27,7 @@ from septum.linux.x86.seamcall import TdxSeamcall
 from septum.linux.x86.state import PTE_SHIFT, PTRS_PER_PMD, TDX_PS_2M
 
 if TYPE_CHECKING:
-    from septum.linux.kvm.types import KvmTdx, PreallocSplitCache
+    from septum.linux.kvm.types import KvmTdx, TdxPrealloc
     from septum.linux.mm.folio import Folio
 
 
@@ -45,14 +45,14 @@ class TdxPamt(TdxSeamcall):
 
     # Preallocated pages
 
-    def get_tdx_prealloc_page(self, prealloc: PreallocSplitCache) -> Pfn | None:
+    def get_tdx_prealloc_page(self, prealloc: TdxPrealloc) -> Pfn | None:
         """Take a page out of the cache; None when it is empty."""
         if not prealloc.page_list:
             return None
         prealloc.cnt -= 1
         return prealloc.page_list.pop()
 
-    def topup_tdx_prealloc_page(self, prealloc: PreallocSplitCache, min_size: int) -> int:
+    def topup_tdx_prealloc_page(self, prealloc: TdxPrealloc, min_size: int) -> int:
         """Fill the cache up to `min_size` pages. 0 or -ENOMEM."""
         while prealloc.cnt < min_size:
             page = self.host.mm.alloc_page("tdx_prealloc")
@@ -62,13 +62,13 @@ class TdxPamt(TdxSeamcall):
             prealloc.cnt += 1
         return 0
 
-    def alloc_dpamt_page(self, prealloc: PreallocSplitCache | None) -> Pfn | None:
+    def alloc_dpamt_page(self, prealloc: TdxPrealloc | None) -> Pfn | None:
         """A page for the PAMT: from the cache if there is one, which is never refilled here."""
         if prealloc is not None:
             return self.get_tdx_prealloc_page(prealloc)
         return self.host.mm.alloc_page("tdx_pamt_page")
 
-    def alloc_pamt_array(self, pages: list[Pfn], prealloc: PreallocSplitCache | None) -> int:
+    def alloc_pamt_array(self, pages: list[Pfn], prealloc: TdxPrealloc | None) -> int:
         """Fill `pages` with the PAMT pages for one 2 MB frame. 0; or -ENOMEM, and the caller frees
         what is in `pages` by then."""
         for _ in range(self.tdx_dpamt_entry_pages()):
@@ -116,7 +116,7 @@ class TdxPamt(TdxSeamcall):
         """*tdx_find_pamt_refcount(page): 4 KB TDX pages in the 2 MB frame of `page`."""
         return self.state.pamt_refcounts.get(page >> PTE_SHIFT, 0)
 
-    def tdx_pamt_get(self, page: int, prealloc: PreallocSplitCache | None = None) -> int:
+    def tdx_pamt_get(self, page: int, prealloc: TdxPrealloc | None = None) -> int:
         """One more 4 KB TDX page in the 2 MB frame of `page`; installs the pair for the first.
 
         0, or -ENOMEM. Source: Dynamic PAMT v4 08/16.
@@ -223,7 +223,7 @@ class TdxPamt(TdxSeamcall):
         """The SEAMCALL of `tdh_mem_page_demote`: its status."""
         return self.seamcall(TDH_MEM_PAGE_DEMOTE, regs)
 
-    def _pamt_array_unused(self, pages: list[Pfn], prealloc: PreallocSplitCache | None) -> None:
+    def _pamt_array_unused(self, pages: list[Pfn], prealloc: TdxPrealloc | None) -> None:
         """DEMOTE has failed: the pair goes to the page allocator, not back into the cache.
 
         Source: patch 22.
@@ -238,7 +238,7 @@ class TdxPamt(TdxSeamcall):
         guest_folio: Folio,
         guest_start_idx: int,
         new_sept_page: int,
-        prealloc: PreallocSplitCache | None,
+        prealloc: TdxPrealloc | None,
     ) -> tuple[int, int, int]:
         """TDH.MEM.PAGE.DEMOTE: (status, ext_err1, ext_err2).
 
