@@ -95,20 +95,28 @@ def test_who_waits_for_readers_waits_for_all_of_them(left: int) -> None:
 
     def reads(at: int) -> None:
         idx = srcu.read_lock()
-        gate.wait_event(lambda: seen != [] and left > at)
+        gate.wait_event(lambda: srcu.wq.active() and left > at)
         srcu.read_unlock(idx)
 
     def waits() -> None:
         sim.point("after the readers")
         seen.append(sum(srcu.nr_readers))
-        gate.wake_up_all()
         srcu.synchronize()
         seen.append(sum(srcu.nr_readers))
+
+    def opens() -> None:
+        for _ in range(20):
+            sim.point("until the updater waits")
+        for _ in range(2):
+            gate.wake_up_all()
+            sim.point("one after the other")
 
     for at in range(2):
         sim.spawn(f"reader{at}", lambda at=at: reads(at))  # type: ignore[misc]
     sim.spawn("updater", waits)
+    sim.spawn("opener", opens)
     sim.run()
+    assert len(srcu.readers) == 2 - left
     assert seen == ([2, 0] if left == 2 else [2])
     waiting = "updater waits for synchronize_srcu(section)"
     assert [waiting in finding.text for finding in sim.findings] == [True] * (left < 2)

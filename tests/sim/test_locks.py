@@ -212,7 +212,12 @@ def test_a_try_lock_that_fails_leaves_all_as_it_was(kind: type[Mutex] | type[Spi
     run_tasks(sim, [body])
     assert sim.findings == []
     lock.unlock()
+    points: list[str] = []
+    sim.set_point_observer(points.append)
+    run_tasks(sim, [lambda: (lock.trylock(), lock.unlock())[1]])
+    assert points == ["trylock"]
     assert lock.trylock() and lock.held()
+    assert [held for held, _ in sim.current.held] == [lock]
     assert bool(sim.current.atomic) == (kind is SpinLock)
 
 
@@ -382,3 +387,31 @@ def test_a_lock_is_contended_while_somebody_waits() -> None:
 
     run_tasks(sim, [holder, writer])
     assert seen == [False, True]
+
+
+def test_who_reads_waits_for_a_writer_that_waits() -> None:
+    """So that readers that come one after the other do not keep it out for ever."""
+    sim = Sim()
+    lock = RwLock(sim, "mmu_lock")
+    order: list[str] = []
+
+    def first() -> None:
+        lock.read_lock()
+        for _ in range(20):
+            sim.point("cond_resched")
+        lock.read_unlock()
+
+    def writer() -> None:
+        lock.write_lock()
+        order.append("writer")
+        lock.write_unlock()
+
+    def second() -> None:
+        for _ in range(5):
+            sim.point("cond_resched")
+        lock.read_lock()
+        order.append("reader")
+        lock.read_unlock()
+
+    run_tasks(sim, [first, writer, second])
+    assert order == ["writer", "reader"]
