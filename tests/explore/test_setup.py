@@ -99,3 +99,9 @@ def test_what_it_breaks_can_be_ignored(tmp_path: Path) -> None:
     result = explored(scenario(tmp_path), "--ignore", "accept-once: ")
     told = " ".join(result.output.split())
     assert result.exit_code == 0 and "breaks, and is ignored: accept-once: " in told
+
+
+def test_what_breaks_within_a_call_of_the_module_says_which() -> None:
+    """The call has not ended, so that no step tells of it."""
+    result = explored(Path("build-dirty-lines"), "--design", "bug-pages-not-flushed")
+    assert "XX *  promise cache is broken in TDH.VP.CREATE\n" in result.output

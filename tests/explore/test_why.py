@@ -94,7 +94,7 @@ WHY = {
           host.convert) made a table of the entry
     """,
     ("convert-one-page", "alloc-under-mmu-lock"): """
-        vcpu0 has invalidate_lock vm1.0 since after step 13 and vm1 mmu_lock since after
+        vcpu0 has vm1 mmu_lock since after
           step 13
     """,
     ("accept-4k-against-2m", "lock-dropped-early"): """
@@ -116,7 +116,8 @@ WHY = {
     ("convert-against-fault", "edges-not-covered"): """
         step 11: it maps GFN 0x80001 with its 2M page, which is not private since step 2
           (host.convert); the fault began after that, at step 6; mmu_invalidate_seq is 2
-          as then, an invalidation is under way
+          as then, and the invalidation under way is of GFN 0x80001 (1 page), which the fault's
+          GFN 0x80000 is not in
     """,
     ("slot-delete-against-prefault", "no-srcu"): """
         step 10: it maps GFN 0x80000 with its 2M page, which has no memslot since step 5
@@ -335,6 +336,10 @@ def test_a_consequence_is_that_of_the_finding(text: str, says: str) -> None:
     ("text", "says"),
     [
         ("down_write(invalidate_lock vm1.0) may sleep, in atomic context (held: x)", "atomic"),
+        ("alloc may sleep, in atomic context (held: rcu_read_lock)", "RCU read-side"),
+        ("host.convert has ended KVM_RUN and still holds rcu_read_lock", "no grace period ends"),
+        ("host.convert has ended KVM_RUN and still holds vm1 srcu", "no grace period ends"),
+        ("host.convert has ended KVM_RUN and still holds vm1 mmu_lock", "wants the lock waits"),
         ("lockdep: mmu_lock is not held", "a race"),
         ("host.convert takes vm1 mmu_lock twice", "waits for itself"),
         ("vcpu0 read-locks vm1 mmu_lock while writing", "waits for itself"),

@@ -201,3 +201,17 @@ def test_a_host_that_gets_it_wrong(
     monkeypatch.setitem(designs(), "broken", Design("broken", "", "", lambda: units))
     bench = ScenarioBench(load_scenario(scenario), "broken")
     assert any(text in finding.text for finding in bench.run(RoundRobin()).findings)
+
+
+def test_what_forbids_to_sleep_is_named_and_not_all_that_is_held() -> None:
+    """Who has a mutex may take another: the section beside it is the cause."""
+
+    def sleeps(sim: Sim) -> None:
+        rcu = Rcu(sim, "rcu_read_lock")
+        with Mutex(sim, "m"):
+            rcu.enter()
+            with Mutex(sim, "o"):
+                pass
+            rcu.leave()
+
+    assert texts_of(sleeps) == ["mutex_lock(o) may sleep, in atomic context (held: rcu_read_lock)"]

@@ -49,6 +49,10 @@ class Locking(Promise):
     __slots__ = ("_after", "_classes", "_inside", "_previous")
     name = "locking"
     consequences: ClassVar[dict[str, str]] = {
+        ".* may sleep, in atomic context .held: rcu_read_lock": "On real hardware the kernel prints"
+        " that a sleeping function was called from invalid context; where it does sleep it is"
+        ' "Voluntary context switch within RCU read-side critical section!", and without'
+        " PREEMPT_RCU what the section keeps may be freed in it.",
         ".* may sleep, in atomic context": "On real hardware the kernel prints that a sleeping"
         " function was called from invalid context; where it does sleep it is"
         ' "BUG: scheduling while atomic", and who spins for the lock hangs.',
@@ -64,6 +68,9 @@ class Locking(Promise):
         ".* has .* loaded": "On real hardware the vCPU's preempt notifier stays in the task's list,"
         " which is corrupted when a vCPU is loaded again; and kvm_get_running_vcpu() names a vCPU"
         " that does not run, whose caches others then use.",
+        ".* still holds .*(rcu_read_lock|srcu)$": "On real hardware lockdep prints"
+        ' "lock held when returning to user space!"; no grace period ends any more: who waits for'
+        " one waits for ever, and what it should free stays.",
         ".* still holds ": "On real hardware lockdep prints"
         ' "lock held when returning to user space!"; whoever wants the lock waits for ever.',
     }

@@ -40,6 +40,8 @@ def guarded(command: Callable[[], None]) -> int:
     code = _code_of(command)
     try:
         sys.stdout.flush()
+    except ValueError:  # a user's own design has closed it
+        return code or DEFECT
     except OSError as error:
         _write_no_more()
         return code if isinstance(error, BrokenPipeError) else _no_room(error)

@@ -26,6 +26,7 @@ from septum.designs.called import NEAR, names_called
 from septum.designs.endless import WATCHDOG
 from septum.designs.registry import Design, find_design
 from septum.designs.results import wrong_result
+from septum.designs.untouched import aside, model_functions, replaced_since
 from septum.errors import EndlessLoop, InputError
 from septum.inputs import read_written
 from septum.linux.unit import Unit
@@ -127,7 +128,10 @@ def _load(path: Path, *, in_token: bool) -> tuple[str, ModuleType]:
     module = ModuleType(f"{_PARENT}.{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
+    vars(module)["__builtins__"] = aside()
     _loaded[where] = digest, module
+    find_design("v3").units()  # all of the model is there before the file can touch it
+    model = model_functions()
     try:
         exec(compile(source, str(path), "exec"), vars(module))
     except BaseException as error:  # sys.exit(), too, would end the command as if all were well
@@ -136,6 +140,12 @@ def _load(path: Path, *, in_token: bool) -> tuple[str, ModuleType]:
         if interrupts or isinstance(error, EndlessLoop):
             raise
         raise InputError(f"{path} does not import: {_where(path, error)}") from None
+    touched = replaced_since(model)
+    if touched:
+        raise InputError(
+            f"{path} replaces {touched} of the model itself, which v3 would have, too; override it"
+            " in a class of your own"
+        )
     found = ambient_use(ast.parse(source), module)
     if found is not None:
         del _loaded[where], sys.modules[module.__name__]

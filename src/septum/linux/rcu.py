@@ -13,6 +13,7 @@ class ReadSection:
     space."""
 
     __slots__ = ("name", "sim")
+    spins = False
 
     def __init__(self, sim: Sim, name: str) -> None:
         self.sim = sim
@@ -47,6 +48,7 @@ class Rcu(ReadSection):
     """rcu_read_lock() to rcu_read_unlock(), where a task must not sleep."""
 
     __slots__ = ()
+    spins = True
 
     def enter(self) -> None:
         """rcu_read_lock()."""

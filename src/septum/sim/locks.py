@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 
 class _Lock:
-    """What all locks share: a name, waiters, and telling observers."""
+    """What all locks share: a name, waiters, and telling observers. Who holds one that `spins` may
+    not sleep."""
 
     __slots__ = ("name", "sim", "waiters")
+    spins = False
 
     def __init__(self, sim: Sim, name: str) -> None:
         self.sim = sim
@@ -178,6 +180,7 @@ class SpinLock(_Exclusive):
     """spinlock_t: spinning, exclusive; the holder is atomic."""
 
     __slots__ = ()
+    spins = True
 
     def lock(self) -> None:
         """spin_lock()."""
@@ -303,6 +306,7 @@ class RwLock(_ReaderWriter):
     """rwlock_t: spinning; holders are atomic. KVM's mmu_lock is one."""
 
     __slots__ = ()
+    spins = True
 
     def read_lock(self) -> None:
         """read_lock()."""

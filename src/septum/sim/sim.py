@@ -409,13 +409,15 @@ class Sim:
         self._update_solo()
 
     def might_sleep(self, what: str, of: str = "") -> None:
-        """might_sleep(): finding `locking` when the current task holds a spinning lock. `what` is
-        the function that may sleep, `of` the lock that it takes, if any."""
+        """might_sleep(): finding `locking` when the current task holds a spinning lock, or is
+        in RCU: which, it says. `what` is the function that may sleep, `of` the lock that it takes,
+        if any."""
         current = self.current
         if current.atomic:
             if of:
                 what = f"{what}({of})"
-            names = ", ".join(lock.name for lock, _ in current.held)
+            # A semaphore or a mutex that is held, too, forbids nothing.
+            names = ", ".join(lock.name for lock, _ in current.held if lock.spins)
             self.find("locking", f"{what} may sleep, in atomic context (held: {names})", where=what)
 
     # Time, events, findings

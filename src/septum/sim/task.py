@@ -139,9 +139,10 @@ _idle = _Idle()
 
 
 class Named(Protocol):
-    """A lock, as far as observers go."""
+    """A lock, as far as observers go. Who holds one that `spins` may not sleep."""
 
     name: str
+    spins: bool
 
 
 class Task:

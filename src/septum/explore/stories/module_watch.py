@@ -74,13 +74,15 @@ class TdLook(msgspec.Struct, frozen=True):
 
 
 class VmLook(msgspec.Struct, frozen=True):
-    """A VM of KVM: its TDR page, mmu_invalidate_seq, how many invalidations are under way, and how
-    many pages its split cache for Dynamic PAMT has."""
+    """A VM of KVM: its TDR page, mmu_invalidate_seq, how many invalidations are under way, how many
+    pages its split cache for Dynamic PAMT has, and the GFNs [start, end) that the invalidations
+    under way are of."""
 
     tdr_pfn: int
     seq: int
     in_progress: int
     split_cache: int = 0
+    invalid: tuple[int, int] = (0, 0)
 
 
 class ModuleLook(msgspec.Struct, frozen=True):
@@ -167,6 +169,7 @@ class ModuleWatcher:
                     kvm.mmu_invalidate_seq,
                     kvm.mmu_invalidate_in_progress,
                     kvm.tdx.prealloc_split_cache.cnt,
+                    (kvm.mmu_invalidate_range_start, kvm.mmu_invalidate_range_end),
                 )
                 for number, kvm in world.host.kvms.items()
             },

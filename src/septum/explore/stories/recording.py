@@ -134,12 +134,24 @@ class Recorded:
     """What a story is told of, event by event. `start` is the world when it begins, after the steps
     `setup`; `names` are what the scenario calls each VM: "vm1" -> "a". `loops` are of who goes
     round at its end, and `stays` is what they find every time. `held` and `flags` are of its end:
-    what tells why a task waits."""
+    what tells why a task waits. `call` is the call of the module in which it broke: "" for none."""
 
-    __slots__ = ("beats", "flags", "held", "loops", "names", "setup", "start", "stays", "tasks")
+    __slots__ = (
+        "beats",
+        "call",
+        "flags",
+        "held",
+        "loops",
+        "names",
+        "setup",
+        "start",
+        "stays",
+        "tasks",
+    )
 
     def __init__(self) -> None:
         self.beats: list[Beat] = []
+        self.call = ""
         self.flags: dict[str, str] = {}
         self.held = Held()
         self.loops: list[Loop] = []
@@ -174,6 +186,7 @@ class Recording(Recorded):
     """A run up to where it broke."""
 
     __slots__ = (
+        "_breaks",
         "_failures",
         "_holders",
         "_in_turns",
@@ -200,6 +213,7 @@ class Recording(Recorded):
         """
         super().__init__()
         self._runner = runner
+        self._breaks = finding
         self._marks = Marks(points) if finding.promise == "progress" else None
         self._steering = _Marked(answers, free, self._marks, self._left)
         self._failures = 0
@@ -257,6 +271,8 @@ class Recording(Recorded):
     def _see(self, event: Event) -> None:
         steering = self._steering
         if steering.sim is None or is_over(self._runner):
+            if isinstance(event, FindingEvent) and event.task == self._breaks.task:
+                self.call = self.call or call_under_way()
             return
         if steering.fair_from >= 0:
             self._in_turns += 1

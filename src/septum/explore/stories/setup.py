@@ -69,6 +69,7 @@ class SetupRecording(Recorded):
         if self._ended:
             return
         if isinstance(event, FindingEvent) and self._is_end(event):
+            self.call = call_under_way()
             self._ended = True
             self.held = self._holders.end(event.task, len(self.beats))
             self.flags = flags_waited(self._world)

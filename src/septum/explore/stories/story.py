@@ -269,6 +269,8 @@ def _rows(recording: Recorded, finding: Finding) -> list[Row]:
     rows = list(_folded(rows))
     number = _add_rounds(rows, number, recording)
     text = f"promise {finding.promise} is broken"
+    if recording.call:  # it has not ended, so that no step tells of it
+        text += f" in {recording.call}"
     if finding.promise == EXPECTATION:
         text = _NOT_EXPECTED
     rows.append(Row(number + 1, finding.task, BROKEN, text, None))

@@ -9,6 +9,7 @@ from septum.abi import leaves
 from septum.abi.leaves import seamcall_name
 from septum.abi.status import status_name
 from septum.abi.types import PAGE_SHIFT
+from septum.checks.text import pages_text
 from septum.linux.kvm.events import KvmMemslotEvent, KvmPageFaultEvent
 from septum.module.events import SeamcallEvent, TdcallEvent, TdExitEvent
 from septum.module.outcome import OutcomeKind
@@ -16,7 +17,7 @@ from septum.sim.events import ChoiceEvent, LockEvent
 from septum.words import LEVELS, plural
 
 if TYPE_CHECKING:
-    from septum.explore.stories.module_watch import TdLook
+    from septum.explore.stories.module_watch import TdLook, VmLook
     from septum.explore.stories.recording import Beat
     from septum.explore.stories.told import Told
     from septum.scenarios.states import Pages, VmState
@@ -118,8 +119,23 @@ def _fault_began(told: Told, at: int, name: str, gfns: range, since: int) -> str
     order = "before" if fault < since else "after"
     old, new = then.vms[name].seq, now.vms[name].seq
     seq = f"is {new} as then" if old == new else f"was {old} then and is {new} now"
-    open_ = ", an invalidation is under way" * bool(now.vms[name].in_progress)
+    call = told.beats[fault].event
+    assert isinstance(call, KvmPageFaultEvent)
+    open_ = _under_way(now.vms[name], call.fault_address >> PAGE_SHIFT)
     return f"the fault began {order} that, at {told.when(fault)}; mmu_invalidate_seq {seq}{open_}"
+
+
+def _under_way(vm: VmLook, gfn: int) -> str:
+    """Which invalidation is under way, and that it lets a fault of `gfn` go on; "" for none."""
+    if not vm.in_progress:
+        return ""
+    start, end = vm.invalid
+    if start <= gfn < end:
+        return ", an invalidation is under way"
+    return (
+        f", and the invalidation under way is of {pages_text(start, end)}, which the fault's GFN"
+        f" {gfn:#x} is not in"
+    )
 
 
 def _not_private(vm: VmState, first: int, end: int) -> int | None:
