@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from septum.checks.pamt import children_of
 from septum.checks.promise import Promise
 from septum.checks.sept import END_GFN, MEMO_MAX
+from septum.checks.teardown import owned_by
 from septum.machine.mem import CLEAN
-from septum.module.pamt import PT_NDA, PT_REG, PT_RSVD
+from septum.module.pamt import PAGE_TYPE_NAMES, PT_NDA, PT_REG, PT_RSVD
 
 if TYPE_CHECKING:
     from array import array
@@ -24,7 +25,7 @@ _HOST = (PT_NDA, PT_RSVD)
 
 class CacheLines(Promise):
     """No dirty line of one key is written back over a page of another; frames are reset before
-    reuse.
+    reuse, and not free while the module has them.
 
     On real hardware the line is evicted some time later and corrupts the page of its new owner,
     who reads garbage or takes a machine check long after the mistake.
@@ -33,6 +34,11 @@ class CacheLines(Promise):
     __slots__ = ("_judged",)
     name = "cache"
     thorough = True
+    consequences: ClassVar[dict[str, str]] = {
+        ".* is free, and the module still has it": "On real hardware the kernel gives the page to"
+        " somebody else, whose writes break the integrity of what the module keeps there, or who"
+        " takes a machine check.",
+    }
 
     def __init__(self, checker: Checker) -> None:
         super().__init__(checker)
@@ -68,6 +74,20 @@ class CacheLines(Promise):
             f"{vm.name}: PFN {pfn:#x} is the TD's at GFN {gfn:#x} (HKID {vm.hkid}), and the cache "
             f"still has dirty lines of it with HKID {key}",
         )
+
+    def gone(self, vm: VmView) -> None:
+        """Control pages and S-EPT pages that the module did not give back leak. Pages of the guest
+        are guest_memfd's."""
+        if vm.tdr_pfn < 0:
+            return
+        site_of = vm.world.host.mm.state.site_of
+        for hpa, _, kind in owned_by(vm.world.module.pamt, vm.tdr_pfn):
+            if kind != PT_REG and hpa >> 12 not in site_of:
+                self.broken(
+                    (vm.name, "given away", kind),
+                    f"{vm.name} is gone, and PFN {hpa >> 12:#x} of it "
+                    f"({PAGE_TYPE_NAMES.get(kind, kind)}) is free, and the module still has it",
+                )
 
     def look_machine(self) -> None:
         """Frames that no TD has and that hold no PAMT have no dirty line of a private key, and on

@@ -145,8 +145,9 @@ class Checker:
         if self.mode == "every-step":
             self.world.sim.set_point_observer(self._step)
 
-    def finish(self) -> dict[str, Result]:
-        """The run is over: look at everything once more. Returns `results`."""
+    def finish(self, *, exited: bool = False) -> dict[str, Result]:
+        """The run is over: look at everything once more. `exited`: every process has, so that
+        nothing is open any more. Returns `results`."""
         if self.mode == "every-step":
             self.world.sim.set_point_observer(None)
         attach(self.world.host, None)
@@ -154,6 +155,8 @@ class Checker:
         self._meet_vms()
         self._full_look()
         for promise in self.promises:
+            if exited:
+                promise.exited()
             promise.finish()
         return self.stopped()
 

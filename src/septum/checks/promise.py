@@ -70,6 +70,9 @@ class Promise:
     def gone(self, vm: VmView) -> None:
         """The VM was destroyed; `vm` says what it was."""
 
+    def exited(self) -> None:
+        """Every process has exited, and nothing is open any more."""
+
     def finish(self) -> None:
         """The run is over. Full looks have been made."""
 

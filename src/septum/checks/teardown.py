@@ -27,7 +27,8 @@ _OWN = ("page is still its own,", "pages are still its own, the first one")
 
 
 class Teardown(Promise):
-    """When the VM is gone every frame is free, reset, unencrypted by its key, and the HKID is back.
+    """A VM goes when its files are closed, and then every frame is free, reset, unencrypted by its
+    key, and the HKID is back.
 
     On real hardware what is left is lost until reboot: memory that the host cannot use, key ids
     that no other TD can have, and dirty lines that hit the next owner of the frame.
@@ -66,6 +67,18 @@ class Teardown(Promise):
         self._last = None
         if not self.checker.world.host.kvms and not any(self.checker.vms()):
             self._check_allocator(vm)
+
+    def exited(self) -> None:
+        """A VM goes with the last of its files: the VM's, its vCPUs', and guest_memfds."""
+        kvms = self.checker.world.host.kvms
+        for vm in self.checker.vms():
+            users = vm.kvm.users_count
+            if kvms.get(vm.kvm.id) is vm.kvm:
+                self.broken(
+                    (vm.name, "VM"),
+                    f"{vm.name} was not destroyed when all its files were closed: {users} "
+                    f"{agree(users, 'reference to it is', 'references to it are')} left",
+                )
 
     def _check_module(self, vm: VmView) -> None:
         world = self.checker.world

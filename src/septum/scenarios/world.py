@@ -344,7 +344,7 @@ class ScenarioWorld:
         for vmm in self.vmms.values():
             vmm.stop(STOP_SHUTDOWN)
             vmm.exit()
-        self.checker.finish()
+        self.checker.finish(exited=True)
 
     # One whole run
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from septum.designs.bugs._seeded import seeded
 from septum.linux.kvm.gmem_range import MAX_INDEX
 from septum.linux.kvm.guest_memfd import GuestMemfd
+from septum.linux.kvm.main import KvmMain
 from septum.linux.kvm.tdx import KvmTdxUnit
 from septum.linux.x86.tdx import TdxArch
 
 if TYPE_CHECKING:
-    from septum.linux.kvm.types import GmemFile, KvmVcpu
+    from septum.linux.kvm.types import GmemFile, Kvm, KvmVcpu
 
 
 class DeadVmKeepsPages(GuestMemfd):
@@ -47,6 +48,25 @@ class MovesUnflushed(KvmTdxUnit):
         if vcpu.cpu != cpu:
             self.tdx_disassociate_vp(vcpu)
             self.state.associated_tdvcpus[cpu].append(vcpu)
+
+
+class VmNeverGone(KvmMain):
+    """A vCPU's file is closed and keeps its reference to the VM."""
+
+    __slots__ = ()
+
+    def kvm_vcpu_release(self, vcpu: KvmVcpu) -> None:
+        """Nothing."""
+
+
+class ReclaimErrorLost(KvmTdxUnit):
+    """An S-EPT page is freed whether the module gave it back or not."""
+
+    __slots__ = ()
+
+    def free_external_spt(self, kvm: Kvm, gfn: int, level: int, external_spt: int) -> int:
+        super().free_external_spt(kvm, gfn, level, external_spt)
+        return 0
 
 
 class NotFlushedBefore(TdxArch):
@@ -108,5 +128,21 @@ DESIGNS = (
         "build-dirty-lines",
         "cache",
         x86_tdx=NotFlushedBefore,
+    ),
+    seeded(
+        "reclaim-error-lost",
+        "tdx.c tdx_sept_free_private_spt()",
+        "An S-EPT page that the TDX module did not give back is freed, not leaked",
+        "teardown-reclaim-fails",
+        "cache",
+        tdx=ReclaimErrorLost,
+    ),
+    seeded(
+        "vm-never-gone",
+        "kvm_main.c kvm_vcpu_release()",
+        "A vCPU's file keeps its reference to the VM, which is never destroyed",
+        "teardown-memory-first",
+        "teardown",
+        main=VmNeverGone,
     ),
 )
