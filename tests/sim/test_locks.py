@@ -197,6 +197,23 @@ def test_who_waits_for_himself_is_told_of(kind: type, first: str, again: str, te
     assert found[0] == text and found[-1].startswith("no task can go on: t0 waits for l"), found
 
 
+@pytest.mark.parametrize(
+    ("kind", "take", "give"),
+    [(RwLock, "read_lock", "read_unlock"), (RwSem, "down_read", "up_read")],
+)
+def test_who_reads_twice_is_told_of(kind: type, take: str, give: str) -> None:
+    """Though nobody waits here: a writer that came in between would, and so would the reader."""
+    sim = Sim()
+    lock = kind(sim, "l")
+
+    def body() -> None:
+        for name in (take, take, give, give, take, give):
+            getattr(lock, name)()
+
+    run_tasks(sim, [body])
+    assert [finding.text for finding in sim.findings] == ["t0 read-locks l twice"]
+
+
 @pytest.mark.parametrize("kind", [Mutex, SpinLock])
 def test_a_try_lock_that_fails_leaves_all_as_it_was(kind: type[Mutex] | type[SpinLock]) -> None:
     sim = Sim()

@@ -59,4 +59,4 @@ class Srcu(ReadSection):
         old = self.idx
         self.idx = 1 - old
         nr_readers = self.nr_readers
-        self.wq.wait_event(lambda: not nr_readers[old])
+        self.wq.spin_until(lambda: not nr_readers[old])

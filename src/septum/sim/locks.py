@@ -238,6 +238,8 @@ class _ReaderWriter(_Lock):
             sim.find(
                 "locking", f"{task.name} read-locks {self.name} while writing", where=self.name
             )
+        elif task in self.readers:  # a deadlock, if a writer comes in between
+            sim.find("locking", f"{task.name} read-locks {self.name} twice", where=self.name)
         while self.writer is not None or self.nr_writers_waiting:
             self._wait("sh")
         self.readers.append(task)
