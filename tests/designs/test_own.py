@@ -137,11 +137,15 @@ MISTAKES = {
     "async": (unit("__slots__ = ()\nasync def tdx_track(self, kvm): pass"), "is `async`, so that"),
     "clock": (
         unit("__slots__ = ()\ndef tdx_track(self, kvm):\n    from time import sleep\n    sleep(1)"),
-        "line 9: sleep of time says something else in every run",
+        "line 9: sleep of time does something else in every run",
+    ),
+    "threads": (
+        unit("__slots__ = ()\ndef tdx_track(self, kvm):\n    from threading import Thread"),
+        "line 9: Thread of threading does something else in every run",
     ),
     "dice": (
         unit("__slots__ = ()\ndef tdx_track(self, kvm):\n    import random"),
-        "line 9: random says something else in every run",
+        "line 9: random does something else in every run",
     ),
 }
 

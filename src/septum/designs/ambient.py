@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-AMBIENT = ("random", "secrets", "time", "datetime", "uuid")
-"""Modules whose functions answer otherwise in every run."""
+CLOCKS_AND_DICE = ("random", "secrets", "time", "datetime", "uuid")
+BESIDE_THE_SCHEDULER = ("threading", "_thread", "concurrent", "multiprocessing", "subprocess")
+AMBIENT = (*CLOCKS_AND_DICE, *BESIDE_THE_SCHEDULER)
+"""Modules whose functions answer, or come to run, otherwise in every run."""
 _KEEPS = (list, dict, set, bytearray)
 
 

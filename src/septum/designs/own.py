@@ -150,7 +150,7 @@ def _load(path: Path, *, in_token: bool) -> tuple[str, ModuleType]:
     if found is not None:
         del _loaded[where], sys.modules[module.__name__]
         raise InputError(
-            f"{path}, line {found[0]}: {found[1]} says something else in every run; {_STEADY}"
+            f"{path}, line {found[0]}: {found[1]} does something else in every run; {_STEADY}"
         )
     return _loaded[where]
 
