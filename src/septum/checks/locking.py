@@ -60,6 +60,9 @@ class Locking(Promise):
         " anything may come of it.",
         ".* takes .* twice|.* read-locks .* while writing": "On real hardware the task waits for"
         " itself: a soft lockup, and whoever wants the lock hangs, too.",
+        ".* read-locks .* twice": "On real hardware lockdep warns of possible recursive locking: a"
+        " writer that comes in between waits for the first read, and the second read for the"
+        " writer, both for ever.",
         ".* releases .*, which it does not hold": "On real hardware lockdep prints"
         ' "WARNING: bad unlock balance detected!"; where it is off, the lock of somebody else is'
         " free, or nobody can ever take it.",
@@ -68,7 +71,7 @@ class Locking(Promise):
         ".* has .* loaded": "On real hardware the vCPU's preempt notifier stays in the task's list,"
         " which is corrupted when a vCPU is loaded again; and kvm_get_running_vcpu() names a vCPU"
         " that does not run, whose caches others then use.",
-        ".* still holds .*(rcu_read_lock|srcu)$": "On real hardware lockdep prints"
+        ".* still holds .*rcu_read_lock|.* still holds .*srcu": "On real hardware lockdep prints"
         ' "lock held when returning to user space!"; no grace period ends any more: who waits for'
         " one waits for ever, and what it should free stays.",
         ".* still holds ": "On real hardware lockdep prints"
