@@ -72,7 +72,7 @@ ve = true
 later = true
 image = ["pages 0-3"]
 [guest.a]
-vcpu0 = ["use 2M pages 510-511 => any", "write 0x44 shared page 1 => any"]
+vcpu0 = ["use 2M pages 510-511 => any"]
 [host]
 build = ["build vm in c => any", "delete slot 0 in c => any"]
 """
