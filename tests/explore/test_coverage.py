@@ -36,7 +36,7 @@ SMALL = {
     "accept-against-convert": 1,
     "convert-against-accept": 1,
     "busy-once": 0,
-    "convert-against-convert": 2,
+    "convert-against-convert": 1,
     "memory-failure-against-fault": 1,
     "slot-delete-against-prefault": 1,
     "convert-against-fault-there": 1,
