@@ -46,6 +46,7 @@ FINDINGS = (
     Finding("F5", "folio-1g-convert-4k", "TDH_PHYMEM_PAGE_WBINVD failed"),
     Finding("F6", "finding-attributes-late", "private-unreachable"),
     Finding("F6", "finding-attributes-late-accept", "lost the guest's ACCEPT"),
+    Finding("F6", "finding-attributes-late-shared", "leaf of the shared EPT"),
     Finding("F7", "finding-spinning-on-folio", "Spinning on folio"),
     Finding("F8", "odd-slot-offset", "VM_BUG_ON"),
     Finding("F9", "finding-fresh-folio-enomem", "private-unreachable"),
