@@ -82,7 +82,7 @@ class TinyWorld:
             kvms={},
             page_private={},
             params=HostParams(),
-            main=SimpleNamespace(state=SimpleNamespace(running_vcpu={})),
+            main=SimpleNamespace(kvm_get_running_vcpu=lambda: None),
             gmem=None,
             x86=None,
             mmu=None,
