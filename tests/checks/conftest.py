@@ -284,6 +284,11 @@ class TinyWorld:
         """A quiet point at which [start, end) is looked at."""
         checker.quiet_point("test", vm_spans(self.kvm, [(start, end)]))
 
+    def found(self, name: str) -> list[str]:
+        """What the promise `name` finds at the end of all."""
+        self.checker([name]).finish()
+        return self.texts()
+
     def texts(self) -> list[str]:
         """What was found, in words whose number is right."""
         texts = [f"{f.promise}: {f.text}" for f in self.sim.findings]
@@ -295,3 +300,12 @@ class TinyWorld:
 def tiny() -> Callable[..., TinyWorld]:
     """Makes worlds."""
     return TinyWorld
+
+
+@pytest.fixture
+def two_frames(tiny: Callable[..., TinyWorld]) -> TinyWorld:
+    """A world of two 2 MB leaves, of which the guest has not accepted the second."""
+    world = tiny()
+    world.map(0, 2)
+    world.map(0x200, 2, pending=True)
+    return world

@@ -20,16 +20,8 @@ MMAP = 1
 
 
 @pytest.fixture
-def world(tiny):
-    world = tiny()
-    world.map(0, 2)
-    world.map(0x200, 2, pending=True)
-    return world
-
-
-def found(world, name):
-    world.checker([name]).finish()
-    return world.texts()
+def world(two_frames):
+    return two_frames
 
 
 class TestPrivateUnreachable:
@@ -37,15 +29,15 @@ class TestPrivateUnreachable:
         world.inode.flags = MMAP
         range_store(world.inode.attributes, 0x400, 0x401, 0)
         world.inode.user_mapped.add(0x400)
-        assert found(world, "private-unreachable") == []
+        assert world.found("private-unreachable") == []
 
     def test_a_page_in_host_page_tables(self, world):
         world.inode.user_mapped.add(0x1FF)
-        assert "GFN 0x1ff (PFN 0x401ff)" in found(world, "private-unreachable")[0]
+        assert "GFN 0x1ff (PFN 0x401ff)" in world.found("private-unreachable")[0]
 
     def test_a_pinned_page(self, world):
         world.inode.pins[0x201] = 1
-        assert "is pinned for host user space" in found(world, "private-unreachable")[0]
+        assert "is pinned for host user space" in world.found("private-unreachable")[0]
 
     @pytest.mark.parametrize("reachable", [True, False])
     def test_a_shared_page_of_a_file_that_cannot_be_mapped(self, world, reachable):
@@ -54,8 +46,7 @@ class TestPrivateUnreachable:
         if reachable:
             world.inode.pins[0x30] = 1
         texts = [
-            text.partition(" is in the S-EPT as ")[2]
-            for text in found(world, "private-unreachable")
+            text.partition(" is in the S-EPT as ")[2] for text in world.found("private-unreachable")
         ]
         assert texts == ["2M memory and is pinned for host user space"] * reachable
 
@@ -64,18 +55,18 @@ class TestPrivateUnreachable:
         """The last page of a leaf, and the one after it."""
         world.unmap(0x200, 2)
         world.inode.user_mapped.add(0x200 - last)
-        assert len(found(world, "private-unreachable")) == last
+        assert len(world.found("private-unreachable")) == last
 
     def test_a_leaf_without_a_slot_beside_a_slot_that_is_reachable(self, world):
         """Is what `mapping-in-folio` tells of."""
         world.slot.npages = 0x200
         world.inode.pins[0x201] = 1
-        assert found(world, "private-unreachable") == []
+        assert world.found("private-unreachable") == []
 
     def test_a_shared_page_that_is_still_mapped(self, world):
         world.inode.flags = MMAP
         range_store(world.inode.attributes, 0x210, 0x220, 0)
-        assert "GFN 0x210" in found(world, "private-unreachable")[0]
+        assert "GFN 0x210" in world.found("private-unreachable")[0]
 
 
 class TestPamt:
@@ -91,14 +82,14 @@ class TestPamt:
         return world
 
     def test_holds(self, dynamic):
-        assert found(dynamic, "pamt") == []
+        assert dynamic.found("pamt") == []
 
     def test_a_count_too_high(self, dynamic):
         frame = dynamic.pfn_of(0x200) >> 9
         dynamic.host.x86_tdx.state.pamt_refcounts[frame] += 1
         assert (
             "1 of its 4 KB pages is in TDX use, and the kernel counts 2"
-            in (found(dynamic, "pamt")[0])
+            in (dynamic.found("pamt")[0])
         )
 
     @pytest.mark.parametrize("ahead", [True, False])
@@ -107,52 +98,52 @@ class TestPamt:
         pfn = dynamic.pfn_of(0x200)
         dynamic.host.x86_tdx.state.pamt_refcounts[pfn >> 9] += 1
         dynamic.host.x86_tdx.pages_counted_ahead = lambda: [pfn + ahead]
-        assert len(found(dynamic, "pamt")) == (not ahead)
+        assert len(dynamic.found("pamt")) == (not ahead)
 
     def test_a_count_too_low(self, dynamic):
         frame = dynamic.pfn_of(0x200) >> 9
         dynamic.host.x86_tdx.state.pamt_refcounts[frame] -= 1
         assert (
             "has a pair, 1 of its 4 KB pages is in TDX use, and the kernel counts 0"
-            in (found(dynamic, "pamt")[0])
+            in (dynamic.found("pamt")[0])
         )
 
     def test_a_pair_that_is_missing(self, dynamic):
         dynamic.module.pamt.entry_2m(dynamic.pfn_of(0x200) << 12).pt = PT_NDA
         assert (
             "has no pair, 1 of its 4 KB pages is in TDX use, and the kernel counts 1"
-            in (found(dynamic, "pamt")[0])
+            in (dynamic.found("pamt")[0])
         )
 
     def test_a_pair_that_leaked(self, dynamic):
         dynamic.module.pamt.entry_2m(dynamic.pfn_of(0x400) << 12).pt = PT_PAMT
-        assert "has a pair, 0 of its" in found(dynamic, "pamt")[0]
+        assert "has a pair, 0 of its" in dynamic.found("pamt")[0]
 
     def test_a_count_of_nothing(self, dynamic):
         dynamic.host.x86_tdx.state.pamt_refcounts[0x12345] = 3
-        assert "which the TDX module never used" in found(dynamic, "pamt")[0]
+        assert "which the TDX module never used" in dynamic.found("pamt")[0]
 
     def test_in_the_middle_of_a_change_nothing_is_said(self, dynamic):
         dynamic.host.x86_tdx.state.pamt_refcounts[0x12345] = 3
         dynamic.kvm.mmu_lock.read_lock()
-        assert found(dynamic, "pamt") == []
+        assert dynamic.found("pamt") == []
 
 
 class TestCache:
     def test_holds(self, world):
         world.machine.mem.write(world.pfn_of(0x400), 0, 7)
-        assert found(world, "cache") == []
+        assert world.found("cache") == []
 
     def test_host_lines_over_a_page_of_the_td(self, world):
         world.machine.mem.write(world.pfn_of(0x203), 0, 7)
-        (text,) = found(world, "cache")
+        (text,) = world.found("cache")
         assert "PFN 0x40203 is the TD's at GFN 0x203" in text
         assert "with HKID 0" in text
 
     @pytest.mark.parametrize("nr", [1, 512])
     def test_host_lines_over_the_first_page_of_a_leaf(self, world, nr):
         world.machine.mem.fill(world.pfn_of(0), nr, 0, 7)
-        assert "PFN 0x40000 is the TD's at GFN 0x0" in found(world, "cache")[0]
+        assert "PFN 0x40000 is the TD's at GFN 0x0" in world.found("cache")[0]
 
     @pytest.mark.parametrize("what", ["1 GB of the TD", "the module's own", "PAMT", "free"])
     def test_whose_lines_may_be_in_the_cache(self, world, what):
@@ -165,19 +156,19 @@ class TestCache:
         elif what == "PAMT":
             leaf.bitmap = 1 << 3
         world.machine.mem.write(pfn + 3, hkid, 7)
-        assert len(found(world, "cache")) == (what == "free")
+        assert len(world.found("cache")) == (what == "free")
 
     def test_lines_of_the_td_over_a_free_page(self, world):
         world.module.pamt.entry_2m(world.pfn_of(0x400) << 12)
         world.machine.mem.write(world.pfn_of(0x400), HKID, 7)
-        assert "PFN 0x40400 belongs to no TD, and has dirty lines" in found(world, "cache")[0]
+        assert "PFN 0x40400 belongs to no TD, and has dirty lines" in world.found("cache")[0]
 
     def test_no_reset_on_parts_that_need_it(self, world):
         world.host.params.x86_bug_tdx_pw_mce = True
         world.module.pamt.entry_2m(world.pfn_of(0x400) << 12)
         world.machine.mem.write(world.pfn_of(0x400), HKID, 7)
         world.machine.mem.wbinvd()
-        assert "was not reset after HKID 33" in found(world, "cache")[0]
+        assert "was not reset after HKID 33" in world.found("cache")[0]
 
 
 class TestLocking:

@@ -13,16 +13,8 @@ from septum.sim import Mutex, RunStopped, WaitQueue
 
 
 @pytest.fixture
-def world(tiny):
-    world = tiny()
-    world.map(0, 2)
-    world.map(0x200, 2, pending=True)
-    return world
-
-
-def found(world, name):
-    world.checker([name]).finish()
-    return world.texts()
+def world(two_frames):
+    return two_frames
 
 
 def met(world):
@@ -208,5 +200,5 @@ class TestProgress:
 
     def test_an_invalidation_without_end(self, world):
         world.kvm.mmu_invalidate_in_progress = 1
-        assert "1 invalidation of" in (text := found(world, "progress")[0])
+        assert "1 invalidation of" in (text := world.found("progress")[0])
         assert "was begun and never ended" in text
