@@ -267,8 +267,16 @@ class TdxInit(TdxTeardown):
         self.td_vmcs_write(vcpu, TDVPS_SHARED_EPTP, root_hpa, (1 << 64) - 1)
 
     def tdx_flush_tlb_current(self, vcpu: KvmVcpu) -> None:
-        """x86 ops flush_tlb_current and flush_tlb_all: INVEPT of all contexts on this CPU. Shared
-        translations have the private EPTP as their tag, which KVM does not know."""
+        """x86 op flush_tlb_current. Shared translations have the private EPTP as their tag, which
+        KVM does not know: INVEPT of all contexts."""
+        self._ept_sync_global()
+
+    def tdx_flush_tlb_all(self, vcpu: KvmVcpu) -> None:
+        """x86 op flush_tlb_all: of shared translations; for private ones the epoch sees to it."""
+        self._ept_sync_global()
+
+    def _ept_sync_global(self) -> None:
+        """ept_sync_global(): INVEPT of all contexts on this CPU. Source: vmx_ops.h."""
         self.machine.lps[self.sim.current.cpu].tlb.flush_all()
 
     def tdx_td_vcpu_init(self, vcpu: KvmVcpu, vcpu_rcx: int) -> int:

@@ -169,7 +169,7 @@ class KvmX86(Unit):
         if KVM_REQ_TLB_FLUSH in requests:
             requests.discard(KVM_REQ_TLB_FLUSH)
             vcpu.stat.add("tlb_flush")
-            self.host.tdx.tdx_flush_tlb_current(vcpu)
+            self.host.tdx.tdx_flush_tlb_all(vcpu)
         return 0
 
     def kvm_vcpu_exit_request(self, vcpu: KvmVcpu) -> bool:
