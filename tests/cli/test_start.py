@@ -51,6 +51,8 @@ def septum(
         (["run", "busy-once", "--design", b"dd\xff.py:D"], "'dd\\udcff.py:D' is not UTF-8"),
         (["explore", "busy-once", "--ignore", b"v\xff"], "'v\\udcff' is not UTF-8"),
         (["run", "\x1b[31mred.toml"], "the argument '\\x1b[31mred.toml' has the control charact"),
+        (["run", "busy-once", "--report", ""], "--report '': name a folder; this one here is --rep"),
+        (["explore", "busy-once", "--report="], "--report '': name a folder"),
     ],
 )
 def test_arguments_that_are_no_text(args: list[str | bytes], sentence: str, tmp_path: Path) -> None:
@@ -59,6 +61,7 @@ def test_arguments_that_are_no_text(args: list[str | bytes], sentence: str, tmp_
     assert done.returncode == 2, done.stderr
     assert sentence in done.stderr.decode()
     assert done.stderr.count(b"\n") == 1
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_python_without_docstrings(tmp_path: Path) -> None:

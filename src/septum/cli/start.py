@@ -6,15 +6,18 @@ from __future__ import annotations
 import io
 import os
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING, TextIO
 
 from septum.errors import InputError
 from septum.words import control_character
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
 WITHOUT_DOCSTRINGS = 2
+FOLDER = "--report"
+"""The option of a folder. Path takes an empty name for the folder that the user is in."""
 
 
 def open_streams() -> None:
@@ -41,8 +44,11 @@ def check_python() -> None:
         )
 
 
-def check_arguments(arguments: Iterable[str]) -> None:
-    """Raises InputError for one that no token could carry and no terminal should be given."""
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raises InputError for one that no token could carry and no terminal should be given, and for
+    a folder without a name, which is a variable of a script that is not set."""
+    if FOLDER + "=" in arguments or (FOLDER, "") in pairwise(arguments):
+        raise InputError(f"{FOLDER} '': name a folder; this one here is {FOLDER} .")
     for argument in arguments:
         try:
             argument.encode()
