@@ -101,6 +101,38 @@ def test_what_it_breaks_can_be_ignored(tmp_path: Path) -> None:
     assert result.exit_code == 0 and "breaks, and is ignored: accept-once: " in told
 
 
+WRONG = """
+summary = "The second step of the setup comes to something else than it should."
+setup = [
+  "vcpu0: accept 4K page 0",
+  "vcpu0: accept 4K page 1 => PAGE_ALREADY_ACCEPTED",
+  "vcpu0: accept 4K page 2",
+]
+
+[guest]
+vcpu0 = ["accept 4K page 7"]
+
+[host]
+convert = ["set-attributes page 9 to shared"]
+"""
+
+
+def test_a_step_that_comes_to_what_it_should_not_is_told_as_the_setup_s(tmp_path: Path) -> None:
+    """Not as what the programs came to, which have no part in it."""
+    path = tmp_path / "wrong.toml"
+    path.write_text(WRONG, encoding="utf-8")
+    result = explored(path, "--json")
+    (example,) = json.loads(result.output)["verdicts"][0]["counterexamples"]
+    again = CliRunner().invoke(app, ["replay", example["token"]])
+    for result in (explored(path), again):
+        told = " ".join(result.output.split())
+        assert result.exit_code == 1
+        assert "Broken by the setup, in `vcpu0: accept 4K page 1`, before the programs" in told
+        assert "No schedule passes: each of them begins with the setup." in told
+        story = told.partition("No schedule passes")[0]
+        assert "0x80001000" in story and "0x80002000" not in story and "convert" not in story
+
+
 def test_what_breaks_within_a_call_of_the_module_says_which() -> None:
     """The call has not ended, so that no step tells of it."""
     result = explored(Path("build-dirty-lines"), "--design", "bug-pages-not-flushed")

@@ -111,7 +111,7 @@ class ScenarioSubject:
     def build(self) -> Built:
         """The world with its VMs up, before the programs begin."""
         world = ScenarioWorld(self.scenario, self._design, self.check)
-        return Built(world.sim, [world], world, world.unready)
+        return Built(world.sim, [world], world, world.unready, world.record.unmet())
 
     def start(self, built: Built) -> None:
         """The programs."""

@@ -38,18 +38,25 @@ class Built:
 
     `roots` lead to all of its mutable state (the simulator's is found by itself). `is_over`: what
     follows takes the world down, and is no part of the run. `unready`: why it is not ready after
-    all, which is among the simulator's findings; "" where it is.
+    all, which is among the simulator's findings; "" where it is. `wrong`: what came to something
+    else on the way than the subject expects, one sentence each, which the end of every run says.
     """
 
-    __slots__ = ("is_over", "roots", "sim", "unready", "world")
+    __slots__ = ("is_over", "roots", "sim", "unready", "world", "wrong")
 
     def __init__(
-        self, sim: Sim, roots: Sequence[object], world: object = None, unready: str = ""
+        self,
+        sim: Sim,
+        roots: Sequence[object],
+        world: object = None,
+        unready: str = "",
+        wrong: Sequence[str] = (),
     ) -> None:
         self.sim = sim
         self.roots = [sim, *roots]
         self.world = world
         self.unready = unready
+        self.wrong = wrong
         self.is_over = False
 
 

@@ -28,8 +28,8 @@ EVENTS_MAX = 20_000
 
 
 class SetupRecording(Recorded):
-    """What is done before the programs begin, in the step that breaks a promise, up to there:
-    `place`. No beats where there are too many."""
+    """What is done before the programs begin, in the step that breaks a promise, up to there, or
+    that does not come to what it should: `place`. No beats where there are too many."""
 
     __slots__ = (
         "_ended",
@@ -66,7 +66,7 @@ class SetupRecording(Recorded):
         return self._see
 
     def _see(self, event: Event) -> None:
-        if self._ended:
+        if self._ended or self._came_out_wrong():
             return
         if isinstance(event, FindingEvent) and self._is_end(event):
             self.call = call_under_way()
@@ -99,6 +99,11 @@ class SetupRecording(Recorded):
         self._holders.begin()
         self.start = self._watcher.look()
         return self.place.partition(" ")[2]
+
+    def _came_out_wrong(self) -> bool:
+        """A step has come to what the finding says that it should not: no event tells that."""
+        self._ended = self._finding.text in self._world.record.unmet()
+        return self._ended
 
     def _is_end(self, event: FindingEvent) -> bool:
         finding = self._finding

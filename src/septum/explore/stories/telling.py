@@ -24,7 +24,7 @@ def tell(
 ) -> list[str]:
     """The lines of its story, in the world of `runner`. `heading`, `schedule`: what it is, and its
     schedule; `searched`: its neighbours were tried."""
-    if example.finding in runner.before:
+    if example.finding in runner.before or example.finding.text in runner.built.wrong:
         return _tell_setup(runner, example, heading)
     try:
         recording = Recording(runner, example.answers, example.finding, example.free, example.steps)
