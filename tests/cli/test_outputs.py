@@ -237,6 +237,10 @@ def test_a_name_that_is_too_long_is_a_sentence(
 class Gone(io.StringIO):
     """Whoever read it has gone."""
 
+    @property
+    def buffer(self) -> "Gone":
+        return self
+
     def write(self, text: str) -> int:
         raise BrokenPipeError
 
@@ -244,16 +248,27 @@ class Gone(io.StringIO):
 def test_what_was_found_is_kept_where_nobody_reads(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`septum explore ... --report o | head -1`: the search may have taken an hour."""
+    """`septum explore ... --report o | head -1`: the search may have taken an hour. And the exit
+    code is not that of a promise that held, whether the story fits into a pipe or not."""
     (folder / "broken.toml").write_text(BROKEN)
     monkeypatch.setattr(sys, "stdout", Gone())
     words = "explore broken.toml --workers 1 --schedules 20 --report o --emit-test t.py"
-    assert septum(words, monkeypatch) == 0
+    assert septum(words, monkeypatch) == 1
     assert {"broken-1.txt", "broken-1.html", "broken.json"} <= {x.name for x in Path("o").iterdir()}
     token = json.loads(Path("o/broken.json").read_text())["counterexamples"][0]["token"]
     assert Path("t.py").is_file()
-    assert septum(f"replay {token} --emit-test again.py", monkeypatch) == 0
+    assert septum(f"replay {token} --emit-test again.py", monkeypatch) == 1
     assert Path("again.py").is_file()
+    for command in (
+        f"report {token}",
+        "run finding-private-again --ktap",
+        "run broken.toml --json",
+        "explore broken.toml --workers 1 --schedules 20 --json",
+        "explore convert-one-page broken.toml --workers 1 --schedules 20 --preemptions 0",
+        "compare v3-without-08 --scenarios convert-one-page --no-cost --preemptions 0",
+    ):
+        assert septum(command, monkeypatch) == (0 if "finding" in command else 1), command
+    assert septum("scenarios", monkeypatch) == 0
 
 
 def test_who_interrupts_a_page_has_the_story_and_the_test(

@@ -39,6 +39,7 @@ GROUND = {
     "json_text",
     "outputs",
     "stamp",
+    "stdout",
     "words",
 }
 """Modules beside the packages, for all of them; they import none."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from septum.codes import OK as OK
 from septum.codes import UNDETERMINED as UNDETERMINED
 from septum.codes import USAGE as USAGE
 from septum.errors import EndlessLoop, InputError
+from septum.stdout import write_no_more
 
 NAME_SHOWN_MAX = 60
 
@@ -34,7 +33,7 @@ def guarded(command: Callable[[], None]) -> int:
 
     InputError, or an error or an endless loop in a user's own design, is one sentence on stderr and
     2, as is a disk that has no room for the output; an interrupt is 130; a reader who has gone
-    wants no more: 0. Anything else that escapes is a defect of Septum: 70, with the traceback and a
+    wants no more: 0, where the command says nothing by its exit code (see `stdout.read_or_not`). Anything else that escapes is a defect of Septum: 70, with the traceback and a
     word about it.
     """
     code = _code_of(command)
@@ -43,7 +42,7 @@ def guarded(command: Callable[[], None]) -> int:
     except ValueError:  # a user's own design has closed it
         return code or DEFECT
     except OSError as error:
-        _write_no_more()
+        write_no_more()
         return code if isinstance(error, BrokenPipeError) else _no_room(error)
     return code
 
@@ -63,11 +62,11 @@ def _code_of(command: Callable[[], None]) -> int:
         print("septum: interrupted", file=sys.stderr)
         return INTERRUPTED
     except (BrokenPipeError, NobodyReads):
-        _write_no_more()
+        write_no_more()
         return OK
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
-            _write_no_more()
+            write_no_more()
             return _no_room(error)
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             print(
@@ -100,12 +99,6 @@ def _defect_text() -> str:
         "septum: this is a defect of Septum, not of the model that it ran or of your input;"
         " please report it with the text above and the command line"
     )
-
-
-def _write_no_more() -> None:
-    """What is left of the output goes nowhere: else Python tries again at its end."""
-    with contextlib.suppress(OSError):  # no file: somebody else's stream
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _no_room(error: OSError) -> int:

@@ -25,6 +25,7 @@ from septum.scenarios.states import scenario_states
 from septum.sim import RoundRobin
 from septum.sim.events import FindingEvent
 from septum.sim.schedule import TOKEN_PREFIX
+from septum.stdout import read_or_not
 from septum.trace.command import render, write_pieces
 from septum.trace.filters import make_filter, parse_only
 from septum.trace.itf import itf_chunks
@@ -103,7 +104,7 @@ def report_run(run: str, options: ReportOptions) -> int:
         played = _played(path) if findings else None
         if options.text or not (options.files() or options.itf or options.html):
             story = _story(played) if played is not None and not options.only else []
-            with TraceReader(path) as reader:
+            with TraceReader(path) as reader, read_or_not():
                 events = (event for event in reader if wanted(event))
                 ladder = render(events, reader.header, "ladder")
                 write_pieces([line.encode() for line in story] or ladder, None)

@@ -38,6 +38,7 @@ from septum.sim import (
 )
 from septum.sim.schedule import SEARCHED
 from septum.stamp import differs, stamp, version_of
+from septum.stdout import read_or_not
 from septum.trace.header import TraceHeader
 from septum.trace.writer import TraceWriter
 from septum.vmm.layout import parse_memory_size
@@ -249,8 +250,10 @@ def _replay_toy(name: str, schedule: Schedule, trace: Path | None) -> int:
     if finding is None:
         print(f"HELD: {name}")
         return OK
-    print("\n".join([*retell_subject(find_subject(name), schedule), ""]))
-    print(f"BROKEN: {name}\n  {finding.promise}: {finding.text}")
+    story = retell_subject(find_subject(name), schedule)
+    with read_or_not():
+        print("\n".join([*story, ""]))
+        print(f"BROKEN: {name}\n  {finding.promise}: {finding.text}")
     return BROKEN
 
 
@@ -317,12 +320,13 @@ def record_boot(boot: Boot, token: str, path: Path) -> int:
 
 def _show(result: RunResult, options: RunOptions) -> int:
     files = write_report(result, options.report)
-    if options.ktap:
-        print("\n".join(ktap_lines([boot_case(result)])))
-    elif options.json:
-        sys.stdout.write(report_json(result))
-    else:
-        print_lines(report_lines(result, files), sys.stdout)
+    with read_or_not():
+        if options.ktap:
+            print("\n".join(ktap_lines([boot_case(result)])))
+        elif options.json:
+            sys.stdout.write(report_json(result))
+        else:
+            print_lines(report_lines(result, files), sys.stdout)
     if not result.held:
         return BROKEN
     return OK if result.complete else UNDETERMINED

@@ -33,6 +33,7 @@ from septum.scenarios.run import (
 )
 from septum.sim import RoundRobin, Schedule, encode_token
 from septum.stamp import stamp
+from septum.stdout import read_or_not
 from septum.trace.header import TraceHeader
 from septum.trace.writer import TraceWriter
 from septum.words import wrap
@@ -159,9 +160,11 @@ def replay_one(
         if not as_json and not (outcome.ok and outcome.held):
             from septum.explore.stories.retell import retell_outcome
 
-            print("\n".join([*retell_outcome(scenario, recipe.design, outcome, check), ""]))
+            story = retell_outcome(scenario, recipe.design, outcome, check)
+            with read_or_not():
+                print("\n".join([*story, ""]))
     finally:
-        # The test is written, too, where who reads the story has gone.
+        # The test is written, too, where a disk has no room for the story.
         if emit_test is not None:
             from septum.explore.mailed import write_test
 
@@ -210,10 +213,11 @@ def record_scenario(
 
 
 def _show(outcome: ScenarioOutcome, *, as_json: bool, ktap: bool) -> int:
-    if ktap:
-        print("\n".join(ktap_lines([outcome_case(outcome)])))
-    elif as_json:
-        print(json_text({"schema": SCHEMA, **msgspec.to_builtins(outcome)}))
-    else:
-        print("\n".join(outcome_lines(outcome)))
+    with read_or_not():
+        if ktap:
+            print("\n".join(ktap_lines([outcome_case(outcome)])))
+        elif as_json:
+            print(json_text({"schema": SCHEMA, **msgspec.to_builtins(outcome)}))
+        else:
+            print("\n".join(outcome_lines(outcome)))
     return OK if outcome.ok else BROKEN

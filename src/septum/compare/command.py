@@ -28,6 +28,7 @@ from septum.outputs import ReportFolder, check_outputs
 from septum.report.lines import print_lines
 from septum.report.progress import Progress
 from septum.scenarios.run import scenario_file
+from septum.stdout import read_or_not
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,11 +92,12 @@ def compare_command(wanted: Wanted) -> int:
     _make_folders(wanted)
     comparison, defects, unanswered = compare(wanted, plan)
     failed = _write(wanted, comparison)
-    if wanted.as_json:
-        sys.stdout.buffer.write(json_text(comparison).encode() + b"\n")
-        sys.stdout.flush()
-    else:
-        print_lines(comparison_lines(comparison, str(wanted.report)), sys.stdout)
+    with read_or_not():
+        if wanted.as_json:
+            sys.stdout.buffer.write(json_text(comparison).encode() + b"\n")
+            sys.stdout.flush()
+        else:
+            print_lines(comparison_lines(comparison, str(wanted.report)), sys.stdout)
     for text in defects:
         print(f"{text}\nseptum: this is a defect of Septum; please report it", file=sys.stderr)
     for text in unanswered:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from septum.codes import BROKEN
 from septum.errors import InputError
 from septum.module import PROFILES
+from septum.stdout import read_or_not
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +22,8 @@ def conform(files: list[Path], json: bool, profile: str) -> None:
     if profile not in PROFILES:
         raise InputError(f"--profile {profile}: no such module; choose from {', '.join(PROFILES)}")
     report = run_conform(files, PROFILES[profile])
-    print(report.to_json() if json else render_conform(report), end="\n" if json else "")
+    with read_or_not():
+        print(report.to_json() if json else render_conform(report), end="\n" if json else "")
     if not report.agrees:
         raise SystemExit(BROKEN)
 
@@ -33,7 +35,8 @@ def fuzz_module(calls: int, seed: int, json: bool) -> None:
     if calls < 1:
         raise InputError(f"--calls {calls}: at least one call is needed")
     report = fuzz.fuzz_module(calls, seed)
-    print(report.to_json() if json else fuzz.render_fuzz(report), end="\n" if json else "")
+    with read_or_not():
+        print(report.to_json() if json else fuzz.render_fuzz(report), end="\n" if json else "")
     if not report.holds:
         raise SystemExit(BROKEN)
 
@@ -44,6 +47,7 @@ def module_table(dynamic_pamt: bool, json: bool) -> None:
     from septum.conform.automaton_text import render_table, rows_to_json
 
     rows = explore(dynamic_pamt)
-    print(rows_to_json(rows) if json else render_table(rows), end="\n" if json else "")
+    with read_or_not():
+        print(rows_to_json(rows) if json else render_table(rows), end="\n" if json else "")
     if facts_that_differ(rows):
         raise SystemExit(BROKEN)

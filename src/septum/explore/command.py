@@ -27,6 +27,7 @@ from septum.explore.watch import watching
 from septum.outputs import ReportFolder, check_outputs
 from septum.report.ktap import Case, ktap_lines
 from septum.scenarios.run import scenario_file
+from septum.stdout import read_or_not
 from septum.words import WIDTH, count_text, plural
 
 if TYPE_CHECKING:
@@ -64,9 +65,10 @@ def explore_command(names: Sequence[str], wanted: Wanted) -> int:
             cases.append(verdict_case(verdict, told))
             try:
                 if not (wanted.as_json or wanted.ktap):
-                    _print(verdict, told, coverage=wanted.coverage)
+                    with read_or_not():
+                        _print(verdict, told, coverage=wanted.coverage)
             finally:
-                # Who reads may have gone, and a disk be full: what was found is kept all the same.
+                # A disk may be full: what was found is kept all the same.
                 artefacts.add(verdict, told, name, wanted.check, options)
             if verdict.interrupted:
                 break
@@ -74,11 +76,12 @@ def explore_command(names: Sequence[str], wanted: Wanted) -> int:
         # What was found before is told all the same.
         print("septum: interrupted", file=sys.stderr)
         codes.add(INTERRUPTED)
-    if wanted.as_json:
-        sys.stdout.buffer.write(msgspec.json.encode(ExploreReport(SCHEMA, verdicts)) + b"\n")
-        sys.stdout.flush()
-    if wanted.ktap:
-        print("\n".join(ktap_lines(cases)))
+    with read_or_not():
+        if wanted.as_json:
+            sys.stdout.buffer.write(msgspec.json.encode(ExploreReport(SCHEMA, verdicts)) + b"\n")
+            sys.stdout.flush()
+        if wanted.ktap:
+            print("\n".join(ktap_lines(cases)))
     if artefacts.failed:
         raise InputError(artefacts.failed)
     codes |= {verdict.exit_code() for verdict in verdicts}
