@@ -51,7 +51,7 @@ def septum(
         (["run", "busy-once", "--design", b"dd\xff.py:D"], "'dd\\udcff.py:D' is not UTF-8"),
         (["explore", "busy-once", "--ignore", b"v\xff"], "'v\\udcff' is not UTF-8"),
         (["run", "\x1b[31mred.toml"], "the argument '\\x1b[31mred.toml' has the control charact"),
-        (["run", "busy-once", "--report", ""], "--report '': name a folder; this one here is --rep"),
+        (["run", "busy-once", "--report", ""], "--report '': name a folder; this one here"),
         (["explore", "busy-once", "--report="], "--report '': name a folder"),
     ],
 )
