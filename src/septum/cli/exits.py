@@ -33,8 +33,8 @@ def guarded(command: Callable[[], None]) -> int:
 
     InputError, or an error or an endless loop in a user's own design, is one sentence on stderr and
     2, as is a disk that has no room for the output; an interrupt is 130; a reader who has gone
-    wants no more: 0, where the command says nothing by its exit code (see `stdout.read_or_not`). Anything else that escapes is a defect of Septum: 70, with the traceback and a
-    word about it.
+    wants no more: 0, where the exit code says nothing of a run (see `stdout.read_or_not`). Anything
+    else that escapes is a defect of Septum: 70, with the traceback and a word about it.
     """
     code = _code_of(command)
     try:
