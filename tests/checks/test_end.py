@@ -11,6 +11,7 @@ from septum.checks import PROMISES, consequence, find_promises, sentence
 from septum.checks.history import VmHistory
 from septum.checks.view import VmView
 from septum.errors import InputError
+from septum.linux.mm.state import PMD_ORDER, HugetlbPool
 from septum.module.pamt import PT_NDA, PT_REG, PT_TDCX, PT_TDR
 from septum.module.state import HKID_ASSIGNED, HKID_FREE
 
@@ -60,6 +61,34 @@ class TestTeardown:
         checker.finish()
         (text,) = world.texts()
         assert "1 page is still its own, PFN 0x40200 (2M, REG)" in text
+
+    def test_a_key_of_an_attempt_that_failed_is_left(self, world):
+        checker = torn_down(world)
+        leave(world)
+        world.host.x86_tdx.state.keyid_ida.add(HKID + 1)
+        checker.finish()
+        (text,) = world.texts()
+        assert "vm0 was the last VM, and 1 HKID was never freed, 34" in text
+
+    def test_huge_pages_stay_reserved(self, world):
+        pools = world.host.mm.state.pools
+        pools[PMD_ORDER] = HugetlbPool(PMD_ORDER)
+        pools[PMD_ORDER].resv_huge_pages = 1
+        checker = torn_down(world)
+        pools[PMD_ORDER].resv_huge_pages = 3
+        leave(world)
+        checker.finish()
+        (text,) = world.texts()
+        assert "of the huge pages of order 9 2 are still reserved for a guest_memfd" in text
+
+    def test_what_is_reserved_with_a_page_that_failed_stays(self, world):
+        pools = world.host.mm.state.pools
+        pools[PMD_ORDER] = HugetlbPool(PMD_ORDER)
+        checker = torn_down(world)
+        pools[PMD_ORDER].resv_huge_pages = 1
+        world.host.mm.state.poisoned.add(0x40200)
+        leave(world)
+        assert checker.finish() == {"teardown": "held"}
 
     def test_a_small_page_is_left(self, world):
         checker = torn_down(world)

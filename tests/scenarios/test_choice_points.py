@@ -9,6 +9,7 @@ import pytest
 
 from septum.abi.leaves import SEAMCALL_NAMES
 from septum.scenarios.failures import Failures
+from septum.scenarios.injections import parse_injection
 from septum.scenarios.model_names import ANYTHING, SEAMCALL, model_names
 from septum.scenarios.run import load_scenario, run_scenario
 from septum.scenarios.scenario import Scenario
@@ -67,6 +68,12 @@ def test_each_is_met_where_it_is_said(name: str, monkeypatch: pytest.MonkeyPatch
     for point, scenarios in documented().items():
         if name in scenarios:
             assert any(fnmatchcase(each, point.replace("LEAF", "*")) for each in met)
+
+
+def test_times_are_counted_once_however_many_injections_name_the_point() -> None:
+    failures = Failures((), tuple(parse_injection(f"point @{times}") for times in ("1-2", "4")))
+    failures.open = True
+    assert [failures.settled("point") for _ in range(5)] == [1, 1, 0, 1, 0]
 
 
 def test_every_seamcall_of_the_kernel_may_be_busy_or_fail(monkeypatch: pytest.MonkeyPatch) -> None:

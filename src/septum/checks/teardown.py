@@ -34,17 +34,21 @@ class Teardown(Promise):
     that no other TD can have, and dirty lines that hit the next owner of the frame.
     """
 
-    __slots__ = ("_last", "outstanding")
+    __slots__ = ("_keys", "_last", "_reserved", "outstanding")
     name = "teardown"
 
     def __init__(self, checker: Checker) -> None:
         super().__init__(checker)
         self.outstanding: dict[int, tuple[int, str]] = {}
         self._last: VmView | None = None  # whose memory is still to be looked for
+        self._keys: set[int] = set()  # not the VMs', or told of
+        self._reserved: dict[int, int] = {}
 
     def start(self) -> None:
         """What is allocated before any VM exists is not the VMs'."""
         self.outstanding = self._outstanding()
+        self._keys = set(self.checker.world.host.x86_tdx.state.keyid_ida)
+        self._reserved = self._reservations()
 
     def gone(self, vm: VmView) -> None:
         """The module, the key, the caches, and (when it was the last VM) the allocator."""
@@ -67,6 +71,8 @@ class Teardown(Promise):
         self._last = None
         if not self.checker.world.host.kvms and not any(self.checker.vms()):
             self._check_allocator(vm)
+            self._check_keys(vm)
+            self._check_reservations(vm)
 
     def exited(self) -> None:
         """A VM goes with the last of its files: the VM's, its vCPUs', and guest_memfds."""
@@ -123,6 +129,7 @@ class Teardown(Promise):
         if vm.hkid < 0 or self._has_another(vm):
             return
         if vm.hkid in world.host.x86_tdx.state.keyid_ida:
+            self._keys.add(vm.hkid)
             self.broken((vm.name, "HKID"), f"{vm.name} is gone, and the kernel lost HKID {vm.hkid}")
         entry = world.module.kot.entries.get(vm.hkid)
         if entry is not None and entry.state != HKID_FREE and vm.td is None:
@@ -197,6 +204,35 @@ class Teardown(Promise):
                 f"{agree(len(pfns), 'was never freed,', 'were never freed, the first one')} "
                 f"PFN {pfns[0]:#x}",
             )
+
+    def _check_keys(self, vm: VmView) -> None:
+        """Of an attempt at KVM_TDX_INIT_VM that failed, too."""
+        lost = sorted(self.checker.world.host.x86_tdx.state.keyid_ida - self._keys)
+        if lost:
+            self.broken(
+                ("keys",),
+                f"{vm.name} was the last VM, and {len(lost)} {agree(len(lost), 'HKID', 'HKIDs')} "
+                f"{agree(len(lost), 'was never freed,', 'were never freed, the first one')} "
+                f"{lost[0]}",
+            )
+
+    def _reservations(self) -> dict[int, int]:
+        """Huge pages of each order that are promised to guest_memfds."""
+        pools = self.checker.world.host.mm.state.pools
+        return {order: pool.resv_huge_pages for order, pool in pools.items()}
+
+    def _check_reservations(self, vm: VmView) -> None:
+        """A page that has failed never comes back, and what was reserved with it stays."""
+        if self.checker.world.host.mm.state.poisoned:
+            return
+        for order, nr in self._reservations().items():
+            left = nr - self._reserved.get(order, 0)
+            if left:
+                self.broken(
+                    ("reserved", order),
+                    f"{vm.name} was the last VM, and of the huge pages of order {order} {left} "
+                    f"{agree(left, 'is', 'are')} still reserved for a guest_memfd",
+                )
 
 
 def owned_by(pamt: Pamt, tdr_pfn: int) -> Iterator[Owned]:

@@ -40,9 +40,11 @@ class Failures:
         """The outcome that the scenario prescribes; None leaves it to the schedule."""
         if not self.open:
             return 0
-        for injection in self.injections:
-            if injection.name == name:
-                met = self.met[name] = self.met.get(name, 0) + 1
+        named = [injection for injection in self.injections if injection.name == name]
+        if named:
+            # Once, however many of them name it.
+            met = self.met[name] = self.met.get(name, 0) + 1
+            for injection in named:
                 if injection.first <= met <= injection.last:
                     return injection.value
         return None if self._allowed[name] else 0

@@ -9,10 +9,13 @@ from septum.linux.kvm.gmem_range import MAX_INDEX
 from septum.linux.kvm.guest_memfd import GuestMemfd
 from septum.linux.kvm.main import KvmMain
 from septum.linux.kvm.tdx import KvmTdxUnit
+from septum.linux.mm import Mm
 from septum.linux.x86.tdx import TdxArch
 
 if TYPE_CHECKING:
+    from septum.abi.types import Pfn
     from septum.linux.kvm.types import GmemFile, Kvm, KvmVcpu
+    from septum.linux.mm.folio import Subpool
 
 
 class DeadVmKeepsPages(GuestMemfd):
@@ -87,6 +90,29 @@ class TdrNotReset(TdxArch):
         """Nothing."""
 
 
+class ReclaimBeforeKey(KvmTdxUnit):
+    """A failed KVM_TDX_INIT_VM reclaims its pages while the key is still assigned: none is, and
+    the next attempt forgets them."""
+
+    __slots__ = ()
+
+    def _td_init_teardown(self, kvm: Kvm, tdcs_pages: list[Pfn], added: int, ret: int) -> int:
+        for page in tdcs_pages[added:]:
+            self.host.x86_tdx.tdx_free_page(page)
+        self.tdx_reclaim_td_control_pages(kvm)
+        self.tdx_mmu_release_hkid(kvm)
+        return ret
+
+
+class ReservationStays(Mm):
+    """A guest_memfd is closed, and the huge pages that it reserved stay reserved."""
+
+    __slots__ = ()
+
+    def hugepage_put_subpool(self, subpool: Subpool) -> None:
+        """Nothing."""
+
+
 DESIGNS = (
     seeded(
         "dead-vm-keeps-pages",
@@ -144,5 +170,21 @@ DESIGNS = (
         "teardown-memory-first",
         "teardown",
         main=VmNeverGone,
+    ),
+    seeded(
+        "reclaim-before-key",
+        "tdx.c __tdx_td_init()",
+        "KVM_TDX_INIT_VM fails and reclaims its pages before it gives the key back: they stay",
+        "build-no-entropy",
+        "teardown",
+        tdx=ReclaimBeforeKey,
+    ),
+    seeded(
+        "reservation-stays",
+        "guest_memfd_hugetlb.c, mm/hugetlb.c hugepage_put_subpool()",
+        "What a guest_memfd has reserved of the huge pages stays reserved when it is closed",
+        "tdx-vm-huge-page",
+        "teardown",
+        mm=ReservationStays,
     ),
 )
