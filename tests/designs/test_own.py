@@ -143,6 +143,18 @@ MISTAKES = {
         unit("__slots__ = ()\ndef tdx_track(self, kvm):\n    from threading import Thread"),
         "line 9: Thread of threading does something else in every run",
     ),
+    "process": (
+        "import os\n" + unit("__slots__ = ()\ndef tdx_track(self, kvm):\n    os._exit(0)"),
+        "line 10: os is about the process that runs the model, and not the model",
+    ),
+    "its end": (
+        unit("__slots__ = ()\ndef tdx_track(self, kvm):\n    from os import _exit\n    _exit(0)"),
+        "line 9: _exit of os is about the process that runs",
+    ),
+    "its end, imported before": (
+        "from os import _exit\n" + unit("__slots__ = ()\ndef tdx_track(self, kvm): _exit(0)"),
+        "line 9: _exit of posix is about the process that runs",
+    ),
     "dice": (
         unit("__slots__ = ()\ndef tdx_track(self, kvm):\n    import random"),
         "line 9: random does something else in every run",

@@ -1,4 +1,5 @@
-"""What in a user's design may make two runs of one schedule differ, by looking at its source."""
+"""What in a user's design may make two runs of one schedule differ, or end the process without a
+word, by looking at its source."""
 
 from __future__ import annotations
 
@@ -11,25 +12,33 @@ if TYPE_CHECKING:
 
 CLOCKS_AND_DICE = ("random", "secrets", "time", "datetime", "uuid")
 BESIDE_THE_SCHEDULER = ("threading", "_thread", "concurrent", "multiprocessing", "subprocess")
-AMBIENT = (*CLOCKS_AND_DICE, *BESIDE_THE_SCHEDULER)
-"""Modules whose functions answer, or come to run, otherwise in every run."""
+OF_THE_PROCESS = ("os", "posix", "ctypes")
+"""Modules that a model has no use for: `os._exit()` ends a search, and nobody is told."""
+AMBIENT = {
+    **dict.fromkeys((*CLOCKS_AND_DICE, *BESIDE_THE_SCHEDULER), "does something else in every run"),
+    **dict.fromkeys(OF_THE_PROCESS, "is about the process that runs the model, and not the model"),
+}
+"""Modules that a function of a design may not use, and what is wrong with each."""
 _KEEPS = (list, dict, set, bytearray)
 
 
 def ambient_use(tree: ast.Module, module: ModuleType) -> tuple[int, str] | None:
-    """The first (line, name) in a function of the file that is of an AMBIENT module."""
+    """The first (line, what is wrong there) in a function of the file that uses an AMBIENT
+    module."""
     for node in _nodes_in_functions(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names]
             from_ = [node.module or ""] if isinstance(node, ast.ImportFrom) else names
             for of in from_:
-                if of.split(".")[0] in AMBIENT:
-                    return node.lineno, of if of in names else f"{names[0]} of {of}"
+                why = AMBIENT.get(of.split(".")[0])
+                if why is not None:
+                    return node.lineno, f"{of if of in names else f'{names[0]} of {of}'} {why}"
     for name in _names_in_functions(tree):
         value = vars(module).get(name.id)
         of = value.__name__ if isinstance(value, ModuleType) else _origin(value)
         if of in AMBIENT:
-            return name.lineno, name.id if name.id == of else f"{name.id} of {of}"
+            said = name.id if name.id == of else f"{name.id} of {of}"
+            return name.lineno, f"{said} {AMBIENT[of]}"
     return None
 
 

@@ -149,9 +149,7 @@ def _load(path: Path, *, in_token: bool) -> tuple[str, ModuleType]:
     found = ambient_use(ast.parse(source), module)
     if found is not None:
         del _loaded[where], sys.modules[module.__name__]
-        raise InputError(
-            f"{path}, line {found[0]}: {found[1]} does something else in every run; {_STEADY}"
-        )
+        raise InputError(f"{path}, line {found[0]}: {found[1]}; {_STEADY}")
     return _loaded[where]
 
 
