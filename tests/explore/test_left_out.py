@@ -1,0 +1,129 @@
+"""What a search would leave out if something small in it were otherwise: each by itself."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from septum.explore.exhaustive.plain import PlainSteering
+from septum.explore.exhaustive.transitions import Transitions
+from septum.explore.runs.run import Runner
+from septum.explore.runs.sampling import Length, Pct, RandomWalk
+from septum.explore.states.values import Contents
+from septum.explore.subject import Options
+from septum.explore.toybox import FAILING, GRACE_PERIOD, LOST_UPDATE, RARE
+from septum.explore.toys import Toy
+from septum.explore.tracking.footprint import Footprints, S
+from septum.explore.tracking.locations import PART_LOCATION
+from septum.explore.tracking.own import UNKNOWN, OwnState
+from septum.explore.tracking.steps import Steps
+from septum.explore.tracking.watched import Watched
+from septum.explore.workers.split import split
+
+CHOOSING = Toy(
+    "choosing", [(("choose", 0, 3), ("fail", 1, 1), ("point",)), (("write", 0, 1), ("fail", 2, 1))]
+)
+
+WAKING = Toy(
+    "waking",
+    [
+        *[(("wait", 1, 1), ("point",), ("wait", 1, 2), ("point",), ("wait", 1, 3), ("point",))] * 2,
+        (("point",), ("wake", 1)) * 3,
+    ],
+)
+
+
+@pytest.mark.parametrize("toy", [CHOOSING, LOST_UPDATE, GRACE_PERIOD], ids=lambda toy: toy.name)
+@pytest.mark.parametrize(("preemptions", "failures"), [(0, 0), (0, 1), (1, 0), (2, 2)])
+def test_what_is_cut_to_the_end_is_every_schedule(
+    toy: Toy, preemptions: int, failures: int
+) -> None:
+    """Subtrees that are cut as far as that goes are single schedules: those of the plain judge."""
+    options = Options(preemptions=preemptions, failures=failures)
+    schedules: list[list[int]] = []
+    steering = PlainSteering(options)
+    runner = Runner(toy, options)
+    runner.verify_every = 1
+    while True:
+        schedules.append(list(runner.run(steering).answers))
+        if not steering.advance():
+            break
+    assert split(runner, options, preemptions, 100_000) == sorted(schedules)
+
+
+@pytest.mark.parametrize("make", [Pct, RandomWalk])
+@pytest.mark.parametrize("bound", [0, 1, 2])
+def test_what_is_drawn_is_within_the_bounds(make: type[Pct | RandomWalk], bound: int) -> None:
+    """And comes to all of them. (Who is woken may preempt, whatever the change points are.)"""
+    for toy, most in ((RARE, (bound, 0)), (WAKING, (bound, 0)), (FAILING, (None, min(bound, 1)))):
+        options = Options(preemptions=most[0], failures=bound)
+        runner = Runner(toy, options)
+        runner.verify_every = 1
+        runs = [runner.run(make(options, number, Length(12, 2))) for number in range(120)]
+        if most[0] is not None:
+            assert max(run.preemptions for run in runs) == most[0]
+        assert max(run.failures for run in runs) == most[1]
+
+
+def test_a_function_goes_by_all_that_it_has_taken_along() -> None:
+    def made(held: int, given: int) -> Callable[[], object]:
+        return lambda x=given: (x, held)
+
+    def plain(given: int) -> Callable[[], object]:
+        return lambda x=given: x
+
+    of_value = Contents(lambda oid: 0).of_value
+    assert of_value(made(1, 2)) == of_value(made(1, 2))
+    assert len({of_value(made(held, given)) for held in (1, 2) for given in (1, 2)}) == 4
+    assert of_value(plain(1)) != of_value(plain(2))
+
+
+def test_who_has_something_that_cannot_be_told_stands_nowhere() -> None:
+    """Until it is overwritten by what can be told, or is gone."""
+    tracker: Any = SimpleNamespace(
+        footprints=Footprints(),
+        contents=SimpleNamespace(held=set()),
+        names=SimpleNamespace(objects={}),
+    )
+    own = OwnState(tracker)
+    own._put(1, 256, 7, False, False)
+    assert own.look(1) is not None
+    own._put(1, 512, UNKNOWN, False, False)
+    assert own.look(1) is None
+    own._put(1, 512, 9, False, False)
+    assert own.look(1) is not None
+
+
+def test_who_held_locks_when_a_run_was_broken_off_holds_none_in_the_next() -> None:
+    tracker: Any = SimpleNamespace(
+        footprints=Footprints(),
+        names=SimpleNamespace(name_of=lambda oid: 5),
+        sim=SimpleNamespace(current=SimpleNamespace(index=1)),
+    )
+    steps = Steps(tracker)
+    steps.took(object(), True)
+    assert steps._context(1).exclusive == {5}
+    steps.begin()
+    assert not steps._context(1).held and not steps._context(1).exclusive
+
+
+def test_what_lacks_accesses_is_walked_no_more() -> None:
+    """Steps in a row that are known as one were made of steps that are forgotten."""
+    tracker: Any = SimpleNamespace(footprints=Footprints())
+    transitions = Transitions(tracker, forgets=True, keeps=False)
+    transitions.tails[(1, False, False, False), 5] = []
+    transitions.drop({7})
+    assert not transitions.tails
+
+
+def test_all_that_promises_read_is_noted() -> None:
+    """Whatever else they read in the same look."""
+    tracker: Any = SimpleNamespace(
+        footprints=Footprints(),
+        names=SimpleNamespace(name_of=lambda oid: oid, class_at=lambda name: 0),
+    )
+    watched = Watched(tracker)
+    parts = [PART_LOCATION + nr << 2 | S for nr in range(64)]
+    watched.note([*parts, *[nr << 10 | S for nr in range(1, 9)]])
+    assert watched._read == {nr << 8 for nr in range(1, 9)}
