@@ -59,13 +59,13 @@ def joined(story: list[str]) -> str:
 @pytest.mark.parametrize(
     ("scenario", "design", "last", "why"),
     [
-        (*SEEN_LATE, "TDH.MEM.PAGE.AUG", "step 8: it"),
+        (*SEEN_LATE, "TDH.MEM.PAGE.AUG", "step 9: it"),
         ("host-fault-against-convert", "bug-host-fault-unlocked", "TDH.MEM.PAGE.AUG", ""),
         (
             "convert-one-page",
             "bug-module-demote-pending",
             "TDH.MEM.PAGE.DEMOTE",
-            "and is 4K pending since step 18 (TDH.MEM.PAGE.DEMOTE of vcpu0)",
+            "and is 4K pending since step 21 (TDH.MEM.PAGE.DEMOTE of vcpu0)",
         ),
     ],
 )
@@ -138,7 +138,7 @@ def test_the_schedule_that_passes_does_so_at_every_step() -> None:
             "bug-split-head-only",
             "precise-zap is broken before that, at step 31",
         ),
-        ("fault-against-fault", "bug-not-frozen", "mirror is broken before that, at step 4"),
+        ("fault-against-fault", "bug-not-frozen", "mirror is broken before that, at step 5"),
     ],
 )
 def test_another_promise_that_breaks_before_is_said(scenario: str, design: str, says: str) -> None:

@@ -36,7 +36,7 @@ def test_what_the_scenario_injects_is_counted_and_is_not_the_schedules() -> None
 def test_a_page_that_nobody_accepted(tmp_path: Path) -> None:
     story = explored(tmp_path, '[guest]\nvcpu0 = ["touch page 1"]\n')
     assert (
-        "Why: GFN 0x80001 is pending since step 7 (TDH.MEM.PAGE.AUG of vcpu0), and no step accepts"
+        "Why: GFN 0x80001 is pending since step 8 (TDH.MEM.PAGE.AUG of vcpu0), and no step accepts"
         " it No passing" in story
     )
 

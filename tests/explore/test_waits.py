@@ -93,7 +93,7 @@ def explored(tmp_path: Path):  # type: ignore[no-untyped-def]
             FAULT,
             "v3",
             "nothing",
-            "2 references: 1 of the page cache, 1 of vcpu0 since after step 2",
+            "2 references: 1 of the page cache, 1 of vcpu0 since after step 3",
         ),
         (FAILED, "v3", "poisoned", KEPT_FOR_GOOD.format(since="since before step 1")),
         (FAILS, "v3", "no-bug: ", KEPT_FOR_GOOD.format(since="host.convert since after step 1")),

@@ -57,65 +57,65 @@ WHY = {
           TD exit of vcpu0 at step 8 did not count it down
     """,
     ("accept-against-block", "block-busy-ignored"): """
-        step 6: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by
+        step 7: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by
           vcpu0 since after step 1, inside TDG.MEM.PAGE.ACCEPT, which ends at
-          step 8
-        step 10: TDX_OPERAND_BUSY|RCX: the S-EPT entry has host priority since
-          step 6, where TDH.MEM.RANGE.BLOCK of host.convert was
+          step 9
+        step 11: TDX_OPERAND_BUSY|RCX: the S-EPT entry has host priority since
+          step 7, where TDH.MEM.RANGE.BLOCK of host.convert was
           TDX_OPERAND_BUSY|RCX, and no call of the host has had its lock since
-        step 15: TDX_GPA_RANGE_NOT_BLOCKED|RCX: it needs TDH.MEM.RANGE.BLOCK to
-          have succeeded; step 6 returned TDX_OPERAND_BUSY|RCX
+        step 16: TDX_GPA_RANGE_NOT_BLOCKED|RCX: it needs TDH.MEM.RANGE.BLOCK to
+          have succeeded; step 7 returned TDX_OPERAND_BUSY|RCX
     """,
     ("accept-against-block", "module-accept-unlocked"): """
-        step 15: TDX_GPA_RANGE_NOT_BLOCKED|RCX: step 6 blocked the entry, and step 8
+        step 16: TDX_GPA_RANGE_NOT_BLOCKED|RCX: step 7 blocked the entry, and step 9
           (TDG.MEM.PAGE.ACCEPT of vcpu0) unblocked it
     """,
     ("accept-against-block", "module-priority-stays"): """
-        step 6: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by
+        step 7: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by
           vcpu0 since after step 1, inside TDG.MEM.PAGE.ACCEPT, which ends at
-          step 7
-        steps 20 and 25: TDX_OPERAND_BUSY|RCX: the S-EPT entry has host priority
-          since step 6, where TDH.MEM.RANGE.BLOCK of host.convert was
-          TDX_OPERAND_BUSY|RCX, though the host has had its lock at step 9
+          step 8
+        steps 21 and 27: TDX_OPERAND_BUSY|RCX: the S-EPT entry has host priority
+          since step 7, where TDH.MEM.RANGE.BLOCK of host.convert was
+          TDX_OPERAND_BUSY|RCX, though the host has had its lock at step 10
     """,
     ("fault-against-fault", "not-frozen"): """
-        step 10: TDX_EPT_WALK_FAILED|RCX: the S-EPT has no table below its 1G entry of GFN
-          0x80000, and the mirror has one: vcpu0 made it at step 4, and no TDH.MEM.SEPT.ADD
+        step 12: TDX_EPT_WALK_FAILED|RCX: the S-EPT has no table below its 1G entry of GFN
+          0x80000, and the mirror has one: vcpu0 made it at step 5, and no TDH.MEM.SEPT.ADD
           of it has succeeded
-        looked at at every step, mirror is broken before that, at step 4 (vcpu0): vm1: GFN
+        looked at at every step, mirror is broken before that, at step 5 (vcpu0): vm1: GFN
           0x80000 at 1G: the mirror has a table, PFN 0xHOST (0x800000010023c907), the S-EPT
           has FREE (0x80e0000000000000)
     """,
     ("fault-against-fault", "frozen-ignored"): """
-        the mirror's entry of GFN 0x80000 is frozen since step 5 (vcpu0)
+        the mirror's entry of GFN 0x80000 is frozen since step 6 (vcpu0)
     """,
     ("convert-against-accept-4k", "stale-after-lock"): """
-        step 22: TDX_EPT_ENTRY_STATE_INCORRECT|RCX: step 10 (TDH.MEM.PAGE.DEMOTE of
+        step 23: TDX_EPT_ENTRY_STATE_INCORRECT|RCX: step 11 (TDH.MEM.PAGE.DEMOTE of
           host.convert) made a table of the entry
     """,
     ("convert-one-page", "alloc-under-mmu-lock"): """
         vcpu0 has vm1 mmu_lock since after
-          step 13
+          step 16
     """,
     ("accept-4k-against-2m", "lock-dropped-early"): """
-        GFN 0x80000 is in the S-EPT since step 10 (TDH.MEM.PAGE.AUG of vcpu1),
-          and was not when vcpu0 left the TD at step 1
+        GFN 0x80000 is in the S-EPT since step 12 (TDH.MEM.PAGE.AUG of vcpu1),
+          and was not when vcpu0 left the TD at step 2
     """,
     ("accept-level-prefault", "accept-level-off-by-one"): """
-        step 5 asks for GFN 0x80005 at 4K, and it is 2M pending: nothing has split it
+        step 6 asks for GFN 0x80005 at 4K, and it is 2M pending: nothing has split it
     """,
     ("convert-against-fault-there", "seq-not-bumped"): """
-        step 8: it maps GFN 0x80001, which is not private since step 6 (host.convert);
-          the fault began before that, at step 3; mmu_invalidate_seq is 0 as then
+        step 9: it maps GFN 0x80001, which is not private since step 7 (host.convert);
+          the fault began before that, at step 4; mmu_invalidate_seq is 0 as then
     """,
     ("convert-against-fault-there", "snapshot-late"): """
-        step 8: it maps GFN 0x80001, which is not private since step 6 (host.convert);
-          the fault began before that, at step 3; mmu_invalidate_seq was 2 then and is 3
+        step 9: it maps GFN 0x80001, which is not private since step 7 (host.convert);
+          the fault began before that, at step 4; mmu_invalidate_seq was 2 then and is 3
           now
     """,
     ("convert-against-fault", "edges-not-covered"): """
-        step 11: it maps GFN 0x80001 with its 2M page, which is not private since step 2
-          (host.convert); the fault began after that, at step 6; mmu_invalidate_seq is 2
+        step 12: it maps GFN 0x80001 with its 2M page, which is not private since step 2
+          (host.convert); the fault began after that, at step 7; mmu_invalidate_seq is 2
           as then, and the invalidation under way is of GFN 0x80001 (1 page), which the fault's
           GFN 0x80000 is not in
     """,
@@ -124,46 +124,46 @@ WHY = {
           (host.vmm)
     """,
     ("punch-enomem", "punch-never-ends"): """
-        step 16: the search injects it: the allocation tdp_mmu_alloc_sp_for_split fails
-          mmu_invalidate_in_progress is not 0 since after step 15 (host.punch)
+        step 17: the search injects it: the allocation tdp_mmu_alloc_sp_for_split fails
+          mmu_invalidate_in_progress is not 0 since after step 16 (host.punch)
     """,
     ("dpamt-fault-against-fault", "pamt-get-not-rechecked"): """
-        step 22: TDX_HPA_RANGE_NOT_FREE|RCX: the frame has a pair already, since step 14
+        step 24: TDX_HPA_RANGE_NOT_FREE|RCX: the frame has a pair already, since step 16
           (TDH.PHYMEM.PAMT.ADD of vcpu1)
-        step 35: TDX_PAMT_PAGE_NOT_EMPTY|0: 1 of its 4 KB pages is in use, and the kernel
-          counts 0: PFN 0xHOST since step 15 (TDH.MEM.PAGE.AUG of vcpu1)
-        looked at at every step, pamt is broken before that, after step 24 (vcpu0): the 2 MB
+        step 38: TDX_PAMT_PAGE_NOT_EMPTY|0: 1 of its 4 KB pages is in use, and the kernel
+          counts 0: PFN 0xHOST since step 17 (TDH.MEM.PAGE.AUG of vcpu1)
+        looked at at every step, pamt is broken before that, after step 26 (vcpu0): the 2 MB
           frame at PFN 0xHOST has a pair, 2 of its 4 KB pages are in TDX use, and the kernel
           counts 1
     """,
     ("dead-vm-closes", "dead-vm-keeps-pages"): """
-        step 12 (TDH.MNG.KEY.FREEID of main) released the HKID
-        looked at at every step, mapping-in-folio is broken before that, after step 6
+        step 13 (TDH.MNG.KEY.FREEID of main) released the HKID
+        looked at at every step, mapping-in-folio is broken before that, after step 7
           (main): vm1: the 2M leaf at GFN 0x80000 maps PFN 0xHOST, but no memslot with a
           guest_memfd is there
     """,
     ("prefault-by-thread", "vcpu-moves-unflushed"): """
-        step 549: TDX_FLUSHVP_NOT_DONE: vCPU 0 is associated with cpu0 since the
-          beginning; TDH.VP.FLUSH was called on cpu2: step 548 returned
+        step 551: TDX_FLUSHVP_NOT_DONE: vCPU 0 is associated with cpu0 since the
+          beginning; TDH.VP.FLUSH was called on cpu2: step 550 returned
           TDX_VCPU_NOT_ASSOCIATED
     """,
     ("convert-one-page", "module-demote-pending"): """
-        GFN 0x80000 was 2M blocked mapped, and is 4K pending since step 18
+        GFN 0x80000 was 2M blocked mapped, and is 4K pending since step 21
           (TDH.MEM.PAGE.DEMOTE of vcpu0)
-        looked at at every step, precise-zap is broken there, too, after step 18 (vcpu0):
+        looked at at every step, precise-zap is broken there, too, after step 21 (vcpu0):
           vm1: GFNs [0x80000, 0x80005) (5 pages) lost the guest's ACCEPT though nobody asked
           to take it (asked: KVM_SET_MEMORY_ATTRIBUTES2 [0x80005, 0x80006)); the S-EPT 4K
           entry of GFN 0x80000 is now PENDING PFN 0xHOST
     """,
     ("accept-level-prefault", "module-demote-accepts"): """
-        GFN 0x80006, at that frame, was 2M blocked pending, and is mapped since step 8
+        GFN 0x80006, at that frame, was 2M blocked pending, and is mapped since step 9
           (TDH.MEM.PAGE.DEMOTE of vcpu0)
     """,
     ("accept-against-convert", "module-accept-skips-chunk"): """
-        GFN 0x80201, at that frame, was 2M pending, and is mapped since step 9
-          (TDG.MEM.PAGE.ACCEPT of vcpu0), where it went on from step 7, which was
+        GFN 0x80201, at that frame, was 2M pending, and is mapped since step 10
+          (TDG.MEM.PAGE.ACCEPT of vcpu0), where it went on from step 8, which was
           interrupted
-        looked at at every step, guest-data is broken before that, at step 10 (vcpu0): vm1:
+        looked at at every step, guest-data is broken before that, at step 11 (vcpu0): vm1:
           GFN 0x80201, where the guest wrote 0x0, is PFN 0xHOST, which was last written with
           HKID 0 and not with the TD's 33
     """,
@@ -172,18 +172,18 @@ WHY = {
           cpu0 entered the TD in epoch 3 after step 11 and kept it in its TLB
     """,
     ("accept-against-block", "module-busy-keeps-tdr"): """
-        step 6: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by
+        step 7: TDX_OPERAND_BUSY|RCX: the lock of the S-EPT entry is held by
           vcpu0 since after step 1, inside TDG.MEM.PAGE.ACCEPT, which ends at
-          step 7
-        step 2600: TDX_OPERAND_BUSY|RCX: the lock of the TDR is held by
-          TDH.MEM.RANGE.BLOCK of host.convert, which ended at step 6 with
+          step 8
+        step 2602: TDX_OPERAND_BUSY|RCX: the lock of the TDR is held by
+          TDH.MEM.RANGE.BLOCK of host.convert, which ended at step 7 with
           TDX_OPERAND_BUSY|RCX
     """,
     ("accept-against-block", "entry-not-barred"): """
         step 7: TDX_OPERAND_BUSY|TD_EPOCH: the epoch lock is held by vcpu0 since
           after step 1, inside TDH.VP.ENTER
-        step 10: TDX_OPERAND_BUSY|TD_EPOCH: the epoch lock is held by vcpu0
-          since after step 8, inside TDH.VP.ENTER
+        step 11: TDX_OPERAND_BUSY|TD_EPOCH: the epoch lock is held by vcpu0
+          since after step 9, inside TDH.VP.ENTER
     """,
     ("dpamt-fresh-sept-page", "split-cache-one-pair"): """
         TDX_SW_ERROR is the kernel's own: tdh_mem_page_demote() did not call the
@@ -192,7 +192,7 @@ WHY = {
     """,
     ("host-fault-against-convert", "host-fault-unlocked"): """
         GFN 0x80001 is private since step 4 (host.convert), and in the S-EPT
-          since step 15 (TDH.MEM.PAGE.AUG of vcpu0); host user space uses it:
+          since step 16 (TDH.MEM.PAGE.AUG of vcpu0); host user space uses it:
           host.touch in `touch page 1`
     """,
 }
@@ -219,7 +219,7 @@ def test_a_seeded_bug_is_told_why(scenario: str, bug: str) -> None:
 def test_a_vcpu_that_nobody_kicked_is_named() -> None:
     """TDH.MEM.TRACK has succeeded: it is not what is missing."""
     assert why_of("convert-against-accept", "bug-no-kick", "random", 1) == (
-        "step 10: TDX_TLB_TRACKING_NOT_DONE|RCX: step 9 began epoch 2, but vcpu0 (since step 2) is"
+        "step 11: TDX_TLB_TRACKING_NOT_DONE|RCX: step 10 began epoch 2, but vcpu0 (since step 3) is"
         " in the TD in epoch 1, and no kick has made it leave"
     )
 

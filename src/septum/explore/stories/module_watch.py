@@ -17,6 +17,7 @@ from septum.abi.leaves import GPA_LEAVES, TDH_PHYMEM_PAMT_REMOVE, seamcall_name,
 from septum.abi.sept import HP, LOCK, PS, RWX_HW
 from septum.abi.spte import SPTE_BASE_ADDR_MASK, is_last_spte, is_shadow_present_pte
 from septum.abi.types import PAGE_SHIFT, PTRS_PER_TABLE
+from septum.checks.text import pages_text
 from septum.checks.view import VmView
 from septum.module.dispatch import SEAMCALLS, TDCALLS
 from septum.module.events import SeamcallEvent, TdcallEvent
@@ -75,14 +76,15 @@ class TdLook(msgspec.Struct, frozen=True):
 
 class VmLook(msgspec.Struct, frozen=True):
     """A VM of KVM: its TDR page, mmu_invalidate_seq, how many invalidations are under way, how many
-    pages its split cache for Dynamic PAMT has, and the GFNs [start, end) that the invalidations
-    under way are of."""
+    pages its split cache for Dynamic PAMT has, the GFNs [start, end) that the invalidations under
+    way are of, and the shared bit of its GFNs."""
 
     tdr_pfn: int
     seq: int
     in_progress: int
     split_cache: int = 0
     invalid: tuple[int, int] = (0, 0)
+    direct_bits: int = 0
 
 
 class ModuleLook(msgspec.Struct, frozen=True):
@@ -101,6 +103,23 @@ class ModuleLook(msgspec.Struct, frozen=True):
     calls: dict[str, str]
     in_use: tuple[int, ...]
     mirror_level: int = 0
+
+
+def invalidation_changes(old: ModuleLook | None, new: ModuleLook | None) -> Iterator[str]:
+    """A line for each VM whose invalidations began or ended in between, old -> new; of what both
+    began and ended the sequence number is left. Nothing where nobody could look."""
+    if old is None or new is None:
+        return
+    for name in old.vms.keys() & new.vms.keys():
+        before, after = old.vms[name], new.vms[name]
+        of = f" of {name}" if len(new.vms) > 1 else ""
+        if before.in_progress != after.in_progress:
+            gfns = f", of {pages_text(*after.invalid)}" if after.in_progress else ""
+            yield (
+                f"mmu_invalidate_in_progress{of}: {before.in_progress} -> {after.in_progress}{gfns}"
+            )
+        if before.seq != after.seq:
+            yield f"mmu_invalidate_seq{of}: {before.seq} -> {after.seq}"
 
 
 class Word(NamedTuple):
@@ -147,13 +166,13 @@ class ModuleWatcher:
         self._tables: dict[int, tuple[int, list[tuple[TablePage, int, int]]]] = {}
         self._entries: dict[int, tuple[array[int], dict[int, Word]]] = {}
 
-    def begin(self) -> None:
+    def begin(self) -> ModuleLook:
         """The run begins: whoever holds what there is now is not known."""
         self._words = dict(self._read())
+        return self._look(None)
 
     def after(self, event: Event, at: int) -> ModuleLook:
         """The look right after `event`, the one of index `at`. To be called of every event."""
-        world = self.world
         words = dict(self._read())
         for lock in words.keys() | self._words.keys():
             old, new = self._words.get(lock, FREE), words.get(lock, FREE)
@@ -161,6 +180,11 @@ class ModuleWatcher:
                 self._change(lock, old, new, event.task, at)
         self._words = words
         failed = isinstance(event, SeamcallEvent | TdcallEvent) and event.status
+        return self._look(event if failed else None)
+
+    def _look(self, failed: Event | None) -> ModuleLook:
+        """What there is now; `failed`: after a call of the module that failed."""
+        world = self.world
         return ModuleLook(
             tds={pfn: _td_look(world, td) for pfn, td in world.module.tds.items()},
             vms={
@@ -170,14 +194,15 @@ class ModuleWatcher:
                     kvm.mmu_invalidate_in_progress,
                     kvm.tdx.prealloc_split_cache.cnt,
                     (kvm.mmu_invalidate_range_start, kvm.mmu_invalidate_range_end),
+                    kvm.arch.gfn_direct_bits,
                 )
                 for number, kvm in world.host.kvms.items()
             },
             held={lock: held for lock, held in self._held.items() if held},
             priority=dict(self._priority),
-            calls=dict(self._calls()) if failed else {},
-            in_use=self._in_use(event) if failed else (),
-            mirror_level=self._mirror_level(event) if failed else 0,
+            calls=dict(self._calls()) if failed is not None else {},
+            in_use=self._in_use(failed) if failed is not None else (),
+            mirror_level=self._mirror_level(failed) if failed is not None else 0,
         )
 
     def _change(self, lock: ModuleLock, old: Word, new: Word, task: str, at: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -13,7 +13,7 @@ from septum.explore.runs.steering import Replaying
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.stories.endless import SCHEDULER, Marks, stays
 from septum.explore.stories.holders import Held, Holders
-from septum.explore.stories.module_watch import ModuleWatcher, call_under_way
+from septum.explore.stories.module_watch import ModuleWatcher, call_under_way, invalidation_changes
 from septum.explore.stories.parting import asked_at
 from septum.explore.stories.why_waits import flags_waited
 from septum.linux.kvm.events import KvmTdpMmuSpteChanged
@@ -132,12 +132,14 @@ def is_ignored(runner: Runner, event: FindingEvent) -> bool:
 
 class Recorded:
     """What a story is told of, event by event. `start` is the world when it begins, after the steps
-    `setup`; `names` are what the scenario calls each VM: "vm1" -> "a". `loops` are of who goes
-    round at its end, and `stays` is what they find every time. `held` and `flags` are of its end:
-    what tells why a task waits. `call` is the call of the module in which it broke: "" for none."""
+    `setup`, and `began` module and KVM; `names` are what the scenario calls each VM: "vm1" -> "a".
+    `loops` are of who goes round at its end, and `stays` is what they find every time. `held` and
+    `flags` are of its end: what tells why a task waits. `call` is the call of the module in which
+    it broke: "" for none."""
 
     __slots__ = (
         "beats",
+        "began",
         "call",
         "flags",
         "held",
@@ -151,6 +153,7 @@ class Recorded:
 
     def __init__(self) -> None:
         self.beats: list[Beat] = []
+        self.began: ModuleLook | None = None
         self.call = ""
         self.flags: dict[str, str] = {}
         self.held = Held()
@@ -232,7 +235,7 @@ class Recording(Recorded):
             vmms = world.vmms.items() if isinstance(world, ScenarioWorld) else ()
             self.names = {f"vm{vmm.kvm.id}": name for name, vmm in vmms if vmm.kvm is not None}
             if self._module is not None:
-                self._module.begin()
+                self.began = self._module.begin()
             if self._holders is not None:
                 self._holders.begin()
             self.start = self._watcher.look() if self._watcher is not None else None
@@ -309,7 +312,7 @@ class Recording(Recorded):
     def _begins(self, task: str) -> str:
         """The operation that a task of a VMM is in and no event has told of yet; "" for none."""
         world = self._runner.built.world
-        if not isinstance(world, ScenarioWorld) or task not in world.host_threads:
+        if not isinstance(world, ScenarioWorld):
             return ""
         op = world.record.under_way.get(task)
         if op is None or self._under_way.get(task) is op:
@@ -331,10 +334,17 @@ class Recording(Recorded):
         return self._runner.run(Replaying(list(answers))).failures
 
 
-def changes_between(
-    old: WorldState | None, new: WorldState | None, locks: frozenset[str], *, mirror: bool
-) -> list[str]:
+class Seen(NamedTuple):
+    """The world and, beside it, module and KVM; None where nobody could look."""
+
+    state: WorldState | None
+    module: ModuleLook | None
+
+
+def changes_between(old: Seen, new: Seen, locks: frozenset[str], *, mirror: bool) -> list[str]:
     """What changed, old -> new; nothing where nobody could look."""
-    if old is None or new is None or old == new:
-        return []
-    return [*changes(old, new, mirror=mirror), *lock_changes(old, new, locks)]
+    lines = list(invalidation_changes(old.module, new.module))
+    if old.state is None or new.state is None or old.state == new.state:
+        return lines
+    pages = changes(old.state, new.state, mirror=mirror)
+    return [*pages, *lines, *lock_changes(old.state, new.state, locks)]

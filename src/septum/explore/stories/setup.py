@@ -95,7 +95,7 @@ class SetupRecording(Recorded):
             self.setup.append(self.place.removeprefix(OF_STEP).strip("`"))
         self.place = self._world.setup_at
         self.beats.clear()
-        self._module.begin()
+        self.began = self._module.begin()
         self._holders.begin()
         self.start = self._watcher.look()
         return self.place.partition(" ")[2]

@@ -18,7 +18,7 @@ from septum.checks.text import agree
 from septum.explore.stories.beginning import beginning_lines
 from septum.explore.stories.origin import patch_of
 from septum.explore.stories.parting import first_difference, parting_words
-from septum.explore.stories.recording import changes_between
+from septum.explore.stories.recording import Seen, changes_between
 from septum.explore.stories.told import Told
 from septum.explore.stories.why import failure_words, why_lines
 from septum.linux.kvm.events import KvmTdpMmuSpteChanged
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from septum.explore.stories.endless import Loop
     from septum.explore.stories.recording import Beat, Recorded
     from septum.explore.verdict import Counterexample
-    from septum.scenarios.states import WorldState
     from septum.sim import Finding
 
 PREEMPTED = ">>"
@@ -242,13 +241,13 @@ def _rows(recording: Recorded, finding: Finding) -> list[Row]:
     """Steps and folds; the last row is what broke."""
     rows: list[Row] = []
     locks = recording.contended()
-    state = recording.start
+    seen = Seen(recording.start, recording.began)
     quiet: list[Beat] = []
     number = 0
     for beat in recording.beats:
         if beat.begins:
             if quiet:
-                state = _add_fold(rows, quiet, state, locks)
+                seen = _add_fold(rows, quiet, seen, locks)
             number += 1
             text = beat.begins + _in_brackets(beat.entry)
             rows.append(Row(number, beat.event.task, "", text, beat, begins=True))
@@ -257,15 +256,16 @@ def _rows(recording: Recorded, finding: Finding) -> list[Row]:
             quiet.append(beat)
             continue
         if quiet:
-            state = _add_fold(rows, quiet, state, locks)
+            seen = _add_fold(rows, quiet, seen, locks)
         number += 1
         row = Row(number, beat.event.task, mark, _text(beat), beat)
         told = isinstance(beat.event, KvmTdpMmuSpteChanged)
-        row.changes = changes_between(state, beat.state, locks, mirror=not told)
-        state = beat.state
+        now = Seen(beat.state, beat.module)
+        row.changes = changes_between(seen, now, locks, mirror=not told)
+        seen = now
         rows.append(row)
     if quiet:
-        _add_fold(rows, quiet, state, locks)
+        _add_fold(rows, quiet, seen, locks)
     rows = list(_folded(rows))
     number = _add_rounds(rows, number, recording)
     text = f"promise {finding.promise} is broken"
@@ -333,13 +333,11 @@ def _key(row: Row) -> Hashable:
     return (row.task, step.verb, step.result)
 
 
-def _add_fold(
-    rows: list[Row], quiet: list[Beat], state: WorldState | None, locks: frozenset[str]
-) -> WorldState | None:
-    """A row for quiet steps; returns the state after them."""
+def _add_fold(rows: list[Row], quiet: list[Beat], seen: Seen, locks: frozenset[str]) -> Seen:
+    """A row for quiet steps; returns what is seen after them."""
     row = Row(0, "", "", plural(len(quiet), "quiet step"), None)
-    after = quiet[-1].state
-    row.changes = changes_between(state, after, locks, mirror=True)
+    after = Seen(quiet[-1].state, quiet[-1].module)
+    row.changes = changes_between(seen, after, locks, mirror=True)
     rows.append(row)
     quiet.clear()
     return after

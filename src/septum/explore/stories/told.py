@@ -34,7 +34,8 @@ class Told:
         """ "step 5", "after step 5" of what does not show, "before step 1"; -1 is the beginning."""
         if at < 0:
             return "the beginning"
-        if number := self.number(at) or self._leaves(at):
+        # A quiet event may be the first of what the scenario asks for, whose step is another.
+        if number := self._leaves(at) or self.number(at):
             return f"step {number}"
         return self.after(at)
 

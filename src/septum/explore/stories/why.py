@@ -10,7 +10,7 @@ from septum.abi.status import (
     TDX_OPERAND_INVALID,
     status_name,
 )
-from septum.explore.stories import why_frames, why_module, why_pages, why_waits
+from septum.explore.stories import why_frames, why_module, why_pages, why_shared, why_waits
 from septum.explore.stories.told import ModuleCall, Told
 from septum.sim.events import ChoiceEvent, LockEvent
 
@@ -50,7 +50,7 @@ def why_lines(recording: Recorded, numbers: dict[int, int], finding: Finding) ->
             said.setdefault(words, []).append(number)
     lines = [f"{_steps(of)}: {words}" for words, of in said.items()]
     about = [*why_pages.about(told, finding), *why_waits.waits(told, recording, finding)]
-    about += why_frames.not_in_folio(told, finding)
+    about += [*why_frames.not_in_folio(told, finding), *why_shared.still_shared(told, finding)]
     return [*lines[: LINES_MAX - len(about)], *about]
 
 

@@ -83,7 +83,7 @@ def mapped_in_vain(told: Told, at: int) -> str:
 
     def shared(then: Beat) -> bool:
         state = _vm(then, name)
-        return state is not None and _not_private(state, gfn, gfn + 1) is not None
+        return state is not None and not is_private(state, gfn)
 
     since = told.first_of(at, shared)
     part = f"GFN {gfn:#x}" if end == first + 1 else f"GFN {gfn:#x} with its 2M page"
@@ -91,21 +91,24 @@ def mapped_in_vain(told: Told, at: int) -> str:
     if since >= 0 and isinstance(told.beats[since].event, KvmMemslotEvent):
         how = "has no memslot"
     text = f"it maps {part}, which {how} {told.since(since)}"
-    began = _fault_began(told, at, name, range(first, end), since)
+    began = fault_began(told, at, name, range(first, end), since)
     return f"{text}; {began}" if began else text
 
 
-def _fault_began(told: Told, at: int, name: str, gfns: range, since: int) -> str:
-    """Whether the fault at `gfns` that the call of beat `at` is part of began before beat `since`,
-    and what mmu_invalidate_seq of the VM called `name` was then; "" where that is not known."""
+def fault_began(told: Told, at: int, name: str, gfns: range, since: int) -> str:
+    """Whether the fault at `gfns` that beat `at` is part of began before beat `since`, and what
+    mmu_invalidate_seq of the VM called `name` was then; "" where that is not known. An access
+    through the shared alias is a fault at the same GFN."""
     task = told.beats[at].event.task
+    look = told.beats[at].module
+    direct_bits = look.vms[name].direct_bits if look is not None and name in look.vms else 0
     fault = next(
         (
             index
             for index, call in told.calls(at)
             if isinstance(call, KvmPageFaultEvent)
             and call.task == task
-            and call.fault_address >> PAGE_SHIFT in gfns
+            and call.fault_address >> PAGE_SHIFT & ~direct_bits in gfns
         ),
         None,
     )
@@ -121,7 +124,7 @@ def _fault_began(told: Told, at: int, name: str, gfns: range, since: int) -> str
     seq = f"is {new} as then" if old == new else f"was {old} then and is {new} now"
     call = told.beats[fault].event
     assert isinstance(call, KvmPageFaultEvent)
-    open_ = _under_way(now.vms[name], call.fault_address >> PAGE_SHIFT)
+    open_ = _under_way(now.vms[name], call.fault_address >> PAGE_SHIFT & ~direct_bits)
     return f"the fault began {order} that, at {told.when(fault)}; mmu_invalidate_seq {seq}{open_}"
 
 
@@ -136,6 +139,11 @@ def _under_way(vm: VmLook, gfn: int) -> str:
         f", and the invalidation under way is of {pages_text(start, end)}, which the fault's GFN"
         f" {gfn:#x} is not in"
     )
+
+
+def is_private(vm: VmState, gfn: int) -> bool:
+    """User space has made the page private."""
+    return _not_private(vm, gfn, gfn + 1) is None
 
 
 def _not_private(vm: VmState, first: int, end: int) -> int | None:
@@ -407,16 +415,16 @@ def _reached(told: Told, name: str, gfn: int) -> str:
     """Since when a page that host user space gets at is private or shared, and in the S-EPT."""
     last = len(told.beats) - 1
 
-    def is_private(beat: Beat) -> bool:
+    def private_in(beat: Beat) -> bool:
         vm = _vm(beat, name)
-        return vm is not None and _not_private(vm, gfn, gfn + 1) is None
+        return vm is not None and is_private(vm, gfn)
 
     def is_there(beat: Beat) -> bool:
         vm = _vm(beat, name)
         return vm is not None and _page(vm.sept, gfn) is not None
 
-    private = is_private(told.beats[last])
-    since = told.first_of(last, lambda beat: is_private(beat) == private)
+    private = private_in(told.beats[last])
+    since = told.first_of(last, lambda beat: private_in(beat) == private)
     text = f"GFN {gfn:#x} is {'private' if private else 'shared'} {told.since(since)}"
     if is_there(told.beats[last]):
         text += f", and in the S-EPT {told.since(told.first_of(last, is_there))}"
