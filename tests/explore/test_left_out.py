@@ -1,6 +1,6 @@
 """What a search would leave out if something small in it were otherwise: each by itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,10 +14,12 @@ from septum.explore.states.values import Contents
 from septum.explore.subject import Options
 from septum.explore.toybox import FAILING, GRACE_PERIOD, LOST_UPDATE, RARE
 from septum.explore.toys import Toy
-from septum.explore.tracking.footprint import Footprints, S
-from septum.explore.tracking.locations import PART_LOCATION
+from septum.explore.tracking.footprint import IS, IX, Footprints, S, X
+from septum.explore.tracking.locations import EVERYWHERE, PART_LOCATION, made_names
 from septum.explore.tracking.own import UNKNOWN, OwnState
+from septum.explore.tracking.slots import logging_slot
 from septum.explore.tracking.steps import Steps
+from septum.explore.tracking.tracked import PLAIN
 from septum.explore.tracking.watched import Watched
 from septum.explore.workers.split import split
 
@@ -127,3 +129,78 @@ def test_all_that_promises_read_is_noted() -> None:
     parts = [PART_LOCATION + nr << 2 | S for nr in range(64)]
     watched.note([*parts, *[nr << 10 | S for nr in range(1, 9)]])
     assert watched._read == {nr << 8 for nr in range(1, 9)}
+
+
+def test_what_was_taken_for_unread_is_read_once_promises_read_it() -> None:
+    """And what was computed before counts no more."""
+    tracker: Any = SimpleNamespace(
+        footprints=Footprints(),
+        lock_of={},
+        names=SimpleNamespace(class_at=lambda name: 0),
+        places=SimpleNamespace(is_in_parts=lambda location: False),
+    )
+    watched = Watched(tracker)
+    assert not watched[512]
+    watched.learn(512)
+    assert watched[512]
+    assert tracker.footprints.news == {EVERYWHERE}
+
+
+class Holding:
+    """Something with a slot."""
+
+    __slots__ = ("held",)
+
+
+@pytest.fixture
+def logged() -> Iterator[Callable[..., list[int]]]:
+    """Gives the kinds of the accesses of a slot that are logged, by what is done with it."""
+    member = vars(Holding)["held"]
+    tracker: Any = SimpleNamespace(
+        log=[], leaks=PLAIN, changed={}, building=[0], names=SimpleNamespace(base=set())
+    )
+
+    def does(call: Callable[[Any], object], **how: bool) -> list[int]:
+        tracker.log.clear()
+        of = {"counting": False, "special": False, **how}
+        slot = logging_slot(tracker, member, 3, **of)
+        call(slot)
+        assert {access >> 2 & 255 for access in tracker.log} <= {3}
+        return [access & 3 for access in tracker.log]
+
+    yield does
+
+
+def test_who_gets_hold_of_a_plain_container_may_change_it(logged) -> None:  # type: ignore[no-untyped-def]
+    """Where nothing else tells what is done to it."""
+    of = Holding()
+    for held, kind in ((5, S), ([5], X), ({5: 6}, X)):
+        of.held = held  # type: ignore[attr-defined]
+        assert logged(lambda slot: slot.fget(of)) == [kind]
+        assert logged(lambda slot: slot.fget(of), special=True) == [S]
+        assert logged(lambda slot: slot.fget(of), counting=True)[0] == (IS if kind == S else X)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kind"),
+    [(0, 4, IX), (8, 4, IX), (4, 8, IX), (4, 12, X), (0, 1, X), (1, 5, X), (6, 2, X), (4, 4, X)],
+)
+def test_shared_holders_commute_only_while_nobody_wants_it_alone(  # type: ignore[no-untyped-def]
+    logged, old: int, new: int, kind: int
+) -> None:
+    of = Holding()
+    for counting, told in ((True, kind), (False, X)):
+        of.held = old  # type: ignore[attr-defined]
+        assert logged(lambda slot: slot.fset(of, new), counting=counting) == [told]
+        assert of.held == new  # type: ignore[attr-defined]
+
+
+def test_which_names_are_never_given_again_is_told() -> None:
+    """And not how many they are: two that differ in it would give others."""
+    lasting = set()
+    for names in ((1,), (2,), (1, 2), (3,), (1, 3)):
+        own = OwnState(SimpleNamespace())  # type: ignore[arg-type]
+        for nr in names:
+            own._keep_for_good(made_names(1, 7) + nr)
+        lasting.add(own._lasting[1])
+    assert len(lasting) == 5
