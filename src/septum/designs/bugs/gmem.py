@@ -85,6 +85,22 @@ class AttributesBeforeSplit(GuestMemfd):
         return super()._kvm_gmem_convert_mappings(inode, start, end, to_private)
 
 
+class SplitErrorLost(GuestMemfd):
+    """A conversion splits in one VM after the other and keeps the last result."""
+
+    __slots__ = ()
+
+    def kvm_gmem_split_private(
+        self, inode: GmemInode, start: int, end: int, cause: SplitCause = "conversion"
+    ) -> int:
+        previous = self.host.main.set_cause(cause)
+        ret = 0
+        for f in list(inode.file_list):
+            ret = self._kvm_gmem_split_private(f, start, end)
+        self.host.main.set_cause(previous)
+        return ret
+
+
 DESIGNS = (
     seeded(
         "split-first-vm-only",
@@ -134,5 +150,14 @@ DESIGNS = (
         "convert-enomem",
         "all-or-nothing",
         gmem=AttributesBeforeSplit,
+    ),
+    seeded(
+        "split-error-lost",
+        "v3 patch 16, kvm_gmem_split_private()",
+        "Where several VMs have a file, only the last one's failed split stops a conversion",
+        "two-vms-first-enomem",
+        "accept-once",
+        "precise-zap",
+        gmem=SplitErrorLost,
     ),
 )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from septum.abi.kvm import (
     KVM_MEMSLOT_INVALID,
+    KVM_REQ_UNBLOCK,
     PAGES_PER_HPAGE,
     PG_LEVEL_2M,
     RET_PF_RETRY,
@@ -17,6 +18,7 @@ from septum.linux.kvm.main import KvmMain
 from septum.linux.kvm.mmu import KvmMmu
 from septum.linux.kvm.tdx import KvmTdxUnit
 from septum.linux.kvm.types import KvmGfnRange
+from septum.linux.kvm.x86 import KvmX86
 
 if TYPE_CHECKING:
     from septum.linux.kvm.types import GmemInode, Kvm, KvmPageFault, KvmVcpu
@@ -51,6 +53,15 @@ class SnapshotLate(KvmMmu):
         self.sim.point("smp_rmb")
         fault.mmu_seq = vcpu.kvm.mmu_invalidate_seq
         return super()._kvm_mmu_faultin_pfn(vcpu, fault)
+
+
+class LastPageNotCovered(KvmMmu):
+    """The invalidation takes the end of a range for its last page."""
+
+    __slots__ = ()
+
+    def kvm_mmu_invalidate_range_add(self, kvm: Kvm, start: int, end: int) -> None:
+        super().kvm_mmu_invalidate_range_add(kvm, start, end - 1)
 
 
 class EdgesNotCovered(KvmMmu):
@@ -112,6 +123,19 @@ class PrefaultsGoingSlot(KvmMmu):
         if slot is not None and slot.flags & KVM_MEMSLOT_INVALID:
             return RET_PF_RETRY
         return super().kvm_mmu_faultin_pfn(vcpu, fault)
+
+
+class HaltsInSrcu(KvmX86):
+    """A vCPU that halts does not leave SRCU: who changes a slot waits for its wake-up."""
+
+    __slots__ = ()
+
+    def vcpu_block(self, vcpu: KvmVcpu) -> int:
+        if not self.kvm_arch_vcpu_runnable(vcpu):
+            vcpu.wq.wait_event(
+                lambda: vcpu.pi_desc.on or vcpu.signal_pending or KVM_REQ_UNBLOCK in vcpu.requests
+            )
+        return super().vcpu_block(vcpu)
 
 
 class NoSrcu(KvmMain):
@@ -220,5 +244,21 @@ DESIGNS = (
         "discard-shared",
         "expectation",
         main=NotifierIgnored,
+    ),
+    seeded(
+        "last-page-uncovered",
+        "kvm_main.c kvm_mmu_invalidate_range_add()",
+        "Faults in the last page of a range are not held off while it is taken away",
+        "punch-edges-against-fault",
+        "mapping-in-folio",
+        mmu=LastPageNotCovered,
+    ),
+    seeded(
+        "halts-in-srcu",
+        "x86.c vcpu_block()",
+        "A vCPU halts in KVM_RUN without leaving SRCU: a change of slots waits for its wake-up",
+        "slot-delete-halted",
+        "progress",
+        x86=HaltsInSrcu,
     ),
 )
