@@ -10,8 +10,9 @@ from septum.explore.exhaustive.plain import PlainSteering
 from septum.explore.exhaustive.transitions import Transitions
 from septum.explore.runs.run import Runner
 from septum.explore.runs.sampling import Length, Pct, RandomWalk
+from septum.explore.states.stand import sign_of
 from septum.explore.states.values import Contents
-from septum.explore.subject import Options
+from septum.explore.subject import Options, Strategy
 from septum.explore.toybox import FAILING, GRACE_PERIOD, LOST_UPDATE, RARE
 from septum.explore.toys import Toy
 from septum.explore.tracking.footprint import IS, IX, Footprints, S, X
@@ -21,6 +22,8 @@ from septum.explore.tracking.slots import logging_slot
 from septum.explore.tracking.steps import Steps
 from septum.explore.tracking.tracked import PLAIN
 from septum.explore.tracking.watched import Watched
+from septum.explore.workers.exchange import make_files
+from septum.explore.workers.search import Job, Searcher
 from septum.explore.workers.split import split
 
 CHOOSING = Toy(
@@ -204,3 +207,69 @@ def test_which_names_are_never_given_again_is_told() -> None:
             own._keep_for_good(made_names(1, 7) + nr)
         lasting.add(own._lasting[1])
     assert len(lasting) == 5
+
+
+def test_what_a_step_makes_is_not_forgotten_for_what_others_made_before() -> None:
+    """What was made in steps that were made again is looked at first."""
+    made: list[list[int]] = []
+    objects = {name: object() for name in (1, 2, 3)}
+    tracker: Any = SimpleNamespace(
+        footprints=Footprints(),
+        names=SimpleNamespace(objects=objects, name_of=lambda oid: 0),
+        own=SimpleNamespace(note=lambda accesses: made.append([a >> 10 for a in accesses])),
+        places=SimpleNamespace(in_class=lambda kind: (0,)),
+        making=SimpleNamespace(look=lambda name, obj: None),
+    )
+    steps = Steps(tracker)
+    steps.fresh += [1, 2]
+    steps.passes(1)
+    steps.fresh += [2, 3]  # the number of the second was given again
+    steps._catch_up()
+    assert made == [[], [1]]
+    assert steps.fresh == [2, 3]
+
+
+def test_who_writes_all_of_what_is_its_own_writes_all_parts() -> None:
+    whole, parts = 256, (PART_LOCATION | 1, PART_LOCATION | 2, PART_LOCATION | 3)
+    footprints = Footprints()
+    for part, within in zip(parts, (whole, whole, parts[0]), strict=True):
+        footprints.add_part(within, part)
+    nothing: frozenset[int] = frozenset()
+    mine = [at << 2 | X for at in (whole, *parts)]
+    footprints.register(footprints.context(1, nothing, nothing), mine)
+    contents = dict.fromkeys((whole, *parts), 5)
+    tracker: Any = SimpleNamespace(
+        footprints=footprints,
+        contents=SimpleNamespace(held=set(), named=set()),
+        content_of=lambda location: contents[location],
+        may_have_parts=lambda location: location in footprints.parts,
+        watched=dict.fromkeys(contents, False),
+    )
+    own = OwnState(tracker)
+    own.note(mine)
+    contents.update(dict.fromkeys(parts, 6))
+    own.note([whole << 2 | X])
+    noted = own._world[1].by_location
+    assert noted == {at: sign_of(at, content) for at, content in contents.items()}
+
+
+def test_who_starts_over_tells_no_more_of_what_lacks_something() -> None:
+    """Nor is it taken over by those who know better, or who do not."""
+    searcher = Searcher(LOST_UPDATE, Options())
+    try:
+        searcher.prepare()
+        files = make_files(2)
+        searcher.exchange_by(files, 0)
+        transitions, tracker = searcher.transitions, searcher.tracker
+        assert transitions is not None and tracker is not None
+        exchange = transitions.exchange
+        assert exchange is not None
+        searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=0))
+        tag = exchange.tag
+        exchange.tell_end(1, None)
+        tracker.footprints.news.add(next(iter(tracker.footprints.bits)))
+        searcher._start_over(transitions)
+        assert exchange.tag != tag
+        assert not (exchange._steps or exchange._ends or exchange._looks or exchange._visits)
+    finally:
+        searcher.close()
