@@ -155,6 +155,22 @@ MISTAKES = {
         "from os import _exit\n" + unit("__slots__ = ()\ndef tdx_track(self, kvm): _exit(0)"),
         "line 9: _exit of posix is about the process that runs",
     ),
+    "counted": (
+        unit(
+            "__slots__ = ()\ndef tdx_track(self, kvm):\n    for _ in range(3):\n"
+            "        while kvm:\n            self.sim.retry('cpu_relax')\n"
+            "        self.sim.retry('cpu_relax')"
+        ),
+        "line 12: sim.retry() says that nothing comes of another round",
+    ),
+    "counted otherwise": (
+        unit(
+            "__slots__ = ()\ndef tdx_track(self, kvm):\n    n = 0\n    while True:\n"
+            "        n += 1\n        if n > 3:\n            return\n"
+            "        self.sim.retry('cpu_relax')"
+        ),
+        "line 14: sim.retry() says that nothing comes of another round",
+    ),
     "dice": (
         unit("__slots__ = ()\ndef tdx_track(self, kvm):\n    import random"),
         "line 9: random does something else in every run",

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from septum.designs.ambient import ambient_use, outliving_use
 from septum.designs.called import NEAR, names_called
+from septum.designs.counted import counted_retry
 from septum.designs.endless import WATCHDOG
 from septum.designs.registry import Design, find_design
 from septum.designs.results import wrong_result
@@ -52,6 +53,10 @@ _PARENT = "septum.designs.own_file"
 _STEADY = (
     "a design may go by the state of the world alone: no clock, no random numbers, no variable of"
     " the file that outlives a run"
+)
+_COUNTED = (
+    "sim.retry() says that nothing comes of another round before somebody else has run, and this"
+    " loop gives up after so many rounds; leave it out there"
 )
 
 _loaded: dict[Path, tuple[str, ModuleType]] = {}
@@ -146,10 +151,13 @@ def _load(path: Path, *, in_token: bool) -> tuple[str, ModuleType]:
             f"{path} replaces {touched} of the model itself, which v3 would have, too; override it"
             " in a class of your own"
         )
-    found = ambient_use(ast.parse(source), module)
-    if found is not None:
+    found = ambient_use(tree := ast.parse(source), module)
+    wrong = f"line {found[0]}: {found[1]}; {_STEADY}" if found is not None else ""
+    if line := counted_retry(tree):
+        wrong = wrong or f"line {line}: {_COUNTED}"
+    if wrong:
         del _loaded[where], sys.modules[module.__name__]
-        raise InputError(f"{path}, line {found[0]}: {found[1]}; {_STEADY}")
+        raise InputError(f"{path}, {wrong}")
     return _loaded[where]
 
 
