@@ -8,8 +8,9 @@ import pytest
 from replaying import replay_scenario
 
 from septum.errors import InputError
+from septum.explore.stories.retell import retell_outcome
 from septum.scenarios.findings import FINDINGS, Finding, shown, token_of
-from septum.scenarios.run import ScenarioRecipe, load_scenario
+from septum.scenarios.run import ScenarioRecipe, load_scenario, scenario_of_recipe
 from septum.sim import decode_token
 
 TEXT = (Path(__file__).parents[2] / "docs" / "findings.md").read_text(encoding="utf-8")
@@ -18,12 +19,21 @@ TOKENS = re.findall(r"septum replay (septum1\.\S+)`", TEXT)
 
 @pytest.mark.parametrize(("finding", "token"), list(zip(FINDINGS, TOKENS, strict=True)))
 def test_tokens_replay(finding: Finding, token: str) -> None:
-    """Each token still shows its finding, and nothing that its scenario does not say."""
+    """Each token still shows its finding, and nothing that its scenario does not say; and its story
+    is of the finding, and not of what else the run breaks, and short of preemptions."""
     _, packed, schedule = decode_token(token)
-    outcome = replay_scenario(msgspec.msgpack.decode(packed, type=ScenarioRecipe), schedule)
+    recipe = msgspec.msgpack.decode(packed, type=ScenarioRecipe)
+    outcome = replay_scenario(recipe, schedule)
     assert outcome.scenario == finding.scenario
     assert any(finding.shows in text for text in shown(outcome))
     assert outcome.ok, outcome.unmet
+    if outcome.held:
+        return
+    scenario = scenario_of_recipe(recipe)
+    told = " ".join(" ".join(retell_outcome(scenario, "v3", outcome, "quiet")).split())
+    verdict, run, _ = told.partition(" The run: ")
+    assert finding.shows in verdict
+    assert re.search(r"^[\d,]+ scheduling points, [0-2] preemptions?, ", told[len(verdict + run) :])
 
 
 def test_every_scenario_named_there_exists() -> None:

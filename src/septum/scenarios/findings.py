@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from septum.errors import InputError
-from septum.scenarios.run import run_scenario
-from septum.sim import ListSchedule, RoundRobin, Schedule
+from septum.scenarios.run import load_scenario, run_scenario
+from septum.sim import ListSchedule, RoundRobin, Schedule, decode_token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ FINDINGS = (
     Finding("F7", "finding-spinning-on-folio", "Spinning on folio"),
     Finding("F8", "odd-slot-offset", "VM_BUG_ON"),
     Finding("F9", "finding-fresh-folio-enomem", "private-unreachable"),
-    Finding("F9", "finding-fresh-folio-race", "progress"),
+    Finding("F9", "finding-fresh-folio-race", "is retried"),
     Finding("F10", "finding-private-again", "precise-zap"),
     Finding("F11", "finding-fault-meets-leaf", "is retried"),
     Finding("F12", "finding-folio-lock", "waits for folio lock"),
@@ -68,16 +68,18 @@ FINDINGS = (
 
 
 def _schedules(near: tuple[int, int]) -> Iterator[Schedule]:
-    """Round-robin, then one task after the other with a single preemption, earliest first; or with
-    two, `near` these places."""
+    """One task after the other, then with a single preemption, earliest first, then round-robin,
+    whose story is longest; or with two preemptions, `near` these places."""
     if any(near):
         for first, second in itertools.product(*(range(at - NEAR, at + NEAR) for at in near)):
             yield ListSchedule([0] * first + [1] + [0] * second + [1])
         return
-    yield RoundRobin()
+    for first in (0, 1):
+        yield ListSchedule([first])
     for after in range(PREEMPT_WITHIN):
         for first in (0, 1):
             yield ListSchedule([first] + [0] * after + [1])
+    yield RoundRobin()
 
 
 def shown(outcome: ScenarioOutcome) -> list[str]:
@@ -88,12 +90,26 @@ def shown(outcome: ScenarioOutcome) -> list[str]:
 
 def token_of(finding: Finding) -> str:
     """The token of the first simple schedule that shows the finding, and nothing that its scenario
-    does not say. Raises InputError when none does."""
+    does not say. What the run breaks before is ignored in it, so that the story is of the finding.
+    Raises InputError when none does."""
     for schedule in _schedules(finding.near):
         outcome = run_scenario(finding.scenario, schedule=schedule)
         if outcome.ok and any(finding.shows in text for text in shown(outcome)):
-            return outcome.token
+            _, _, made = decode_token(outcome.token)
+            scenario = load_scenario(finding.scenario).asked(ignore=_before(finding, outcome))
+            return run_scenario(scenario, schedule=made).token
     raise InputError(f"{finding.id}: no simple schedule of {finding.scenario} shows it any more")
+
+
+def _before(finding: Finding, outcome: ScenarioOutcome) -> tuple[str, ...]:
+    """The promises that break before the finding, as `--ignore` has them; none where no promise
+    tells of it. Of its own promise what is not it."""
+    texts = [(found.promise, f"{found.promise}: {found.text}") for found in outcome.findings]
+    its = next((promise for promise, text in texts if finding.shows in text), "")
+    first = next((at for at, (_, text) in enumerate(texts) if finding.shows in text), 0)
+    return tuple(
+        dict.fromkeys(text if promise == its else f"{promise}: " for promise, text in texts[:first])
+    )
 
 
 def with_tokens(text: str) -> str:

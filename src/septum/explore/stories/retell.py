@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from septum.explore.subject import Built, Subject
     from septum.scenarios.outcome import ScenarioOutcome
     from septum.scenarios.scenario import Scenario
-    from septum.sim import Finding, Schedule
+    from septum.sim import Schedule
 
 _NOT_TOLD = (
     "How long the schedule was before it was shrunk, and the seed and the bounds of the search, are"
@@ -38,8 +38,8 @@ _NOT_TOLD = (
 
 
 class _AnyBreak(ScenarioSubject):
-    """The scenario, with every broken promise as news, also those that it foresees; of its setup
-    there would be no steps to tell."""
+    """The scenario, with every broken promise as news, also those that it foresees, but not what
+    the user ignores; of its setup there would be no steps to tell."""
 
     __slots__ = ()
 
@@ -48,7 +48,7 @@ class _AnyBreak(ScenarioSubject):
         built.sim.findings = []
         return built
 
-    def expects(self, finding: Finding) -> bool:
+    def foresees(self, promise: str, text: str) -> bool:
         return False
 
 
