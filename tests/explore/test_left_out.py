@@ -1,20 +1,22 @@
 """What a search would leave out if something small in it were otherwise: each by itself."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from septum.explore.exhaustive import tails
 from septum.explore.exhaustive.plain import PlainSteering
+from septum.explore.exhaustive.tails import Tail
 from septum.explore.exhaustive.transitions import Transitions
 from septum.explore.runs.run import Runner
 from septum.explore.runs.sampling import Length, Pct, RandomWalk
 from septum.explore.states.stand import sign_of
 from septum.explore.states.values import Contents
 from septum.explore.subject import Options, Strategy
-from septum.explore.toybox import FAILING, GRACE_PERIOD, LOST_UPDATE, RARE
-from septum.explore.toys import Toy
+from septum.explore.toybox import FAILING, GRACE_PERIOD, LOST_UPDATE, PRODUCER_CONSUMER, RARE
+from septum.explore.toys import Program, Toy
 from septum.explore.tracking.footprint import IS, IX, Footprints, S, X
 from septum.explore.tracking.locations import EVERYWHERE, PART_LOCATION, made_names
 from septum.explore.tracking.own import UNKNOWN, OwnState
@@ -55,6 +57,81 @@ def test_what_is_cut_to_the_end_is_every_schedule(
         if not steering.advance():
             break
     assert split(runner, options, preemptions, 100_000) == sorted(schedules)
+
+
+def states_of(ends: Iterable[int]) -> set[int]:
+    """Where runs end, whether anything had failed or not: one that ends well need not be judged
+    again where something had."""
+    return {end if end >= 0 else ~end for end in ends}
+
+
+@pytest.mark.parametrize("toy", [CHOOSING, PRODUCER_CONSUMER], ids=lambda toy: toy.name)
+def test_subtrees_that_begin_after_somebody_ran_alone(toy: Toy) -> None:
+    """Answers say nothing of who ran when no other was ready; a search comes to where they lead all
+    the same, and all of these reach what the search of the whole reaches."""
+    options = Options(preemptions=1, failures=1)
+    searcher = Searcher(toy, options)
+    try:
+        assert searcher.do(Job(0, Strategy.EXHAUSTIVE, preemptions=1, failures=1)).complete
+        transitions = searcher.transitions
+        assert transitions is not None
+        whole, reached = states_of(transitions.ends), set[int]()
+        for prefix in split(Runner(toy, options), options, 1, 12):
+            transitions.clear()
+            job = Job(1, Strategy.EXHAUSTIVE, preemptions=1, failures=1, prefix=prefix)
+            result = searcher.do(job)
+            assert result.complete and not result.note, result.note
+            reached |= states_of(transitions.ends)
+        assert reached == whole
+    finally:
+        searcher.close()
+
+
+ROUND: Program = (
+    *(("point",), ("cut",), ("poke", 5), ("heed", 2)),
+    *(("unless", 1, 1, -4), ("write", 0, 7)),
+)
+"""As long as a cell is not 1, by steps each of which stands elsewhere."""
+
+GOING_ROUND = Toy(
+    "going-round",
+    [
+        ROUND,
+        (("append", 1), ("push", 1), ("append", 2), ("push", 2), ("write", 1, 1), ("write", 0, 3)),
+        (("append", 3), ("append", 4)),
+    ],
+)
+
+
+@pytest.mark.parametrize("preemptions", [1, 2])
+def test_who_goes_round_by_steps_made_as_one(
+    monkeypatch: pytest.MonkeyPatch, preemptions: int
+) -> None:
+    """Is put aside, and woken by whatever any of them looks at."""
+    taken = 0
+    fits = Tail.fits
+
+    def counts(self: Tail, *args: Any) -> bool:
+        nonlocal taken
+        found = fits(self, *args)
+        taken += found
+        assert taken < 1000  # for ever
+        return found
+
+    def ends() -> int:
+        searcher = Searcher(GOING_ROUND, Options(keep_going=True))
+        try:
+            result = searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=preemptions))
+            assert result.complete and not result.found and searcher.transitions is not None
+            return len(searcher.transitions.ends)
+        finally:
+            searcher.close()
+
+    monkeypatch.setattr(Tail, "fits", counts)
+    by_tails = ends()
+    assert taken > 10
+    monkeypatch.setattr(tails, "TAIL_MIN", 1000)
+    assert ends() == by_tails > 10
 
 
 @pytest.mark.parametrize("make", [Pct, RandomWalk])
