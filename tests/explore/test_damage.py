@@ -144,7 +144,7 @@ def test_the_schedule_that_passes_does_so_at_every_step() -> None:
 def test_another_promise_that_breaks_before_is_said(scenario: str, design: str, says: str) -> None:
     """Where the damage of what comes to a KVM_BUG_ON, or to the guest, is done long before."""
     found = Found(scenario, design)
-    assert f"looked at at every step, {says}" in joined(found.told)
+    assert f"with every step looked at, {says}" in joined(found.told)
     assert "looked at at every step" not in joined(found.whole)
 
 

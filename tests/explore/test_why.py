@@ -82,7 +82,7 @@ WHY = {
         step 12: TDX_EPT_WALK_FAILED|RCX: the S-EPT has no table below its 1G entry of GFN
           0x80000, and the mirror has one: vcpu0 made it at step 5, and no TDH.MEM.SEPT.ADD
           of it has succeeded
-        looked at at every step, mirror is broken before that, at step 5 (vcpu0): vm1: GFN
+        with every step looked at, mirror is broken before that, at step 5 (vcpu0): vm1: GFN
           0x80000 at 1G: the mirror has a table, PFN 0xHOST (0x800000010023c907), the S-EPT
           has FREE (0x80e0000000000000)
     """,
@@ -132,13 +132,13 @@ WHY = {
           (TDH.PHYMEM.PAMT.ADD of vcpu1)
         step 38: TDX_PAMT_PAGE_NOT_EMPTY|0: 1 of its 4 KB pages is in use, and the kernel
           counts 0: PFN 0xHOST since step 17 (TDH.MEM.PAGE.AUG of vcpu1)
-        looked at at every step, pamt is broken before that, after step 26 (vcpu0): the 2 MB
+        with every step looked at, pamt is broken before that, after step 26 (vcpu0): the 2 MB
           frame at PFN 0xHOST has a pair, 2 of its 4 KB pages are in TDX use, and the kernel
           counts 1
     """,
     ("dead-vm-closes", "dead-vm-keeps-pages"): """
         step 13 (TDH.MNG.KEY.FREEID of main) released the HKID
-        looked at at every step, mapping-in-folio is broken before that, after step 7
+        with every step looked at, mapping-in-folio is broken before that, after step 7
           (main): vm1: the 2M leaf at GFN 0x80000 maps PFN 0xHOST, but no memslot with a
           guest_memfd is there
     """,
@@ -150,7 +150,7 @@ WHY = {
     ("convert-one-page", "module-demote-pending"): """
         GFN 0x80000 was 2M blocked mapped, and is 4K pending since step 21
           (TDH.MEM.PAGE.DEMOTE of vcpu0)
-        looked at at every step, precise-zap is broken there, too, after step 21 (vcpu0):
+        with every step looked at, precise-zap is broken there, too, after step 21 (vcpu0):
           vm1: GFNs [0x80000, 0x80005) (5 pages) lost the guest's ACCEPT though nobody asked
           to take it (asked: KVM_SET_MEMORY_ATTRIBUTES2 [0x80005, 0x80006)); the S-EPT 4K
           entry of GFN 0x80000 is now PENDING PFN 0xHOST
@@ -163,7 +163,7 @@ WHY = {
         GFN 0x80201, at that frame, was 2M pending, and is mapped since step 10
           (TDG.MEM.PAGE.ACCEPT of vcpu0), where it went on from step 8, which was
           interrupted
-        looked at at every step, guest-data is broken before that, at step 11 (vcpu0): vm1:
+        with every step looked at, guest-data is broken before that, at step 11 (vcpu0): vm1:
           GFN 0x80201, where the guest wrote 0x0, is PFN 0xHOST, which was last written with
           HKID 0 and not with the TD's 33
     """,

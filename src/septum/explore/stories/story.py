@@ -132,7 +132,7 @@ def _broken_before(damage: Damage, numbers: dict[int, int]) -> list[str]:
     when = told.when(at[before]) if before >= 0 else "before step 1"
     when = f"at {when}" if when.startswith("step") else when
     also = "before that, " if before + 1 < len(at) else "there, too, "
-    words = f"looked at at every step, {finding.promise} is broken {also}{when} ({finding.task})"
+    words = f"with every step looked at, {finding.promise} is broken {also}{when} ({finding.task})"
     return [f"{words}: {finding.text}"]
 
 
