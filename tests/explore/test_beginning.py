@@ -13,6 +13,7 @@ from septum.explore.runs.run import Runner
 from septum.explore.runs.steering import Replaying
 from septum.explore.stories.beginning import beginning_lines
 from septum.explore.stories.recording import Beat, Recording
+from septum.explore.stories.watching import Seen
 from septum.explore.subject import Options
 from septum.linux.kvm.events import KvmPageFaultEvent
 from septum.scenarios.states import Pages, VmState, WorldState
@@ -28,7 +29,7 @@ def lines(*setup: str, gpa: int = 0x80005000, task: str = "vcpu0", **parts: Any)
     vms = parts.get("vms") or {"vm1": vm(**parts)}
     state = WorldState(vms, parts.get("tlbs", {}), {}, parts.get("pamt", {}))
     beat = Beat(KvmPageFaultEvent(0, task, 0, 0, gpa, 0), (), -1)
-    recording: Any = SimpleNamespace(start=state, setup=list(setup), beats=[beat], names={})
+    recording: Any = SimpleNamespace(start=Seen(state), setup=list(setup), beats=[beat], names={})
     return [" ".join(line.split()) for line in beginning_lines(recording, BROKEN)]
 
 
@@ -115,5 +116,5 @@ def test_it_is_what_the_module_has(scenario: str) -> None:
 
 
 def test_a_toy_has_no_pages() -> None:
-    recording: Any = SimpleNamespace(start=None, setup=[], beats=[], names={})
+    recording: Any = SimpleNamespace(start=Seen(), setup=[], beats=[], names={})
     assert beginning_lines(recording, BROKEN) == []

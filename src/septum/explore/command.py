@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from septum.explore.subject import Options, Subject
 
 SCHEMA = "septum-explore-1"
+LATE = " (--check quiet looks after every operation, too)"
 _SEVERITY = (BROKEN, INTERRUPTED, UNDETERMINED, OK)
 
 
@@ -66,7 +67,7 @@ def explore_command(names: Sequence[str], wanted: Wanted) -> int:
             try:
                 if not (wanted.as_json or wanted.ktap):
                     with read_or_not():
-                        _print(verdict, told, coverage=wanted.coverage)
+                        _print(verdict, told, wanted)
             finally:
                 # A disk may be full: what was found is kept all the same.
                 artefacts.add(verdict, told, name, wanted.check, options)
@@ -111,12 +112,12 @@ def _asked(names: Sequence[str], wanted: Wanted) -> list[tuple[str, Subject, Opt
     return asked
 
 
-def _print(verdict: Verdict, told: Sequence[Sequence[str]], *, coverage: bool) -> None:
-    print("\n".join(verdict_lines(verdict)))
+def _print(verdict: Verdict, told: Sequence[Sequence[str]], wanted: Wanted) -> None:
+    print("\n".join(verdict_lines(verdict, wanted.check)))
     for story in told:
         print()
         print("\n".join(story))
-    if coverage:
+    if wanted.coverage:
         print()
         print("\n".join(coverage_lines(verdict)))
 
@@ -141,8 +142,8 @@ def _searched(
         raise InputError(unsteady_text(subject.design)) from None
 
 
-def verdict_lines(verdict: Verdict) -> list[str]:
-    """The verdict in a few lines."""
+def verdict_lines(verdict: Verdict, check: str = "quiet") -> list[str]:
+    """The verdict of a search that looked at promises as `check` says, in a few lines."""
     word = verdict.outcome.value.upper()
     if verdict.outcome is Outcome.HELD and verdict.foreseen:
         word = "AS FORESEEN"
@@ -167,9 +168,8 @@ def verdict_lines(verdict: Verdict) -> list[str]:
         said.append(f"random schedules: {drawn}")
     said += [f"breaks, as the scenario says of v3: {text}" for text in verdict.foreseen]
     if verdict.unbroken:
-        said.append(
-            "did not break here, though the scenario says so of v3: " + "; ".join(verdict.unbroken)
-        )
+        text = "did not break here, though the scenario says so of v3: "
+        said.append(text + "; ".join(verdict.unbroken) + LATE * (check == "end"))
     said += [f"breaks, and is ignored: {text}" for text in verdict.ignored]
     # A search that ended with what it found was not there to reach all.
     ended_early = verdict.outcome is Outcome.BROKEN and not verdict.complete

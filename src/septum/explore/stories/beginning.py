@@ -40,7 +40,7 @@ TEARDOWN = "main"
 def beginning_lines(recording: Recorded, finding: Finding) -> list[str]:
     """A line that says after which steps, and one for each 2 MB frame that the story is about, in
     each VM; none of a world without VMs."""
-    state = recording.start
+    state = recording.start.state
     if state is None or not state.vms:
         return []
     frames = list(dict.fromkeys(_frames(recording.beats, finding))) or _mapped(state)

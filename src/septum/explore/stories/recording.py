@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -12,14 +12,13 @@ from septum.explore.runs.run import DidNotRepeat
 from septum.explore.runs.steering import Replaying
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.stories.endless import SCHEDULER, Marks, stays
-from septum.explore.stories.holders import Held, Holders
-from septum.explore.stories.module_watch import ModuleWatcher, call_under_way, invalidation_changes
+from septum.explore.stories.holders import Held
+from septum.explore.stories.module_watch import call_under_way
 from septum.explore.stories.parting import asked_at
+from septum.explore.stories.watching import Seen, Watch
 from septum.explore.stories.why_waits import flags_waited
 from septum.linux.kvm.events import KvmTdpMmuSpteChanged
 from septum.module.events import SeamcallEvent
-from septum.scenarios.changes import changes, lock_changes
-from septum.scenarios.states import StateWatcher
 from septum.scenarios.world import ScenarioWorld
 from septum.sim.events import ChoiceEvent, Event, FindingEvent, LockEvent, SwitchEvent
 from septum.trace.ladder import is_quiet
@@ -130,16 +129,25 @@ def is_ignored(runner: Runner, event: FindingEvent) -> bool:
     return any(part in text for part in known)
 
 
+def beat_of(event: Event, decision: int, runner: Runner) -> Beat:
+    """A beat right at its event, with where that comes from."""
+    beat = Beat(event, tuple(kernel_path(PATH_DEPTH).split(" < ")), decision)
+    if isinstance(event, SwitchEvent | ChoiceEvent):
+        beat.call = call_under_way()
+    elif isinstance(event, FindingEvent):
+        beat.ignored = is_ignored(runner, event)
+    return beat
+
+
 class Recorded:
-    """What a story is told of, event by event. `start` is the world when it begins, after the steps
-    `setup`, and `began` module and KVM; `names` are what the scenario calls each VM: "vm1" -> "a".
-    `loops` are of who goes round at its end, and `stays` is what they find every time. `held` and
-    `flags` are of its end: what tells why a task waits. `call` is the call of the module in which
-    it broke: "" for none."""
+    """What a story is told of, event by event. `start` is what there is when it begins, after
+    the steps `setup`; `names` are what the scenario calls each VM: "vm1" -> "a". `loops` are of who
+    goes round at its end, and `stays` is what they find every time. `held` and `flags` are of its
+    end: what tells why a task waits. `call` is the call of the module in which it broke: "" for
+    none."""
 
     __slots__ = (
         "beats",
-        "began",
         "call",
         "flags",
         "held",
@@ -153,14 +161,13 @@ class Recorded:
 
     def __init__(self) -> None:
         self.beats: list[Beat] = []
-        self.began: ModuleLook | None = None
         self.call = ""
         self.flags: dict[str, str] = {}
         self.held = Held()
         self.loops: list[Loop] = []
         self.names: dict[str, str] = {}
         self.setup: list[str] = []
-        self.start: WorldState | None = None
+        self.start = Seen()
         self.stays: list[str] = []
         self.tasks: list[str] = []
 
@@ -191,14 +198,12 @@ class Recording(Recorded):
     __slots__ = (
         "_breaks",
         "_failures",
-        "_holders",
         "_in_turns",
         "_marks",
-        "_module",
         "_runner",
         "_steering",
         "_under_way",
-        "_watcher",
+        "_watch",
     )
 
     def __init__(
@@ -223,9 +228,7 @@ class Recording(Recorded):
         self._in_turns = 0
         self._under_way: dict[str, Op] = {}  # by task of a VMM
         world = runner.built.world
-        self._watcher = StateWatcher(world.world) if isinstance(world, ScenarioWorld) else None
-        self._module = ModuleWatcher(world.world) if isinstance(world, ScenarioWorld) else None
-        self._holders = Holders(world.world) if isinstance(world, ScenarioWorld) else None
+        self._watch = Watch(world.world) if isinstance(world, ScenarioWorld) else None
         if isinstance(world, ScenarioWorld):
             self.setup = world.scenario.document.setup
         runner.sink = self._see
@@ -234,14 +237,11 @@ class Recording(Recorded):
             # What earlier runs did to VMs is put back now.
             vmms = world.vmms.items() if isinstance(world, ScenarioWorld) else ()
             self.names = {f"vm{vmm.kvm.id}": name for name, vmm in vmms if vmm.kvm is not None}
-            if self._module is not None:
-                self.began = self._module.begin()
-            if self._holders is not None:
-                self._holders.begin()
-            self.start = self._watcher.look() if self._watcher is not None else None
+            if self._watch is not None:
+                self.start = self._watch.begin()
             again = runner.run(self._steering).finding
-            if self._holders is not None:
-                self.held = self._holders.end(finding.task, len(self.beats))
+            if self._watch is not None:
+                self.held = self._watch.end(finding.task, len(self.beats))
             if isinstance(world, ScenarioWorld):
                 self.flags = flags_waited(world)
         finally:
@@ -263,13 +263,13 @@ class Recording(Recorded):
         if kept:
             shows = any(not is_quiet(self.beats[at].event) for at in kept)
             del self.beats[kept[-1] + 1 if shows else kept[0] :]
-        state = self._watcher.look() if self._watcher is not None else None
+        state = self._watch.now() if self._watch is not None else None
         self.stays = stays(self._runner.built.world, state, finding)
 
     def _left(self) -> None:
         """The running task has ended, or waits."""
-        if self._holders is not None:
-            self._holders.look(self._runner.built.sim.current.name, len(self.beats))
+        if self._watch is not None:
+            self._watch.left(self._runner.built.sim.current.name, len(self.beats))
 
     def _see(self, event: Event) -> None:
         steering = self._steering
@@ -281,33 +281,30 @@ class Recording(Recorded):
             self._in_turns += 1
             if self._in_turns > TURNS_BEATS and not isinstance(event, FindingEvent):
                 return
-        path = tuple(kernel_path(PATH_DEPTH).split(" < "))
-        beat = Beat(event, path, len(self._runner.built.sim.answers) - 1)
-        if isinstance(event, SwitchEvent | ChoiceEvent):
-            beat.call = call_under_way()
+        beat = beat_of(event, len(self._runner.built.sim.answers) - 1, self._runner)
+        self._ask_steering(beat)
+        beat.begins = self._begins(event.task)
+        if beat.begins:
+            beat.entry = entry_of()
+        if self._watch is not None:
+            beat.state, beat.module = self._watch.after(event, len(self.beats))
+        if self._marks is not None:
+            self._marks.event(event, len(self.beats))
+        self.beats.append(beat)
+
+    def _ask_steering(self, beat: Beat) -> None:
+        """What of a switch, or of a choice, the schedule wished for."""
+        steering = self._steering
+        event = beat.event
         if isinstance(event, SwitchEvent):
             beat.preempted = steering.preempting
             if steering.yields and event.preempted:
                 beat.yields = (
                     "has run for long" if steering.ran_long else how_it_goes(self.beats, event.task)
                 )
-        elif isinstance(event, FindingEvent):
-            beat.ignored = is_ignored(self._runner, event)
         elif isinstance(event, ChoiceEvent):
             beat.injected = steering.failures > self._failures
             self._failures = steering.failures
-        beat.begins = self._begins(event.task)
-        if beat.begins:
-            beat.entry = entry_of()
-        if self._watcher is not None:
-            beat.state = self._watcher.after(event)
-        if self._module is not None:
-            beat.module = self._module.after(event, len(self.beats))
-        if self._holders is not None:
-            self._holders.look(event.task, len(self.beats))
-        if self._marks is not None:
-            self._marks.event(event, len(self.beats))
-        self.beats.append(beat)
 
     def _begins(self, task: str) -> str:
         """The operation that a task of a VMM is in and no event has told of yet; "" for none."""
@@ -332,19 +329,3 @@ class Recording(Recorded):
         """How many failures another schedule injects."""
         self._runner.clean()
         return self._runner.run(Replaying(list(answers))).failures
-
-
-class Seen(NamedTuple):
-    """The world and, beside it, module and KVM; None where nobody could look."""
-
-    state: WorldState | None
-    module: ModuleLook | None
-
-
-def changes_between(old: Seen, new: Seen, locks: frozenset[str], *, mirror: bool) -> list[str]:
-    """What changed, old -> new; nothing where nobody could look."""
-    lines = list(invalidation_changes(old.module, new.module))
-    if old.state is None or new.state is None or old.state == new.state:
-        return lines
-    pages = changes(old.state, new.state, mirror=mirror)
-    return [*pages, *lines, *lock_changes(old.state, new.state, locks)]

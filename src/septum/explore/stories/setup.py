@@ -6,14 +6,12 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from septum.explore.scenario import ScenarioSubject
-from septum.explore.stories.holders import Holders
-from septum.explore.stories.module_watch import ModuleWatcher, call_under_way
-from septum.explore.stories.recording import PATH_DEPTH, Beat, Recorded, is_ignored
+from septum.explore.stories.module_watch import call_under_way
+from septum.explore.stories.recording import Recorded, beat_of
+from septum.explore.stories.watching import Watch
 from septum.explore.stories.why_waits import flags_waited
-from septum.scenarios.states import StateWatcher
 from septum.scenarios.world import ScenarioWorld
-from septum.sim.events import ChoiceEvent, FindingEvent, SwitchEvent
-from septum.trace.via import kernel_path
+from septum.sim.events import FindingEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,10 +32,8 @@ class SetupRecording(Recorded):
     __slots__ = (
         "_ended",
         "_finding",
-        "_holders",
-        "_module",
         "_runner",
-        "_watcher",
+        "_watch",
         "_world",
         "place",
     )
@@ -60,9 +56,7 @@ class SetupRecording(Recorded):
 
     def _begin(self, world: ScenarioWorld) -> Callable[[Event], None]:
         self._world = world
-        self._watcher = StateWatcher(world.world)
-        self._module = ModuleWatcher(world.world)
-        self._holders = Holders(world.world)
+        self._watch = Watch(world.world)
         return self._see
 
     def _see(self, event: Event) -> None:
@@ -71,7 +65,7 @@ class SetupRecording(Recorded):
         if isinstance(event, FindingEvent) and self._is_end(event):
             self.call = call_under_way()
             self._ended = True
-            self.held = self._holders.end(event.task, len(self.beats))
+            self.held = self._watch.end(event.task, len(self.beats))
             self.flags = flags_waited(self._world)
             return
         begins = ""
@@ -79,14 +73,9 @@ class SetupRecording(Recorded):
             begins = self._next()
         if len(self.beats) > EVENTS_MAX:
             return
-        beat = Beat(event, tuple(kernel_path(PATH_DEPTH).split(" < ")), -1, begins=begins)
-        if isinstance(event, SwitchEvent | ChoiceEvent):
-            beat.call = call_under_way()
-        elif isinstance(event, FindingEvent):
-            beat.ignored = is_ignored(self._runner, event)
-        beat.state = self._watcher.after(event)
-        beat.module = self._module.after(event, len(self.beats))
-        self._holders.look(event.task, len(self.beats))
+        beat = beat_of(event, -1, self._runner)
+        beat.begins = begins
+        beat.state, beat.module = self._watch.after(event, len(self.beats))
         self.beats.append(beat)
 
     def _next(self) -> str:
@@ -95,9 +84,7 @@ class SetupRecording(Recorded):
             self.setup.append(self.place.removeprefix(OF_STEP).strip("`"))
         self.place = self._world.setup_at
         self.beats.clear()
-        self.began = self._module.begin()
-        self._holders.begin()
-        self.start = self._watcher.look()
+        self.start = self._watch.begin()
         return self.place.partition(" ")[2]
 
     def _came_out_wrong(self) -> bool:

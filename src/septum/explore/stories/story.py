@@ -18,8 +18,8 @@ from septum.checks.text import agree
 from septum.explore.stories.beginning import beginning_lines
 from septum.explore.stories.origin import patch_of
 from septum.explore.stories.parting import first_difference, parting_words
-from septum.explore.stories.recording import Seen, changes_between
 from septum.explore.stories.told import Told
+from septum.explore.stories.watching import Seen, changes_between
 from septum.explore.stories.why import failure_words, why_lines
 from septum.linux.kvm.events import KvmTdpMmuSpteChanged
 from septum.module.events import SeamcallEvent
@@ -241,7 +241,7 @@ def _rows(recording: Recorded, finding: Finding) -> list[Row]:
     """Steps and folds; the last row is what broke."""
     rows: list[Row] = []
     locks = recording.contended()
-    seen = Seen(recording.start, recording.began)
+    seen = recording.start
     quiet: list[Beat] = []
     number = 0
     for beat in recording.beats:
