@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 
 from septum.explore.exhaustive import tails
+from septum.explore.exhaustive.judged import JudgedEnds
+from septum.explore.exhaustive.known import Step
 from septum.explore.exhaustive.plain import PlainSteering
 from septum.explore.exhaustive.tails import Tail
 from septum.explore.exhaustive.transitions import Transitions
 from septum.explore.runs.run import Runner
 from septum.explore.runs.sampling import Length, Pct, RandomWalk
+from septum.explore.states.fingerprint import Change, Seen
 from septum.explore.states.stand import sign_of
 from septum.explore.states.values import Contents
 from septum.explore.subject import Options, Strategy
@@ -27,6 +30,7 @@ from septum.explore.tracking.watched import Watched
 from septum.explore.workers.exchange import make_files
 from septum.explore.workers.search import Job, Searcher
 from septum.explore.workers.split import split
+from septum.sim import Finding
 
 CHOOSING = Toy(
     "choosing", [(("choose", 0, 3), ("fail", 1, 1), ("point",)), (("write", 0, 1), ("fail", 2, 1))]
@@ -174,7 +178,11 @@ def test_who_has_something_that_cannot_be_told_stands_nowhere() -> None:
     own._put(1, 512, UNKNOWN, False, False)
     assert own.look(1) is None
     own._put(1, 512, 9, False, False)
-    assert own.look(1) is not None
+    told = own.look(1)
+    assert told is not None and told.contents == {256: 7, 512: 9}
+    own.begin()
+    anew = own.look(1)
+    assert anew is not None and not anew.contents and not anew.total
 
 
 def test_who_held_locks_when_a_run_was_broken_off_holds_none_in_the_next() -> None:
@@ -188,6 +196,11 @@ def test_who_held_locks_when_a_run_was_broken_off_holds_none_in_the_next() -> No
     assert steps._context(1).exclusive == {5}
     steps.begin()
     assert not steps._context(1).held and not steps._context(1).exclusive
+    # Nor does who gave them back.
+    steps.took(object(), False)
+    assert steps._context(1).held == {5} and not steps._context(1).exclusive
+    steps.drops(object())
+    assert not steps._context(1).held
 
 
 def test_what_lacks_accesses_is_walked_no_more() -> None:
@@ -350,3 +363,35 @@ def test_who_starts_over_tells_no_more_of_what_lacks_something() -> None:
         assert not (exchange._steps or exchange._ends or exchange._looks or exchange._visits)
     finally:
         searcher.close()
+
+
+def test_steps_made_as_one_leave_what_the_last_of_them_left() -> None:
+    made: list[Step] = []
+    for writes, digests in (
+        (((0, 1, 5), (1, 2, 6), (1, 3, 7)), ((9, 2),)),
+        (((0, 1, 8), (1, 2, None), (1, 4, 9)), ((9, 3), (8, -1))),
+    ):
+        step = Step(Seen(frozenset(), frozenset(), ()), 1, ())
+        step.change = Change(writes, (), ())
+        step.change.digests = digests
+        made.append(step)
+    change = tails._change(made)
+    assert dict(change.digests) == {9: 5, 8: -1}
+    assert set(change.writes) == {(0, 1, 8), (1, 2, None), (1, 3, 7), (1, 4, 9)}
+
+
+def test_an_end_after_a_failure_is_judged_by_itself() -> None:
+    """Unless nothing breaks in it without one: then nothing does."""
+    finding = Finding("toy", "it breaks", "end", "t0", 0)
+    for alone in (None, finding):
+        ends = JudgedEnds()
+        assert not ends.knows(7, False) and not ends.knows(7, True)
+        ends.add(7, False, alone)
+        assert ends.knows(7, False) and ends.finding(7, False) is alone
+        assert ends.knows(7, True) == (alone is None)
+        ends.add(7, True, finding)
+        assert ends.knows(7, True) and ends.finding(7, True) is finding
+        assert ends.finding(7, False) is alone
+    ends = JudgedEnds()
+    ends.add(7, True, None)
+    assert ends.knows(7, True) and not ends.knows(7, False)
