@@ -20,15 +20,25 @@ from septum.explore.states.values import Contents
 from septum.explore.subject import Options, Strategy
 from septum.explore.toybox import FAILING, GRACE_PERIOD, LOST_UPDATE, PRODUCER_CONSUMER, RARE
 from septum.explore.toys import Program, Toy
-from septum.explore.tracking.footprint import IS, IX, Footprints, S, X
+from septum.explore.tracking.footprint import (
+    IS,
+    IX,
+    Footprints,
+    S,
+    X,
+    add_to,
+    depend,
+    join,
+    join_into,
+)
 from septum.explore.tracking.locations import EVERYWHERE, PART_LOCATION, made_names
-from septum.explore.tracking.own import UNKNOWN, OwnState
+from septum.explore.tracking.own import REUSED_MAX, UNKNOWN, OwnState
 from septum.explore.tracking.slots import logging_slot
 from septum.explore.tracking.steps import Steps
 from septum.explore.tracking.tracked import PLAIN
 from septum.explore.tracking.watched import Watched
 from septum.explore.workers.exchange import make_files
-from septum.explore.workers.search import Job, Searcher
+from septum.explore.workers.search import Job, JobResult, Searcher
 from septum.explore.workers.split import split
 from septum.sim import Finding
 
@@ -395,3 +405,73 @@ def test_an_end_after_a_failure_is_judged_by_itself() -> None:
     ends = JudgedEnds()
     ends.add(7, True, None)
     assert ends.knows(7, True) and not ends.knows(7, False)
+
+
+KINDS = (S, X, IX, IS)
+MEET = {(S, X), (S, IX), (X, X), (X, IX), (X, IS)}
+"""Kinds of accesses that do not commute."""
+
+
+def test_steps_depend_by_the_kinds_of_their_accesses() -> None:
+    """Whatever else they touch: several together depend on all that any of them depends on."""
+    footprints = Footprints()
+    places = (1, 2)
+    nothing: frozenset[int] = frozenset()
+    for task in (1, 2):
+        context = footprints.context(task, nothing, nothing)
+        footprints.register(context, [at << 2 | kind for at in places for kind in KINDS])
+    accesses = [(at, kind) for at in places for kind in KINDS]
+    masks = {one: footprints.masks([one[0] << 2 | one[1]]) for one in accesses}
+    dependent = {
+        (a, b): a[0] == b[0] and ((a[1], b[1]) in MEET or (b[1], a[1]) in MEET)
+        for a in accesses
+        for b in accesses
+    }
+    for a, b in dependent:
+        assert depend(masks[a], masks[b]) == dependent[a, b], (a, b)
+        for c in accesses:
+            either = dependent[a, c] or dependent[b, c]
+            assert depend(join(masks[a], masks[b]), masks[c]) == either
+            assert depend(masks[c], join(masks[a], masks[b])) == either
+            total = {1: masks[a]}
+            add_to(total, 1, masks[b])
+            add_to(total, 2, masks[c])
+            assert total == {1: join(masks[a], masks[b]), 2: masks[c]}
+            join_into(total, {1: masks[c], 3: masks[a]})
+            assert depend(total[1], masks[c]) == (either or dependent[c, c])
+            assert total[3] == masks[a]
+
+
+def searched(toy: Toy, options: Options, schedules_max: int = 0) -> JobResult:
+    searcher = Searcher(toy, options)
+    try:
+        job = Job(1, Strategy.EXHAUSTIVE, preemptions=1, schedules_max=schedules_max)
+        return searcher.do(job)
+    finally:
+        searcher.close()
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_search_that_is_not_through_is_not_complete(most: int) -> None:
+    result = searched(GRACE_PERIOD, Options(), most)
+    assert not result.complete and result.schedules == most
+    assert searched(GRACE_PERIOD, Options()).complete
+
+
+def test_where_runs_are_cut_a_search_is_not_complete() -> None:
+    long = Toy("long", [(("point",), ("write", 0, 1)) * 30, (("write", 0, 2), ("read", 0))])
+    result = searched(long, Options(max_points=20))
+    assert not result.complete and "20 decisions" in result.note
+    assert searched(long, Options(max_points=2000)).complete
+
+
+def test_names_that_are_used_up_are_told() -> None:
+    """Beyond so many of one class none is given again, and that counts."""
+    own = OwnState(SimpleNamespace())  # type: ignore[arg-type]
+    names = [own.name_for(1, 7) for _ in range(REUSED_MAX)]
+    assert not own._lasting
+    lasting = []
+    for _ in range(3):
+        names.append(own.name_for(1, 7))
+        lasting.append(own._lasting[1])
+    assert len(set(names)) == REUSED_MAX + 3 and len({0, *lasting}) == 4
