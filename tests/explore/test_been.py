@@ -67,6 +67,7 @@ def test_what_was_touched_is_told_by_location(
     visits = dict(inbox.visits(told))
     assert sorted(visits) == [11, 12, 13]
     assert [visits[key][0].sleep for key in (11, 12)] == [frozenset(), {1}]
+    assert visits[11][0].below.keys() == below.keys()
     for task, masks in visits[11][0].below.items():
         assert means(masks, own) == means(below[task], theirs)
 

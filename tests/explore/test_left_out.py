@@ -458,13 +458,6 @@ def test_a_search_that_is_not_through_is_not_complete(most: int) -> None:
     assert searched(GRACE_PERIOD, Options()).complete
 
 
-def test_where_runs_are_cut_a_search_is_not_complete() -> None:
-    long = Toy("long", [(("point",), ("write", 0, 1)) * 30, (("write", 0, 2), ("read", 0))])
-    result = searched(long, Options(max_points=20))
-    assert not result.complete and "20 decisions" in result.note
-    assert searched(long, Options(max_points=2000)).complete
-
-
 def test_names_that_are_used_up_are_told() -> None:
     """Beyond so many of one class none is given again, and that counts."""
     own = OwnState(SimpleNamespace())  # type: ignore[arg-type]
