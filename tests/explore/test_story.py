@@ -358,7 +358,11 @@ def test_a_cause_with_too_many_needs_counts_them() -> None:
     beat = Beat(SwitchEvent(0, "vcpu0", 0, "vcpu1", "lock", True), ("f",), 0)
     few, many = ([Row(1, "vcpu0", ">>", "", beat)] * count for count in (2, 9))
     assert cause(BROKEN, few).count("vcpu1 runs while vcpu0 is at `lock` in f") == 2
-    assert cause(BROKEN, many).endswith(", after 9 preemptions and injected failures.")
+    assert cause(BROKEN, many).endswith(", after 9 preemptions.")
+    failed = Row(2, "vcpu0", "!!", "", Beat(ChoiceEvent(0, "vcpu0", 0, "alloc:x", 1), ("f",), 1))
+    assert cause(BROKEN, [failed] * 9).endswith(", after 9 injected failures.")
+    both = cause(BROKEN, [*many, failed])
+    assert both.endswith(", after 10 preemptions and injected failures.")
 
 
 def test_a_story_that_does_not_repeat_is_a_defect() -> None:

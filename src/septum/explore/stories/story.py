@@ -184,25 +184,26 @@ def cause(finding: Finding, rows: list[Row], *, cut: bool = False) -> str:
     unexpected = "the scenario does not expect that " * (finding.promise == EXPECTATION)
     text = f"Cause: {unexpected}{finding.text} ({where})"
     needs = []
-    preempted = True
+    switches = injected = ""
     for row in rows:
         if row.beat is None:
             continue
         event = row.beat.event
         if isinstance(event, SwitchEvent) and row.mark == PREEMPTED:
+            switches = switches or "preemptions"
             needs.append(f"{event.to} runs while {event.task} is at {_place(row.beat)}")
         elif isinstance(event, SwitchEvent) and row.beat.yields not in ("", "goes round"):
             # No preemption, as a search counts; but this task could have gone on.
-            preempted = False
+            switches = "switches of tasks"
             needs.append(
                 f"{event.to} runs while {event.task}, which {row.beat.yields}, is at"
                 f" {_place(row.beat)}"
             )
         elif isinstance(event, ChoiceEvent) and row.mark == INJECTED:
+            injected = "injected failures"
             needs.append(f"{failure_words(event)} in {_place(row.beat)}")
     if len(needs) > NEEDS_MAX:
-        switches = "preemptions" if preempted else "switches of tasks"
-        return f"{text}, after {len(needs)} {switches} and injected failures."
+        return f"{text}, after {len(needs)} {' and '.join(filter(None, (switches, injected)))}."
     return f"{text}, once {', and '.join(needs)}." if needs else f"{text}."
 
 
