@@ -5,6 +5,8 @@ run either, and nothing else does.
 """
 
 import re
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from septum.explore import Options, Strategy
 from septum.explore.api import Search
 from septum.explore.command import stories
+from septum.explore.replay import find_subject
 from septum.explore.runs.rounds import Rounds
 from septum.explore.runs.run import Run, Runner
 from septum.explore.runs.shrink import Shrinker, shrink
@@ -239,3 +242,32 @@ def test_a_failure_stays_with_what_fails() -> None:
                 assert least is not None and least.run.failures == 1
                 shrunk.append(least.run.preemptions)
     assert shrunk and set(shrunk) == {0}
+
+
+FAILS = """
+summary = "A page fails while another page of its folio becomes shared."
+setup = ["vcpu0: accept 2M frame 0", "vcpu0: write frame 0"]
+
+[vm]
+memory = "4M"
+in-place = true
+ve = true
+
+[guest]
+vcpu0 = ["touch page 7 => ok or #VE"]
+
+[host]
+convert = ["set-attributes page 3 to shared => any"]
+fail = ["fail page 9"]
+"""
+
+
+def test_who_begins_may_be_all_that_matters(tmp_path: Path) -> None:
+    """In the run that is found a vCPU goes round, and the lines of a page are flushed meanwhile:
+    without a preemption they do so in another way."""
+    (tmp_path / "fails.toml").write_text(FAILS, encoding="utf-8")
+    subject = find_subject(str(tmp_path / "fails.toml"), "v3", "quiet")
+    with closing(Search(subject, Options(strategy=Strategy.PCT, schedules=1))) as search:
+        (example,) = search.run().counterexamples
+    assert "a poisoned folio is split" in example.finding.text
+    assert (example.first_preemptions, example.preemptions) == (2, 0)
