@@ -43,7 +43,8 @@ from septum.explore.workers.split import split
 from septum.sim import Finding
 
 CHOOSING = Toy(
-    "choosing", [(("choose", 0, 3), ("fail", 1, 1), ("point",)), (("write", 0, 1), ("fail", 2, 1))]
+    "choosing",
+    [(("choose", 0, 3), ("fail", 1, 2), ("point",), ("point",)), (("write", 0, 1), ("fail", 2, 1))],
 )
 
 WAKING = Toy(

@@ -6,15 +6,19 @@ from typing import Any
 import pytest
 
 from septum.abi.regs import Regs
-from septum.explore.states.fingerprint import Fingerprint
+from septum.explore.exhaustive import tails
+from septum.explore.exhaustive.known import Step
+from septum.explore.exhaustive.transitions import Transitions
+from septum.explore.states.fingerprint import CHAINS, CONTENTS, WHOLES, Change, Fingerprint, Seen
 from septum.explore.states.stand import sign_of
 from septum.explore.states.values import Contents
 from septum.explore.subject import Options, Strategy
 from septum.explore.toybox import LOST_UPDATE
 from septum.explore.toys import Toy
-from septum.explore.tracking.footprint import Footprints, X
-from septum.explore.tracking.locations import PART_LOCATION
-from septum.explore.tracking.own import _Tally
+from septum.explore.tracking import special
+from septum.explore.tracking.footprint import IX, Footprints, S, X
+from septum.explore.tracking.locations import EVERYWHERE, PART_LOCATION
+from septum.explore.tracking.own import OwnState, _Tally
 from septum.explore.workers.exchange import make_files
 from septum.explore.workers.search import Job, Searcher
 
@@ -88,3 +92,101 @@ def test_what_is_handed_on_is_of_the_world_with_all_that_stands_for_it() -> None
     world.add(handed)
     for name in _Tally.__slots__:
         assert getattr(world, name) == getattr(both, name), name
+
+
+def test_whoever_has_a_lock_or_waits_for_it_is_told() -> None:
+    tasks = [SimpleNamespace(index=index) for index in (1, 2)]
+    free: dict[str, Any] = {"readers": [], "writer": None, "waiters": [], "nr_writers_waiting": 0}
+    locks: list[dict[str, Any]] = [free, {**free, "nr_writers_waiting": 1}]
+    for task in tasks:
+        locks += [{**free, "writer": task}, {**free, "readers": [task]}]
+        locks += [{**free, "waiters": [task]}]
+    locks += [{**free, "readers": tasks}, {"owner": None, "waiters": tasks}]
+    told = [Contents(lambda oid: 0).of_lock(SimpleNamespace(**lock)) for lock in locks]
+    assert len(set(told)) == len(locks)
+
+
+def test_what_a_step_writes_to_is_all_of_it_with_what_that_is_in() -> None:
+    """So whoever looks at any of it is woken."""
+    change = Change(
+        ((CONTENTS, 1, 5), (CONTENTS, 11, 6), (CHAINS, 3, 7)),
+        ((WHOLES, 21, 8), (CONTENTS, 2, 9)),
+        (4,),
+    )
+    assert change.locations({11: 10, 21: 20, 20: 19}) == {1, 2, 4, 10, 11, 19, 20, 21}
+
+
+def test_steps_made_as_one_rest_on_what_each_of_them_saw() -> None:
+    """Of what one of them wrote, on what was there before."""
+    state = Fingerprint(Footprints(), dict.fromkeys((1, 2, 3), True))
+    state.set(CONTENTS, 1, 5)
+    state.set(CONTENTS, 2, 6)
+    first, second = [Step(Seen(frozenset(), frozenset(), ()), 1, ()) for _ in range(2)]
+    first.seen, first.wrote = state.seen({1: 5, 3: 0}), frozenset((2,))
+    second.seen = state.seen({2: 9, 1: 5})
+    assert tails._seen([first, second], state) == state.seen({1: 5, 2: 6, 3: 0})
+
+
+def test_when_all_is_forgotten_nothing_stands_for_anything() -> None:
+    """Fingerprints of before do not compare with those that come."""
+    tracker: Any = SimpleNamespace(footprints=Footprints())
+    transitions = Transitions(tracker, forgets=True, keeps=False)
+    for forget in (transitions.clear, lambda: transitions.drop({EVERYWHERE})):
+        transitions.ends.add(7, False, None)
+        transitions.looks[7, 8] = None
+        transitions.tails[(1, False, False, False), 5] = []
+        transitions._steps[1, 2, False] = []
+        forget()
+        assert not (transitions.ends or transitions.looks or transitions.tails)
+        assert not (transitions._steps or transitions.visited)
+
+
+def test_what_was_left_by_steps_that_were_followed_is_there() -> None:
+    tracker: Any = SimpleNamespace(
+        footprints=Footprints(),
+        contents=SimpleNamespace(held=set()),
+        names=SimpleNamespace(objects={}),
+    )
+    own = OwnState(tracker)
+    own.follow([(1, 256, 7, False, False), (1, 512, 8, True, False)])
+    own.follow([(1, 256, 9, False, False)])
+    left = own.look(1)
+    assert left is not None and left.contents == {256: 9, 512: 8}
+    assert (left.total, left.shown) == (17, 8)
+
+
+def test_shared_holders_of_a_plain_lock_meet_who_fails() -> None:
+    tracker: Any = SimpleNamespace(log=[])
+    told = {}
+    lock = SimpleNamespace()
+    for _, name, wrap in special._plain_locks(tracker):
+        for result in (True, False, None):
+            tracker.log[:] = [5]
+            assert wrap(lambda lock, result=result: result)(lock) is result
+            assert tracker.log[0] == 5 and tracker.log[1] >> 10 == id(lock)
+            told[name, result is not False] = tracker.log[1] & 1023
+    assert told == {
+        ("try_sh", True): IX,
+        ("try_sh", False): X,
+        ("try_ex", True): X,
+        ("try_ex", False): S,
+        ("unlock_sh", True): IX,
+        ("unlock_sh", False): IX,
+        ("unlock_ex", True): X,
+        ("unlock_ex", False): X,
+    }
+
+
+WIPED = Toy(
+    "wiped",
+    [
+        (("fail", 0, 2), ("wipe", 1, 7), ("wbinvd",), ("append", 1)),
+        (("append", 2), ("load", 1), ("append", 3), ("load", 2), ("append", 4)),
+    ],
+)
+
+
+@pytest.mark.parametrize("preemptions", [1, 2])
+def test_a_block_that_was_written_stays_so_when_all_is_flushed(compare, preemptions: int) -> None:  # type: ignore[no-untyped-def]
+    """What is told of it as a whole is told of nothing in it."""
+    assert compare(WIPED, preemptions) is not None
