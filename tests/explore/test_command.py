@@ -133,6 +133,27 @@ def test_an_interrupt_between_two_jobs_keeps_what_was_found(
     assert out.startswith("BROKEN: toy:rare") and "interrupted" in out
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sigterm_is_an_interrupt(workers: str) -> None:
+    """`timeout 60 septum explore ...`: what was found is kept. Workers end as they always do."""
+    code = (
+        "import os, signal, sys\n"
+        "from septum.cli.main import run_and_exit\n"
+        "from septum.explore import api\n"
+        "def ended(*args):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    signal.pause()\n"
+        "api.split = ended\n"
+        f"sys.argv[1:] = 'explore toy:rare --keep-going --no-watch --workers {workers}'.split()\n"
+        "run_and_exit()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith("BROKEN: toy:rare") and "interrupted" in done.stdout
+
+
 def test_an_interrupt_while_the_story_is_told_keeps_the_token(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

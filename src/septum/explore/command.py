@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import textwrap
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -31,7 +34,7 @@ from septum.stdout import read_or_not
 from septum.words import WIDTH, count_text, plural
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from septum.explore.runs.run import Runner
     from septum.explore.subject import Options, Subject
@@ -55,6 +58,25 @@ def explore_command(names: Sequence[str], wanted: Wanted) -> int:
     cannot be written.
     """
     asked = _asked(names, wanted)
+    with _ended_as_interrupted():
+        return _explore(asked, wanted)
+
+
+@contextmanager
+def _ended_as_interrupted() -> Iterator[None]:
+    """SIGTERM, which `timeout` and CI send, is Ctrl-C: what was found is kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where no handler can be set
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _explore(asked: Sequence[tuple[str, Subject, Options]], wanted: Wanted) -> int:
+    """Explore what was asked for, and tell it; returns the exit code."""
     artefacts = Artefacts(wanted.report, wanted.emit_test, wanted.page)
     verdicts: list[Verdict] = []
     cases: list[Case] = []

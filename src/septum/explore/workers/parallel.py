@@ -380,6 +380,7 @@ class _Team:
     def work(self, index: int, others: list[Connection]) -> None:
         """Do what comes by the connection of number `index`, until nobody is at its other end."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which the one who asks may take for Ctrl-C
         for other in others:
             other.close()  # a copy: who waits must see that the one who asks is gone
         self._index = index
