@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from septum.abi.regs import Regs
+from septum.explore import explore
 from septum.explore.exhaustive import tails
 from septum.explore.exhaustive.known import Step
 from septum.explore.exhaustive.transitions import Transitions
@@ -13,14 +14,17 @@ from septum.explore.states.fingerprint import CHAINS, CONTENTS, WHOLES, Change, 
 from septum.explore.states.stand import sign_of
 from septum.explore.states.values import Contents
 from septum.explore.subject import Options, Strategy
-from septum.explore.toybox import LOST_UPDATE
+from septum.explore.toybox import GRACE_PERIOD, LOST_UPDATE
 from septum.explore.toys import Toy
 from septum.explore.tracking import special
 from septum.explore.tracking.footprint import IX, Footprints, S, X
-from septum.explore.tracking.locations import EVERYWHERE, PART_LOCATION
+from septum.explore.tracking.locations import EVERYWHERE, PART_LOCATION, made_names
 from septum.explore.tracking.own import OwnState, _Tally
+from septum.explore.tracking.places import Places
+from septum.explore.verdict import Outcome
 from septum.explore.workers.exchange import make_files
 from septum.explore.workers.search import Job, Searcher
+from septum.sim.state import slots_of
 
 
 def test_who_begins_anew_parts_company() -> None:
@@ -190,3 +194,47 @@ WIPED = Toy(
 def test_a_block_that_was_written_stays_so_when_all_is_flushed(compare, preemptions: int) -> None:  # type: ignore[no-untyped-def]
     """What is told of it as a whole is told of nothing in it."""
     assert compare(WIPED, preemptions) is not None
+
+
+class Made:
+    """What a run makes; runs are known to write to one of its slots after that."""
+
+    __slots__ = ("kept", "put")
+
+
+def test_slots_that_nobody_writes_to_are_looked_at_without_a_word() -> None:
+    """Until somebody does."""
+    name = made_names(1, 7) + 1
+    members = {(Made, slot): member for slot, member in slots_of(Made)}
+    tracker: Any = SimpleNamespace(
+        members=members,
+        logged={(Made, "put")},
+        names=SimpleNamespace(objects={name: Made()}),
+    )
+    places = Places(tracker)
+    at = {slot: name << 8 | k for k, (slot, _) in enumerate(slots_of(Made))}
+    assert places.is_silent(at["kept"]) and not places.is_silent(at["put"])
+    tracker.logged.add((Made, "kept"))
+    places.forget()
+    assert not places.is_silent(at["kept"])
+
+
+class Expecting(Toy):
+    """Something must break that does not."""
+
+    __slots__ = ()
+
+    must_break = ("toy",)
+
+    def unbroken(self, broke: object) -> list[str]:
+        return ["toy"]
+
+
+def test_what_did_not_break_is_told_of_a_search_that_is_through_alone() -> None:
+    subject = Expecting("expecting", GRACE_PERIOD.programs)
+    told = {}
+    for schedules in (1, None):
+        options = Options(strategy=Strategy.EXHAUSTIVE, preemptions=1, schedules=schedules)
+        verdict = explore(subject, options)
+        told[verdict.complete] = verdict.outcome, verdict.unbroken
+    assert told == {False: (Outcome.UNDETERMINED, []), True: (Outcome.BROKEN, ["toy"])}
