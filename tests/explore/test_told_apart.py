@@ -8,8 +8,10 @@ import pytest
 from septum.abi.regs import Regs
 from septum.explore import explore
 from septum.explore.exhaustive import tails
-from septum.explore.exhaustive.known import Step
-from septum.explore.exhaustive.transitions import Transitions
+from septum.explore.exhaustive.graph import _nr_failures
+from septum.explore.exhaustive.known import Choice, Step
+from septum.explore.exhaustive.real import RealRuns, Restart
+from septum.explore.exhaustive.transitions import Transitions, Unfaithful
 from septum.explore.states.fingerprint import CHAINS, CONTENTS, WHOLES, Change, Fingerprint, Seen
 from septum.explore.states.stand import sign_of
 from septum.explore.states.values import Contents
@@ -238,3 +240,25 @@ def test_what_did_not_break_is_told_of_a_search_that_is_through_alone() -> None:
         verdict = explore(subject, options)
         told[verdict.complete] = verdict.outcome, verdict.unbroken
     assert told == {False: (Outcome.UNDETERMINED, []), True: (Outcome.BROKEN, ["toy"])}
+
+
+def test_what_could_have_failed_and_did_not_is_no_failure() -> None:
+    choices = [Choice(failure, 3, value) for failure in (True, False) for value in (0, 1, 2)]
+    assert [_nr_failures((choice,)) for choice in choices] == [0, 1, 1, 0, 0, 0]
+    assert _nr_failures(tuple(choices)) == 2 and _nr_failures(()) == 0
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_comes_out_otherwise_is_passed_over_only_where_more_is_shared(shared: bool) -> None:
+    """Then all begins again; else something is not seen that matters."""
+    tracker: Any = SimpleNamespace(footprints=Footprints(), watched={})
+    transitions = Transitions(tracker, forgets=True, keeps=False)
+
+    def run(steering: object) -> Any:
+        tracker.footprints.news |= {7} if shared else set()
+        raise Unfaithful("it came out otherwise")
+
+    runs = RealRuns(tracker, transitions, run, lambda run: True)
+    state = Fingerprint(tracker.footprints, {})
+    with pytest.raises(Restart if shared else Unfaithful):
+        runs.real([], [], state, None)
