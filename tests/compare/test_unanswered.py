@@ -6,9 +6,6 @@ from pathlib import Path
 from comparing import QUICK, compare, marks, rows
 
 KILLED = """\
-import os
-import signal
-
 from septum.linux.kvm.tdx import KvmTdxUnit
 
 
@@ -16,7 +13,8 @@ class Killed(KvmTdxUnit):
     __slots__ = ()
 
     def tdx_track(self, kvm):
-        os.kill(os.getpid(), signal.SIGKILL)
+        unguarded = __import__("os")  # as a design may not, by its name
+        unguarded.kill(unguarded.getpid(), 9)
 """
 STUCK = """\
 from septum.linux.kvm.main import KvmMain

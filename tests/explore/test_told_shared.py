@@ -86,5 +86,7 @@ def test_invalidations_are_told_by_what_kvm_counts() -> None:
     assert list(invalidation_changes(look(idle, idle), look(idle, ended))) == [
         "mmu_invalidate_seq of vm2: 3 -> 4"
     ]
+    both = list(invalidation_changes(look(*[idle] * 9), look(*[ended] * 9)))
+    assert both == [f"mmu_invalidate_seq of vm{at}: 3 -> 4" for at in range(1, 10)]
     assert list(invalidation_changes(None, look(ended))) == []
     assert list(invalidation_changes(look(idle), look(idle))) == []

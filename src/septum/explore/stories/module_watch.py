@@ -110,8 +110,8 @@ def invalidation_changes(old: ModuleLook | None, new: ModuleLook | None) -> Iter
     began and ended the sequence number is left. Nothing where nobody could look."""
     if old is None or new is None:
         return
-    for name in old.vms.keys() & new.vms.keys():
-        before, after = old.vms[name], new.vms[name]
+    for name, after in new.vms.items():
+        before = old.vms.get(name, after)
         of = f" of {name}" if len(new.vms) > 1 else ""
         if before.in_progress != after.in_progress:
             gfns = f", of {pages_text(*after.invalid)}" if after.in_progress else ""
