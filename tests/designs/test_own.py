@@ -171,6 +171,13 @@ MISTAKES = {
         ),
         "line 14: sim.retry() says that nothing comes of another round",
     ),
+    "counted down, in a field": (
+        unit(
+            "__slots__ = ()\ndef tdx_track(self, kvm):\n    while kvm.tries > 0:\n"
+            "        kvm.tries = kvm.tries - 1\n        self.sim.retry('cpu_relax')"
+        ),
+        "line 11: sim.retry() says that nothing comes of another round",
+    ),
     "dice": (
         unit("__slots__ = ()\ndef tdx_track(self, kvm):\n    import random"),
         "line 9: random does something else in every run",
@@ -217,6 +224,18 @@ def test_what_an_override_surely_does_not_return_is_told(case: str, folder: Path
 def test_a_mistake_in_the_file_is_a_sentence_with_its_place(case: str, folder: Path) -> None:
     source, words = MISTAKES[case]
     assert words in error_of(source)
+
+
+def test_a_retry_until_something_changes_is_not_counted(folder: Path) -> None:
+    """What another round came to is not how many there were."""
+    Path("mine.py").write_text(
+        unit(
+            "__slots__ = ()\ndef tdx_track(self, kvm):\n    pages = busy = 1\n    while busy:\n"
+            "        busy = super().tdx_track(kvm)\n        if busy:\n"
+            "            pages += 1\n            self.sim.retry('cpu_relax')"
+        )
+    )
+    assert find_design("mine.py:A").kind == "user"
 
 
 def test_a_helper_that_resembles_a_kernel_function_is_no_typo_when_it_is_called(

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 _LOOPS = (ast.For, ast.While)
 _FUNCTIONS = (ast.FunctionDef, ast.Lambda)
+_PLACES = (ast.Name, ast.Attribute, ast.Subscript)
 
 
 def counted_retry(tree: ast.Module) -> int:
@@ -33,18 +34,24 @@ def _is_retry(call: ast.Call) -> bool:
 
 
 def _is_counted(loop: ast.For | ast.While) -> bool:
-    """`for ... in`, or a loop that adds to what it tests."""
+    """`for ... in`, or a loop that adds to what it tests: a variable, or a field of something."""
     if isinstance(loop, ast.For):
         return True
     nodes = [loop.test, *_within(loop)]
-    added = {
-        node.target.id
-        for node in nodes
-        if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name)
-    }
+    added = {ast.unparse(target) for node in nodes for target in _added_to(node)}
     tests = [loop.test, *(node.test for node in nodes if isinstance(node, ast.If | ast.IfExp))]
-    tested = {name.id for test in tests for name in ast.walk(test) if isinstance(name, ast.Name)}
-    return bool(added & tested)
+    tested = (part for test in tests for part in ast.walk(test))
+    return any(ast.unparse(part) in added for part in tested if isinstance(part, _PLACES))
+
+
+def _added_to(node: ast.AST) -> list[ast.expr]:
+    """What `n += 1`, or `n = n - 1`, adds to."""
+    if isinstance(node, ast.AugAssign):
+        return [node.target]
+    if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.BinOp)):
+        return []
+    terms = {ast.unparse(term) for term in (node.value.left, node.value.right)}
+    return [target for target in node.targets if ast.unparse(target) in terms]
 
 
 def _within(node: ast.AST) -> Iterator[ast.AST]:
