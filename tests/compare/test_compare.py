@@ -153,19 +153,22 @@ from septum.compare import command
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def ended(self, number):
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), getattr(signal, name))
 
 command._Telling.ended = ended
+name = sys.argv.pop()
 sys.argv = ["septum", *sys.argv[1:]]
 sys.exit(run_command())
 """
 
 
-def test_an_interrupt_keeps_what_was_found(tmp_path: Path) -> None:
-    """Ctrl-C when the first search has ended: its row is there, and so is what was left out."""
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_keeps_what_was_found(name: str, tmp_path: Path) -> None:
+    """Ctrl-C when the first search has ended, or what `timeout` sends: its row is there, and so is
+    what was left out."""
     args = ("compare", "v3-without-02", *QUICK, "--json", "--workers", "1")
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, *args],
+        [sys.executable, "-c", INTERRUPTED, *args, name],
         cwd=tmp_path,
         env=environment(),
         capture_output=True,

@@ -28,6 +28,7 @@ from septum.outputs import ReportFolder, check_outputs
 from septum.report.lines import print_lines
 from septum.report.progress import Progress
 from septum.scenarios.run import scenario_file
+from septum.sigterm import sigterm_interrupts
 from septum.stdout import read_or_not
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def compare_command(wanted: Wanted) -> int:
         ReportFolder(wanted.report, REPORT_FILES),
     )
     _make_folders(wanted)
-    comparison, defects, unanswered = compare(wanted, plan)
+    with sigterm_interrupts():
+        comparison, defects, unanswered = compare(wanted, plan)
     failed = _write(wanted, comparison)
     with read_or_not():
         if wanted.as_json:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import textwrap
-import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -30,11 +27,12 @@ from septum.explore.watch import watching
 from septum.outputs import ReportFolder, check_outputs
 from septum.report.ktap import Case, ktap_lines
 from septum.scenarios.run import scenario_file
+from septum.sigterm import sigterm_interrupts
 from septum.stdout import read_or_not
 from septum.words import WIDTH, count_text, plural
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from septum.explore.runs.run import Runner
     from septum.explore.subject import Options, Subject
@@ -58,21 +56,8 @@ def explore_command(names: Sequence[str], wanted: Wanted) -> int:
     cannot be written.
     """
     asked = _asked(names, wanted)
-    with _ended_as_interrupted():
+    with sigterm_interrupts():
         return _explore(asked, wanted)
-
-
-@contextmanager
-def _ended_as_interrupted() -> Iterator[None]:
-    """SIGTERM, which `timeout` and CI send, is Ctrl-C: what was found is kept."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # where no handler can be set
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _explore(asked: Sequence[tuple[str, Subject, Options]], wanted: Wanted) -> int:
