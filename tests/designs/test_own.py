@@ -12,6 +12,8 @@ from septum.cli.main import run_command
 from septum.designs import find_design
 from septum.designs.own import blame, own_source
 from septum.errors import InputError
+from septum.explore import Options, Strategy, explore
+from septum.explore.replay import find_subject
 
 HEAD = """\
 from septum.linux.kvm.tdp_mmu import TdpMmu
@@ -163,14 +165,6 @@ MISTAKES = {
         ),
         "line 12: sim.retry() says that nothing comes of another round",
     ),
-    "counted otherwise": (
-        unit(
-            "__slots__ = ()\ndef tdx_track(self, kvm):\n    n = 0\n    while True:\n"
-            "        n += 1\n        if n > 3:\n            return\n"
-            "        self.sim.retry('cpu_relax')"
-        ),
-        "line 14: sim.retry() says that nothing comes of another round",
-    ),
     "counted down, in a field": (
         unit(
             "__slots__ = ()\ndef tdx_track(self, kvm):\n    while kvm.tries > 0:\n"
@@ -226,16 +220,26 @@ def test_a_mistake_in_the_file_is_a_sentence_with_its_place(case: str, folder: P
     assert words in error_of(source)
 
 
-def test_a_retry_until_something_changes_is_not_counted(folder: Path) -> None:
-    """What another round came to is not how many there were."""
-    Path("mine.py").write_text(
-        unit(
-            "__slots__ = ()\ndef tdx_track(self, kvm):\n    pages = busy = 1\n    while busy:\n"
-            "        busy = super().tdx_track(kvm)\n        if busy:\n"
-            "            pages += 1\n            self.sim.retry('cpu_relax')"
-        )
-    )
-    assert find_design("mine.py:A").kind == "user"
+def test_a_retry_that_is_counted_in_a_variable_is_followed_until_it_gives_up(folder: Path) -> None:
+    """Another round comes to nothing, and the last is the last."""
+    body = """\
+__slots__ = ()
+def tdh_do_no_vcpus(self, tdh_func, kvm, *args):
+    left = 3
+    ret = tdh_func(*args)
+    while ret[0] & 0xFFFFFFFF00000000 == 0x8000020000000000 and left:
+        left = self.again(left)
+        ret = tdh_func(*args)
+    return ret
+def again(self, left):
+    self.sim.retry("cpu_relax")
+    return left - 1
+"""
+    Path("mine.py").write_text(unit(body))
+    subject = find_subject("accept-against-block", "mine.py:A")
+    options = Options(strategy=Strategy.EXHAUSTIVE, preemptions=1, workers=1, shrink=False)
+    (found,) = explore(subject, options).counterexamples
+    assert "TDH_MEM_RANGE_BLOCK failed: 0x8000020000000001" in found.finding.text
 
 
 def test_a_helper_that_resembles_a_kernel_function_is_no_typo_when_it_is_called(

@@ -70,7 +70,7 @@ def effects(step: Step) -> tuple[object, ...]:
         step.effect(),
         (change.value, change.shown, sorted(change.digests)),
         (step.moved, set(step.left or ()), step.makes, step.handed_on),
-        (step.masks, step.wrote, set(step.looks_at)),
+        (step.masks, step.wrote, set(step.looks_at), step.retries),
     )
 
 

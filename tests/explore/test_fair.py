@@ -1,6 +1,7 @@
 """What has no end, and what is only long or badly scheduled: a run is called endless when it goes
 on though every task has its turn, and random schedules keep nobody waiting."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,7 @@ from septum.explore.replay import find_subject
 from septum.explore.runs.run import Run, Runner, StateMissed
 from septum.explore.runs.sampling import Length, Measuring, Pct
 from septum.explore.runs.steering import Replaying
+from septum.explore.states.stand import Stand
 from septum.explore.subject import Subject
 from septum.explore.toybox import LIVELOCK
 from septum.explore.toys import Toy
@@ -170,3 +172,24 @@ def test_a_run_is_believed_longer_when_nothing_is_missed(monkeypatch: pytest.Mon
     state.log.append(1)
     with pytest.raises(StateMissed):
         runner.settle()
+
+
+GIVES_UP = Toy(
+    "gives-up",
+    [
+        (("persist", 1, 2), ("write", 0, 7)),
+        (("write", 2, 3), ("write", 2, 5), ("write", 1, 1), ("write", 0, 3)),
+    ],
+)
+
+
+@pytest.mark.parametrize("preemptions", [1, 2])
+def test_who_gives_up_after_so_many_rounds_is_followed_until_it_does(
+    preemptions: int, notices: Callable[..., None]
+) -> None:
+    """Each round is one that came to nothing, and another number."""
+
+    def uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Stand, "counted", lambda self: 1)
+
+    notices(GIVES_UP, uncounted, preemptions)

@@ -1,4 +1,4 @@
-"""Loops of a user's design that say what they must not say, by looking at its source."""
+"""Loops of a user's design that a search would follow wrongly, by looking at its source."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ if TYPE_CHECKING:
 
 _LOOPS = (ast.For, ast.While)
 _FUNCTIONS = (ast.FunctionDef, ast.Lambda)
-_PLACES = (ast.Name, ast.Attribute, ast.Subscript)
+_FIELDS = (ast.Attribute, ast.Subscript)
 
 
 def counted_retry(tree: ast.Module) -> int:
-    """The line of the first `sim.retry()` in a loop that gives up after so many rounds, 0 for none.
+    """The line of the first `sim.retry()` in a loop that counts its rounds where a search does not
+    see that, 0 for none.
 
-    A search takes it from `retry` that nothing comes of another round before somebody else has run.
-    Of a loop that gives up something does.
+    A search takes it from `retry` that nothing comes of another round before somebody else has run,
+    unless a number in a variable has changed. What `for` is at, or a field, is no variable.
     """
     lines = [
         node.lineno
@@ -34,18 +35,18 @@ def _is_retry(call: ast.Call) -> bool:
 
 
 def _is_counted(loop: ast.For | ast.While) -> bool:
-    """`for ... in`, or a loop that adds to what it tests: a variable, or a field of something."""
+    """`for ... in`, or a loop that adds to a field that it tests."""
     if isinstance(loop, ast.For):
         return True
     nodes = [loop.test, *_within(loop)]
     added = {ast.unparse(target) for node in nodes for target in _added_to(node)}
     tests = [loop.test, *(node.test for node in nodes if isinstance(node, ast.If | ast.IfExp))]
     tested = (part for test in tests for part in ast.walk(test))
-    return any(ast.unparse(part) in added for part in tested if isinstance(part, _PLACES))
+    return any(ast.unparse(part) in added for part in tested if isinstance(part, _FIELDS))
 
 
 def _added_to(node: ast.AST) -> list[ast.expr]:
-    """What `n += 1`, or `n = n - 1`, adds to."""
+    """What `vm.n += 1`, or `vm.n = vm.n - 1`, adds to."""
     if isinstance(node, ast.AugAssign):
         return [node.target]
     if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.BinOp)):

@@ -56,7 +56,7 @@ _STEADY = (
 )
 _COUNTED = (
     "sim.retry() says that nothing comes of another round before somebody else has run, and this"
-    " loop gives up after so many rounds; leave it out there"
+    " loop counts its rounds where a search does not see that: count in a variable, by `while`"
 )
 
 _loaded: dict[Path, tuple[str, ModuleType]] = {}

@@ -308,6 +308,20 @@ class ToyTask:
             self._state.head = Node(cell)
             self._sim.retry("cpu_relax")
 
+    def op_persist(self, cell: int, limit: int) -> None:
+        """Try until a cell is 1, at most as often as another cell says now."""
+        self._sim.point("limit")
+        times = self._state.cells[limit].value
+        while self._state.cells[cell].value != 1 and times:
+            times -= 1
+            self._relax()
+        self._seen.append(times)
+
+    def _relax(self) -> None:
+        """Not all of a round is within the loop."""
+        self._sim.point("pause")
+        self._sim.retry("cpu_relax")
+
     def op_cut(self) -> None:
         """Drop all but the newest node."""
         self._sim.point("cut")

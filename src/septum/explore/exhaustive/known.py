@@ -75,7 +75,8 @@ class Step:
         self.looked = False
         self.looks_at: tuple[int, ...] = ()
         self.makes = False  # objects that have names
-        self.retries = False  # it ends where its task tries again what came to nothing
+        # Not 0 where it ends where its task tries again what came to nothing: what it has counted.
+        self.retries = 0
         self.numbers = False  # results of operations, which are counted by task
         self.masks: Masks = (0, 0, 0, 0)
         # What it did to its task's stacks, and what it left of what one task alone has; None: it is

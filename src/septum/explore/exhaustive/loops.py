@@ -6,8 +6,9 @@ are ready go round like that, nobody will ever change anything.
 
 A task that counts its rounds is in another state after each: it may come out of its loop by itself,
 and so it is followed until it does. That it sees the same again and again says nothing. But where
-the model says that a task tries again what came to nothing (`Sim.retry`), and no other has run
-since it said so at the same place, it goes round, whatever it counts or makes anew in each round.
+the model says that a task tries again what came to nothing (`Sim.retry`), no other has run since it
+said so at the same place, and the numbers in its variables are the same, it goes round, whatever it
+makes anew in each round.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Row:
             return [*self._steps[self._states.index(state) + 1 :], step]
         if step.retries:
             for at in range(len(self._steps) - 1, -1, -1):
-                if self._steps[at].retries and self._steps[at].place == step.place:
+                before = self._steps[at]
+                if before.retries == step.retries and before.place == step.place:
                     return [*self._steps[at + 1 :], step]
         self._steps.append(step)
         self._states.append(state)

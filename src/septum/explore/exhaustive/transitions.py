@@ -165,6 +165,8 @@ class Transitions:
             self.alike.stands.setdefault(step.chain, after)
             if base.end == POINT:
                 step.place = after.place()
+            if base.retries:
+                step.retries = after.counted()
         writes: dict[tuple[int, int], int] = {}
         if step.chain != chain:
             writes[CHAINS, task] = step.chain
@@ -244,7 +246,9 @@ class Transitions:
         if ends.task is not None:
             after = stand = tracker.stands(ends.task, step.raw)
             step.moved = tracker.stacks.moved
-            step.retries = ends.end == POINT and ends.task.retrying
+            if ends.end == POINT and ends.task.retrying:
+                told = tracker.stacks.counted(ends.task) if stand is None else stand.counted()
+                step.retries = told
             if stand is not None:
                 step.chain = chain_of(task, stand)
                 self.alike.stands.setdefault(step.chain, stand)

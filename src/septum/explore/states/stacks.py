@@ -248,6 +248,12 @@ class Stacks:
         except Unknown:
             return None
 
+    def counted(self, task: Task) -> int:
+        """As `Stand.counted`, where it cannot be told where `task` stands."""
+        stacks = (self._threads[task.index], self._guests[task.index])
+        numbers = [_numbers(standing) for stack in stacks for standing in stack.frames]
+        return hash(tuple(numbers)) or 1
+
     def _frames(self, stack: _Stack) -> Frames:
         return tuple([standing.lasting or self._look(standing) for standing in stack.frames])
 
@@ -257,6 +263,7 @@ class Stacks:
         variables = frame.f_locals
         place = (id(frame.f_code), standing.lasti)
         values: list[object] = [place]
+        numbers: list[int] = []
         name_of = self._contents.name_of
         live = standing.at.live
         holds = NOTHING_HELD
@@ -267,6 +274,7 @@ class Stacks:
                 values.append(name)
                 if value.__class__ is int:
                     values.append(of_int(value))
+                    numbers.append(value)
                     continue
                 if value.__class__ in _ATOMS:
                     values.append(value)
@@ -280,7 +288,8 @@ class Stacks:
         finally:
             if variables.__class__ is dict:
                 variables.clear()  # a copy, which would keep alive what it holds
-        found = frame_at(hash(tuple(values)), standing.hidden, place, holds)
+        counts = hash(tuple(numbers))
+        found = frame_at(hash(tuple(values)), standing.hidden, place, holds, counts)
         if not holds:
             standing.lasting = found
         return found
@@ -293,6 +302,16 @@ class Stacks:
             content = self._contents.of_value(value)
             known = self._once[id(value)] = content, frozenset(self._contents.held)
         return known
+
+
+def _numbers(standing: _Standing) -> tuple[int, ...]:
+    """Those that variables of a frame hold."""
+    variables = standing.frame.f_locals
+    live = standing.at.live
+    numbers = [v for name, v in variables.items() if v.__class__ is int and name in live]
+    if variables.__class__ is dict:
+        variables.clear()  # a copy, which would keep alive what it holds
+    return tuple(numbers)
 
 
 def place_of(frame: FrameType) -> int:

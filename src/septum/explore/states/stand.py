@@ -25,7 +25,7 @@ class FrameAt(NamedTuple):
     `value` stands for all of it; `told` for where it is and what its variables hold, `hidden` for
     what no variable names (0: nothing). `place`: its code, and where it is in it. `holds`: the ids
     of what its variables hold that can change while the frame waits: of values of one task by
-    nature, of containers that have no name.
+    nature, of containers that have no name. `counts`: for the numbers in its variables.
     """
 
     value: int
@@ -33,15 +33,19 @@ class FrameAt(NamedTuple):
     hidden: int
     place: tuple[int, int]
     holds: frozenset[int]
+    counts: int
 
     def observing(self, hidden: int) -> FrameAt:
         """The same frame, its task having observed something else when it last ran."""
-        return frame_at(self.told, hidden, self.place, self.holds)
+        return frame_at(self.told, hidden, self.place, self.holds, self.counts)
 
 
-def frame_at(told: int, hidden: int, place: tuple[int, int], holds: frozenset[int]) -> FrameAt:
+def frame_at(
+    told: int, hidden: int, place: tuple[int, int], holds: frozenset[int], counts: int = 0
+) -> FrameAt:
     """A frame, with the number that stands for it."""
-    return FrameAt(hash((told, hidden)) if hidden else told, told, hidden, place, holds)
+    value = hash((told, hidden)) if hidden else told
+    return FrameAt(value, told, hidden, place, holds, counts)
 
 
 Frames = tuple[FrameAt, ...]
@@ -100,6 +104,11 @@ class Stand:
     def place(self) -> int:
         """Where it stands in the model's code, as a number."""
         return place_in(self.stacks[self.in_guest])
+
+    def counted(self) -> int:
+        """What stands for the numbers in its variables: a task that counts its rounds has another
+        one after each. Not 0."""
+        return hash(tuple([frame.counts for frames in self.stacks for frame in frames])) or 1
 
 
 def sign_of(location: int, content: int) -> int:
