@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.abi.kvm import KVM_REQ_OUTSIDE_GUEST_MODE
+from septum.abi.status import STATUS_MASK, TDX_OPERAND_BUSY
 from septum.designs.bugs._seeded import seeded
 from septum.linux.kvm.main import KvmMain
 from septum.linux.kvm.tdx import KvmTdxUnit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from septum.linux.kvm.types import Kvm, KvmVcpu
+    from septum.linux.x86.seamcall import SeamcallRet
 
 
 class NoTrack(KvmTdxUnit):
@@ -50,6 +54,23 @@ class BlockBusyIgnored(KvmTdxUnit):
         self.host.x86_tdx.tdh_mem_range_block(kvm.tdx, gpa, level - 1)
         self.tdx_track(kvm)
         return 0
+
+
+class BusyGivenUp(KvmTdxUnit):
+    """A SEAMCALL that is BUSY is tried again three times, and the vCPUs stay where they are."""
+
+    __slots__ = ()
+
+    def tdh_do_no_vcpus(
+        self, tdh_func: Callable[..., SeamcallRet], kvm: Kvm, *args: object
+    ) -> SeamcallRet:
+        left = 3
+        ret = tdh_func(*args)
+        while ret[0] & STATUS_MASK == TDX_OPERAND_BUSY and left:
+            left -= 1
+            self.sim.retry("cpu_relax")
+            ret = tdh_func(*args)
+        return ret
 
 
 class NotBarred(KvmTdxUnit):
@@ -121,6 +142,14 @@ DESIGNS = (
         "accept-against-block",
         "no-bug",
         tdx=BlockBusyIgnored,
+    ),
+    seeded(
+        "busy-given-up",
+        "tdx.c tdh_do_no_vcpus()",
+        "A SEAMCALL that is BUSY is tried three times more, without a kick, and then fails",
+        "accept-against-block",
+        "no-bug",
+        tdx=BusyGivenUp,
     ),
     seeded(
         "entry-not-barred",
