@@ -1,6 +1,7 @@
 """A user's own design: `PATH.py:Class` runs like one of the tree, and mistakes are sentences."""
 
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -422,12 +423,17 @@ def test_a_design_that_leaves_ends_no_command_without_a_word(
 def test_ctrl_c_while_a_design_is_at_work_is_an_interrupt(
     command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    # Who was started in the background of a shell inherits that SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     line = "signal.raise_signal(signal.SIGINT)"
     source = unit(f"__slots__ = ()\ndef tdx_track(self, kvm):\n    {line}")
     Path("mine.py").write_text(f"import signal\n{source}")
     words = [command, "convert-one-page", "--design", "mine.py:A"]
     monkeypatch.setattr(sys, "argv", ["septum", *words])
-    assert run_command() == 130
+    try:
+        assert run_command() == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capfd.readouterr().err == "septum: interrupted\n"
 
 

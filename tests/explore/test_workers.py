@@ -107,6 +107,7 @@ def kill_me() -> None:
 
 
 def end_by_signal() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which `nohup` has ignored
     os.kill(os.getpid(), signal.SIGHUP)
 
 

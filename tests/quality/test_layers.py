@@ -38,6 +38,7 @@ GROUND = {
     "inputs",
     "json_text",
     "outputs",
+    "sigterm",
     "stamp",
     "stdout",
     "words",
