@@ -56,6 +56,14 @@ def test_a_page_that_stays_mapped_as_shared_says_since_when(of_kept: str) -> Non
     assert "the fault began" not in why  # it was mapped when it was shared still
 
 
+def test_what_a_tlb_alone_has_is_not_mapped_any_more(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(SHARED, encoding="utf-8")
+    words = ("--design", "bug-shared-not-flushed", "--check", "quiet", "--no-watch")
+    why = told("explore", str(path), *words, "--workers", "1").partition("Why: ")[2]
+    assert "GFN 0x80001 is not mapped as shared since step" in why
+
+
 def test_a_fault_that_maps_as_shared_too_late_says_when_it_began(of_late: str) -> None:
     why = of_late.partition("Why: ")[2]
     assert "GFN 0x80001 is mapped as shared since step 15 (vcpu0), and private since step 7" in why

@@ -151,7 +151,8 @@ def _load(path: Path, *, in_token: bool) -> tuple[str, ModuleType]:
             f"{path} replaces {touched} of the model itself, which v3 would have, too; override it"
             " in a class of your own"
         )
-    found = ambient_use(tree := ast.parse(source), module)
+    tree = ast.parse(source)
+    found = ambient_use(tree, module)
     wrong = f"line {found[0]}: {found[1]}; {_STEADY}" if found is not None else ""
     if line := counted_retry(tree):
         wrong = wrong or f"line {line}: {_COUNTED}"

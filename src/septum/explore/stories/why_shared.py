@@ -29,10 +29,10 @@ def still_shared(told: Told, finding: Finding) -> list[str]:
     if match is None or not told.beats:
         return []
     name, gfn = match[1], int(match[3] or match[2], 16)
-    mapped = _mapped(told, name, gfn)
-    text = f"GFN {gfn:#x} is mapped as shared {told.since(mapped)}"
+    at, there = _latest(told, name, gfn)
+    text = f"GFN {gfn:#x} is {'mapped' if there else 'not mapped'} as shared {told.since(at)}"
     if match[3] is None:
-        return [text] if mapped >= 0 else []
+        return [text] if at >= 0 else []
 
     def private(beat: Beat) -> bool:
         vm = beat.state.vms.get(name) if beat.state is not None else None
@@ -43,17 +43,21 @@ def still_shared(told: Told, finding: Finding) -> list[str]:
         return []
     since = told.first_of(last, private)
     text += f", and private {told.since(since)}"
-    began = fault_began(told, mapped, name, range(gfn, gfn + 1), since) if mapped > since else ""
+    late = there and at > since
+    began = fault_began(told, at, name, range(gfn, gfn + 1), since) if late else ""
     return [f"{text}; {began}" if began else text]
 
 
-def _mapped(told: Told, name: str, gfn: int) -> int:
-    """The index from which on a leaf of the shared EPT maps a page; -1 for the beginning."""
+def _latest(told: Told, name: str, gfn: int) -> tuple[int, bool]:
+    """The index of the latest change of the entry of the shared EPT that maps a page, and whether
+    it maps it since; -1 for the beginning. What is not there any more a TLB may still have."""
     for at, event in told.calls(len(told.beats)):
         if not isinstance(event, KvmTdpMmuSpteChanged) or event.mirror or f"vm{event.vm}" != name:
             continue
         if event.gfn <= gfn < event.gfn + (1 << 9 * (event.level - 1)):
             spte = event.new_spte
-            if is_shadow_present_pte(spte) and is_last_spte(spte, event.level):
-                return at
-    return -1
+            if not is_shadow_present_pte(spte):
+                return at, False
+            if is_last_spte(spte, event.level):
+                return at, True
+    return -1, True
