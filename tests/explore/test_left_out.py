@@ -197,20 +197,21 @@ def test_who_has_something_that_cannot_be_told_stands_nowhere() -> None:
 
 
 def test_who_held_locks_when_a_run_was_broken_off_holds_none_in_the_next() -> None:
+    lock = object()
     tracker: Any = SimpleNamespace(
         footprints=Footprints(),
-        names=SimpleNamespace(name_of=lambda oid: 5),
+        names=SimpleNamespace(base={id(lock)}),
         sim=SimpleNamespace(current=SimpleNamespace(index=1)),
     )
     steps = Steps(tracker)
-    steps.took(object(), True)
-    assert steps._context(1).exclusive == {5}
+    steps.took(lock, True)
+    assert steps._context(1).exclusive == {id(lock)}
     steps.begin()
     assert not steps._context(1).held and not steps._context(1).exclusive
     # Nor does who gave them back.
-    steps.took(object(), False)
-    assert steps._context(1).held == {5} and not steps._context(1).exclusive
-    steps.drops(object())
+    steps.took(lock, False)
+    assert steps._context(1).held == {id(lock)} and not steps._context(1).exclusive
+    steps.drops(lock)
     assert not steps._context(1).held
 
 

@@ -59,6 +59,43 @@ def loops(items, a):  # type: ignore[no-untyped-def]
     return a
 
 
+def loops_over_what_it_makes(items, a):  # type: ignore[no-untyped-def]
+    for _ in list(items):
+        call()
+    return a
+
+
+def loops_and_changes(items, a):  # type: ignore[no-untyped-def]
+    for _ in items:
+        call()
+        items.append(a)
+
+
+def loops_and_sets(items, a):  # type: ignore[no-untyped-def]
+    for one in items:
+        one = a
+        call(one)
+
+
+def loops_within(items, a):  # type: ignore[no-untyped-def]
+    for one in items:
+        for other in a:
+            call(other)
+            one.of(other)
+
+
+def chooses(a, b):  # type: ignore[no-untyped-def]
+    return print(a if b else b.of, call())
+
+
+def goes_on_after_a_choice(items, a):  # type: ignore[no-untyped-def]
+    for one in items:
+        a = one and -one if a else f"{one}"
+        first, second = (one, []) if a else (a, one)
+        call(first, second)
+    return a
+
+
 def counts(first, nr):  # type: ignore[no-untyped-def]
     for at in range(first, first + nr):
         call()
@@ -117,7 +154,13 @@ def handles(a):  # type: ignore[no-untyped-def]
     [
         (looks_at_one, False, {"a"}),
         (sets_before_it_looks, False, {"a"}),
-        (loops, True, {"a"}),  # how far the iterator is
+        (loops, False, {"a"}),
+        (loops_over_what_it_makes, True, {"a"}),  # how far the iterator is
+        (loops_and_changes, True, {"a", "items"}),
+        (loops_and_sets, True, {"a"}),
+        (loops_within, False, {"a", "one", "other"}),
+        (chooses, True, set()),  # which it was
+        (goes_on_after_a_choice, False, {"a"}),
         (counts, False, {"first", "nr", "at"}),
         (counts_to_what_changes, True, set()),
         (counts_an_attribute, True, set()),
@@ -132,6 +175,22 @@ def test_a_frame_is_told_by_what_it_will_look_at(function, hides, live) -> None:
     found = place_of_call(function)
     assert found.hides == hides
     assert found.live == live
+
+
+@pytest.mark.parametrize(
+    ("function", "gone_through"),
+    [
+        (loops, {("items", "_")}),
+        (loops_within, {("items", "one"), ("a", "other")}),
+        (goes_on_after_a_choice, {("items", "one")}),
+        (loops_over_what_it_makes, set()),
+        (loops_and_changes, set()),
+        (loops_and_sets, set()),
+        (counts, set()),
+    ],
+)
+def test_what_is_gone_through_is_known(function, gone_through) -> None:  # type: ignore[no-untyped-def]
+    assert place_of_call(function).loops == gone_through
 
 
 def test_what_an_exception_handler_holds_is_not_told() -> None:
@@ -197,7 +256,8 @@ def test_forgetting_the_variables_is_noticed(monkeypatch) -> None:
 
     def look(self, standing):  # type: ignore[no-untyped-def]
         place = (id(standing.frame.f_code), standing.lasti)
-        return frame_at(hash(place), standing.hidden, place, NOTHING_HELD)
+        hidden = standing.observed if standing.at.hides else 0
+        return frame_at(hash(place), hidden, place, NOTHING_HELD)
 
     monkeypatch.setattr(Stacks, "_look", look)
     assert unfaithful(monkeypatch, "write-against-convert")

@@ -317,6 +317,13 @@ class ToyTask:
             self._relax()
         self._seen.append(times)
 
+    def op_tour(self, *stops: int) -> None:
+        """Set cells to 0 that are not, one after the other."""
+        for stop in stops:
+            self._sim.point("tour")
+            if self._state.cells[stop].value:
+                self._state.cells[stop].value = 0
+
     def _relax(self) -> None:
         """Not all of a round is within the loop."""
         self._sim.point("pause")

@@ -69,7 +69,10 @@ class MeasurementHash:
 
     def update(self, data: bytes) -> None:
         """Extend the measurement."""
-        self._hash.update(data)
+        # In place of the old one, which whoever goes back to an earlier state puts back.
+        running = self._hash.copy()
+        running.update(data)
+        self._hash = running
         self.nr_bytes += len(data)
 
     def digest(self) -> bytes:

@@ -59,12 +59,15 @@ class HostThread:
 
     def run(self) -> None:
         """All of them."""
-        for number, op in enumerate(self.ops):
+        nr_ops = len(self.ops)
+        for number in range(nr_ops):
+            op = self.ops[number]
             if op.alternatives:
                 name = f"{ALTERNATIVE}{self.actor}.{number}"
                 op = op.alternatives[self.host.sim.choose(name, len(op.alternatives))]
             self.record.begin(self.actor, op)
-            self.record.end(self.actor, op, self.do(op))
+            result = self.do(op)
+            self.record.end(self.actor, op, result)
 
     def do(self, op: Op) -> str:
         """One operation; its result in a word."""
@@ -248,7 +251,8 @@ class HostThread:
         """Read, write or touch through the VMM's mapping; what it reads is zero or a token."""
         tokens: set[int] = set()
         mem = self.host.machine.mem
-        for index in self._pages(op, vmm):
+        pages = self._pages(op, vmm)
+        for index in pages:
             pfn = self._user_pfn(vmm, index)
             if pfn < 0:
                 return SIGBUS

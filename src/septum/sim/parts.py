@@ -424,7 +424,7 @@ def part_of(obj: object, path: str) -> Part | None:
             return None
         return _SlotsPart(obj, path)
     if type(obj).__module__ in ("_hashlib", "_sha512", "_sha256", "_sha2"):
-        return None  # MODEL: measurements are taken while a world is built, not in a search
+        return None  # a measurement's, which is never changed in place
     raise SimDefect(f"{path}: state of type {kind.__module__}.{kind.__qualname__} is not known")
 
 

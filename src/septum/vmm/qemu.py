@@ -163,7 +163,8 @@ class Vmm:
     def build(self) -> int:
         """Everything up to KVM_TDX_FINALIZE_VM: 0, or the first error, which is in `fatal`; -EINTR
         when the process is killed meanwhile."""
-        for step in (self.create_vm, self.create_vcpus, self.create_memory, self.add_image):
+        steps = (self.create_vm, self.create_vcpus, self.create_memory, self.add_image)
+        for step in steps:
             ret = -EINTR if self.stop_reason else step()  # killed meanwhile
             if ret:
                 self.fatal.append(f"{step.__name__} failed: {errno_name(ret)}")
@@ -214,7 +215,8 @@ class Vmm:
 
     def close_memory(self) -> None:
         """close() of each guest_memfd that is open."""
-        for name in list(self.blocks):
+        names = tuple(self.blocks)
+        for name in names:
             block = self.blocks.pop(name, None)
             if block is not None:
                 self.host.gmem.fput(block.gmem)
@@ -307,7 +309,8 @@ class Vmm:
                 return ret
             assert vcpu.tdx.tdvpr_page is not None
             machine.guest_contexts[vcpu.tdx.tdvpr_page] = context
-        for section in firmware.sections:
+        sections = firmware.sections
+        for section in sections:
             ret = self.add_section(section)
             if ret:
                 return ret

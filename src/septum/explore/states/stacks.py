@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from inspect import CO_GENERATOR
+from sys import getrefcount
 from typing import TYPE_CHECKING
 
 import greenlet
@@ -25,6 +26,7 @@ from septum.explore.tracking.special import OBSERVERS
 from septum.sim import Schedule, Sim, Task
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import CodeType, FrameType
 
     from septum.explore.states.values import Contents
@@ -36,18 +38,21 @@ _OTHERS = ("septum.explore.", *(k.__module__ for k in (Sim, Task, Schedule)), *O
 _MODEL = "septum.explore.toys"
 _ATOMS = frozenset((bool, str, bytes, type(None)))
 
+LOOPED = 4
+"""References to a list that is gone through, where nobody else has it: those of the variable, of
+the iterator, of the look at the variables, and an argument."""
+
 
 class _Standing:
     """A frame of a task's stack, as it was when the task last stopped."""
 
-    __slots__ = ("at", "frame", "hidden", "lasti", "lasting")
+    __slots__ = ("at", "frame", "lasti", "lasting", "observed")
 
     def __init__(self, frame: FrameType, observed: int) -> None:
         self.frame = frame
         self.lasti = frame.f_lasti
-        # What stands for what no variable names; 0: nothing.
         self.at = place(frame.f_code, self.lasti)
-        self.hidden = observed if self.at.hides else 0
+        self.observed = observed  # by its task when it last ran
         # As it stays until it runs again; None: not looked at, or it may change by itself.
         self.lasting: FrameAt | None = None
 
@@ -74,7 +79,7 @@ class _Stack:
     def leave(self) -> None:
         """From now on steps are followed. Frames that return meanwhile must let go of what they
         hold: its names are free."""
-        self._before = [standing.hidden for standing in self.frames]
+        self._before = [standing.observed for standing in self.frames]
         self.top = None
         self.frames.clear()
         self.places.clear()
@@ -267,7 +272,13 @@ class Stacks:
         name_of = self._contents.name_of
         live = standing.at.live
         holds = NOTHING_HELD
+        hides = standing.at.hides
+        loops = standing.at.loops
         try:
+            if loops and not hides:
+                hides = not all(self._tells_how_far(variables, of) for of, _ in loops)
+                if not hides:
+                    live = live.union(*loops)
             for name, value in variables.items():
                 if name not in live:
                     continue  # it is set again before it is looked at, or never looked at
@@ -289,10 +300,27 @@ class Stacks:
             if variables.__class__ is dict:
                 variables.clear()  # a copy, which would keep alive what it holds
         counts = hash(tuple(numbers))
-        found = frame_at(hash(tuple(values)), standing.hidden, place, holds, counts)
+        hidden = standing.observed if hides else 0
+        found = frame_at(hash(tuple(values)), hidden, place, holds, counts)
         if not holds:
             standing.lasting = found
         return found
+
+    def _tells_how_far(self, variables: Mapping[str, object], name: str) -> bool:
+        """Whether each element of what a loop goes through, the variable `name`, is told from the
+        others, and nobody else can change it."""
+        if getrefcount(variables[name]) > LOOPED and variables[name].__class__ is list:
+            return False
+        through = variables[name]
+        if isinstance(through, range):
+            return True
+        if through.__class__ is not list and through.__class__ is not tuple:
+            return False
+        assert isinstance(through, list | tuple)
+        try:
+            return len({self._content(one)[0] for one in through}) == len(through)
+        except Unknown:
+            return False
 
     def _content(self, value: object) -> tuple[int, frozenset[int]]:
         """What a value holds now, and the ids of what in it can change."""

@@ -6,6 +6,7 @@ by the name that the tracker gave them. A content that is not known gives None.
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from contextlib import suppress
 from enum import Enum
@@ -17,7 +18,7 @@ import msgspec
 
 from septum.abi.types import PTRS_PER_TABLE
 from septum.explore.tracking.mix import all_small, of_int
-from septum.explore.tracking.private import PRIVATE
+from septum.explore.tracking.private import LOCKS, PRIVATE
 from septum.linux.srcu import Srcu
 from septum.machine.mem import FrameBlock, PhysMem
 from septum.machine.tables import TablePage
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _ATOMS = (str, bytes, float, range, Enum)
+_RUNNING_HASH = type(hashlib.sha384())
+"""Of measurements: nobody changes one, `MeasurementHash` makes another."""
 _PLAIN_DEPTH = 4
 _NONE = 0x6C62272E07BB0142
 _ABSENT = _NONE + 1
@@ -116,7 +119,9 @@ class Contents:
             return None
 
     def of_parts(self, obj: object) -> Iterator[int | None]:
-        """All that an object holds, one after the other."""
+        """All that an object holds, one after the other; of a lock nothing: tasks have it."""
+        if isinstance(obj, LOCKS):
+            return
         if isinstance(obj, list | dict | set | array):
             self.named.clear()
             yield self.of_container(obj)
@@ -198,8 +203,12 @@ class Contents:
             return hash((5, id(value)))
         if isinstance(value, FunctionType):
             return self._of_function(value, depth)
-        if isinstance(value, msgspec.Struct) and value.__struct_config__.frozen:
+        if isinstance(value, msgspec.Struct):
+            if not value.__struct_config__.frozen:
+                self.held.add(id(value))
             return hash((11, type(value), self._value(msgspec.structs.astuple(value), depth)))
+        if isinstance(value, _RUNNING_HASH):
+            return hash((13, value.digest()))
         if isinstance(value, Task):
             return hash((12, value.index))
         name = self.name_of(id(value))

@@ -7,6 +7,8 @@ import types
 from array import array
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from septum.explore.tracking.private import PRIVATE
 from septum.explore.tracking.special import OBSERVERS, is_statistic
 from septum.sim.state import immutable_children, slots_of
@@ -32,13 +34,27 @@ def ours(module: str) -> bool:
 
 def classes_of(module: str) -> list[type]:
     """The classes of a module that hold state."""
+    return [kind for kind in _made_in(module) if is_state(kind)]
+
+
+def arguments_of(module: str) -> list[type]:
+    """The classes of a module of what ioctls are given, and may write to: their fields cannot be
+    watched."""
+    return [
+        kind
+        for kind in _made_in(module)
+        if issubclass(kind, msgspec.Struct) and not kind.__struct_config__.frozen
+    ]
+
+
+def _made_in(module: str) -> list[type]:
     found = sys.modules.get(module)
     if found is None:
         return []
     return [
         value
         for value in vars(found).values()
-        if isinstance(value, type) and value.__module__ == module and is_state(value)
+        if isinstance(value, type) and value.__module__ == module
     ]
 
 

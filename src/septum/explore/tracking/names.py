@@ -2,7 +2,7 @@
 
 An object of the built world is where it was whenever a run begins: its id is its name. One that a
 run made goes by its maker, its class, and a number (`own` says which), or by what it
-stands for, whoever makes it. Locks that a run makes have no names.
+stands for, whoever makes it. A lock shares its name with its list of waiters.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from septum.explore.tracking.adopt import CONTAINERS
 from septum.explore.tracking.locations import class_of_keyed, keyed_name
+from septum.explore.tracking.private import LOCKS
 
 if TYPE_CHECKING:
     from septum.explore.tracking.track import Tracker
@@ -60,21 +61,17 @@ class Names:
         self._put(obj, name)
 
     def _put(self, obj: object, name: int) -> None:
-        self.made[id(obj)] = name
-        self._gone.discard(id(obj))
+        for part in _all_of(obj):
+            self.made[id(part)] = name
+            self._gone.discard(id(part))
         self.objects[name] = obj
         self._tracker.steps.fresh.append(name)
 
     def unname(self, name: int) -> None:
         """The object that had a name is gone; another will have it."""
-        oid = id(self.objects.pop(name))
-        self.made.pop(oid, None)
-        self._gone.add(oid)
-
-    def has_no_name(self, obj: object) -> None:
-        """An object of this run was made that gets no name. One that is gone may have been where
-        it is."""
-        self._gone.discard(id(obj))
+        for part in _all_of(self.objects.pop(name)):
+            self.made.pop(id(part), None)
+            self._gone.add(id(part))
 
     def name_of(self, oid: int) -> int:
         """The name of an object by its id; 0 where it has none."""
@@ -91,3 +88,8 @@ class Names:
         if obj is None:
             return class_of_keyed(name)
         return 0 if isinstance(obj, CONTAINERS) else self.number_of(type(obj))
+
+
+def _all_of(obj: object) -> tuple[object, ...]:
+    """What goes by one name: an object, and those who wait for it."""
+    return (obj, obj.waiters) if isinstance(obj, LOCKS) else (obj,)

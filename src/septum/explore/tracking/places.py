@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from septum.explore.tracking.adopt import CONTAINERS
 from septum.explore.tracking.locations import CLASS_AND_SLOT, made_in_run
+from septum.explore.tracking.private import LOCKS
 from septum.explore.tracking.special import AS_ONE
 from septum.machine.mem import PhysMem
 from septum.sim.state import slots_of
@@ -19,14 +20,15 @@ Slot = tuple[int, type, str]
 
 class Places:
     """Of the classes that a tracker watches. `told_by_hand`: classes with methods that say what is
-    done to an object."""
+    done to an object; `locks`: the numbers of those that are taken and given back."""
 
-    __slots__ = ("_silent", "_tracker", "told_by_hand")
+    __slots__ = ("_silent", "_tracker", "locks", "told_by_hand")
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
         self._silent: dict[int, bool] = {}
         self.told_by_hand: set[type] = set()
+        self.locks: set[int] = set()
 
     def forget(self) -> None:
         """More slots are logged than before."""
@@ -34,7 +36,7 @@ class Places:
 
     def in_class(self, kind: type) -> tuple[int, ...]:
         """The numbers of the slots of a class that have locations of their own."""
-        if kind.__name__ in AS_ONE or issubclass(kind, CONTAINERS):
+        if kind.__name__ in AS_ONE or issubclass(kind, (*CONTAINERS, *LOCKS)):
             return (0,)
         return tuple([k for k, _, _ in self._watched(kind)])
 

@@ -107,13 +107,13 @@ def specials(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
 def _locks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
     """A lock's location is its list of waiters, which the scheduler knows, too."""
     append = tracker.log.append
-    touched = tracker.touched
+    touch = tracker.touch
 
     def takes(kind: int, exclusive: bool) -> Wrap:
         def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
             def call(lock: Any) -> None:
                 location = id(lock.waiters) << 10
-                touched[id(lock)] = lock
+                touch(lock)
                 append(location | kind)
                 method(lock)
                 append(location | kind)
@@ -126,7 +126,7 @@ def _locks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
     def gives(kind: int) -> Wrap:
         def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
             def call(lock: Any) -> Any:
-                touched[id(lock)] = lock
+                touch(lock)
                 tracker.steps.drops(lock)
                 append(id(lock.waiters) << 10 | kind)
                 return method(lock)
@@ -137,7 +137,7 @@ def _locks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
 
     def tries(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(lock: Any) -> Any:
-            touched[id(lock)] = lock
+            touch(lock)
             result = method(lock)
             append(id(lock.waiters) << 10 | (X if result else S))
             if result:
@@ -148,7 +148,7 @@ def _locks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
 
     def looks(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(lock: Any) -> Any:
-            touched[id(lock)] = lock
+            touch(lock)
             append(id(lock.waiters) << 10 | S)
             return method(lock)
 
@@ -168,18 +168,18 @@ def _locks(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
 
 
 def waits(told: bool) -> int:
-    """How who waits touches what it waits for. `told`: it is of the built world, and tells who
-    waits; of others nothing is told, and that somebody waits now is news."""
+    """How who waits touches what it waits for. `told`: it is of the built world, of which every
+    look tells who waits; of others that somebody waits now is news."""
     return S if told else X
 
 
 def _scheduler(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
     append = tracker.log.append
-    touched = tracker.touched
+    touch = tracker.touch
 
     def wrap_spin(method: Callable[..., Any]) -> Callable[..., Any]:
         def spin_until(wq: WaitQueue, pred: Callable[[], bool]) -> None:
-            touched[id(wq)] = wq
+            touch(wq)
             method(wq, pred)
 
         return spin_until
@@ -201,7 +201,8 @@ def _scheduler(tracker: Tracker) -> list[tuple[type, str, Wrap]]:
     def wrap_init(method: Callable[..., Any]) -> Callable[..., Any]:
         def init(of: Any, *args: object) -> None:
             method(of, *args)
-            tracker.names.has_no_name(of.waiters)
+            if not tracker.unseen:
+                tracker.names.give(of, type(of))
 
         return init
 

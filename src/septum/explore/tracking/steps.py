@@ -101,10 +101,10 @@ class Steps:
         return context
 
     def _named_lock(self, lock: object) -> frozenset[int]:
-        """A lock by its name. One that a run made has none: it guards nothing, as nobody knows
-        which of them it is."""
-        name = self._tracker.names.name_of(id(lock))
-        return frozenset((name,)) if name else frozenset()
+        """A lock by its name. One that a run made guards nothing: another may have its name when
+        it is gone."""
+        oid = id(lock)
+        return frozenset((oid,)) if oid in self._tracker.names.base else frozenset()
 
     def took(self, lock: object, exclusive: bool) -> None:
         """The running task has a lock now."""

@@ -23,6 +23,7 @@ from septum.explore.tracking.adopt import (
     CONTAINERS,
     NotTrackable,
     apart,
+    arguments_of,
     classes_of,
     exchange,
     of_sim,
@@ -38,7 +39,7 @@ from septum.explore.tracking.names import Names
 from septum.explore.tracking.own import OWN_REFERENCES, OwnState
 from septum.explore.tracking.patches import Changed, Patches
 from septum.explore.tracking.places import Places
-from septum.explore.tracking.private import PRIVATE
+from septum.explore.tracking.private import LOCK_KINDS, LOCKS, PRIVATE
 from septum.explore.tracking.slots import logging_slot
 from septum.explore.tracking.special import (
     AS_ONE,
@@ -116,7 +117,8 @@ class Tracker:
         self.patches = Patches()
         self.members: dict[tuple[type, str], types.MemberDescriptorType] = {}
         self.logged: set[tuple[type, str]] = set()
-        self.touched: dict[int, object] = {}  # by id: locks and wait queues that the run used
+        # By id: locks and wait queues of the built world that the run used.
+        self.touched: dict[int, object] = {}
         self.lock_of: dict[int, object] = {}  # id of a list of waiters -> whose it is
         self.leaks: set[type] = set(PLAIN)  # who gets hold of one may change it without a word
         self.waiting_at: set[int] = set()
@@ -182,7 +184,9 @@ class Tracker:
         modules = {type(part.obj).__module__ for part in snapshot.parts} | {
             name for name in sys.modules if name.startswith("septum.")
         }
-        kinds = [kind for name in sorted(modules) if ours(name) for kind in classes_of(name)]
+        own = [name for name in sorted(modules) if ours(name)]
+        kinds = [kind for name in own for kind in classes_of(name)]
+        self.leaks.update(kind for name in own for kind in arguments_of(name))
         for kind in kinds:
             slots_of(kind)  # remembered: a patched class does not show its slots any more
         for kind in kinds:
@@ -190,6 +194,8 @@ class Tracker:
             self.names.number_of(kind)
             for _, member in slots_of(kind):
                 self.names.number_of(member)
+        numbers = {self.names.number_of(kind): kind for kind in LOCK_KINDS}
+        self.places.locks = {nr for nr, kind in numbers.items() if issubclass(kind, _Lock)}
         for kind in kinds:
             self._watch_class(kind)
             if kind.__name__ in PRIVATE:
@@ -361,6 +367,12 @@ class Tracker:
         self._wholes[found] = (whole if name[0] == oid else name[0], key)
         return found
 
+    def touch(self, lock: object) -> None:
+        """A run uses a lock or a wait queue, which must be put back if the built world has it."""
+        oid = id(lock)
+        if oid in self.names.base:
+            self.touched[oid] = lock
+
     # Contents
 
     def content_of(self, location: int) -> int | None:
@@ -377,6 +389,8 @@ class Tracker:
             obj = self.names.objects.get(name)
             if obj is None:
                 return None
+            if isinstance(obj, LOCKS):
+                return self.contents.of_lock(obj)
         lock = self.lock_of.get(id(obj))
         if lock is not None:
             return self.contents.of_lock(lock)

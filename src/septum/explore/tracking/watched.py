@@ -13,6 +13,7 @@ from septum.explore.tracking.locations import (
     CLASS_AND_SLOT,
     EVERYWHERE,
     PART_LOCATION,
+    class_of_made,
     is_part,
     made_in_run,
 )
@@ -41,10 +42,9 @@ class Watched(dict[int, bool]):
         self.counts = False  # promises look before a run has ended: see VIEW
 
     def __missing__(self, location: int) -> bool:
-        lock = self._tracker.lock_of.get(location >> 8)
         if (
             is_part(location)
-            or isinstance(lock, _Lock)
+            or self._is_of_lock(location)
             or self._tracker.places.is_in_parts(location)
         ):
             answer = True
@@ -54,6 +54,12 @@ class Watched(dict[int, bool]):
             answer = kind in self._read
         self[location] = answer
         return answer
+
+    def _is_of_lock(self, location: int) -> bool:
+        name = location >> 8
+        if made_in_run(location):
+            return class_of_made(name) in self._tracker.places.locks
+        return isinstance(self._tracker.lock_of.get(name), _Lock)
 
     def note(self, accesses: Iterable[int]) -> None:
         """Promises have read this."""

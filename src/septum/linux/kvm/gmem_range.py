@@ -16,8 +16,6 @@ from septum.linux.kvm.gmem_folio import (
 from septum.linux.kvm.types import KVM_FILTER_PRIVATE, KVM_FILTER_SHARED, KvmGfnRange, SplitFolio
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from septum.linux.kvm.main_requests import SplitCause
     from septum.linux.kvm.types import GmemFile, GmemInode, Kvm, KvmMemorySlot
     from septum.linux.mm.folio import Folio
@@ -54,19 +52,22 @@ class GmemRange(GmemFolios):
 
     def _bound_ranges(
         self, f: GmemFile, start: int, end: int, attr_filter: int
-    ) -> Iterator[KvmGfnRange]:
-        """xa_for_each_range(&f->bindings, ...): the part of each bound slot, as GFNs."""
-        for first, last, slot in f.bindings:
-            if first >= end or last <= start:
-                continue
-            pgoff = slot.gmem_pgoff
-            yield KvmGfnRange(
-                slot,
-                slot.base_gfn + max(pgoff, start) - pgoff,
-                slot.base_gfn + min(pgoff + slot.npages, end) - pgoff,
-                attr_filter,
-                True,
-            )
+    ) -> tuple[KvmGfnRange, ...]:
+        """xa_for_each_range(&f->bindings, ...): the part of each bound slot, as GFNs. The caller
+        has the mapping's invalidate_lock, so that none comes or goes."""
+        return tuple(
+            [
+                KvmGfnRange(
+                    slot,
+                    slot.base_gfn + max(slot.gmem_pgoff, start) - slot.gmem_pgoff,
+                    slot.base_gfn + min(slot.gmem_pgoff + slot.npages, end) - slot.gmem_pgoff,
+                    attr_filter,
+                    True,
+                )
+                for first, last, slot in f.bindings
+                if first < end and last > start
+            ]
+        )
 
     # Invalidation
 
@@ -75,7 +76,8 @@ class GmemRange(GmemFolios):
         mmu = self.host.mmu
         kvm = f.kvm
         found_memslot = False
-        for gfn_range in self._bound_ranges(f, start, end, 0):
+        ranges = self._bound_ranges(f, start, end, 0)
+        for gfn_range in ranges:
             if not found_memslot:
                 found_memslot = True
                 kvm.mmu_lock.write_lock()
@@ -86,7 +88,8 @@ class GmemRange(GmemFolios):
 
     def kvm_gmem_invalidate_begin(self, inode: GmemInode, start: int, end: int) -> None:
         """From here on no fault in [start, end) installs anything, in any VM."""
-        for f in list(inode.file_list):
+        files = tuple(inode.file_list)
+        for f in files:
             self._kvm_gmem_invalidate_begin(f, start, end)
 
     def _kvm_gmem_invalidate_end(self, f: GmemFile, start: int, end: int) -> None:
@@ -99,7 +102,8 @@ class GmemRange(GmemFolios):
 
     def kvm_gmem_invalidate_end(self, inode: GmemInode, start: int, end: int) -> None:
         """End what kvm_gmem_invalidate_begin() began, in every VM: faults may map again."""
-        for f in list(inode.file_list):
+        files = tuple(inode.file_list)
+        for f in files:
             self._kvm_gmem_invalidate_end(f, start, end)
 
     # Split and zap
@@ -117,7 +121,8 @@ class GmemRange(GmemFolios):
         kvm = f.kvm
         locked = False
         ret = 0
-        for gfn_range in self._bound_ranges(f, start, end, KVM_FILTER_PRIVATE):
+        ranges = self._bound_ranges(f, start, end, KVM_FILTER_PRIVATE)
+        for gfn_range in ranges:
             if not locked:
                 kvm.mmu_lock.write_lock()
                 locked = True
@@ -134,7 +139,8 @@ class GmemRange(GmemFolios):
         """The same in every VM; stops at the first failure, which leaves earlier VMs split."""
         previous = self.host.main.set_cause(cause)
         ret = 0
-        for f in list(inode.file_list):
+        files = tuple(inode.file_list)
+        for f in files:
             ret = self._kvm_gmem_split_private(f, start, end)
             if ret:
                 break
@@ -146,7 +152,8 @@ class GmemRange(GmemFolios):
         kvm = f.kvm
         flush = False
         locked = False
-        for gfn_range in self._bound_ranges(f, start, end, attr_filter):
+        ranges = self._bound_ranges(f, start, end, attr_filter)
+        for gfn_range in ranges:
             if not locked:
                 kvm.mmu_lock.write_lock()
                 locked = True
@@ -159,7 +166,8 @@ class GmemRange(GmemFolios):
     def kvm_gmem_zap(self, inode: GmemInode, start: int, end: int) -> None:
         """Unmap [start, end) from every guest: for private memory the point of no return."""
         attr_filter = self.kvm_gmem_get_invalidate_filter(inode)
-        for f in list(inode.file_list):
+        files = tuple(inode.file_list)
+        for f in files:
             self._kvm_gmem_zap(f, start, end, attr_filter)
 
     # References

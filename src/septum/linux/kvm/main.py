@@ -85,7 +85,8 @@ class KvmMain(MainAttrs):
         if kvm.mmu_invalidate_in_progress:
             self.warn_on("an invalidation is in progress", "kvm_destroy_vm")
         # kvm_arch_destroy_vm()
-        for vcpu in kvm.vcpus:
+        vcpus = tuple(kvm.vcpus)
+        for vcpu in vcpus:
             self.host.x86.kvm_arch_vcpu_destroy(vcpu)
         kvm.vcpus = []
         mmu.kvm_mmu_uninit_vm(kvm)
@@ -107,7 +108,8 @@ class KvmMain(MainAttrs):
         MODEL: no error; the kernel's is -EINTR when the process is killed meanwhile.
         """
         self.lockdep_assert(kvm.lock.held(), "kvm->lock not held", "kvm_lock_all_vcpus")
-        for vcpu in kvm.vcpus:
+        vcpus = tuple(kvm.vcpus)
+        for vcpu in vcpus:
             vcpu.mutex.lock()
 
     def kvm_unlock_all_vcpus(self, kvm: Kvm) -> None:

@@ -178,7 +178,8 @@ class MainSlots(MainRequests):
     def mmu_notifier_invalidate_range(self, start: int, end: int) -> None:
         """Host user space gives up [start, end): kvm_mmu_notifier_invalidate_range_start() and
         _end() in every VM that has a slot there. Private mappings are never touched."""
-        for kvm in list(self.host.kvms.values()):
+        kvms = tuple(self.host.kvms.values())
+        for kvm in kvms:
             self._mn_invalidate(kvm, start, end)
 
     def _mn_invalidate(self, kvm: Kvm, start: int, end: int) -> None:

@@ -115,7 +115,8 @@ class TdxTeardown(TdxBase):
         kvm_tdx = kvm.tdx
         if not is_hkid_assigned(kvm_tdx):
             return
-        for vcpu in kvm.vcpus:
+        vcpus = tuple(kvm.vcpus)
+        for vcpu in vcpus:
             self.tdx_flush_vp_on_cpu(vcpu)
         x86 = self.host.x86_tdx
         # CACHE.WB takes the module's global lock: keep other TDs' out.
@@ -143,7 +144,8 @@ class TdxTeardown(TdxBase):
         kvm_tdx = kvm.tdx
         if is_hkid_assigned(kvm_tdx):
             return
-        for page in kvm_tdx.tdcs_pages:
+        pages = tuple(kvm_tdx.tdcs_pages)
+        for page in pages:
             self.tdx_reclaim_control_page(page)
         kvm_tdx.tdcs_pages = []
         tdr_page = kvm_tdx.tdr_page
@@ -172,7 +174,8 @@ class TdxTeardown(TdxBase):
             return
         if is_hkid_assigned(kvm.tdx):
             return
-        for page in tdx.tdcx_pages:
+        pages = tuple(tdx.tdcx_pages)
+        for page in pages:
             self.tdx_reclaim_control_page(page)
         tdx.tdcx_pages = []
         if tdx.tdvpr_page is not None:
