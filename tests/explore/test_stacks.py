@@ -85,7 +85,9 @@ def loops_within(items, a):  # type: ignore[no-untyped-def]
 
 
 def chooses(a, b):  # type: ignore[no-untyped-def]
-    return print(a if b else b.of, call())
+    for _ in range(2):
+        b = (a if b else b.of, call())
+    return b
 
 
 def goes_on_after_a_choice(items, a):  # type: ignore[no-untyped-def]
@@ -159,7 +161,7 @@ def handles(a):  # type: ignore[no-untyped-def]
         (loops_and_changes, True, {"a", "items"}),
         (loops_and_sets, True, {"a"}),
         (loops_within, False, {"a", "one", "other"}),
-        (chooses, True, set()),  # which it was
+        (chooses, True, {"a", "_"}),  # which it was
         (goes_on_after_a_choice, False, {"a"}),
         (counts, False, {"first", "nr", "at"}),
         (counts_to_what_changes, True, set()),

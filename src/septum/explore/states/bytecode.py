@@ -90,7 +90,7 @@ _ENDS = frozenset(("RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE"))
 _JUMPS = frozenset(("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT"))
 _MAKES = ("FORMAT_", "UNARY_", "BUILD_", "UNPACK_", "MAKE_FUNCTION", "TO_BOOL", "CONVERT_VALUE")
 """Where the stack is no lower after one of these, it took what was on top, or (BUILD_) nothing."""
-_TAKES = ("POP_", "STORE_", "DELETE_")
+_TAKES = ("POP_", "STORE_", "DELETE_", "END_FOR")
 
 
 def _analyse(code: CodeType) -> dict[int, Place]:
@@ -194,7 +194,7 @@ def _live(
             for to, _ in following[k]:
                 out |= before[to]
             row = rows[k]
-            gone = {row.argval} if row.opname in ("STORE_FAST", "DELETE_FAST") else set()
+            gone = set() if "LOAD" in row.opname else _sets(row)
             now = (out - gone) | looks[k]
             if len(out) != size or now != before[k]:
                 before[k] = now
@@ -266,6 +266,8 @@ def _after(row: dis.Instruction, stack: tuple[_Entry, ...], effect: int) -> tupl
         return (*stack, *[(_CONSTANT, _NOTHING)] * effect)
     if name in _NAMES:
         return (*stack, (_PLAIN, frozenset((row.argval,))))
+    if name.startswith("LOAD_FAST") and isinstance(row.argval, tuple):
+        return (*stack, *[(_PLAIN, frozenset((one,))) for one in row.argval])
     if name == "FOR_ITER":
         return (*stack, _HIDDEN) if effect > 0 else stack[:height]
     if name in _STILL or name in _JUMPS:
