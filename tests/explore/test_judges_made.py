@@ -137,6 +137,34 @@ def test_a_new_lock_is_not_taken_for_what_was_where_it_is(
         searcher.close()
 
 
+@pytest.mark.parametrize("kind", [Mutex, WaitQueue])
+def test_a_new_lock_and_its_waiters_are_one(
+    options_for: OptionsFor, kind: type[Mutex | WaitQueue]
+) -> None:
+    """They go by one name, whose content is who has it and who waits; promises may look at locks.
+    Nobody puts it back when the run is over, or keeps it alive until then."""
+    searcher = Searcher(NEW_LOCKS, options_for(NEW_LOCKS, 1))
+    try:
+        searcher.prepare()
+        tracker = searcher.tracker
+        assert tracker is not None
+        lock = kind(tracker.sim, "new")
+        name = tracker.names.name_of(id(lock))
+        assert name and name == tracker.names.name_of(id(lock.waiters))
+        assert tracker.watched[name << 8] == (kind is Mutex)
+        free = tracker.content_of(name << 8)
+        lock.waiters.append(tracker.sim.current)
+        assert free is not None and tracker.content_of(name << 8) not in (free, None)
+        assert not list(tracker.contents.of_parts(lock))
+        tracker.touch(lock)
+        assert id(lock) not in tracker.touched
+        tracker.names.unname(name)
+        assert all(tracker.names.is_gone(id(part)) for part in (lock, lock.waiters))
+        assert not tracker.names.name_of(id(lock.waiters))
+    finally:
+        searcher.close()
+
+
 def hands_nothing_on(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(OwnState, "_named", lambda self, task, content: [])
 
