@@ -3,6 +3,7 @@ on though every task has its turn, and random schedules keep nobody waiting."""
 
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from septum.explore.states.stand import Stand
 from septum.explore.subject import Subject
 from septum.explore.toybox import LIVELOCK
 from septum.explore.toys import Toy
+from septum.explore.verdict import Outcome
 from septum.explore.workers.search import Job, Searcher
 from septum.sim.state import Part, Snapshot
 
@@ -193,3 +195,41 @@ def test_who_gives_up_after_so_many_rounds_is_followed_until_it_does(
         monkeypatch.setattr(Stand, "counted", lambda self: 1)
 
     notices(GIVES_UP, uncounted, preemptions)
+
+
+BUSY_GUESTS = """
+summary = "Two vCPUs use one page: the ACCEPT of one is BUSY while that of the other is under way."
+source = "TDG.MEM.PAGE.ACCEPT"
+setup = ["host: prefault page 0"]
+
+[vm]
+ve = true
+backing = "4k"
+
+[guest]
+vcpu0 = ["use 4K page 0"]
+vcpu1 = ["use 4K page 0"]
+
+[expect]
+witnesses = ["tdcall:TDG.MEM.PAGE.ACCEPT:TDX_OPERAND_BUSY"]
+"""
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_a_guest_that_is_busy_is_let_on_before_it_gives_up(
+    counts: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It tries a hundred times, and nobody is preempted in a SEAMCALL for so long. Where its rounds
+    count as those of a host do, it gives up."""
+
+    def counted(self: Stand) -> int:
+        return hash(tuple([frame.counts for frames in self.stacks for frame in frames])) or 1
+
+    if counts:
+        monkeypatch.setattr(Stand, "counted", counted)
+    path = tmp_path / "busy-guests.toml"
+    path.write_text(BUSY_GUESTS, encoding="utf-8")
+    verdict = explore(
+        find_subject(str(path), "v3"), Options(strategy=Strategy.EXHAUSTIVE, preemptions=1)
+    )
+    assert verdict.outcome is (Outcome.BROKEN if counts else Outcome.HELD)

@@ -1,11 +1,13 @@
 """The two judges on what a run makes: locks and objects, and the names that they go by."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from septum.explore.exhaustive.learn import Recording
 from septum.explore.exhaustive.transitions import chain_of
+from septum.explore.scenario import ScenarioSubject
 from septum.explore.states.stacks import Stacks, _codes, _Stack
 from septum.explore.states.stand import Stand
 from septum.explore.states.values import Contents
@@ -260,3 +262,38 @@ def test_contents_that_cannot_be_told(
         compare(toy, 2)
     hands_nothing_on(monkeypatch)
     assert nr_misplaced(HANDED_ON, 2) > 0
+
+
+REMEMBERED = """
+summary = "A TD whose build fails, and another that is destroyed: promises remember both."
+source = "KVM_TDX_INIT_VM, tdx_vm_destroy()"
+
+[vm.a]
+image = ["page 0"]
+backing = "4k"
+
+[vm.b]
+later = true
+image = ["page 0"]
+backing = "4k"
+
+[host]
+one = ["build vm in b => any"]
+two = ["destroy vm in a"]
+
+[failures]
+allow = ["alloc:td*", "tdx_*"]
+"""
+
+
+def test_what_promises_remember_may_go_in_a_step_of_another_task(tmp_path: Path) -> None:
+    """A TD goes by its TDR page, whoever makes it: that of one that was remembered until then is
+    not taken to be free by what its maker did."""
+    path = tmp_path / "remembered.toml"
+    path.write_text(REMEMBERED, encoding="utf-8")
+    searcher = Searcher(ScenarioSubject(str(path), "v3", "end"), Options(keep_going=True))
+    try:
+        result = searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=0, failures=1))
+    finally:
+        searcher.close()
+    assert result.complete and not result.note

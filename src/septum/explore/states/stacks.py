@@ -255,9 +255,8 @@ class Stacks:
 
     def counted(self, task: Task) -> int:
         """As `Stand.counted`, where it cannot be told where `task` stands."""
-        stacks = (self._threads[task.index], self._guests[task.index])
-        numbers = [_numbers(standing) for stack in stacks for standing in stack.frames]
-        return hash(tuple(numbers)) or 1
+        frames = self._threads[task.index].frames
+        return hash(tuple([_numbers(standing) for standing in frames])) or 1
 
     def _frames(self, stack: _Stack) -> Frames:
         return tuple([standing.lasting or self._look(standing) for standing in stack.frames])

@@ -33,9 +33,10 @@ COUNTING_WORDS = frozenset(
     )
 )
 
-KEYED = {"PamtEntry": "pfn"}
+KEYED = {"PamtEntry": "pfn", "Td": "tdr_pfn"}
 """Classes of objects that stand for something that is always there, and the slots that say which:
-records that are made when they are first needed, by whoever comes first."""
+records that are made when they are first needed, by whoever comes first, and what a TDR page holds,
+which promises remember for longer than the model does."""
 
 HUSHABLE = frozenset(
     [("TablePage", name) for name in ("entry", "set_entry", "set_lock", "try_cmpxchg")]
