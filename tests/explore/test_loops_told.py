@@ -2,6 +2,7 @@
 variable names, where each element can be told from the others."""
 
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
@@ -15,7 +16,9 @@ from septum.explore.toys import Toy
 from septum.explore.workers.search import Job, Searcher
 from septum.linux.kvm.gmem_attrs import KvmMemoryAttributes2
 from septum.module.state import MeasurementHash
-from septum.sim import Sim
+from septum.scenarios.bench import ScenarioBench
+from septum.scenarios.run import load_scenario
+from septum.sim import OfTime, Sim
 
 TOUR = Toy("tour", [(("tour", 0, 1, 2),), (("write", 0, 1), ("write", 0, 0), ("write", 1, 1))])
 SAME_AGAIN = Toy("same-again", [(("tour", 0, 0, 0),), (("write", 0, 1), ("write", 0, 2))])
@@ -106,3 +109,18 @@ def test_a_measurement_is_told_and_can_be_put_back() -> None:
     assert contents[0] != contents[1]
     setattr(measured, slot, kept)
     assert measured.digest() == digest
+
+
+def test_numbers_of_virtual_time_are_all_alike() -> None:
+    """KVM reads a TD's TSC offset through registers: what it was decides nothing."""
+    told = Contents(lambda oid: 0)
+    offsets = [OfTime(5), OfTime(1 << 63)]
+    registers = [Regs(), Regs(), Regs()]
+    for one, value in zip(registers, [*offsets, 5], strict=True):
+        one.r8 = value
+    contents = [told.of_value(one) for one in registers]
+    assert contents[0] == contents[1] != contents[2]
+    assert len({told.of_value(one) for one in offsets}) == 1
+    with closing(ScenarioBench(load_scenario("accept-2m-on-4k"))) as bench:
+        tds = bench._build().world.module.tds.values()
+        assert tds and all(type(td.tsc_offset) is OfTime for td in tds)

@@ -36,6 +36,7 @@ from septum.abi.status import (
 from septum.abi.td_params import TD_PARAMS_SIZE
 from septum.module.common import check_state, lock_td, unlock_td
 from septum.module.state import MAX_VCPUS_PER_TD, OP_STATE_INITIALIZED, MeasurementHash
+from septum.sim import OfTime
 
 if TYPE_CHECKING:
     from septum.abi.regs import Regs
@@ -135,7 +136,7 @@ def _configure(m: Module, td: Td, params: bytes) -> int:
     td.tsc_frequency = tsc_frequency
     td.tsc_multiplier = tsc_frequency * VIRT_TSC_FREQUENCY_UNIT_HZ * (1 << 48) // m.native_tsc_hz
     tsc = m.sim.now_ns() * m.native_tsc_hz // 1_000_000_000
-    td.tsc_offset = -(tsc * td.tsc_multiplier >> 48) & (1 << 64) - 1
+    td.tsc_offset = OfTime(-(tsc * td.tsc_multiplier >> 48) & (1 << 64) - 1)
     gpa_width = 52 if gpaw else 48
     highest = min(m.max_pa, gpa_width)
     td.virt_maxpa = highest if config_flags & both else m.max_pa

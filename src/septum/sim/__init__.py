@@ -4,6 +4,7 @@ It knows nothing of TDX. Code of the model is plain code; only these primitives 
 `Sim.point`, the lock operations, `WaitQueue`, and what the machine builds from them.
 """
 
+from septum.sim.clock import OfTime
 from septum.sim.events import Event, LockEvent, SwitchEvent
 from septum.sim.locks import Mutex, RwLock, RwSem, SpinLock, WaitQueue
 from septum.sim.memo import Memo
@@ -28,6 +29,7 @@ __all__ = [
     "LockEvent",
     "Memo",
     "Mutex",
+    "OfTime",
     "RandomSchedule",
     "RoundRobin",
     "RunStopped",

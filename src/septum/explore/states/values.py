@@ -23,7 +23,7 @@ from septum.linux.srcu import Srcu
 from septum.machine.mem import FrameBlock, PhysMem
 from septum.machine.tables import TablePage
 from septum.module.locks import EX, HP
-from septum.sim import Task
+from septum.sim import OfTime, Task
 from septum.sim.state import slots_of
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class Contents:
         if value is None:
             return _NONE
         if isinstance(value, int):
-            return of_int(value)
+            return _NONE if value.__class__ is OfTime else of_int(value)
         if value.__class__ in _SIMPLE:
             return hash(value)
         if is_private(value) and depth > 0:

@@ -36,7 +36,9 @@ class Making:
         kind = type(obj)
         told = self._tracker.contents
         is_shared = self._tracker.footprints.is_shared
-        alike = name if kind.__name__ in KEYED else kind
+        keyed = kind.__name__ in KEYED
+        alike = name if keyed else kind
+        others = keyed or kind in self._handed_on  # can get at it
         for k, owner, slot in self._slots(kind):
             content = told.of_slot(obj, k)
             if content is None:
@@ -44,7 +46,7 @@ class Making:
             two_ways = self._two_ways.setdefault(kind, set())
             if self._made_as.setdefault((alike, k), content) != content:
                 two_ways.add((owner, slot))
-            if (owner, slot) in two_ways and (kind in self._handed_on or is_shared(name << 8 | k)):
+            if (owner, slot) in two_ways and (others or is_shared(name << 8 | k)):
                 self._tracker.log_slot(owner, slot)
 
     def is_handed_on(self, name: int) -> None:
