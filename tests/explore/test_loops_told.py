@@ -1,6 +1,7 @@
 """What a search knows of a loop that waits: how far it is in a list, a tuple or a range that a
 variable names, where each element can be told from the others."""
 
+import sys
 from collections.abc import Callable
 from contextlib import closing
 
@@ -124,3 +125,28 @@ def test_numbers_of_virtual_time_are_all_alike() -> None:
     with closing(ScenarioBench(load_scenario("accept-2m-on-4k"))) as bench:
         tds = bench._build().world.module.tds.values()
         assert tds and all(type(td.tsc_offset) is OfTime for td in tds)
+
+
+def test_a_list_that_another_frame_has_tells_nothing() -> None:
+    """As the frame itself says, whatever kind of look at its variables a Python gives."""
+    stacks = Stacks(Sim(), Contents(lambda oid: 0))
+    told: list[bool] = []
+
+    def look() -> None:
+        told.append(stacks._tells_how_far(sys._getframe(1).f_locals, "items"))
+
+    def goes_through(first: int) -> None:
+        items = [first, first + 1]
+        for _ in items:
+            look()
+
+    def goes_through_anothers(items: list[int]) -> None:
+        for _ in items:
+            look()
+
+    goes_through(1)
+    assert told == [True, True]
+    told.clear()
+    another = [1, 2]
+    goes_through_anothers(another)
+    assert told == [False, False]

@@ -38,9 +38,9 @@ _OTHERS = ("septum.explore.", *(k.__module__ for k in (Sim, Task, Schedule)), *O
 _MODEL = "septum.explore.toys"
 _ATOMS = frozenset((bool, str, bytes, type(None)))
 
-LOOPED = 4
-"""References to a list that is gone through, where nobody else has it: those of the variable, of
-the iterator, of the look at the variables, and an argument."""
+LOOPED = 3
+"""References to a list that is gone through, where nobody else has it: those of the variable and of
+the iterator, and an argument. A copy of the variables has one more."""
 
 
 class _Standing:
@@ -308,7 +308,8 @@ class Stacks:
     def _tells_how_far(self, variables: Mapping[str, object], name: str) -> bool:
         """Whether each element of what a loop goes through, the variable `name`, is told from the
         others, and nobody else can change it."""
-        if getrefcount(variables[name]) > LOOPED and variables[name].__class__ is list:
+        known = LOOPED + (variables.__class__ is dict)
+        if getrefcount(variables[name]) > known and variables[name].__class__ is list:
             return False
         through = variables[name]
         if isinstance(through, range):
