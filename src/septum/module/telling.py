@@ -26,7 +26,7 @@ def operands(regs: Regs) -> Operands:
     return (
         regs.rcx,
         regs.rdx,
-        regs.r8,
+        int(regs.r8),  # a TSC offset is an OfTime
         regs.r9,
         regs.r10,
         regs.r11,
