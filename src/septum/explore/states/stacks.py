@@ -308,15 +308,14 @@ class Stacks:
     def _tells_how_far(self, variables: Mapping[str, object], name: str) -> bool:
         """Whether each element of what a loop goes through, the variable `name`, is told from the
         others, and nobody else can change it."""
-        known = LOOPED + (variables.__class__ is dict)
-        if getrefcount(variables[name]) > known and variables[name].__class__ is list:
-            return False
+        # Before another variable names it.
+        alone = getrefcount(variables[name]) <= LOOPED + (variables.__class__ is dict)
         through = variables[name]
         if isinstance(through, range):
             return True
-        if through.__class__ is not list and through.__class__ is not tuple:
+        kind = through.__class__
+        if not isinstance(through, list | tuple) or not (kind is tuple or (kind is list and alone)):
             return False
-        assert isinstance(through, list | tuple)
         try:
             return len({self._content(one)[0] for one in through}) == len(through)
         except Unknown:

@@ -12,3 +12,4 @@ LOCKS = (_Lock, WaitQueue)
 """The scheduler's: who has them and who waits is told of, and one location stands for all of it."""
 
 LOCK_KINDS = (Mutex, SpinLock, RwSem, RwLock, WaitQueue)
+"""The classes of objects among them: numbered before any run, the same in every worker."""
