@@ -154,3 +154,30 @@ def test_the_outcome_follows_the_story(printed: Printed) -> None:
     assert story.startswith("BROKEN: promise no-bug in scenario finding-demote-busy-dpamt")
     assert "as the scenario foresees" in story and "Cause: KVM_BUG_ON" in story
     assert "The run: " in story and "search" not in story.split("Why:")[0]
+
+
+def test_near_a_run_of_no_search_one_that_passes_is_looked_for(
+    printed: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where two vCPUs must meet, the story of any such run says at which step. Not of long ones:
+    each try would take as long as the run."""
+    _, text = printed("run", "finding-folio-lock", "--schedule", "random", "--seed", "6")
+    (token,) = re.findall(r"septum replay (septum1\S+)", text)
+    story = printed("replay", token)[1]
+    preempted = re.findall(r"^ +(\d+) >> .* (\w+) is at ", story, re.M)
+    passes = re.search(
+        r"^The nearest schedule that passes lets (\w+) go on at step (\d+)\.$", story, re.M
+    )
+    assert passes is not None and passes.groups()[::-1] == preempted[-1]
+    monkeypatch.setattr("septum.explore.stories.retell.NEAR_MAX", 0)
+    assert "passes" not in printed("replay", token)[1]
+
+
+def test_a_task_that_has_to_wait_is_not_preempted(printed: Printed) -> None:
+    """Right after it was preferred to another one: the story marks as many switches as the run has
+    preemptions."""
+    _, text = printed("run", "finding-folio-lock", "--schedule", "random", "--seed", "6")
+    (token,) = re.findall(r"septum replay (septum1\S+)", text)
+    story = printed("replay", token)[1]
+    counted = re.search(r"points, (\d+) preemptions", story)
+    assert counted is not None and len(re.findall(r"^ +\d+ >> ", story, re.M)) == int(counted[1])

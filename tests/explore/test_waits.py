@@ -40,6 +40,12 @@ vcpu0 = ["touch page 0 => #VE"]
 [host]
 convert = ["set-attributes page 1 to private"]
 """
+BOTH_FAULT = """
+setup = ["host: set-attributes page 1 to shared"]
+[guest]
+vcpu0 = ["touch page 0 => #VE"]
+vcpu1 = ["touch page 2 => #VE"]
+"""
 FAILED = """
 setup = ["vcpu0: accept 2M frame 0", "host: fail page 3"]
 [host]
@@ -110,6 +116,16 @@ def test_who_refers_to_a_folio(explored, text, design, ignored, references) -> N
     """Where a task spins for its references, and where it waits for them for ever."""
     story = explored(text, "--ignore", ignored, design=design)
     assert f"{references} " in story.partition("Why: ")[2]
+
+
+def test_a_folio_lock_that_nobody_has(explored) -> None:  # type: ignore[no-untyped-def]
+    """And whose waiter nobody woke (F12)."""
+    others = ("no-bug", "mapping-in-folio", "private-unreachable", "is retried")
+    story = explored(BOTH_FAULT, *(word for other in others for word in ("--ignore", other)))
+    assert (
+        "vcpu0 waits for the folio lock of pfn 0x100000, which nobody has: vcpu1 gave it up after"
+        " step 8, and woke nobody"
+    ) in story.partition("Why: ")[2]
 
 
 def test_who_reads_srcu() -> None:

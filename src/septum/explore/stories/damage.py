@@ -65,11 +65,17 @@ class _EveryStep(ScenarioSubject):
 
 
 def damage_of(
-    runner: Runner, example: Counterexample, recording: Recording, *, searched: bool = True
+    runner: Runner,
+    example: Counterexample,
+    recording: Recording,
+    *,
+    searched: bool = True,
+    near: bool = True,
 ) -> Damage:
     """Where the damage of `example` is done, whose whole run is `recording`, made by `runner`.
 
-    `searched`: a schedule near it that passes is wanted: one that breaks nothing at any step.
+    `searched`: a search found it; `near`: a schedule near it that passes is wanted: one that breaks
+    nothing at any step.
     """
     subject = runner.subject
     promise = example.finding.promise
@@ -96,7 +102,7 @@ def damage_of(
         seen = Recording(careful, example.answers, run.finding, example.free)
         # What is broken before that is told once, and is not foreseen.
         seen.beats = [beat for beat in seen.beats if not _is_news(beat, subject)]
-        passing = _passing(every, example, run) if searched else None
+        passing = _passing(every, example, run) if near else None
         cut = msgspec.structs.replace(example, finding=run.finding, passing=passing)
         mode = f"with --check {subject.check},"
         who = f"The search, {mode} saw" if searched else f"The run, {mode} shows"

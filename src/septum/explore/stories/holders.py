@@ -44,17 +44,28 @@ class FolioHeld(msgspec.Struct, frozen=True):
 
 
 class Held(msgspec.Struct, frozen=True):
-    """At the end of a run: SRCU by name, folios, and folios that are locked by PFN."""
+    """At the end of a run: SRCU by name, folios; by PFN, folios that are locked, and who unlocked
+    those that are not any more, and since when they are not."""
 
     srcu: dict[str, tuple[Hold, ...]] = {}
     folios: tuple[FolioHeld, ...] = ()
     locked: dict[int, Hold] = {}
+    unlocked: dict[int, Hold] = {}
 
 
 class Holders:
     """Looks at each event of a run."""
 
-    __slots__ = ("_locked", "_mapped", "_pins", "_poisoned", "_refs", "_srcu", "_world")
+    __slots__ = (
+        "_locked",
+        "_mapped",
+        "_pins",
+        "_poisoned",
+        "_refs",
+        "_srcu",
+        "_unlocked",
+        "_world",
+    )
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -64,6 +75,7 @@ class Holders:
         self._srcu: dict[str, list[Hold]] = {}
         self._refs: dict[Folio, list[Hold]] = {}
         self._locked: dict[Folio, Hold] = {}
+        self._unlocked: dict[int, Hold] = {}
         self._mapped: dict[tuple[GmemInode, int], Hold] = {}
         self._pins: dict[tuple[GmemInode, int], Hold] = {}
         self._poisoned: dict[int, Hold] = {}
@@ -85,6 +97,7 @@ class Holders:
             {name: tuple(holds) for name, holds in self._srcu.items() if holds},
             tuple(self._folios()),
             {folio.pfn: hold for folio, hold in self._locked.items()},
+            self._unlocked,
         )
 
     def _inodes(self) -> Iterator[GmemInode]:
@@ -111,6 +124,9 @@ class Holders:
                     locked.append(folio)
         _keep(self._mapped, mapped, now)
         _keep(self._pins, pins, now)
+        for folio in self._locked:
+            if folio not in locked:
+                self._unlocked[folio.pfn] = now
         _keep(self._locked, locked, now)
         _keep(self._poisoned, self._world.host.mm.state.poisoned, now)
 

@@ -297,7 +297,7 @@ class Recording(Recorded):
         steering = self._steering
         event = beat.event
         if isinstance(event, SwitchEvent):
-            beat.preempted = steering.preempting
+            beat.preempted = steering.preempting and event.preempted
             if steering.yields and event.preempted:
                 beat.yields = (
                     "has run for long" if steering.ran_long else how_it_goes(self.beats, event.task)

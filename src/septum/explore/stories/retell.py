@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from septum.scenarios.scenario import Scenario
     from septum.sim import Schedule
 
+NEAR_MAX = 20_000
+"""Of runs of so many scheduling points a passing one is looked for near them, also where no search
+has found them: each try takes as long as the run."""
+
 _NOT_TOLD = (
     "How long the schedule was before it was shrunk, and the seed and the bounds of the search, are"
     " not in the token."
@@ -90,7 +94,8 @@ def _retold(runner: Runner, schedule: Schedule, said: str) -> list[str]:
     if example is None:
         return []
     searched = schedule.spec() == ("list", SEARCHED)
-    if searched:
+    near = searched or example.steps <= NEAR_MAX
+    if near:
         passing = nearest_passing(runner, example.answers, example.free)
         example = msgspec.structs.replace(example, passing=passing)
     try:
@@ -100,6 +105,7 @@ def _retold(runner: Runner, schedule: Schedule, said: str) -> list[str]:
             heading(example.finding, subject.name, subject.design, None) + said,
             schedule="The schedule of the token" if searched else "The run",
             searched=searched,
+            near=near,
         )
     except DidNotRepeat:
         if not is_own(subject.design):

@@ -81,10 +81,10 @@ def story_lines(
     consequence: str = "",
     *,
     schedule: str = "The shortest schedule found",
-    searched: bool = True,
+    near: bool = True,
     scheduled: bool = True,
 ) -> list[str]:
-    """The report of a counterexample. `schedule`: what its schedule is; `searched`: its neighbours
+    """The report of a counterexample. `schedule`: what its schedule is; `near`: its neighbours
     were tried; without `scheduled` it has none, and `schedule` is a sentence that says so."""
     example, recording = damage.example, damage.recording
     finding = example.finding
@@ -116,7 +116,7 @@ def story_lines(
         lines += ["", "Why:"]
         for line in why:
             lines += _words(line, "  ")
-    if searched:
+    if near:
         lines += ["", *_passing(example, recording, rows)]
     return lines
 

@@ -21,19 +21,20 @@ def tell(
     *,
     schedule: str = "The shortest schedule found",
     searched: bool = True,
+    near: bool = True,
 ) -> list[str]:
     """The lines of its story, in the world of `runner`. `heading`, `schedule`: what it is, and its
-    schedule; `searched`: its neighbours were tried."""
+    schedule; `searched`: a search found it; `near`: its neighbours were tried."""
     if example.finding in runner.before or example.finding.text in runner.built.wrong:
         return _tell_setup(runner, example, heading)
     try:
         recording = Recording(runner, example.answers, example.finding, example.free, example.steps)
-        damage = damage_of(runner, example, recording, searched=searched)
+        damage = damage_of(runner, example, recording, searched=searched, near=near)
     except KeyboardInterrupt:
         # To look at the world at each of many steps takes its time; the token has it all.
         return untold_lines(example, heading)
     consequence = consequence_of(damage.example.finding, runner.subject.design)
-    return story_lines(damage, heading, consequence, schedule=schedule, searched=searched)
+    return story_lines(damage, heading, consequence, schedule=schedule, near=near)
 
 
 def _tell_setup(runner: Runner, example: Counterexample, heading: str) -> list[str]:
@@ -44,7 +45,7 @@ def _tell_setup(runner: Runner, example: Counterexample, heading: str) -> list[s
         heading,
         consequence_of(example.finding, runner.subject.design),
         schedule=f"Broken by the setup, {recorded.place}, before the programs begin.",
-        searched=False,
+        near=False,
         scheduled=False,
     )
     return [*lines, "", "No schedule passes: each of them begins with the setup."]

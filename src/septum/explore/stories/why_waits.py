@@ -71,9 +71,15 @@ def waits(told: Told, recorded: Recorded, finding: Finding) -> list[str]:
             if readers:
                 lines.append(f"{task} waits for readers of {match[1]}: {_since(told, readers)}")
         elif match := OF_LOCK.fullmatch(what):
-            hold = held.locked.get(int(match[1], 16))
-            if hold is not None:
+            pfn = int(match[1], 16)
+            if hold := held.locked.get(pfn):
                 lines.append(f"{task} waits for the {what}: {_since(told, [hold])}")
+            elif hold := held.unlocked.get(pfn):
+                when = told.after(hold.at)
+                lines.append(
+                    f"{task} waits for the {what}, which nobody has: {hold.task} gave it up {when},"
+                    " and woke nobody"
+                )
         elif what == REFERENCES:
             lines += [_folio(told, folio) for folio in held.folios[:FOLIOS_MAX]]
         elif has := _kept(told, recorded, task, [what]):
