@@ -10,6 +10,7 @@ from septum.linux.x86.state import PTE_SHIFT
 from septum.linux.x86.tdx import TdxArch
 
 if TYPE_CHECKING:
+    from septum.abi.types import Pfn
     from septum.linux.kvm.types import Kvm
 
 
@@ -47,6 +48,15 @@ class OnePair(KvmTdxUnit):
 
     def tdx_min_split_cache_sz(self, kvm: Kvm, level: int) -> int:
         return super().tdx_min_split_cache_sz(kvm, level) // 2
+
+
+class CacheNotLocked(KvmTdxUnit):
+    """The split cache is filled without prealloc_split_cache_lock."""
+
+    __slots__ = ()
+
+    def _put_into_split_cache(self, kvm: Kvm, page: Pfn) -> None:
+        self.host.x86_tdx.add_tdx_prealloc_page(kvm.tdx.prealloc_split_cache, page)
 
 
 class DemotedOneShort(TdxArch):
@@ -92,6 +102,14 @@ DESIGNS = (
         "dpamt-fresh-sept-page",
         "no-bug",
         tdx=OnePair,
+    ),
+    seeded(
+        "split-cache-not-locked",
+        "v3 patch 20, tdx_topup_vm_split_cache()",
+        "The split cache is filled without its lock, while another split takes pages out of it",
+        "dpamt-accept-parallel",
+        "no-bug",
+        tdx=CacheNotLocked,
     ),
     seeded(
         "pamt-demote-511",

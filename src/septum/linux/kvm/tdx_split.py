@@ -14,6 +14,7 @@ from septum.linux.kvm.tdx_defs import TD_STATE_RUNNABLE
 from septum.linux.kvm.tdx_sept import TdxSept
 
 if TYPE_CHECKING:
+    from septum.abi.types import Pfn
     from septum.linux.kvm.types import Kvm, TdxPrealloc
     from septum.linux.x86.tdx import SeamcallRet
 
@@ -39,10 +40,13 @@ class TdxSplit(TdxSept):
             page = self.host.mm.alloc_page("tdx_split_cache")
             if page is None:
                 return -ENOMEM
-            with kvm.tdx.prealloc_split_cache_lock:
-                prealloc.page_list.append(page)
-                prealloc.cnt += 1
+            self._put_into_split_cache(kvm, page)
         return 0
+
+    def _put_into_split_cache(self, kvm: Kvm, page: Pfn) -> None:
+        """Under its lock, as others may be taking pages out of it."""
+        with kvm.tdx.prealloc_split_cache_lock:
+            self.host.x86_tdx.add_tdx_prealloc_page(kvm.tdx.prealloc_split_cache, page)
 
     def need_topup_external_per_vm_split_cache(self, kvm: Kvm, level: int) -> bool:
         """kvm_x86_ops.need_topup_external_per_vm_split_cache. Exact under write mmu_lock only."""

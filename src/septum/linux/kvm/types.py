@@ -201,13 +201,18 @@ class KvmStats:
 
 class TdxPrealloc:
     """struct tdx_prealloc: pages allocated before a lock is taken. A VM has one for splits (Dynamic
-    PAMT pages, patch 20), a vCPU one for faults (S-EPT pages, too, Dynamic PAMT v4 12/16)."""
+    PAMT pages, patch 20), a vCPU one for faults (S-EPT pages, too, Dynamic PAMT v4 12/16).
 
-    __slots__ = ("cnt", "page_list")
+    `shared`: several tasks use it; `changing`: one of them is within list_add() or list_del().
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("changing", "cnt", "page_list", "shared")
+
+    def __init__(self, *, shared: bool = False) -> None:
         self.page_list: list[Pfn] = []
         self.cnt = 0
+        self.shared = shared
+        self.changing = False
 
 
 class KvmTdx:
@@ -242,7 +247,7 @@ class KvmTdx:
         # vCPUs that go round in KVM_RUN until wait_for_sept_zap is clear.
         self.zap_wq = WaitQueue(prealloc_split_cache_lock.sim, "wait_for_sept_zap")
         self.page_add_src: Pfn | None = None
-        self.prealloc_split_cache = TdxPrealloc()
+        self.prealloc_split_cache = TdxPrealloc(shared=True)
         self.prealloc_split_cache_lock = prealloc_split_cache_lock
 
 

@@ -49,8 +49,36 @@ class TdxPamt(TdxSeamcall):
         """Take a page out of the cache; None when it is empty."""
         if not prealloc.page_list:
             return None
+        self._change_list(prealloc)
+        if not prealloc.page_list:
+            return None  # another task has taken the last one
         prealloc.cnt -= 1
         return prealloc.page_list.pop()
+
+    def add_tdx_prealloc_page(self, prealloc: TdxPrealloc, page: Pfn) -> None:
+        """Put a page into the cache: list_add()."""
+        self._change_list(prealloc)
+        prealloc.page_list.append(page)
+        prealloc.cnt += 1
+
+    def _change_list(self, prealloc: TdxPrealloc) -> None:
+        """list_add() and list_del() are several writes: who has no lock may meet another in the
+        midst of them.
+
+        MODEL: that is reported as a corruption but not carried out: the list stays whole.
+        """
+        if not prealloc.shared:
+            return
+        if prealloc.changing:
+            self.sim.find(
+                "no-bug",
+                "corruption: two tasks change prealloc_split_cache.page_list at once",
+                where="list_add",
+            )
+            return
+        prealloc.changing = True
+        self.sim.point("page_list")
+        prealloc.changing = False
 
     def topup_tdx_prealloc_page(self, prealloc: TdxPrealloc, min_size: int) -> int:
         """Fill the cache up to `min_size` pages. 0 or -ENOMEM."""
@@ -58,8 +86,7 @@ class TdxPamt(TdxSeamcall):
             page = self.host.mm.alloc_page("tdx_prealloc")
             if page is None:
                 return -ENOMEM
-            prealloc.page_list.append(page)
-            prealloc.cnt += 1
+            self.add_tdx_prealloc_page(prealloc, page)
         return 0
 
     def alloc_dpamt_page(self, prealloc: TdxPrealloc | None) -> Pfn | None:
