@@ -29,8 +29,8 @@ class NoBug(Promise):
         " page and ends who read it.",
         "use after free": "On real hardware the kernel reads and writes memory that is somebody"
         " else's by now: KASAN tells of it where it is on, elsewhere anything may come of it.",
-        "corruption: two tasks change": "On real hardware the list is left in pieces: an oops, or a page that two users"
-        " have; with CONFIG_DEBUG_LIST the kernel tells of it first.",
+        "corruption: two tasks change": "On real hardware the list is left in pieces: an oops,"
+        " or a page that two users have; with CONFIG_DEBUG_LIST the kernel tells of it first.",
         "corruption": "On real hardware the page cache and the page's metadata are left in pieces:"
         " list corruption, an oops, or memory that two users have.",
         "BUG: bad page state": "On real hardware the kernel prints a bad page state, is tainted,"
