@@ -151,6 +151,22 @@ def handles(a):  # type: ignore[no-untyped-def]
         call()
 
 
+def looks_in_a_handler(a, b):  # type: ignore[no-untyped-def]
+    try:
+        call()
+    except ValueError:
+        return b
+    return a
+
+
+class Above:
+    """A method that looks at its first argument without a name."""
+
+    def goes_up(self, a):  # type: ignore[no-untyped-def]
+        call()
+        return super().goes_up(a)  # type: ignore[misc]
+
+
 @pytest.mark.parametrize(
     ("function", "hides", "live"),
     [
@@ -171,6 +187,8 @@ def handles(a):  # type: ignore[no-untyped-def]
         (holds, False, {"lock", "a"}),
         (holds_what_is_another_now, True, {"a"}),
         (holds_what_others_may_set, True, {"lock"}),
+        (looks_in_a_handler, False, {"a", "b"}),
+        (Above.goes_up, False, {"self", "a", "__class__"}),
     ],
 )
 def test_a_frame_is_told_by_what_it_will_look_at(function, hides, live) -> None:
