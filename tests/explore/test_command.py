@@ -458,3 +458,13 @@ def test_an_emitted_test_whose_schedule_does_not_fit_does_not_pass(tmp_path: Pat
         with pytest.raises(InputError, match="not fit this host any more: search again with `"):
             replay_answers("toy:locked-update", "", answers, "end", "septum explore it")
     assert replay_answers("toy:locked-update", "", [0, 1, 0, 0]) is None
+
+
+def test_one_preemption_does_where_two_were_needed_to_find_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Who has the processor must have it a little longer, and who gets it as long as it can:
+    neither alone breaks it, so that no small change of the schedule leads there."""
+    words = ("explore", "slot-delete-against-prefault", "--design", "bug-no-srcu", "--no-watch")
+    assert cli(*words) == 1
+    assert ", 1 preemption (found with 2), " in " ".join(capsys.readouterr().out.split())

@@ -9,7 +9,7 @@ and how many of that name the task had before: in a simpler plan it may do more 
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import TYPE_CHECKING
 
 from septum.explore.runs.steering import Replaying, Steering
@@ -61,6 +61,17 @@ class Plan:
             for other in (count // 2, count - 1, count + 1):
                 if 0 < other < FOREVER // 2 and count < FOREVER:
                     yield self._with(at, 1, (task, other))
+
+    def preempted_once(self) -> Iterator[Iterator[Plan]]:
+        """Plans of the same tasks with a single preemption: for each task that it may be, and each
+        order of those who run then, the preemption at one place after the other."""
+        tasks = sorted({task for task, _ in self.segments})
+        length = sum(count for _, count in self.segments)
+        for first in tasks:
+            for then in permutations(tasks):
+                if then[0] != first:
+                    rest = [(task, FOREVER) for task in then]
+                    yield (Plan([(first, at), *rest], self.choices) for at in range(1, length))
 
     def _with(self, at: int, nr: int, *instead: Segment) -> Plan:
         """The plan with other segments in place of `nr`, from number `at` on."""

@@ -136,6 +136,7 @@ class Shrinker:
         better = True
         while better and not self._over():
             better = self._replan() | self._quieten() | self._delete() | self._move()
+            better = better or self._preempt_once()
         whole = self._best is self.first and not same
         return Shrunk(self._best, told(self._best) if whole else self._answers())
 
@@ -166,6 +167,25 @@ class Shrinker:
                 if run is not None and self._accept(run):
                     any_better = better = True
                     break
+        return any_better
+
+    def _preempt_once(self) -> bool:
+        """One preemption in place of several, wherever it may be: small changes may not lead there,
+        as who was preempted twice may have to wait where it is preempted once."""
+        any_better = False
+        if self._best.preemptions < 2:
+            return any_better
+        planning = Planning(self._answers())
+        self._run(planning)
+        for order in planning.plan().preempted_once():
+            for plan in order:
+                if self._over():
+                    return any_better
+                self.tries += 1
+                run = self._run(TryingPlan(plan, self._rounds))
+                if run is None or not run.preemptions:
+                    break  # the task has ended, or waits, before it would be preempted
+                any_better |= self._accept(run)
         return any_better
 
     def _run(self, steering: Steering) -> Run | None:
