@@ -33,6 +33,7 @@ from septum.inputs import read_written
 from septum.linux.unit import Unit
 from septum.module import Module
 from septum.sim import is_raised
+from septum.sim.parts import UnknownState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -185,6 +186,8 @@ def blame(error: BaseException) -> str:
     """One sentence for an error that a user's design raised while it ran; "" for any other."""
     if not _loaded:
         return ""
+    if isinstance(error, UnknownState):
+        return f"{error}; a design keeps what it knows in lists, dicts, sets, or objects of its own"
     told = traceback.format_exception(error)
     lines = "".join(told).rstrip().splitlines()
     ours = {str(module.__file__) for _, module in _loaded.values()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import types
 from array import array
-from collections import deque
+from collections import Counter, defaultdict, deque
 from functools import partial
 from operator import is_
 from typing import TYPE_CHECKING, Any
@@ -398,11 +398,26 @@ def _same(a: object, b: object) -> bool:
     return True
 
 
+_CONTAINERS = (dict, list, deque, set, array, bytearray)
+_KNOWN = frozenset((*_CONTAINERS, defaultdict, Counter))
+
+
+class UnknownState(SimDefect):
+    """There is an object whose state cannot be captured."""
+
+
 def part_of(obj: object, path: str) -> Part | None:
     """The part that can capture `obj`; None when it is not mutable by itself.
 
-    Raises SimDefect for an object of a kind that cannot be captured.
+    Raises UnknownState for an object of a kind that cannot be captured. A container of a kind that
+    the model or a design makes is put back by the methods of the one that it derives from; others
+    may keep more than those know of.
     """
+    kind = type(obj)
+    told = f"{path}: state of type {kind.__module__}.{kind.__qualname__} is not known"
+    known = kind in _KNOWN or kind.__module__.startswith("septum.")
+    if isinstance(obj, _CONTAINERS) and not known:
+        raise UnknownState(told)
     if isinstance(obj, dict):
         return _DictPart(obj, path)
     if isinstance(obj, list | deque):
@@ -415,7 +430,6 @@ def part_of(obj: object, path: str) -> Part | None:
         return _CoroutinePart(obj, path)
     if isinstance(obj, msgspec.Struct):
         return None if obj.__struct_config__.frozen else _StructPart(obj, path)
-    kind = type(obj)
     if hasattr(obj, "__dict__"):
         return _InstancePart(obj, path)
     if slots_of(kind) or "__slots__" in vars(kind):
@@ -425,7 +439,7 @@ def part_of(obj: object, path: str) -> Part | None:
         return _SlotsPart(obj, path)
     if type(obj).__module__ in ("_hashlib", "_sha512", "_sha256", "_sha2"):
         return None  # a measurement's, which is never changed in place
-    raise SimDefect(f"{path}: state of type {kind.__module__}.{kind.__qualname__} is not known")
+    raise UnknownState(told)
 
 
 def immutable_children(obj: object) -> Iterator[tuple[str, object]] | None:

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING
 from septum.explore.runs.steering import Steering
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from septum.explore.subject import Options
 
 
 class PlainSteering(Steering):
-    """Walks the tree of answers: `path` holds the answers still to be tried at each depth."""
+    """Walks the tree of answers, or what begins with the answers `prefix`: `path` holds those still
+    to be tried at each depth."""
 
     __slots__ = ("_at", "failures_max", "path", "preemptions_max")
 
-    def __init__(self, options: Options) -> None:
-        self.path: list[list[int]] = []
+    def __init__(self, options: Options, prefix: Iterable[int] = ()) -> None:
+        self.path = [[answer] for answer in prefix]
         self.preemptions_max = options.max_preemptions()
         self.failures_max = options.failures
         super().__init__()

@@ -141,7 +141,8 @@ class Tracker:
     def adopt(self, snapshot: Snapshot) -> None:
         """Replace the world's containers by tracked twins. The snapshot must be taken again."""
         for part in snapshot.parts:
-            if not isinstance(part.obj, CONTAINERS) and not trackable(part) and not apart(part):
+            known = type(part.obj) in CONTAINERS or type(part.obj) in self._twins.values()
+            if not known and not trackable(part) and not apart(part):
                 raise NotTrackable(f"{part.path} is a {type(part.obj).__name__}")
         self._twins = container_types(self)
         exchange(snapshot, self._twins)

@@ -302,7 +302,8 @@ class Searcher:
         return spent or budget.passed(job.until)
 
     def _plain(self, job: Job, result: JobResult) -> None:
-        steering = PlainSteering(msgspec.structs.replace(self.options, failures=job.failures))
+        bounds = {"preemptions": job.preemptions, "failures": job.failures}
+        steering = PlainSteering(msgspec.structs.replace(self.options, **bounds), job.prefix)
         while not self._out_of_budget(job, result.schedules):
             run = self.one_run(steering, watched=True)
             result.schedules += 1
