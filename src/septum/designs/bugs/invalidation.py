@@ -147,6 +147,16 @@ class NoSrcu(KvmMain):
         self.sim.point("rcu_assign_pointer")
 
 
+class OneGracePeriod(KvmMain):
+    """synchronize_srcu() between a slot's last fault and its unmapping, none before it is freed."""
+
+    __slots__ = ()
+
+    def kvm_swap_active_memslots(self, kvm: Kvm) -> None:
+        if any(slot.flags & KVM_MEMSLOT_INVALID for slot in kvm.memslots.values()):
+            super().kvm_swap_active_memslots(kvm)
+
+
 class NotifierIgnored(KvmMain):
     """The MMU notifier does nothing: the guest keeps a page that is free."""
 
@@ -235,7 +245,16 @@ DESIGNS = (
         "A memory slot is deleted without synchronize_srcu()",
         "slot-delete-against-prefault",
         "mapping-in-folio",
+        "no-bug",
         main=NoSrcu,
+    ),
+    seeded(
+        "one-grace-period",
+        "kvm_main.c kvm_swap_active_memslots()",
+        "A memory slot that is deleted is freed without a second synchronize_srcu()",
+        "slot-delete-against-prefault",
+        "no-bug",
+        main=OneGracePeriod,
     ),
     seeded(
         "notifier-ignored",

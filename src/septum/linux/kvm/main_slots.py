@@ -158,6 +158,14 @@ class MainSlots(MainRequests):
         if slot.flags & KVM_MEM_GUEST_MEMFD:
             self.host.gmem.kvm_gmem_unbind(slot)
         slot.lpage_info = [{}, {}]
+        slot.freed = True
+
+    def check_memslot(self, slot: KvmMemorySlot, where: str) -> None:
+        """A fault has found the memslot, and `where` it goes on with it. What it would read, and
+        KASAN may tell of, is another matter: nobody may have it any more."""
+        if slot.freed:
+            text = f"use after free: memslot {slot.id} was freed while a fault has it"
+            self.sim.find("no-bug", text, where=where)
 
     # Shared memory
 

@@ -126,7 +126,10 @@ class KvmMmu(MmuLoad):
         if fault.max_level == PG_LEVEL_4K or is_error_noslot_pfn(fault.pfn):
             return
         slot = fault.slot
-        if slot is None or slot.flags & KVM_MEM_LOG_DIRTY_PAGES:
+        if slot is None:
+            return
+        self.host.main.check_memslot(slot, "kvm_mmu_hugepage_adjust")
+        if slot.flags & KVM_MEM_LOG_DIRTY_PAGES:
             return
         fault.req_level = self.kvm_mmu_max_mapping_level(vcpu.kvm, fault, slot, fault.gfn)
         if fault.req_level == PG_LEVEL_4K or fault.huge_page_disallowed:
@@ -238,6 +241,8 @@ class KvmMmu(MmuLoad):
             return -EFAULT
         fault.mmu_seq = kvm.mmu_invalidate_seq
         self.sim.point("smp_rmb")
+        if slot is not None:
+            self.host.main.check_memslot(slot, "kvm_mmu_faultin_pfn")
         # The snapshot above also catches attributes that change after this test.
         if fault.is_private != self.host.main.kvm_mem_is_private(kvm, fault.gfn):
             self.kvm_mmu_prepare_memory_fault_exit(vcpu, fault)

@@ -34,11 +34,13 @@ KVM_FILTER_PRIVATE = 1 << 1
 
 
 class KvmMemorySlot:
-    """struct kvm_memory_slot: `npages` pages of guest memory from `base_gfn`."""
+    """struct kvm_memory_slot: `npages` pages of guest memory from `base_gfn`. `freed`: who still has
+    it reads what is somebody else's memory."""
 
     __slots__ = (
         "base_gfn",
         "flags",
+        "freed",
         "gmem_file",
         "gmem_pgoff",
         "id",
@@ -55,6 +57,7 @@ class KvmMemorySlot:
         self.npages = npages
         self.flags = flags
         self.userspace_addr = userspace_addr
+        self.freed = False
         self.gmem_file: GmemFile | None = None
         self.gmem_pgoff = 0
         # lpage_info[level - 2][idx].disallow_lpage, levels 2M and 1G: why a huge page may not be
