@@ -1,0 +1,153 @@
+"""A lock or a second look that gets lost shows: in a scenario in which two calls meet at it.
+
+Each case is the kernel with a few lines less, searched by a new process. What the kernel's lockdep
+would say of the missing lock does not count: that is heard of in any run.
+"""
+
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+SEARCH = """
+import importlib.abc, importlib.util, sys
+from pathlib import Path
+
+module, edits, scenario = sys.argv[1], eval(sys.argv[2]), sys.argv[3]
+found = importlib.util.find_spec(module.rpartition(".")[0])
+path = Path(found.submodule_search_locations[0], module.rpartition(".")[2] + ".py")
+
+
+class Changed(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
+    def find_spec(self, name, path, target=None):
+        return importlib.util.spec_from_loader(name, self) if name == module else None
+
+    def get_filename(self, name):
+        return str(path)
+
+    def get_data(self, name):
+        text = path.read_text()
+        for old, new in edits:
+            assert text.count(old) == 1, (old, text.count(old))
+            text = text.replace(old, new)
+        return text.encode()
+
+    def path_stats(self, name):
+        raise OSError
+
+
+sys.meta_path.insert(0, Changed())
+from septum.cli.main import app
+
+told = ["--no-watch", "--workers", "1", "--time", "60", "--ignore", "locking: lockdep: "]
+app(["explore", scenario, *told])
+"""
+
+
+class Lost(NamedTuple):
+    """In a module of `septum.linux`, each text becomes another one: then `scenario` breaks in the
+    words `cause`."""
+
+    module: str
+    edits: list[tuple[str, str]]
+    scenario: str
+    cause: str
+
+
+LOST = {
+    "slots_lock of a new slot": Lost(
+        "kvm.main",
+        [("with kvm.slots_lock:", "if True:")],
+        "slot-create-against-attributes",
+        "an invalidation ends that did not begin",
+    ),
+    "invalidate_lock of bind": Lost(
+        "kvm.guest_memfd",
+        [
+            ("        self.filemap_invalidate_lock(inode, start, end)\n", ""),
+            (
+                "            self.filemap_invalidate_unlock(inode)\n            return -EINVAL",
+                "            return -EINVAL",
+            ),
+            (
+                "append((start, end, slot))\n        self.filemap_invalidate_unlock(inode)\n",
+                "append((start, end, slot))\n",
+            ),
+        ],
+        "slot-create-against-punch",
+        "an invalidation ends that did not begin",
+    ),
+    "invalidate_lock of unbind": Lost(
+        "kvm.guest_memfd",
+        [
+            ("self.filemap_invalidate_lock(f.inode, start, start + slot.npages)", "pass"),
+            ("            self.filemap_invalidate_unlock(f.inode)\n", "            pass\n"),
+        ],
+        "slot-delete-against-punch",
+        "was begun and never ended",
+    ),
+    "invalidate_lock of fallocate": Lost(
+        "kvm.gmem_range",
+        [
+            ("        self.filemap_invalidate_lock_shared(inode, index, end)\n", ""),
+            (
+                'point("cond_resched")\n        self.filemap_invalidate_unlock_shared(inode)\n',
+                'point("cond_resched")\n',
+            ),
+        ],
+        "allocate-against-convert",
+        "Spinning on folio",
+    ),
+    "mmu_lock of a notifier": Lost(
+        "kvm.main_slots",
+        [
+            (
+                "        kvm.mmu_lock.write_lock()\n        mmu.kvm_mmu_invalidate_begin(kvm)",
+                "        mmu.kvm_mmu_invalidate_begin(kvm)",
+            ),
+            ("        kvm.mmu_lock.write_unlock()\n        self.sim.point(", "        self.sim.point("),
+        ],
+        "discard-twice",
+        "leaf of the shared EPT",
+    ),
+    "prealloc_split_cache_lock of a pair": Lost(
+        "kvm.tdx_split",
+        [
+            (
+                "with kvm.tdx.prealloc_split_cache_lock:\n            return self.host",
+                "if True:\n            return self.host",
+            )
+        ],
+        "dpamt-fresh-against-topup",
+        "two tasks change prealloc_split_cache.page_list at once",
+    ),
+    "the walk that begins again after it has yielded": Lost(
+        "kvm.tdp_mmu_spte",
+        [("        it.yielded = True\n        return True", "        return True")],
+        "convert-yields-against-fault",
+        "the 4K leaf at GFN 0x80002",
+    ),
+    "a page that is mapped already": Lost(
+        "kvm.gmem_attrs",
+        [
+            (
+                "        if index in inode.user_mapped:\n            self.host.mm.folio_put(folio)\n",
+                "",
+            )
+        ],
+        "touch-twice",
+        "was never freed",
+    ),
+}
+
+
+@pytest.mark.parametrize("lost", LOST.values(), ids=LOST)
+def test_what_is_lost_shows(lost: Lost) -> None:
+    words = [f"septum.linux.{lost.module}", repr(lost.edits), lost.scenario]
+    done = subprocess.run(
+        [sys.executable, "-c", SEARCH, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stdout[-800:] + done.stderr[-800:]
+    cause = done.stdout.partition("Cause: ")[2].partition("On real hardware")[0]
+    assert lost.cause in " ".join(cause.split())
