@@ -150,6 +150,14 @@ MISTAKES = {
         "import os\n" + unit("__slots__ = ()\ndef tdx_track(self, kvm):\n    os._exit(0)"),
         "line 10: os is about the process that runs the model, and not the model",
     ),
+    "address": (
+        unit("__slots__ = ()\ndef tdx_track(self, kvm):\n    return id(kvm) > id(self)"),
+        "line 9: id(): where an object is in memory differs from process to process",
+    ),
+    "hash": (
+        unit("__slots__ = ()\ndef tdx_track(self, kvm):\n    return hash('kvm') & 1"),
+        "line 9: hash(): what it says of a text or an object differs",
+    ),
     "its end": (
         unit("__slots__ = ()\ndef tdx_track(self, kvm):\n    from os import _exit\n    _exit(0)"),
         "line 9: _exit of os is about the process that runs",

@@ -106,7 +106,10 @@ LOST = {
                 "        kvm.mmu_lock.write_lock()\n        mmu.kvm_mmu_invalidate_begin(kvm)",
                 "        mmu.kvm_mmu_invalidate_begin(kvm)",
             ),
-            ("        kvm.mmu_lock.write_unlock()\n        self.sim.point(", "        self.sim.point("),
+            (
+                "        kvm.mmu_lock.write_unlock()\n        self.sim.point(",
+                "        self.sim.point(",
+            ),
         ],
         "discard-twice",
         "leaf of the shared EPT",

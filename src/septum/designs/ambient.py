@@ -19,12 +19,17 @@ AMBIENT = {
     **dict.fromkeys(OF_THE_PROCESS, "is about the process that runs the model, and not the model"),
 }
 """Modules that a function of a design may not use, and what is wrong with each."""
+OF_THE_OBJECT = {
+    "id": "where an object is in memory differs from process to process",
+    "hash": "what it says of a text or an object differs from process to process",
+}
+"""Functions that a function of a design may not call, and why."""
 _KEEPS = (list, dict, set, bytearray)
 
 
 def ambient_use(tree: ast.Module, module: ModuleType) -> tuple[int, str] | None:
-    """The first (line, what is wrong there) in a function of the file that uses an AMBIENT
-    module."""
+    """The first (line, what is wrong there) in a function of the file that uses an AMBIENT module,
+    or asks which object it has."""
     for node in _nodes_in_functions(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names]
@@ -39,6 +44,11 @@ def ambient_use(tree: ast.Module, module: ModuleType) -> tuple[int, str] | None:
         if of in AMBIENT:
             said = name.id if name.id == of else f"{name.id} of {of}"
             return name.lineno, f"{said} {AMBIENT[of]}"
+    for node in _nodes_in_functions(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            called = node.func.id
+            if called in OF_THE_OBJECT and called not in vars(module):
+                return node.lineno, f"{called}(): {OF_THE_OBJECT[called]}"
     return None
 
 

@@ -128,8 +128,13 @@ class Fold(msgspec.Struct, frozen=True):
     @property
     def text(self) -> str:
         """The line that is shown in their place."""
-        alike = f"rounds of these {self.period} steps" if self.period > 1 else "like it"
-        return f"... {self.rounds} more {alike} ..."
+        return self.text_of(self.period)
+
+    def text_of(self, nr_steps: int) -> str:
+        """The same where not every row is a step."""
+        alike = "rounds of these" if self.period > 1 else "like it"
+        steps = f" {nr_steps} step{'s' * (nr_steps != 1)}" * (self.period > 1)
+        return f"... {self.rounds} more {alike}{steps} ..."
 
 
 def folded(keys: Sequence[Hashable], period_max: int = PERIOD_MAX) -> Iterator[int | Fold]:

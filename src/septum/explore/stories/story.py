@@ -322,7 +322,12 @@ def _folded(rows: list[Row]) -> Iterator[Row]:
     """Of long runs of alike rounds the first and the last; what is marked is always shown."""
     keys = [_key(row) for row in rows]
     for part in folded(keys):
-        yield rows[part] if isinstance(part, int) else Row(0, "", "", part.text, None)
+        if isinstance(part, int):
+            yield rows[part]
+        else:
+            within = rows[part.first : part.first + part.period]
+            nr_steps = sum(1 for row in within if row.number)
+            yield Row(0, "", "", part.text_of(nr_steps), None)
 
 
 def _key(row: Row) -> Hashable:
