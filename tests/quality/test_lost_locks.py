@@ -135,8 +135,8 @@ LOST = {
         "kvm.gmem_attrs",
         [
             (
-                "        if index in inode.user_mapped:\n            self.host.mm.folio_put(folio)\n",
-                "",
+                "        if index in inode.user_mapped:\n            self.host.mm.folio_put(folio)",
+                "        if False:\n            pass",
             )
         ],
         "touch-twice",
