@@ -160,13 +160,6 @@ class MainSlots(MainRequests):
         slot.lpage_info = [{}, {}]
         slot.freed = True
 
-    def check_memslot(self, slot: KvmMemorySlot, where: str) -> None:
-        """A fault has found the memslot, and `where` it goes on with it. What it would read, and
-        KASAN may tell of, is another matter: nobody may have it any more."""
-        if slot.freed:
-            text = f"use after free: memslot {slot.id} was freed while a fault has it"
-            self.sim.find("no-bug", text, where=where)
-
     # Shared memory
 
     def kvm_faultin_pfn(

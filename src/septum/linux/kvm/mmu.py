@@ -128,7 +128,7 @@ class KvmMmu(MmuLoad):
         slot = fault.slot
         if slot is None:
             return
-        self.host.main.check_memslot(slot, "kvm_mmu_hugepage_adjust")
+        self._check_memslot(slot, "kvm_mmu_hugepage_adjust")
         if slot.flags & KVM_MEM_LOG_DIRTY_PAGES:
             return
         fault.req_level = self.kvm_mmu_max_mapping_level(vcpu.kvm, fault, slot, fault.gfn)
@@ -242,7 +242,7 @@ class KvmMmu(MmuLoad):
         fault.mmu_seq = kvm.mmu_invalidate_seq
         self.sim.point("smp_rmb")
         if slot is not None:
-            self.host.main.check_memslot(slot, "kvm_mmu_faultin_pfn")
+            self._check_memslot(slot, "kvm_mmu_faultin_pfn")
         # The snapshot above also catches attributes that change after this test.
         if fault.is_private != self.host.main.kvm_mem_is_private(kvm, fault.gfn):
             self.kvm_mmu_prepare_memory_fault_exit(vcpu, fault)
@@ -264,6 +264,13 @@ class KvmMmu(MmuLoad):
             self.kvm_mmu_finish_page_fault(vcpu, fault, RET_PF_RETRY)
             return RET_PF_RETRY
         return RET_PF_CONTINUE
+
+    def _check_memslot(self, slot: KvmMemorySlot, where: str) -> None:
+        """A fault has found the memslot, and `where` it goes on with it. What it would read, and
+        KASAN may tell of, is another matter: nobody may have it any more."""
+        if slot.freed:
+            text = f"use after free: memslot {slot.id} was freed while a fault has it"
+            self.sim.find("no-bug", text, where=where)
 
     def kvm_mmu_finish_page_fault(self, vcpu: KvmVcpu, fault: KvmPageFault, r: int) -> None:
         """Drop the reference to the page: a mapping holds none. Source: mmu.c."""

@@ -34,8 +34,8 @@ KVM_FILTER_PRIVATE = 1 << 1
 
 
 class KvmMemorySlot:
-    """struct kvm_memory_slot: `npages` pages of guest memory from `base_gfn`. Once it is `freed` its
-    memory is somebody else's."""
+    """struct kvm_memory_slot: `npages` pages of guest memory from `base_gfn`. `freed`: what it was
+    in may be somebody else's memory."""
 
     __slots__ = (
         "base_gfn",
