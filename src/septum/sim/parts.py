@@ -403,7 +403,10 @@ _KNOWN = frozenset((*_CONTAINERS, defaultdict, Counter))
 
 
 class UnknownState(SimDefect):
-    """There is an object whose state cannot be captured."""
+    """At `path` there is an object of a `kind` whose state cannot be captured."""
+
+    def __init__(self, path: str, kind: type) -> None:
+        super().__init__(f"{path}: state of type {kind.__module__}.{kind.__qualname__} is not known")
 
 
 def part_of(obj: object, path: str) -> Part | None:
@@ -414,10 +417,9 @@ def part_of(obj: object, path: str) -> Part | None:
     may keep more than those know of.
     """
     kind = type(obj)
-    told = f"{path}: state of type {kind.__module__}.{kind.__qualname__} is not known"
     known = kind in _KNOWN or kind.__module__.startswith("septum.")
     if isinstance(obj, _CONTAINERS) and not known:
-        raise UnknownState(told)
+        raise UnknownState(path, kind)
     if isinstance(obj, dict):
         return _DictPart(obj, path)
     if isinstance(obj, list | deque):
@@ -439,7 +441,7 @@ def part_of(obj: object, path: str) -> Part | None:
         return _SlotsPart(obj, path)
     if type(obj).__module__ in ("_hashlib", "_sha512", "_sha256", "_sha2"):
         return None  # a measurement's, which is never changed in place
-    raise UnknownState(told)
+    raise UnknownState(path, kind)
 
 
 def immutable_children(obj: object) -> Iterator[tuple[str, object]] | None:
