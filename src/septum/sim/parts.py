@@ -406,7 +406,8 @@ class UnknownState(SimDefect):
     """At `path` there is an object of a `kind` whose state cannot be captured."""
 
     def __init__(self, path: str, kind: type) -> None:
-        super().__init__(f"{path}: state of type {kind.__module__}.{kind.__qualname__} is not known")
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        super().__init__(f"{path}: state of type {name} is not known")
 
 
 def part_of(obj: object, path: str) -> Part | None:
