@@ -27,9 +27,12 @@ from septum.explore.toys import Toy, ToyState
 from septum.explore.tracking import own, special
 from septum.explore.tracking.footprint import S
 from septum.explore.tracking.making import Making
+from septum.explore.tracking.names import Names
 from septum.explore.tracking.own import OwnState
 from septum.explore.tracking.steps import Steps
 from septum.explore.workers.search import Job, Searcher
+from septum.linux.kvm.types import Kvm
+from septum.linux.srcu import Srcu
 from septum.sim import Mutex, WaitQueue
 
 Compare = Callable[[Toy, int | None], tuple[int, int] | None]
@@ -297,3 +300,22 @@ def test_what_promises_remember_may_go_in_a_step_of_another_task(tmp_path: Path)
     finally:
         searcher.close()
     assert result.complete and not result.note
+
+
+def test_what_is_told_as_one_has_no_part_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The readers of an SRCU that a run makes are no list that its maker alone has: others come and
+    go, and the maker would be said to stand elsewhere for that, for ever anew."""
+    given = []
+    give = Names.give
+
+    def note(names: Names, obj: object, kind: object) -> None:
+        given.append(getattr(kind, "__objclass__", None))
+        give(names, obj, kind)
+
+    monkeypatch.setattr(Names, "give", note)
+    searcher = Searcher(ScenarioSubject("build-closed", "v3", "end"), Options(preemptions=0))
+    try:
+        assert searcher.do(Job(1, Strategy.EXHAUSTIVE)).complete
+    finally:
+        searcher.close()
+    assert Kvm in given and Srcu not in given

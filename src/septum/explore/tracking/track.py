@@ -276,6 +276,8 @@ class Tracker:
         """An object of this run was made: give it tracked containers where it alone has them, and
         have the others logged whenever they are got hold of."""
         kind = type(obj)
+        if kind.__name__ in AS_ONE:
+            return  # what is done to them is told as done to the whole
         for name, member in slots_of(kind):
             try:
                 value = member.__get__(obj)
