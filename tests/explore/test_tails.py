@@ -8,11 +8,13 @@ import pytest
 
 from septum.explore.exhaustive import graph, tails
 from septum.explore.exhaustive.learn import Recording
+from septum.explore.exhaustive.loops import Row
 from septum.explore.exhaustive.transitions import _change
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.states.fingerprint import CONTENTS, DIGESTS, WHOLES, Change, Fingerprint
 from septum.explore.states.values import Contents
 from septum.explore.subject import Options, Strategy
+from septum.explore.toys import Toy
 from septum.explore.tracking.adopt import NotTrackable
 from septum.explore.tracking.footprint import Footprints
 from septum.explore.tracking.patches import Patches
@@ -61,7 +63,7 @@ def test_tails_walked_without_nodes_lead_to_the_same_ends(name, monkeypatch) -> 
     walked = counting(monkeypatch, graph, "slide", lambda _, node, *others: len(node.before))
     short = search(name)
     assert sum(walked) > 200
-    monkeypatch.setattr(graph, "slide", lambda node, state, transitions: None)
+    monkeypatch.setattr(graph, "slide", lambda *_: None)
     assert search(name) == short
 
 
@@ -96,14 +98,29 @@ def test_who_is_passed_over_where_something_is_touched_is_tried(monkeypatch) -> 
     whole = searched_whole()
     slide = graph.slide
 
-    def careless(node, state, transitions):  # type: ignore[no-untyped-def]
+    def careless(node, *others):  # type: ignore[no-untyped-def]
         left, node.preemptions_left = node.preemptions_left, 0
-        slide(node, state, transitions)
+        slide(node, *others)
         node.preemptions_left = left
 
     monkeypatch.setattr(graph, "slide", careless)
     monkeypatch.setattr(Searcher, "_plain", lambda self, job, result: None)
     assert breaks_or_differs(SCENARIOS[0], whole)
+
+
+def test_nobody_is_walked_on_beyond_the_end_of_a_run(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Where nobody saw that a task goes round its known steps would be walked for ever, and no time
+    would end that: so many decisions as a run may have do."""
+    monkeypatch.setattr(Row, "add", lambda *_: [])
+    monkeypatch.setattr(Row, "extend", lambda *_: True)
+    walked = counting(monkeypatch, graph, "slide", lambda _, node, *others: len(node.before))
+    toy = Toy("round", [(("retry", 0, 1),), (("point",),)])
+    searcher = Searcher(toy, Options(spin_points=5000, max_points=300))
+    try:
+        result = searcher.do(Job(1, Strategy.EXHAUSTIVE, preemptions=1))
+    finally:
+        searcher.close()
+    assert 100 < max(walked) <= 300 and not result.complete
 
 
 def breaks_or_differs(name, whole) -> bool:  # type: ignore[no-untyped-def]

@@ -362,7 +362,7 @@ class GraphSearch:
         self._on_path.add(node.key)
         self._path.append(node)
         if awake[0] == 0 and node.current >= 0:
-            slide(node, self._state, self._transitions)
+            slide(node, self._state, self._transitions, self.max_points)
             node.mark = self._state.mark()
             node.depth += sum([1 + len(step.choices) for step in node.before])
             self.nr_states += len(node.before)

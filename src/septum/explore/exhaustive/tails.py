@@ -73,11 +73,12 @@ class Tail:
         return row.extend(self.steps, [value + more & MASK for more in self._values])
 
 
-def slide(node: Node, state: Fingerprint, transitions: Transitions) -> None:
+def slide(node: Node, state: Fingerprint, transitions: Transitions, most: int) -> None:
     """Move a node that was just entered, where the running task is to be tried first, on to the
     last state before anything is to be decided, or to be seen in a real run: a step that is not
     known, or not looked at, or breaks something; an outcome to be chosen; a task that waits, ends,
-    wakes another, or goes round, or need not go round any more; one that may be preempted."""
+    wakes another, or goes round, or need not go round any more; one that may be preempted; the end
+    of what runs may have, `most` decisions."""
     task = node.current
     alone = node.ready == (task,)
     only = alone or node.preemptions_left <= 0
@@ -87,7 +88,7 @@ def slide(node: Node, state: Fingerprint, transitions: Transitions) -> None:
     row = node.row
     row.cut(node.row_length)
     singles = _Singles(kind, state)
-    while True:
+    while node.depth + len(node.before) < most:
         chain = state.chain(task)
         tails = transitions.tails.get((kind, chain))
         tail = _tail_of(tails, watched, state, row, transitions) if tails else None
