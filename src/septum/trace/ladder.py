@@ -15,6 +15,7 @@ from septum.sim.events import ChoiceEvent, FindingEvent
 from septum.trace.describe import Step, describe
 from septum.trace.filters import tag_of
 from septum.trace.textlayout import WIDTH, clock, wrap_to
+from septum.words import plural
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -132,9 +133,8 @@ class Fold(msgspec.Struct, frozen=True):
 
     def text_of(self, nr_steps: int) -> str:
         """The same where not every row is a step."""
-        alike = "rounds of these" if self.period > 1 else "like it"
-        steps = f" {nr_steps} step{'s' * (nr_steps != 1)}" * (self.period > 1)
-        return f"... {self.rounds} more {alike}{steps} ..."
+        alike = f"rounds of these {plural(nr_steps, 'step')}" if self.period > 1 else "like it"
+        return f"... {self.rounds} more {alike} ..."
 
 
 def folded(keys: Sequence[Hashable], period_max: int = PERIOD_MAX) -> Iterator[int | Fold]:
