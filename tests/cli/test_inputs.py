@@ -7,22 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-MEMORY_MAX_BYTES = 2 << 30
-SECONDS_MAX = 20
-
-
-def septum(*args: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    """The command in its own process, which ends even where it reads without end."""
-    bound = f'ulimit -v {MEMORY_MAX_BYTES >> 10}; exec "$@"'
-    return subprocess.run(
-        ["sh", "-c", bound, "sh", sys.executable, "-m", "septum", *args],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=SECONDS_MAX,
-    )
+from processes import septum
 
 
 @pytest.fixture
@@ -80,6 +65,7 @@ def test_what_has_no_end_is_one_sentence(command: str, sentence: str, folder: Pa
 def test_a_test_is_not_looked_for_in_a_pipe(folder: Path) -> None:
     """Whether a test is somebody's own is not asked of what gives no answer, such as our stdout."""
     words = ("explore", "toy:lost-update", "--workers", "1", "--emit-test", "/dev/stdout")
-    done = septum(*words, cwd=folder)
+    command = [sys.executable, "-m", "septum", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "\ndef test_toy_lost_update" in done.stdout

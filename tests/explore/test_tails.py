@@ -111,6 +111,7 @@ def test_who_is_passed_over_where_something_is_touched_is_tried(monkeypatch) -> 
 def test_nobody_is_walked_on_beyond_the_end_of_a_run(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Where nobody saw that a task goes round its known steps would be walked for ever, and no time
     would end that: so many decisions as a run may have do."""
+    monkeypatch.setattr("septum.explore.runs.steering.ALONE_MAX", 5000)
     monkeypatch.setattr(Row, "add", lambda *_: [])
     monkeypatch.setattr(Row, "extend", lambda *_: True)
     walked = counting(monkeypatch, graph, "slide", lambda _, node, *others: len(node.before))

@@ -50,6 +50,8 @@ class Bounds(msgspec.Struct, frozen=True):
     failing: int = 0
     first: int = 0
     check: Mode = "quiet"
+    again: bool = True
+    """Whether some of the runs are made again in a new world."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -103,7 +105,8 @@ def judge(name: str, bounds: Bounds) -> Verdict:
     nr_runs = 0
     with closing(ScenarioBench(scenario, check=bounds.check)) as bench:
         for number, schedule in enumerate(schedules(bounds, scenario)):
-            twice = number == 2 or number % AGAIN_EVERY == 0  # round-robin, the first seed
+            # Round-robin, the first seed.
+            twice = bounds.again and (number == 2 or number % AGAIN_EVERY == 0)
             events: list[Event] = []
             outcome = bench.run(schedule, events.append if twice else None)
             nr_runs += 1
