@@ -114,6 +114,34 @@ LOST = {
         "discard-twice",
         "leaf of the shared EPT",
     ),
+    "folio lock of a fault of user space": Lost(
+        "kvm.gmem_folio",
+        [
+            (
+                "            self.folio_lock(folio)\n        return folio",
+                "            pass\n        return folio",
+            )
+        ],
+        "touch-against-write",
+        "`read page 1` came to 0x0, not 0x5a",
+    ),
+    "folio lock of a fault of the guest": Lost(
+        "kvm.gmem_folio",
+        [
+            (
+                "            self.folio_lock(folio)\n        return folio",
+                "            pass\n        return folio",
+            )
+        ],
+        "fault-against-fault",
+        "machine check: frame",
+    ),
+    "folio lock of a hole": Lost(
+        "kvm.gmem_folio",
+        [("        self.folio_lock(folio)\n        self.unmap", "        self.unmap")],
+        "touch-against-punch",
+        "was never freed",
+    ),
     "prealloc_split_cache_lock of a pair": Lost(
         "kvm.tdx_split",
         [

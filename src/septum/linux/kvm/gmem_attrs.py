@@ -255,9 +255,7 @@ class GmemAttrs(GmemRange):
             self.folio_unlock(folio)
             self.host.mm.folio_put(folio)
             return -EINVAL
-        if not folio.uptodate:
-            self.machine.mem.write(folio.pfn, 0, 0)
-            folio.uptodate = True
+        self._clear_folio(folio)
         if index in inode.poisoned:
             self.folio_unlock(folio)
             self.host.mm.folio_put(folio)

@@ -3,8 +3,8 @@
 Backing is by 4 KB pages, by hugetlb pages of 2 MB or 1 GB (the tree that v3 is posted on), or by
 2 MB folios as a THP-capable guest_memfd would have them.
 
-MODEL: only a folio that is being added to the page cache is locked. The kernel locks folios in
-other places, too, but no other task could interfere there.
+MODEL: a folio is locked where guest_memfd looks it up to hand it out, and while it is added to the
+page cache. Truncation and memory_failure() lock folios, too; what they do meets nobody half-done.
 
 Source: virt/kvm/guest_memfd.c, guest_memfd_hugetlb.c, mm/hugetlb_restructuring.c of
 wip-gmem-conversions-hugetlb-restructuring-12-08-25.
@@ -57,15 +57,20 @@ class GmemFolios(GmemLock):
         return folio
 
     def filemap_lock_folio(self, inode: GmemInode, index: int) -> Folio | None:
-        """As `filemap_get_folio`, and waits until nobody has the folio locked.
+        """As `filemap_get_folio`, and locked; waits until nobody else has it locked.
 
         A task that sleeps here holds a reference; only folio_unlock() wakes it.
         """
         folio = self.filemap_get_folio(inode, index)
         if folio is not None:
-            while folio.locked:
-                self.sim.block(folio.lock_waiters, f"folio lock of pfn {folio.pfn:#x}")
+            self.folio_lock(folio)
         return folio
+
+    def folio_lock(self, folio: Folio) -> None:
+        """folio_lock(): sleeps until nobody else has the folio locked, then locks it."""
+        while folio.locked:
+            self.sim.block(folio.lock_waiters, f"folio lock of pfn {folio.pfn:#x}")
+        folio.locked = True
 
     def folio_unlock(self, folio: Folio) -> None:
         """folio_unlock(), which wakes those that sleep in folio_lock()."""
@@ -137,7 +142,7 @@ class GmemFolios(GmemLock):
     def kvm_gmem_get_folio(self, inode: GmemInode, index: int) -> tuple[int, Folio | None]:
         """The folio at `index`, allocated when there is none, with a reference: (errno, folio).
 
-        A new one is locked until the caller's folio_unlock().
+        It is locked until the caller's folio_unlock().
 
         MODEL: `__kvm_gmem_get_folio()` looks the folio up a second time before it allocates one;
         here a task that was faster is noticed when the folio is added.
@@ -228,6 +233,14 @@ class GmemFolios(GmemLock):
         """Whether the page cache has 4 KB pages in the 2 MB around `index`."""
         base = index >> PMD_ORDER << PMD_ORDER
         return any(i in inode.folios for i in range(base, base + (1 << PMD_ORDER)))
+
+    def _clear_folio(self, folio: Folio) -> None:
+        """clear_highpage() of a locked folio's first page, where it was not done before, and
+        folio_mark_uptodate()."""
+        if not folio.uptodate:
+            self.sim.point("clear_highpage", folio)
+            self.machine.mem.write(folio.pfn, 0, 0)
+            folio.uptodate = True
 
     # Restructuring
 
@@ -344,6 +357,29 @@ class GmemFolios(GmemLock):
 
     # Removal
 
+    def unmap_mapping_pages(self, inode: GmemInode, start: int, nr_pages: int) -> None:
+        """Unmap [start, start + nr_pages) from host page tables.
+
+        MODEL: KVM's MMU notifier, which hears of it where the slot's user address is a mapping of
+        the file, is not called. Guests lose shared pages with the zap instead, not when a pinned
+        page stops a conversion before it; they would fault them in again.
+        """
+        mapped = inode.user_mapped
+        if not mapped:
+            return
+        for index in sorted(i for i in mapped if start <= i < start + nr_pages):
+            mapped.discard(index)
+            folio = self._peek_folio(inode, index)
+            if folio is not None:
+                self.host.mm.folio_put(folio)
+
+    def kvm_gmem_truncate_folio(self, inode: GmemInode, index: int, folio: Folio) -> None:
+        """Remove the folio that begins at `index`, once no fault of user space has it locked."""
+        self.folio_lock(folio)
+        self.unmap_mapping_pages(inode, index, folio.nr_pages)
+        self.filemap_remove_folio(inode, index, folio)
+        self.folio_unlock(folio)
+
     def filemap_remove_folio(self, inode: GmemInode, index: int, folio: Folio) -> None:
         """Take the folio that begins at `index` out of the page cache and drop its references."""
         del inode.folios[index]
@@ -373,7 +409,7 @@ class GmemFolios(GmemLock):
             inode.poisoned.discard(index)
             folio = inode.folios.get(index)
             if folio is not None:
-                self.filemap_remove_folio(inode, index, folio)
+                self.kvm_gmem_truncate_folio(inode, index, folio)
             elif split.hugetlb is None:
                 mm.free_page(split.pfn + index - split.index)
             else:

@@ -172,22 +172,6 @@ class GmemRange(GmemFolios):
 
     # References
 
-    def unmap_mapping_pages(self, inode: GmemInode, start: int, nr_pages: int) -> None:
-        """Unmap [start, start + nr_pages) from host page tables.
-
-        MODEL: KVM's MMU notifier, which hears of it where the slot's user address is a mapping of
-        the file, is not called. Guests lose shared pages with the zap instead, not when a pinned
-        page stops a conversion before it; they would fault them in again.
-        """
-        mapped = inode.user_mapped
-        if not mapped:
-            return
-        for index in sorted(i for i in mapped if start <= i < start + nr_pages):
-            mapped.discard(index)
-            folio = self._peek_folio(inode, index)
-            if folio is not None:
-                self.host.mm.folio_put(folio)
-
     def kvm_gmem_has_safe_refcount(self, inode: GmemInode, start: int, nr_pages: int) -> int:
         """-1 when nobody but the page cache refers to any folio in the range, else the index of
         the first folio that somebody else (a GUP pin) holds."""
@@ -206,7 +190,7 @@ class GmemRange(GmemFolios):
         for split in self._splits_in_range(inode, start, end):
             self._truncate_split_folio(inode, split, start, end)
         for index, folio in list(self._folios_in_range(inode, start, end)):
-            self.filemap_remove_folio(inode, index, folio)
+            self.kvm_gmem_truncate_folio(inode, index, folio)
             self.sim.point("cond_resched")
 
     def _splits_in_range(self, inode: GmemInode, start: int, end: int) -> list[SplitFolio]:

@@ -197,9 +197,7 @@ class GuestMemfd(GmemAttrs):
         order = 0
         if folio is not None:
             order = self._kvm_gmem_max_order(f.inode, folio, index)
-            if not folio.uptodate:
-                self.machine.mem.write(folio.pfn, 0, 0)
-                folio.uptodate = True
+            self._clear_folio(folio)
             self.folio_unlock(folio)
         self.filemap_invalidate_unlock_shared(f.inode)
         return ret, pfn, folio, order
