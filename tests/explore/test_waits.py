@@ -59,7 +59,7 @@ convert = ["fail page 3 => any", "set-attributes page 5 to shared"]
 PINNED = """
 setup = ["host: set-attributes frame 0 to shared", "host: touch page 4"]
 [host]
-pin = ["touch page 5", "pin page 4"]
+pin = ["touch page 5 => any", "pin page 4 => any"]
 convert = ["set-attributes frame 0 to private => any"]
 """
 KEPT_FOR_GOOD = (
@@ -120,10 +120,10 @@ def test_who_refers_to_a_folio(explored, text, design, ignored, references) -> N
 
 def test_a_folio_lock_that_nobody_has(explored) -> None:  # type: ignore[no-untyped-def]
     """And whose waiter nobody woke (F12)."""
-    others = ("no-bug", "mapping-in-folio", "private-unreachable", "is retried")
+    others = ("no-bug", "mapping-in-folio", "private-unreachable", "is retried", "expectation")
     story = explored(BOTH_FAULT, *(word for other in others for word in ("--ignore", other)))
     assert (
-        "vcpu0 waits for the folio lock of pfn 0x100000, which nobody has: vcpu1 gave it up after"
+        "vcpu1 waits for the folio lock of pfn 0x100000, which nobody has: vcpu0 gave it up after"
         " step 8, and woke nobody"
     ) in story.partition("Why: ")[2]
 

@@ -79,8 +79,8 @@ WHY = {
           TDX_OPERAND_BUSY|RCX, though the host has had its lock at step 10
     """,
     ("fault-against-fault", "not-frozen"): """
-        step 12: TDX_EPT_WALK_FAILED|RCX: the S-EPT has no table below its 1G entry of GFN
-          0x80000, and the mirror has one: vcpu0 made it at step 5, and no TDH.MEM.SEPT.ADD
+        step 14: TDX_EPT_WALK_FAILED|RCX: the S-EPT has no table below its 2M entry of GFN
+          0x80000, and the mirror has one: vcpu0 made it at step 8, and no TDH.MEM.SEPT.ADD
           of it has succeeded
         with every step looked at, mirror is broken before that, at step 5 (vcpu0): vm1: GFN
           0x80000 at 1G: the mirror has a table, PFN 0xHOST (0x800000010023c907), the S-EPT
@@ -120,6 +120,7 @@ WHY = {
           GFN 0x80000 is not in
     """,
     ("slot-delete-against-prefault", "no-srcu"): """
+        step 6: host.vmm waits for invalidate_lock vm1.0, held by host.prefault since step 2
         step 10: it maps GFN 0x80000 with its 2M page, which has no memslot since step 5
           (host.vmm)
     """,
@@ -128,11 +129,12 @@ WHY = {
           mmu_invalidate_in_progress is not 0 since after step 16 (host.punch)
     """,
     ("dpamt-fault-against-fault", "pamt-get-not-rechecked"): """
-        step 24: TDX_HPA_RANGE_NOT_FREE|RCX: the frame has a pair already, since step 16
-          (TDH.PHYMEM.PAMT.ADD of vcpu1)
-        step 38: TDX_PAMT_PAGE_NOT_EMPTY|0: 1 of its 4 KB pages is in use, and the kernel
-          counts 0: PFN 0xHOST since step 17 (TDH.MEM.PAGE.AUG of vcpu1)
-        with every step looked at, pamt is broken before that, after step 26 (vcpu0): the 2 MB
+        step 16: vcpu1 waits for pamt_lock, held by vcpu0 since step 10
+        step 25: TDX_HPA_RANGE_NOT_FREE|RCX: the frame has a pair already, since step 17
+          (TDH.PHYMEM.PAMT.ADD of vcpu0)
+        step 39: TDX_PAMT_PAGE_NOT_EMPTY|0: 1 of its 4 KB pages is in use, and the kernel
+          counts 0: PFN 0xHOST since step 26 (TDH.MEM.PAGE.AUG of vcpu1)
+        with every step looked at, pamt is broken before that, after step 27 (vcpu1): the 2 MB
           frame at PFN 0xHOST has a pair, 2 of its 4 KB pages are in TDX use, and the kernel
           counts 1
     """,
