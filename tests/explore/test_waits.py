@@ -69,7 +69,7 @@ FLAGS = """
 [guest]
 vcpu0 = ["wait y"]
 [host]
-first = ["wait x", "signal z"]
+first = ["choose: wait x | interrupt vcpu0", "signal z"]
 second = ["wait z", "signal x", "signal y"]
 """
 
@@ -144,7 +144,7 @@ def test_threads_of_a_vmm_that_wait_for_each_other(explored) -> None:  # type: i
     assert (
         "Why: vcpu0 waits for flag y, which host.second would raise, and is in `wait z` host.first"
         " waits for flag x, which host.second would raise, and is in `wait z` host.second waits"
-        " for flag z, which host.first would raise, and is in `wait x` No passing" in story
+        " for flag z, which host.first would raise, and is in `wait x` In the nearest" in story
     )
 
 

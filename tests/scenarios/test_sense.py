@@ -29,6 +29,17 @@ TWO = '[guest.a]\nvcpu0 = ["accept page 0"]\n'
         ("[guest]\nvcpu0 = ['wait go']\n[host]\na = ['signal got']\n", r"did you mean 'got'\?"),
         ("[guest]\nvcpu0 = ['choose: hlt | wait go']\n", r"write `signal go` where it may go on"),
         ("after = ['host: wait go']\n" + GUEST, r"line 2: host: `wait go` waits for ever"),
+        (
+            "[guest]\nvcpu0 = ['wait y', 'signal x']\n[host]\na = ['wait x', 'signal y']\n",
+            r"line 3: vcpu0: `wait y` waits for ever, as what it waits for is signalled only afte",
+        ),
+        (
+            "[guest]\nvcpu0 = ['wait y', 'signal x']\n[host]\na = ['wait x', 'signal y']\n",
+            r"is signalled only after `wait x` of host.a; signal it before",
+        ),
+        ("[guest]\nvcpu0 = ['wait y', 'signal y']\n", r"is signalled only after that; signal it"),
+        ("setup = ['host: wait y']\n[guest]\nvcpu0 = ['signal y']\n", r"2: host: `wait y` waits"),
+        ("after = ['host: signal y']\n[guest]\nvcpu0 = ['wait y']\n", r"4: vcpu0: `wait y` wait"),
         ("[vm]\nmemory = '4G'\n" + GUEST, r"3: vm.memory: 4G from 0x80000000 on do not end below"),
         ("[vm]\nmemory = '2G'\n" + GUEST, r"write less, or at = \"0x100000000\""),
         ("[vm]\nimage = ['page 0', 'page 0']\n" + GUEST, r"line 3: vm.image: 'page 0' has pages"),
@@ -58,6 +69,22 @@ def test_what_no_host_can_do(body: str, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence) as info:
         read_scenario("f", HEAD + body, "f.toml")
     assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("vcpu", "host", "before"),
+    [
+        ("'wait y', 'signal x'", "'signal y', 'wait x'", ""),
+        ("'choose: wait x | hlt', 'signal y'", "'wait y', 'signal x'", ""),
+        ("'wait y'", "'choose: signal y | destroy vm'", ""),
+        ("'wait y => stopped', 'signal x'", "'destroy vm', 'wait x', 'signal y'", ""),
+        ("'wait y', 'signal x'", "'wait x'", "setup = ['host: signal y']"),
+    ],
+)
+def test_who_may_take_turns(vcpu: str, host: str, before: str) -> None:
+    """Where somebody may go on nothing is refused: a search tells what comes of it."""
+    text = f"{before}\n[guest]\nvcpu0 = [{vcpu}]\n[host]\na = [{host}]\n"
+    read_scenario("f", HEAD + text, "f.toml")
 
 
 @pytest.mark.parametrize(

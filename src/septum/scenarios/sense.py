@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from septum.module import PROFILES
 from septum.scenarios.places import wrong
+from septum.scenarios.results import OK
 from septum.scenarios.spelling import meant
 from septum.scenarios.vmm import BIOS_GPA
 
@@ -28,6 +29,7 @@ def check_sense(scenario: Scenario) -> None:
             _check_partner(scenario, vm, scenario.vm(vm.shape.shares_memory_with))
     _check_slots(scenario)
     _check_flags(scenario)
+    _check_turns(scenario)
 
 
 def _error(
@@ -156,3 +158,49 @@ def _check_flags(scenario: Scenario) -> None:
                 f"{actor}: `{op.text}` waits for ever, as nobody signals {op.name!r}; {near}",
                 op.text,
             )
+
+
+def _check_turns(scenario: Scenario) -> None:
+    """Who waits for what is signalled only after that waits for ever, whatever is chosen."""
+    setup = [(step.actor, step.op) for step in scenario.setup]
+    programs = [[(program.name, op) for op in program.ops] for program in scenario.programs]
+    after = [(step.actor, step.op) for step in scenario.after]
+    raised: set[str] = set()
+    for lanes in ([setup], programs, [after]):
+        stuck = _goes_on(lanes, raised)
+        for actor, op in stuck[:1]:
+            raise _error(
+                scenario,
+                f"{actor}: `{op.text}` waits for ever, as what it waits for is signalled only after"
+                f" {_meanwhile(stuck, actor)}; signal it before",
+                op.text,
+            )
+
+
+def _goes_on(lanes: list[list[tuple[str, Op]]], raised: set[str]) -> list[tuple[str, Op]]:
+    """At which operation each lane that does not come to its end stays, with all flags raised on
+    the way added to `raised`."""
+    left = [lane[:] for lane in lanes]
+    before = -1
+    while before != (before := len(raised)):
+        for lane in left:
+            while lane and _may_pass(lane[0][1], raised):
+                raised.update(_signalled(lane.pop(0)[1]))
+    return [lane[0] for lane in left if lane]
+
+
+def _may_pass(op: Op, raised: set[str]) -> bool:
+    if op.alternatives:
+        return any(_may_pass(each, raised) for each in op.alternatives)
+    # A wait that may come to something else may end by what stops the VM.
+    return op.verb != "wait" or op.name in raised or op.results != (OK,)
+
+
+def _signalled(op: Op) -> set[str]:
+    return {each.name for each in (op, *op.alternatives) if each.verb == "signal"}
+
+
+def _meanwhile(stuck: list[tuple[str, Op]], actor: str) -> str:
+    """What the signal comes after, of those that wait in a circle."""
+    others = [f"`{op.text}` of {other}" for other, op in stuck if other != actor]
+    return " or ".join(others) if others else "that"
