@@ -34,7 +34,6 @@ ROOT = Path(__file__).parents[2]
 SMALL = {
     "accept-4k-against-2m": 1,
     "accept-against-convert": 1,
-    "convert-against-accept": 1,
     "busy-once": 0,
     "convert-against-convert": 1,
     "memory-failure-against-fault": 1,

@@ -7,7 +7,7 @@ from judging import judges_agree
 from septum.explore.exhaustive.graph import GraphSearch
 from septum.explore.exhaustive.node import Node
 
-SEEDS = [seed for seed in range(17) if seed not in (1, 4, 11, 15)]
+SEEDS = [seed for seed in range(17) if seed not in (1, 2, 4, 11, 12, 15)]
 """Without those that the plain judge takes long for."""
 SCHEDULES = 150
 """Scenarios that have more are left out."""

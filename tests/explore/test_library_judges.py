@@ -38,9 +38,10 @@ def test_the_judges_agree(name: str) -> None:
     plain = searched(name, SMALL[name], limit=ALL)
     assert fast and plain and fast.states
     assert fast.told == plain.told
-    content = searched(name, SMALL[name], results=False)
-    assert content and content.states <= fast.states
-    assert content.told == without_results(plain.told)
+    if SMALL[name] == 1:
+        content = searched(name, 1, results=False)
+        assert content and content.states <= fast.states
+        assert content.told == without_results(plain.told)
 
 
 LESS_EXPECTED = """

@@ -7,7 +7,7 @@ from septum.checks.modes import Mode
 from septum.scenarios.bench import ScenarioBench
 from septum.scenarios.run import RandomRun, load_scenario
 
-SEEDS = range(32)
+SEEDS = range(20)
 RUNS = 2
 MODES: tuple[Mode, ...] = ("end", "quiet", "every-step")
 LONG = (2, 14)
