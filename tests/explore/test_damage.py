@@ -136,7 +136,7 @@ def test_the_schedule_that_passes_does_so_at_every_step() -> None:
         (
             "convert-straddling-per-vm",
             "bug-split-head-only",
-            "precise-zap is broken before that, at step 31",
+            "precise-zap is broken there, too, at step 31",
         ),
         ("fault-against-fault", "bug-not-frozen", "mirror is broken before that, at step 5"),
     ],

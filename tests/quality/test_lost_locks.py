@@ -134,7 +134,7 @@ LOST = {
             )
         ],
         "fault-against-fault",
-        "machine check: frame",
+        "was last written with HKID 0 and not with the TD's",
     ),
     "folio lock of a hole": Lost(
         "kvm.gmem_folio",

@@ -203,6 +203,7 @@ DESIGNS = (
         "Only the leaf at the start of a range is split, not the one at its end",
         "convert-straddling-per-vm",
         "precise-zap",
+        "guest-data",
         "accept-once",
         tdp_mmu=HeadOnly,
     ),

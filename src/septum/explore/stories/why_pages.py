@@ -30,8 +30,12 @@ PAIR_PAGES = 2
 NUMBER = r"(0x[0-9a-f]+)"
 NOT_ACCEPTED = re.compile(rf"Guest access before accepting {NUMBER}")
 OF_OP = re.compile(r"\(GFN (0x[0-9a-f]+)(?:\+(0x[0-9a-f]+))?\)")
-PENDING_AGAIN = re.compile(rf"(vm\d+): GFNs? \[?{NUMBER}[ ,].*(?:is|are) pending again")
-WRONG_KEY = re.compile(rf"machine check: frame {NUMBER} read with HKID")
+TAKEN_AWAY = re.compile(
+    rf"(vm\d+): GFNs? \[?{NUMBER}[ ,].*(?:is|are) (?:pending again|mapped to no frame)"
+)
+WRONG_KEY = re.compile(
+    rf"(?:machine check: frame|is PFN) {NUMBER},? (?:read|which was last .*) with"
+)
 RETRIED = re.compile(rf"(vm\d+): vCPU \d+: the fault of GPA {NUMBER} is retried")
 FROZEN = re.compile(rf"WARN: gfn {NUMBER} frozen")
 NEVER_ENDED = re.compile(r"(vm\d+): \d+ invalidations? of GFN")
@@ -165,7 +169,7 @@ def about(told: Told, finding: Finding) -> list[str]:
     line = ""
     if match := NOT_ACCEPTED.search(text):
         line = _lost(told, _vm_of_task(told, finding.task), int(match[1], 16) >> PAGE_SHIFT)
-    elif match := PENDING_AGAIN.search(text):
+    elif match := TAKEN_AWAY.search(text):
         line = _lost(told, match[1], int(match[2], 16))
     elif match := WRONG_KEY.search(text):
         line = _wrong_key(told, int(match[1], 16))
