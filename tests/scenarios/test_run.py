@@ -324,3 +324,15 @@ def test_building_is_the_same_whatever_is_run_before() -> None:
     first = run_recorded(load_scenario("convert-one-page"), RandomRun(3))
     run_scenario("two-vms-enomem")
     assert run_recorded(load_scenario("convert-one-page"), RandomRun(3)) == first
+
+
+def test_what_a_step_after_takes_away_is_seen_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a VM that a step destroys no promise sees any more what the programs broke in it."""
+    gone = scenario(
+        'summary = "s"\nsetup = ["vcpu0: accept 2M frame 0", "vcpu0: write frame 0"]\n'
+        'after = ["host: destroy vm"]\n[vm]\n[host]\na = ["set-attributes page 1 to shared"]\n'
+    )
+    assert not run_scenario(gone, check="end").findings
+    broken_host(monkeypatch, gmem=NoSplit)
+    findings = run_scenario(gone, check="end").findings
+    assert ("guest-data", "end of the programs") in {(f.promise, f.where) for f in findings}
