@@ -142,6 +142,12 @@ LOST = {
         "touch-against-punch",
         "was never freed",
     ),
+    "references that a split waits for": Lost(
+        "kvm.gmem_folio",
+        [("self.host.mm.state.wq.spin_until(lambda: folio.refcount == nr_pages)", "pass")],
+        "finding-spinning-on-folio",
+        "with 2 references where the page cache has 1",
+    ),
     "prealloc_split_cache_lock of a pair": Lost(
         "kvm.tdx_split",
         [

@@ -267,6 +267,16 @@ class GmemFolios(GmemLock):
         )
         self.host.mm.state.wq.spin_until(lambda: folio.refcount == nr_pages)
 
+    def _check_frozen(self, folio: Folio) -> None:
+        """Nobody may refer to a folio that is made another one."""
+        if folio.refcount != folio.nr_pages:
+            self.sim.find(
+                "no-bug",
+                f"corruption: the folio at PFN {folio.pfn:#x} becomes another one, with"
+                f" {folio.refcount} references where the page cache has {folio.nr_pages}",
+                where="hugetlb_restructuring_freeze_folio",
+            )
+
     def hugetlb_restructuring_split_folio(self, inode: GmemInode, index: int, to_order: int) -> int:
         """Split a huge folio in place, to 4 KB at once. 0 or -ENOMEM: nothing has changed then.
 
@@ -289,6 +299,7 @@ class GmemFolios(GmemLock):
         folio.splitting = False
         if ret:
             return ret
+        self._check_frozen(folio)
         nr_pages = folio.nr_pages
         self._split_in_place(inode, index, folio, to_order)
         if self.sim.tracing:
@@ -341,6 +352,7 @@ class GmemFolios(GmemLock):
             self._freeze_folio(small)
         uptodate = split.uptodate
         for at, small in smalls:
+            self._check_frozen(small)
             if at == index:
                 uptodate = small.uptodate
             del inode.folios[at]
