@@ -14,9 +14,9 @@ HEAD = """# What a run is held to
 
 Generated from the code by `python tools/promises.py`; a test keeps it true. A promise looks at the
 whole world and never changes it: frames, Secure EPT, PAMT, TLBs and contents are compared with what
-each layer believes. With `--check end` they look when the programs of a scenario have ended and
-when the VM is gone, with `quiet` also between operations, with `every-step` at every scheduling
-point.
+each layer believes. With `--check end` they look when the programs of a scenario have ended, behind
+the steps of `after`, and when all VMs are gone, with `quiet` also between operations, with
+`every-step` at every scheduling point.
 
 """
 

@@ -189,6 +189,31 @@ def test_rounds_are_folded_and_marks_are_not() -> None:
     assert re.search(r"^ +5\d\d XX ", text, re.M)
 
 
+@pytest.mark.parametrize(
+    ("name", "design"),
+    [
+        ("tdx-vm-huge-page", "bug-reservation-stays"),
+        ("prefault-by-thread", "bug-vcpu-moves-unflushed"),
+        ("convert-aligned-2m-erratum", "bug-tdr-not-reset"),
+    ],
+)
+def test_a_fold_says_how_many_steps_it_stands_for(name: str, design: str) -> None:
+    """The number of the step behind it is that of the one before it, and so many more."""
+    lines = retell(load_scenario(name), design, RoundRobin(), "end")
+    last = 0
+    skipped = folds = 0
+    for line in lines:
+        if fold := re.search(
+            r"\.\.\. ([\d,]+) more (?:like it|rounds of these (\d+) steps?)", line
+        ):
+            folds += 1
+            skipped += int(fold[1].replace(",", "")) * int(fold[2] or 1)
+        elif row := re.match(r" *(\d+) (?:>>|!!|XX|  )", line):
+            assert int(row[1]) == last + skipped + 1
+            last, skipped = int(row[1]), 0
+    assert folds
+
+
 def test_the_token_is_read_back_with_its_line_breaks(stories: dict[str, str]) -> None:
     text = stories["race"]
     token = text[text.index("septum1.") : text.index("\n\nCause")]

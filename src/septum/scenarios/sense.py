@@ -181,11 +181,13 @@ def _goes_on(lanes: list[list[tuple[str, Op]]], raised: set[str]) -> list[tuple[
     """At which operation each lane that does not come to its end stays, with all flags raised on
     the way added to `raised`."""
     left = [lane[:] for lane in lanes]
-    before = -1
-    while before != (before := len(raised)):
+    news = True
+    while news:
+        known = len(raised)
         for lane in left:
             while lane and _may_pass(lane[0][1], raised):
                 raised.update(_signalled(lane.pop(0)[1]))
+        news = len(raised) > known
     return [lane[0] for lane in left if lane]
 
 

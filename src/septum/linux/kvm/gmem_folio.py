@@ -3,8 +3,8 @@
 Backing is by 4 KB pages, by hugetlb pages of 2 MB or 1 GB (the tree that v3 is posted on), or by
 2 MB folios as a THP-capable guest_memfd would have them.
 
-MODEL: a folio is locked where guest_memfd looks it up to hand it out, and while it is added to the
-page cache. Truncation and memory_failure() lock folios, too; what they do meets nobody half-done.
+MODEL: a folio is locked where guest_memfd adds it to the page cache, looks it up to hand it out, or
+removes it. memory_failure() locks it, too; here that has the invalidate_lock instead.
 
 Source: virt/kvm/guest_memfd.c, guest_memfd_hugetlb.c, mm/hugetlb_restructuring.c of
 wip-gmem-conversions-hugetlb-restructuring-12-08-25.
