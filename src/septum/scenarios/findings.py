@@ -64,6 +64,8 @@ FINDINGS = (
     Finding("F20", "finding-finalize-meets-zap", "TDH_MEM_RANGE_BLOCK failed", (268, 75)),
     Finding("F21", "memory-failure-then-convert", "progress"),
     Finding("F22", "finding-fresh-folio-twice", "split by two tasks", (11, 12)),
+    Finding("F23", "finding-failure-against-hole", "waits for folio lock"),
+    Finding("F23", "finding-failure-against-split", "host.mce waits for invalidate_lock"),
 )
 
 

@@ -152,7 +152,7 @@ class HostThread:
         """A memory failure of the first page. It knows of the inode, and holds no file."""
         if vmm.ram is None:
             return ret_word(-EBADF)
-        self.host.gmem.kvm_gmem_error_folio(vmm.ram.gmem.inode, self._index(op, vmm))
+        self.host.gmem.memory_failure(vmm.ram.gmem.inode, self._index(op, vmm))
         return OK
 
     # Slots, files, VMs

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FALLOC_FL_KEEP_SIZE = 1 << 0
 FALLOC_FL_PUNCH_HOLE = 1 << 1
+MF_IGNORED = 0
 MF_DELAYED = 2
 MAX_INDEX = 1 << 52  # -1ul as an index
 
@@ -322,19 +323,21 @@ class GmemRange(GmemFolios):
             return self.kvm_gmem_punch_hole(inode, offset, length)
         return self.kvm_gmem_allocate(inode, offset, length)
 
-    def kvm_gmem_error_folio(self, inode: GmemInode, index: int) -> int:
-        """Memory failure of the page at `index`: the whole folio is unmapped, first from user space
-        and then from every guest.
+    def memory_failure(self, inode: GmemInode, index: int) -> int:
+        """memory_failure() of the page at `index`: MF_DELAYED; MF_IGNORED when there is none, or
+        its folio has failed before.
 
-        Returns MF_DELAYED. A later access gets -EHWPOISON, until the folio is truncated; a second
-        failure in the same folio changes nothing.
-
-        The folio stays in the page cache, and memory_failure() keeps a reference to it for ever. So
-        whatever refuses folios with extra references (conversion to private, a hole) returns
-        -EAGAIN from then on; whatever waits for them to go (split, merge) waits for ever, with the
+        The folio stays in the page cache, and the reference to it is kept for ever. So whatever
+        refuses folios with extra references (conversion to private, a hole) returns -EAGAIN from
+        then on; whatever waits for them to go (split, merge) waits for ever, with the
         invalidate_lock held; and the frame is never freed.
 
-        Source: also mm/memory-failure.c, hwpoison_user_mappings() and me_huge_page().
+        SUSPECT: kvm_gmem_error_folio() waits for the invalidate_lock with the folio locked.
+        Everywhere else the invalidate_lock comes first: who removes the folio has that, and waits
+        for the folio's.
+
+        Source: mm/memory-failure.c, memory_failure(), try_memory_failure_hugetlb(),
+        hwpoison_user_mappings(), me_huge_page() and me_pagecache_clean().
         """
         # MODEL: a memory failure always comes so far; in the tree that v3 is posted on none does.
         # Of a hugetlb folio in use memory_failure() takes a reference only when it is marked
@@ -345,26 +348,38 @@ class GmemRange(GmemFolios):
         # read in that tree's guest_memfd.c and guest_memfd_hugetlb.c, in mainline's
         # mm/memory-failure.c, and in hugetlb_alloc_folio() as posted for guest_memfd.
 
-        # MODEL: the reference is taken, and the folio marked, with the invalidate_lock. The kernel
-        # does it before, so that a conversion under way may meet it, and holds the folio lock
-        # around all this, although the invalidate_lock is the outer one everywhere else.
-
         # MODEL: a 2 MB folio of the page allocator is not split first.
-        mm = self.host.mm
-        self.filemap_invalidate_lock_shared(inode, index, index + 1)
+        result = MF_IGNORED
         folio = self.filemap_get_folio(inode, index)
+        if folio is None:
+            return result
+        self.folio_lock(folio)
+        # It may have left the page cache before it was locked.
+        if self._peek_folio(inode, index) is folio and index not in inode.poisoned:
+            self.unmap_mapping_pages(inode, index & -folio.nr_pages, folio.nr_pages)
+            result = self.kvm_gmem_error_folio(inode, index)
+        self.folio_unlock(folio)
+        self.host.mm.folio_put(folio)
+        return result
+
+    def kvm_gmem_error_folio(self, inode: GmemInode, index: int) -> int:
+        """The locked folio at `index` has failed: the whole folio is unmapped from every guest.
+
+        Returns MF_DELAYED. A later access gets -EHWPOISON, until the folio is truncated.
+
+        MODEL: it is marked here, under the invalidate_lock, which its caller does before.
+        """
+        self.filemap_invalidate_lock_shared(inode, index, index + 1)
+        folio = self._peek_folio(inode, index)
         if folio is not None:
-            if index not in inode.poisoned:
-                start = index & -folio.nr_pages
-                end = start + folio.nr_pages
-                mm.get_hwpoison_page(folio)
-                inode.poisoned.update(range(start, end))
-                self.unmap_mapping_pages(inode, start, folio.nr_pages)
-                self.kvm_gmem_invalidate_begin(inode, start, end)
-                self._kvm_gmem_split_for_error(inode, start, end)
-                self.kvm_gmem_zap(inode, start, end)
-                self.kvm_gmem_invalidate_end(inode, start, end)
-            mm.folio_put(folio)  # the look-up's
+            start = index & -folio.nr_pages
+            end = start + folio.nr_pages
+            self.host.mm.get_hwpoison_page(folio)
+            inode.poisoned.update(range(start, end))
+            self.kvm_gmem_invalidate_begin(inode, start, end)
+            self._kvm_gmem_split_for_error(inode, start, end)
+            self.kvm_gmem_zap(inode, start, end)
+            self.kvm_gmem_invalidate_end(inode, start, end)
         self.filemap_invalidate_unlock_shared(inode)
         return MF_DELAYED
 
