@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -46,6 +47,8 @@ def _become(args: tuple[str, ...], cwd: Path, out: int, err: int) -> None:
         code = run_command()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
