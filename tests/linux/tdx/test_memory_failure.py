@@ -55,6 +55,30 @@ def test_small_page_that_failed_is_never_given_out_again(bench: Benches) -> None
     assert [pfn for pfn, _, site in b.leftovers() if site == "gmem_folio"] == [bad]
 
 
+def test_page_that_leaves_the_file_meanwhile_is_never_given_out_again(bench: Benches) -> None:
+    """A hole gets the folio's lock before memory_failure() does: nobody is told, and the frame is
+    kept all the same."""
+    b = bench("4k")
+    bad = b.get_pfn(FREE)[1]
+    gmem, inode = b.host.gmem, b.gmem.inode
+    folio = inode.folios[FREE]
+    gmem.folio_lock(folio)
+    results: list[int] = []
+    b.sim.spawn("mce", lambda: results.append(gmem.memory_failure(inode, FREE)))
+
+    def hole() -> None:
+        gmem.filemap_remove_folio(inode, FREE, folio)
+        gmem.folio_unlock(folio)
+
+    b.sim.spawn("hole", hole)
+    b.sim.run()
+    assert results == [MF_IGNORED]
+    assert b.host.mm.state.poisoned == {bad} and folio.refcount == 1
+    assert b.get_pfn(FREE)[1] != bad
+    b.vmm.teardown()
+    assert b.texts() == []
+
+
 def test_huge_page_that_failed_stays_in_the_file_and_never_comes_to_its_pool(
     bench: Benches,
 ) -> None:

@@ -33,9 +33,7 @@ OF_OP = re.compile(r"\(GFN (0x[0-9a-f]+)(?:\+(0x[0-9a-f]+))?\)")
 TAKEN_AWAY = re.compile(
     rf"(vm\d+): GFNs? \[?{NUMBER}[ ,].*(?:is|are) (?:pending again|mapped to no frame)"
 )
-WRONG_KEY = re.compile(
-    rf"(?:machine check: frame|is PFN) {NUMBER},? (?:read|which was last .*) with"
-)
+WRONG_KEY = re.compile(rf"(?:frame|is PFN) {NUMBER},? (?:read|which was last written) with HKID")
 RETRIED = re.compile(rf"(vm\d+): vCPU \d+: the fault of GPA {NUMBER} is retried")
 FROZEN = re.compile(rf"WARN: gfn {NUMBER} frozen")
 NEVER_ENDED = re.compile(r"(vm\d+): \d+ invalidations? of GFN")

@@ -4,7 +4,8 @@ Backing is by 4 KB pages, by hugetlb pages of 2 MB or 1 GB (the tree that v3 is 
 2 MB folios as a THP-capable guest_memfd would have them.
 
 MODEL: a folio is locked where guest_memfd adds it to the page cache, looks it up to hand it out, or
-removes it. memory_failure() locks it, too; here that has the invalidate_lock instead.
+removes it, and by memory_failure(). What else locks folios in the kernel, as migration does, is not
+there.
 
 Source: virt/kvm/guest_memfd.c, guest_memfd_hugetlb.c, mm/hugetlb_restructuring.c of
 wip-gmem-conversions-hugetlb-restructuring-12-08-25.
@@ -386,7 +387,8 @@ class GmemFolios(GmemLock):
                 self.host.mm.folio_put(folio)
 
     def kvm_gmem_truncate_folio(self, inode: GmemInode, index: int, folio: Folio) -> None:
-        """Remove the folio that begins at `index`, once no fault of user space has it locked."""
+        """Remove the folio that begins at `index`, once nobody has it locked. Source:
+        kvm_gmem_truncate_folio()."""
         self.folio_lock(folio)
         self.unmap_mapping_pages(inode, index, folio.nr_pages)
         self.filemap_remove_folio(inode, index, folio)

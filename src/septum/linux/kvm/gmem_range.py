@@ -324,8 +324,8 @@ class GmemRange(GmemFolios):
         return self.kvm_gmem_allocate(inode, offset, length)
 
     def memory_failure(self, inode: GmemInode, index: int) -> int:
-        """memory_failure() of the page at `index`: MF_DELAYED; MF_IGNORED when there is none, or
-        its folio has failed before.
+        """memory_failure() of the page at `index`. Returns the result that it logs: MF_DELAYED; or
+        MF_IGNORED when there is no page, it leaves the file meanwhile, or its folio has failed.
 
         The folio stays in the page cache, and the reference to it is kept for ever. So whatever
         refuses folios with extra references (conversion to private, a hole) returns -EAGAIN from
@@ -354,8 +354,10 @@ class GmemRange(GmemFolios):
         if folio is None:
             return result
         self.folio_lock(folio)
-        # It may have left the page cache before it was locked.
-        if self._peek_folio(inode, index) is folio and index not in inode.poisoned:
+        if self._peek_folio(inode, index) is not folio:
+            # It was truncated before it was locked. The reference stays: nobody is given the frame.
+            self.host.mm.get_hwpoison_page(folio)
+        elif index not in inode.poisoned:
             self.unmap_mapping_pages(inode, index & -folio.nr_pages, folio.nr_pages)
             result = self.kvm_gmem_error_folio(inode, index)
         self.folio_unlock(folio)
@@ -371,7 +373,7 @@ class GmemRange(GmemFolios):
         """
         self.filemap_invalidate_lock_shared(inode, index, index + 1)
         folio = self._peek_folio(inode, index)
-        if folio is not None:
+        if folio is not None:  # None: a host that truncates it without its lock
             start = index & -folio.nr_pages
             end = start + folio.nr_pages
             self.host.mm.get_hwpoison_page(folio)
