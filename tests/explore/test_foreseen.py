@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from septum.cli.exits import guarded
 from septum.cli.main import app
 
 LEAK = """\
@@ -51,3 +52,28 @@ def test_what_breaks_when_vms_are_taken_down_is_told(
     result = CliRunner().invoke(app, words)
     assert "of leak were never freed" in " ".join(result.output.split())
     assert "HELD" not in result.output
+
+
+def cli(*words: str) -> int:
+    """The exit code of a command."""
+    return guarded(lambda: app(list(words), standalone_mode=True))
+
+
+def test_when_promises_were_looked_at_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where the default may have seen too little: not where something broke, and not of toys."""
+    said = (
+        "promises were looked at when the programs had ended; --check every-step looks at each step"
+    )
+    fast = ("--preemptions", "0", "--no-watch")
+    for words, told in (
+        (("convert-one-page",), True),
+        (("convert-one-page", "--schedules", "1", "--strategy", "random"), True),
+        (("convert-one-page", "--check", "every-step"), False),
+        (("convert-one-page", "--check", "quiet"), False),
+        (("toy:locked-update",), False),
+        (("convert-against-fault", "--design", "bug-no-kick", "--preemptions", "1"), False),
+    ):
+        cli("explore", *fast, *words)
+        assert (said in " ".join(capsys.readouterr().out.split())) == told, words

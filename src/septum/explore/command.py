@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from septum.explore.subject import Options, Subject
 
 SCHEMA = "septum-explore-1"
-LATE = " (--check quiet looks after every operation, too)"
+LATE = "promises were looked at when the programs had ended; --check every-step looks at each step"
 _SEVERITY = (BROKEN, INTERRUPTED, UNDETERMINED, OK)
 
 
@@ -173,10 +173,12 @@ def verdict_lines(verdict: Verdict, check: str = "quiet") -> list[str]:
     if verdict.drawn:
         drawn = ", ".join(f"{count_text(count)} by {name}" for name, count in verdict.drawn.items())
         said.append(f"random schedules: {drawn}")
+    if verdict.outcome is not Outcome.BROKEN and verdict.design and check == "end":
+        said.append(LATE)
     said += [f"breaks, as the scenario says of v3: {text}" for text in verdict.foreseen]
     if verdict.unbroken:
         text = "did not break here, though the scenario says so of v3: "
-        said.append(text + "; ".join(verdict.unbroken) + LATE * (check == "end"))
+        said.append(text + "; ".join(verdict.unbroken))
     said += [f"breaks, and is ignored: {text}" for text in verdict.ignored]
     # A search that ended with what it found was not there to reach all.
     ended_early = verdict.outcome is Outcome.BROKEN and not verdict.complete

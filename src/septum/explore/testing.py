@@ -50,5 +50,5 @@ def search_for_test(
             return verdict, ""
         how = command_lines(scenario, verdict.design, check, options)
         told = stories(verdict, search.runner, how)
-    lines = ["\n".join(story) for story in told] or ["\n".join(verdict_lines(verdict))]
+    lines = ["\n".join(story) for story in told] or ["\n".join(verdict_lines(verdict, check))]
     return verdict, "\n\n".join(lines)
