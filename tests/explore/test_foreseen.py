@@ -77,3 +77,16 @@ def test_when_promises_were_looked_at_is_said(
     ):
         cli("explore", *fast, *words)
         assert (said in " ".join(capsys.readouterr().out.split())) == told, words
+
+
+def test_what_a_scenario_excuses_is_not_told_apart_of_another_design(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It speaks of v3."""
+    words = ("explore", "finding-attributes-late", "--preemptions", "1", "--no-watch")
+    for design, told in (("v3", False), ("v3-f2-repaired", True)):
+        assert cli(*words, "--design", design) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert out.startswith("AS FORESEEN")
+        said = f"whether {design} adds a cause of its own is not told apart: search a scenario with"
+        assert (said in out) == told

@@ -10,6 +10,7 @@ import msgspec
 
 from septum.codes import BROKEN, INTERRUPTED, OK, UNDETERMINED
 from septum.designs.own import is_own, own_file, unsteady_text
+from septum.designs.registry import V3
 from septum.errors import InputError
 from septum.explore.api import Search
 from septum.explore.artefacts import Artefacts, names_of, stem_of
@@ -176,6 +177,11 @@ def verdict_lines(verdict: Verdict, check: str = "quiet") -> list[str]:
     if verdict.outcome is not Outcome.BROKEN and verdict.design and check == "end":
         said.append(LATE)
     said += [f"breaks, as the scenario says of v3: {text}" for text in verdict.foreseen]
+    if verdict.foreseen and verdict.design != V3.name:
+        said.append(
+            f"whether {verdict.design} adds a cause of its own is not told apart: search a scenario"
+            " without that in its `may-break` and `broken`"
+        )
     if verdict.unbroken:
         text = "did not break here, though the scenario says so of v3: "
         said.append(text + "; ".join(verdict.unbroken))
