@@ -91,6 +91,7 @@ REMOVES = [
     ("pamt-at-alloc", "finding-demote-busy-dpamt", "F4", {"no-bug", "teardown"}),
     ("shared-demote-unblock", "finding-fault-meets-leaf", "F11", {"progress", "no-bug"}),
     ("shared-demote-non-blocking", "finding-fault-meets-leaf", "F11", {"progress", "no-bug"}),
+    ("accept-shared-non-blocking", "finding-fault-meets-leaf", "F11", {"progress", "no-bug"}),
     ("rfc-v5", "folio-1g-convert-4k", "F5", {"no-bug", "cache", "mapping-in-folio"}),
     ("rfc-v5", "finding-attributes-enomem", "F2", {"mapping-in-folio"}),
 ]
@@ -155,6 +156,7 @@ STORIES = {
     ("split-in-zap", "two-vms-1g-enomem"): r"failed \(1\), and GFNs .* \(12 pages\) lost",
     ("accept-in-vcpu-root", "accept-level-prefault"): "under shared lock occurs",
     ("shared-demote-unblock", "accept-demote-busy"): "RANGE_BLOCK failed: .*ALREADY_BLOCKED",
+    ("accept-shared-non-blocking", "accept-parallel-4k"): "0x80000 was found changed 64 times",
     ("restartable-fatal", "demote-interrupted"): "DEMOTE failed: .*INTERRUPTED_RESTARTABLE",
     ("restartable-retry", "interrupt-storm"): "soft lockup: TDH.MEM.PAGE.DEMOTE was interrupted",
     (

@@ -5,6 +5,9 @@ lock, so DEMOTE may be BUSY; then the leaf, which is BLOCKED, has to be unblocke
 be BUSY, too. (A search finds a nearer one: TRACK is BUSY as a vCPU enters, and UNBLOCK wants that
 tracking to be done.) It keeps the door open for a module with NON-BLOCKING-RESIZE, whose DEMOTE
 needs neither BLOCK nor TRACK (patches 09 and 13, 2026-01-06).
+
+That the fault splits, to the level of the vCPU's ACCEPT, is RFC v1's form. That of patch 13 keeps
+the bit for all vCPUs: shared_accept.py.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from septum.module import Module
 
 if TYPE_CHECKING:
     from septum.linux.kvm.tdp_iter import TdpIter
-    from septum.linux.kvm.types import Kvm, KvmMmuPage, KvmVcpu
+    from septum.linux.kvm.types import Kvm, KvmMmuPage, KvmVcpu, TdxPrealloc
 
 
 class SharedSplitTdpMmu(TdpMmu):
@@ -43,7 +46,47 @@ class SharedSplitTdpMmu(TdpMmu):
         return r
 
 
-class SharedSplitTdx(KvmTdxUnit):
+class SharedDemoteTdx(KvmTdxUnit):
+    """TDX that can make a DEMOTE with mmu_lock held for reading."""
+
+    __slots__ = ()
+
+    def tdx_sept_demote_shared(
+        self,
+        kvm: Kvm,
+        gfn: int,
+        level: int,
+        old_mirror_spte: int,
+        new_private_spt: int,
+        prealloc: TdxPrealloc,
+    ) -> int:
+        """DEMOTE once, with PAMT pages out of `prealloc`. 0, or -EBUSY or -EIO with nothing split.
+        Only BUSY and TLB tracking that is not done are not the end of the VM."""
+        x86 = self.host.x86_tdx
+        ret = x86.tdx_pamt_get(new_private_spt, prealloc)
+        if ret:
+            return ret
+        guest_pfn = spte_to_pfn(old_mirror_spte)
+        folio = self.host.mm.page_folio(guest_pfn)
+        err, entry, level_state = x86.tdh_mem_page_demote(
+            kvm.tdx,
+            gfn << 12,
+            level - 1,
+            folio,
+            guest_pfn - folio.pfn,
+            new_private_spt,
+            prealloc,
+        )
+        if not err:
+            return 0
+        x86.tdx_pamt_put(new_private_spt)
+        if tdx_operand_busy(err) or err & STATUS_MASK == TDX_TLB_TRACKING_NOT_DONE:
+            return -EBUSY
+        self.tdx_bug_on(err, "TDH_MEM_PAGE_DEMOTE", kvm, entry, level_state)
+        return -EIO
+
+
+class SharedSplitTdx(SharedDemoteTdx):
     """TDX whose fault path splits: the fault of an ACCEPT may map no larger than its level, and
     meets the 2 MB leaf above that.
 
@@ -63,37 +106,17 @@ class SharedSplitTdx(KvmTdxUnit):
         wanted = self.tdx_guest_accept_level(vcpu) if vcpu is not None and is_private else 0
         return min(level, wanted) if wanted else level
 
-    def tdx_sept_demote_shared(
+    def tdx_sept_demote_in_fault(
         self, kvm: Kvm, gfn: int, level: int, old_mirror_spte: int, new_private_spt: int
     ) -> int:
-        """DEMOTE once, with PAMT pages out of the running vCPU's cache. 0, or -EBUSY or -EIO with
-        nothing split. Only BUSY and TLB tracking that is not done are not the end of the VM."""
+        """tdx_sept_demote_shared() with PAMT pages out of the running vCPU's cache."""
         vcpu = self.host.main.kvm_get_running_vcpu()
         if vcpu is None:
             self.host.main.kvm_bug_on(kvm, True, "split in a fault without a running vCPU")
             return -EIO
-        x86 = self.host.x86_tdx
-        ret = x86.tdx_pamt_get(new_private_spt, vcpu.tdx.prealloc)
-        if ret:
-            return ret
-        guest_pfn = spte_to_pfn(old_mirror_spte)
-        folio = self.host.mm.page_folio(guest_pfn)
-        err, entry, level_state = x86.tdh_mem_page_demote(
-            kvm.tdx,
-            gfn << 12,
-            level - 1,
-            folio,
-            guest_pfn - folio.pfn,
-            new_private_spt,
-            vcpu.tdx.prealloc,
+        return self.tdx_sept_demote_shared(
+            kvm, gfn, level, old_mirror_spte, new_private_spt, vcpu.tdx.prealloc
         )
-        if not err:
-            return 0
-        x86.tdx_pamt_put(new_private_spt)
-        if tdx_operand_busy(err) or err & STATUS_MASK == TDX_TLB_TRACKING_NOT_DONE:
-            return -EBUSY
-        self.tdx_bug_on(err, "TDH_MEM_PAGE_DEMOTE", kvm, entry, level_state)
-        return -EIO
 
 
 class SharedUnblockTdx(SharedSplitTdx):
@@ -119,7 +142,7 @@ class SharedUnblockTdx(SharedSplitTdx):
         ret = -EBUSY
         if not err:
             self.host.main.kvm_make_all_cpus_request(kvm, KVM_REQ_OUTSIDE_GUEST_MODE)
-            ret = self.tdx_sept_demote_shared(kvm, gfn, level, old_mirror_spte, new_private_spt)
+            ret = self.tdx_sept_demote_in_fault(kvm, gfn, level, old_mirror_spte, new_private_spt)
         if ret == -EBUSY:
             err, _, _ = x86.tdh_mem_range_unblock(kvm.tdx, gpa, level - 1)
             kvm.stat.add("unblock.failed" if err else "unblock.done")
@@ -144,7 +167,7 @@ class SharedNonBlockingTdx(SharedSplitTdx):
     def _tdx_sept_split_shared(
         self, kvm: Kvm, gfn: int, level: int, old_mirror_spte: int, new_private_spt: int
     ) -> int:
-        return self.tdx_sept_demote_shared(kvm, gfn, level, old_mirror_spte, new_private_spt)
+        return self.tdx_sept_demote_in_fault(kvm, gfn, level, old_mirror_spte, new_private_spt)
 
     def _block_and_track(self, kvm: Kvm, gpa: int, level: int) -> int:
         """Not needed for a split under mmu_lock for writing, either."""
