@@ -74,6 +74,21 @@ def test_a_fresh_huge_folio_over_mixed_memory_is_not_mapped_whole() -> None:
     assert race in section_of("order-from-attributes")
 
 
+WARNED = ["folio-1g-convert-4k", "folio-1g-convert-2m", "folio-1g-dynamic-pamt"]
+
+
+@pytest.mark.parametrize("scenario", [*WARNED, "finding-without-fixup-2"])
+def test_a_wrapper_that_warns_goes_on(scenario: str) -> None:
+    """F5: v3 bugs the VM for its own check; a warning is all that is left of it."""
+    v3, now = run_scenario(scenario), run_scenario(scenario, "warn-wrappers")
+    bugs = ["\n".join(f.text for f in end.findings if f.promise == "no-bug") for end in (v3, now)]
+    assert "KVM_BUG_ON" in bugs[0] and "WARN: the range" not in bugs[0]
+    assert bugs[1] == "WARN: the range is not in one folio"
+    assert promises(now) - {"no-bug"} <= promises(v3) & {"mapping-in-folio"}
+    assert "no-bug" not in promises(run_scenario(scenario, "pfn-wrappers"))
+    assert scenario in section_of("warn-wrappers")
+
+
 OVERZAP = {"precise-zap", "guest-data", "accept-once"}
 
 
@@ -84,6 +99,8 @@ OVERZAP = {"precise-zap", "guest-data", "accept-once"}
 def test_a_memory_failure_takes_the_leaf_over_it(design: str) -> None:
     assert promises(run_scenario("memory-failure-under-leaf", design)) == OVERZAP
     assert design in section_of("split-for-memory-failure")
+    warned = promises(run_scenario("memory-failure-under-leaf", "warn-wrappers"))
+    assert warned == OVERZAP | {"no-bug", "mapping-in-folio"}
     for holds in ("split-for-memory-failure", "split-sept-first"):
         assert not promises(run_scenario("memory-failure-under-leaf", holds))
 

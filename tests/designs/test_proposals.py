@@ -75,6 +75,8 @@ REMOVES = [
     ("prealloc-folio-split", "finding-folio-split-enomem", "F3", {"all-or-nothing"}),
     ("pfn-wrappers", "folio-1g-convert-4k", "F5", {"no-bug", "cache", "mapping-in-folio"}),
     ("pfn-wrappers", "folio-1g-convert-2m", "F5", {"no-bug", "cache"}),
+    ("warn-wrappers", "folio-1g-convert-4k", "F5", {"cache"}),
+    ("warn-wrappers", "folio-1g-dynamic-pamt", "F5", {"teardown"}),
     ("order-from-attributes", "folio-1g-convert-4k", "F5", {"no-bug", "cache"}),
     ("order-from-attributes", "finding-fault-meets-leaf", "F11", {"progress", "no-bug"}),
     (

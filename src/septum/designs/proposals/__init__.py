@@ -38,6 +38,7 @@ DESIGNS: tuple[Design, ...] = (
     seven_steps.DESIGN,
     prealloc_folio_split.DESIGN,
     pfn_wrappers.DESIGN,
+    pfn_wrappers.WARN,
     order_from_attributes.DESIGN,
     split_for_memory_failure.DESIGN,
     unmap_first.DESIGN,
