@@ -1,6 +1,5 @@
 """A user's own design: `PATH.py:Class` runs like one of the tree, and mistakes are sentences."""
 
-import re
 import signal
 import sys
 from pathlib import Path
@@ -359,15 +358,16 @@ def test_a_result_that_is_forgotten_is_told_by_the_function_that_should_give_it(
     assert "calls it, and then fails (TypeError: cannot unpack non-iterable NoneType" in line
 
 
-def test_what_a_design_may_have_left_behind_is_a_defect_with_its_name(
+def test_a_unit_that_is_not_whole_is_told_where_it_is_used(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     lines = ("def __init__(self, *args):", "    super().__init__(*args)", "    self.sim = None")
     Path("mine.py").write_text(unit("\n".join(("__slots__ = ()", *lines, *TRACK.splitlines()))))
     monkeypatch.setattr(sys, "argv", ["septum", "run", "convert-one-page", "--design", "mine.py:A"])
-    assert run_command() == 70
-    # Of all that this process of tests has loaded.
-    assert re.search(r"own was loaded \(.*mine\.py.*\), so look there", capfd.readouterr().err)
+    assert run_command() == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("septum: mine.py:A: the model raises AttributeError: ")
+    assert "at `if self.sim.tracing" in line
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1"])

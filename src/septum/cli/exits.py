@@ -32,9 +32,10 @@ def guarded(command: Callable[[], None]) -> int:
     own code through.
 
     InputError, or an error or an endless loop in a user's own design, is one sentence on stderr and
-    2, as is a disk that has no room for the output; an interrupt is 130; a reader who has gone
-    wants no more: 0, where the exit code says nothing of a run (see `stdout.read_or_not`). Anything
-    else that escapes is a defect of Septum: 70, with the traceback and a word about it.
+    2, as is a disk that has no room for the output; in Python's development mode (-X dev) with the
+    traceback of such an error before it. An interrupt is 130; a reader who has gone wants no more:
+    0, where the exit code says nothing of a run (see `stdout.read_or_not`). Anything else that
+    escapes is a defect of Septum: 70, with the traceback and a word about it.
     """
     code = _code_of(command)
     try:
@@ -55,6 +56,8 @@ def _code_of(command: Callable[[], None]) -> int:
             return OK
         return stop.code if isinstance(stop.code, int) else USAGE
     except (InputError, EndlessLoop) as error:
+        if sys.flags.dev_mode and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
         # A name may have an end of line in it, and this stays one sentence.
         print("septum: " + str(error).replace("\n", "\\n"), file=sys.stderr)
         return USAGE
@@ -118,5 +121,5 @@ def _blamed(command: Callable[[], None]) -> None:
         own = sys.modules.get("septum.designs.own")
         sentence = str(own.blame(error)) if own is not None else ""
         if sentence:
-            raise InputError(sentence) from None
+            raise InputError(sentence) from error
         raise

@@ -14,7 +14,9 @@ from septum.explore.command import stories
 from septum.explore.reproduce import command_lines
 from septum.explore.scenario import ScenarioSubject
 from septum.explore.subject import Options, Strategy
+from septum.scenarios.blamed import left_behind
 from septum.scenarios.outcome import EXPECTATION
+from septum.scenarios.run import undisturbed
 
 if TYPE_CHECKING:
     from septum.sim import Finding
@@ -56,8 +58,14 @@ def search(design: str, scenario: str, bounds: Bounds) -> Searched:
 
     A run ends with the first promise that it breaks. So another round ignores what was found, and
     sees what breaks later in the same runs; and so on until a round finds nothing more.
-    Raises InputError for unknown names.
+    Raises InputError for unknown names, and for a user's design that leaves what the model cannot
+    read.
     """
+    with left_behind(design, undisturbed(scenario, bounds.check)):
+        return _search(design, scenario, bounds)
+
+
+def _search(design: str, scenario: str, bounds: Bounds) -> Searched:
     found = last = _round(design, scenario, bounds, ())
     for _ in range(ROUNDS_MAX):
         left_s = bounds.time_s - found.seconds

@@ -27,7 +27,8 @@ from septum.explore.wanted import Wanted
 from septum.explore.watch import watching
 from septum.outputs import ReportFolder, check_outputs
 from septum.report.ktap import Case, ktap_lines
-from septum.scenarios.run import scenario_file
+from septum.scenarios.blamed import left_behind
+from septum.scenarios.run import scenario_file, undisturbed
 from septum.sigterm import sigterm_interrupts
 from septum.stdout import read_or_not
 from septum.words import WIDTH, count_text, plural
@@ -134,20 +135,21 @@ def _searched(
     name: str, subject: Subject, options: Options, wanted: Wanted
 ) -> tuple[Verdict, list[list[str]]]:
     """The verdict, and the stories of what broke. Raises InputError for a user's design that does
-    not do the same whenever its schedule is the same."""
-    if is_own(subject.design):
-        check_steady(subject, options)
-    search = Search(subject, options)
-    search.start()
-    try:
-        with watching(search.progress, wanted=wanted.watch):
-            verdict = search.run()
-        how = command_lines(name, verdict.design, wanted.check, options)
-        return verdict, stories(verdict, search.runner, how)
-    except DidNotRepeat:
-        if not is_own(subject.design):
-            raise
-        raise InputError(unsteady_text(subject.design)) from None
+    not do the same whenever its schedule is the same, or leaves what the model cannot read."""
+    with left_behind(subject.design, undisturbed(name, wanted.check)):
+        if is_own(subject.design):
+            check_steady(subject, options)
+        search = Search(subject, options)
+        search.start()
+        try:
+            with watching(search.progress, wanted=wanted.watch):
+                verdict = search.run()
+            how = command_lines(name, verdict.design, wanted.check, options)
+            return verdict, stories(verdict, search.runner, how)
+        except DidNotRepeat:
+            if not is_own(subject.design):
+                raise
+            raise InputError(unsteady_text(subject.design)) from None
 
 
 def verdict_lines(verdict: Verdict, check: str = "quiet") -> list[str]:

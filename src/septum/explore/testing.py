@@ -11,6 +11,8 @@ from septum.explore.replay import find_subject
 from septum.explore.reproduce import command_lines
 from septum.explore.verdict import Outcome, Verdict
 from septum.explore.wanted import Wanted
+from septum.scenarios.blamed import left_behind
+from septum.scenarios.run import undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +45,8 @@ def search_for_test(
         seed=seed,
         fail=fail,
     ).options(subject)
-    with closing(Search(subject, options)) as search:
+    left = left_behind(design, undisturbed(scenario, check))
+    with left, closing(Search(subject, options)) as search:
         search.start()
         verdict = search.run()
         if verdict.outcome is Outcome.HELD:

@@ -18,6 +18,7 @@ from septum.guest.linux import LinuxGuest, check_linux_memory
 from septum.guest.params import LinuxParams
 from septum.guest.tdcpu import make_guest_cpus
 from septum.module import PROFILES
+from septum.scenarios.blamed import left_behind
 from septum.scenarios.memory_map import Snapshots
 from septum.sim import RunStopped
 from septum.vmm.layout import check_memory_size, q35_layout
@@ -158,6 +159,10 @@ class Boot:
 
     def run(self) -> None:
         """From KVM_CREATE_VM to the last page. What was found is in `world.sim.findings`."""
+        with left_behind(self.recipe.design):
+            self._run()
+
+    def _run(self) -> None:
         self.vmm.on_report = self._on_report
         self.checker.start()
         try:

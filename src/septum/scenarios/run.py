@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from septum.checks.modes import Mode
+from septum.checks.modes import Mode, check_mode
 from septum.designs import find_design
 from septum.errors import InputError
+from septum.scenarios.blamed import left_behind
 from septum.scenarios.failures import Failures
 from septum.scenarios.opening import tell_memory
 from septum.scenarios.outcome import (
@@ -156,9 +157,15 @@ def run_scenario(
     """
     if isinstance(scenario, str):
         scenario = load_scenario(scenario)
-    run = ScenarioWorld(scenario, design, check)
-    with closing(run.world):
-        return run_in(run, schedule, sink)
+    with left_behind(design, undisturbed(scenario, check)):
+        run = ScenarioWorld(scenario, design, check)
+        with closing(run.world):
+            return run_in(run, schedule, sink)
+
+
+def undisturbed(scenario: Scenario | str, check: str) -> Callable[[str], object]:
+    """A run of the scenario as it is on any design, for `left_behind`."""
+    return lambda design: run_scenario(scenario, design, check=check_mode(check))
 
 
 def run_in(
