@@ -24,8 +24,9 @@ class SplitSeptFirst(GuestMemfd):
     leaves the S-EPT split, and nothing is undone.
 
     Assumed: attributes are stored after the end of the invalidation, as in v3 (the message is
-    silent about it); where guest_memfd splits no folio (order 0), v3's split is kept; the result
-    is kept in an int.
+    silent about it); where guest_memfd splits no folio (order 0), v3's split is kept, and so it is
+    for holes, of which the messages do not speak and which split no folio; the result is kept in
+    an int.
     """
 
     __slots__ = ()
@@ -48,7 +49,8 @@ class SplitSeptFirst(GuestMemfd):
 
     def _kvm_gmem_split_range(self, kvm: Kvm, gfn_range: KvmGfnRange) -> int:
         file = gfn_range.slot.gmem_file
-        if file is None or not file.inode.page_order:
+        converts = self.host.main.current_cause() == "conversion"
+        if file is None or not file.inode.page_order or not converts:
             return super()._kvm_gmem_split_range(kvm, gfn_range)
         return self.host.tdp_mmu._split_huge_pages_in_roots(
             kvm, KVM_MIRROR_ROOTS, gfn_range.start, gfn_range.end, PG_LEVEL_4K, False, False
