@@ -33,3 +33,11 @@ def test_a_hole_is_not_split_beyond_its_boundary(design: str, failures: str) -> 
     assert now.held and now.results == v3.results and now.counts == v3.counts
     whole = "set-attributes frame 0 to shared"
     assert end_of(design, whole, "hugetlb-2m").counts["seamcall.TDH.MEM.PAGE.DEMOTE"] == 1
+
+
+def test_what_is_not_split_is_not_unmapped_whole() -> None:
+    """unmap-first rounds to the folio that guest_memfd splits; with THP it splits none."""
+    page = "set-attributes page 1 to shared"
+    v3, now = (end_of(of, page, "thp") for of in ("v3", "unmap-first"))
+    assert v3.held and now.held and now.counts == v3.counts and now.pages == v3.pages
+    assert not end_of("unmap-first", page, "hugetlb-2m").held

@@ -19,7 +19,8 @@ class UnmapFirst(GuestMemfd):
     """guest_memfd whose conversion to shared is past its point of no return at once.
 
     No S-EPT split, so nothing that may fail before the zap: the zap takes whole leaves. Assumed:
-    what is unmapped is the original folio, which is what is split afterwards.
+    what is unmapped is the original folio, which is what is split afterwards; where guest_memfd
+    splits no folio (order 0: THP and 4 KB pages), it is v3.
     """
 
     __slots__ = ()
@@ -27,8 +28,9 @@ class UnmapFirst(GuestMemfd):
     def _kvm_gmem_convert_mappings(
         self, inode: GmemInode, start: int, end: int, to_private: bool
     ) -> int:
-        if not to_private:
-            start, end = self._kvm_gmem_compute_invalidate_range(inode, start, end)
+        if to_private or not inode.page_order:
+            return super()._kvm_gmem_convert_mappings(inode, start, end, to_private)
+        start, end = self._kvm_gmem_compute_invalidate_range(inode, start, end)
         self.kvm_gmem_zap(inode, start, end)
         return 0
 
