@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from septum.abi.errno import ENOMEM
 from septum.designs.registry import Design, on_v3
+from septum.linux.kvm.mmu_load import KVM_ARCH_NR_OBJS_PER_MEMORY_CACHE
 from septum.linux.kvm.tdp_mmu import TdpMmu
 from septum.linux.kvm.tdx import KvmTdxUnit
 from septum.linux.kvm.types import KvmMmuPage
@@ -102,12 +103,20 @@ class ControlPageTdx(KvmTdxUnit):
     def topup_external_fault_cache(self, vcpu: KvmVcpu, cnt: int = 0) -> int:
         """x86 op: `cnt` S-EPT pages with their PAMT, and the pages for the leaf's. 0 or -ENOMEM."""
         x86 = self.host.x86_tdx
-        while len(vcpu.mmu_external_spt_cache) < cnt:
-            page = x86.tdx_alloc_page(_FAULT_SITE)
-            if page is None:
-                return -ENOMEM
-            vcpu.mmu_external_spt_cache.append(page)
+        if len(vcpu.mmu_external_spt_cache) < cnt and not self._topup_external_spt(vcpu, cnt):
+            return -ENOMEM
         return x86.topup_tdx_prealloc_page(vcpu.tdx.prealloc, x86.tdx_dpamt_entry_pages())
+
+    def _topup_external_spt(self, vcpu: KvmVcpu, cnt: int) -> bool:
+        """Fill the kvm_mmu_memory_cache, in which there are less than `cnt`, up to its capacity.
+        False if there are less still."""
+        cache = vcpu.mmu_external_spt_cache
+        while len(cache) < KVM_ARCH_NR_OBJS_PER_MEMORY_CACHE:
+            page = self.host.x86_tdx.tdx_alloc_page(_FAULT_SITE)
+            if page is None:
+                return len(cache) >= cnt
+            cache.append(page)
+        return True
 
     def alloc_external_fault_cache(self, vcpu: KvmVcpu) -> Pfn | None:
         cache = vcpu.mmu_external_spt_cache
