@@ -120,7 +120,7 @@ class NoExternalPage(TdpMmu):
 
 class WeakSplit(KvmMmu):
     """Only the weak kvm_split_cross_boundary_leafs() of kvm_main.c is there, for its callers of
-    patches 13, 15 and 16: 0, and nothing is split."""
+    patches 13, 15 and 16: 0, and nothing is split. Patch 13 sets its bit over a leaf that stays."""
 
     __slots__ = ()
 
@@ -200,10 +200,10 @@ DESIGNS = (
     ),
     ablation(
         11,
-        "nothing splits before a zap: it takes 2 MB leaves whole",
+        "nothing splits before a zap, which takes 2 MB leaves whole, nor for an accept",
         on_v3(mmu=WeakSplit),
-        breaks=WHOLE_LEAF_GOES,
-        scenarios=("convert-straddling",),
+        breaks=(*WHOLE_LEAF_GOES, "progress", "no-bug"),
+        scenarios=("convert-straddling", "accept-level-a", "accept-level-prefault"),
     ),
     ablation(
         11,
