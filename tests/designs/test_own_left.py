@@ -30,6 +30,16 @@ class Gmem(GuestMemfd):
     def kvm_gmem_invalidate_end(self, inode, start, end):
         inode.file_list = None
 """
+TEXT = """\
+from septum.linux.kvm.tdx import KvmTdxUnit
+
+
+class Text(KvmTdxUnit):
+    __slots__ = ()
+
+    def tdx_sept_link_private_spt(self, kvm, gfn, level, private_spt):
+        return super().tdx_sept_link_private_spt(kvm, gfn, level, private_spt) or "0"
+"""
 SENTENCE = ", with no function of the design at work, and v3 does not raise in an undisturbed run"
 
 
@@ -142,3 +152,16 @@ def test_a_boot_says_what_to_try_on_v3(
     assert cli(*words, "--design", f"{design_of(tmp_path)}:Gmem") == 2
     said = capsys.readouterr().err
     assert "the model raises TypeError: " in said and "if the same raises with --design v3" in said
+
+
+def test_a_vm_that_a_design_does_not_build_is_told_with_the_design(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And whether v3 builds it: another design does not say so."""
+    (tmp_path / "text.py").write_text(TEXT)
+    design = f"{tmp_path / 'text.py'}:Text"
+    for command in ("run", "explore"):
+        assert cli(command, "convert-one-page", "--design", design) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert f"VM vm: add_image failed: -EIO, on {design}; on v3 it is built, so look" in said

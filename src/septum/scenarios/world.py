@@ -7,11 +7,13 @@ once and waits in user space.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from septum.abi.types import PAGE_SHIFT
 from septum.checks import Checker, observed_units
 from septum.designs import find_design
+from septum.designs.registry import V3
 from septum.errors import NotBegun
 from septum.guest.tdcpu import make_guest_cpus
 from septum.scenarios.counts import count_all, difference, pages_state
@@ -158,7 +160,8 @@ class ScenarioWorld:
         for name, vmm in self.vmms.items():
             self.setup_at = f"while VM {name} is built"
             if not vmm.vm_spec.shape.later and vmm.build():
-                raise NotBegun(f"scenario {scenario.name}: VM {name}: {vmm.fatal[0]}")
+                said = f"scenario {scenario.name}: VM {name}: {vmm.fatal[0]}"
+                raise NotBegun(said + self._beside_v3())
         self._counted = count_all(self.world, self.vmms, self.record)
         for name, vmm in self.vmms.items():
             for index in range(len(vmm.vcpus)):
@@ -171,6 +174,21 @@ class ScenarioWorld:
             self._has_ended()
         for vmm in self.vmms.values():
             vmm.renew_guest()
+
+    def _beside_v3(self) -> str:
+        """What to say of VMs that cannot be built: on a user's design, whether they can on v3."""
+        if find_design(self.design).kind != "user":
+            return ""
+        v3 = None
+        with suppress(NotBegun):
+            v3 = ScenarioWorld(self.scenario, V3.name, self.checker.mode)
+        if v3 is None:
+            return f", on {self.design}; on v3 they cannot be built, either"
+        v3.world.close()
+        return (
+            f", on {self.design}; on v3 it is built, so look at what the design's functions do and"
+            " return meanwhile"
+        )
 
     def _has_ended(self) -> None:
         """What was done of the setup has ended. Raises RunStopped where the host does not let it,
