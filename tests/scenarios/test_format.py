@@ -84,6 +84,7 @@ def test_choices_have_results_of_their_own() -> None:
         ("touch 0x1 page 0", "takes no value"),
         ("touch page 0 =>", "write what is right there"),
         ("choose: touch page 0", "needs alternatives"),
+        ("choose: choose: touch page 0 | touch page 1 | hlt", "`choose:` cannot be nested"),
         ("", "nothing that a guest does"),
     ],
 )

@@ -121,6 +121,8 @@ def _match(pattern: str, what: str, like: str) -> re.Match[str]:
 
 def _choose(what: str, parse: Callable[[str], Op]) -> tuple[Op, ...]:
     parts = [part.strip() for part in what.removeprefix("choose:").split("|")]
+    if any(part.startswith("choose:") for part in parts):
+        raise OpError("`choose:` cannot be nested; write all alternatives behind one `choose:`")
     if len(parts) < 2 or not all(parts):
         raise OpError("`choose:` needs alternatives; write `choose: touch page 0 | touch page 1`")
     return tuple(parse(part) for part in parts)
