@@ -40,6 +40,7 @@ class Text(KvmTdxUnit):
     def tdx_sept_link_private_spt(self, kvm, gfn, level, private_spt):
         return super().tdx_sept_link_private_spt(kvm, gfn, level, private_spt) or "0"
 """
+DEFECT = "septum.sim.sim.SimDefect: "
 SENTENCE = ", with no function of the design at work, and v3 does not raise in an undisturbed run"
 
 
@@ -165,3 +166,14 @@ def test_a_vm_that_a_design_does_not_build_is_told_with_the_design(
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         assert f"VM vm: add_image failed: -EIO, on {design}; on v3 it is built, so look" in said
+
+
+def test_a_promise_that_there_is_none_of_is_told_with_the_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    design = f"{design_of(tmp_path, 'self.sim.find(chr(110), chr(111))')}:Track"
+    for command in ("run", "explore"):
+        assert cli(command, "convert-one-page", "--design", design) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert f"left.py, line 9, in tdx_track: {DEFECT}no promise is called 'n'; there" in said

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from septum.abi.types import PAGE_SHIFT
-from septum.checks import Checker, observed_units
+from septum.checks import PROMISES, Checker, observed_units
 from septum.designs import find_design
 from septum.designs.registry import V3
 from septum.errors import NotBegun
@@ -22,6 +22,7 @@ from septum.scenarios.guest import ScenarioGuest
 from septum.scenarios.host import HostThread
 from septum.scenarios.limit import limit, limited
 from septum.scenarios.names import check_names
+from septum.scenarios.outcome import EXPECTATION
 from septum.scenarios.record import Record, Result
 from septum.scenarios.vmm import ScenarioVmm
 from septum.sim import RoundRobin, RunStopped, Schedule, WaitQueue
@@ -116,6 +117,7 @@ class ScenarioWorld:
         self.sim = self.world.sim
         self.failures = Failures(scenario.may_fail, scenario.injections)
         self.sim.choice_rules = self.failures
+        self.sim.promises = (*PROMISES, EXPECTATION)
         self.record = Record(WaitQueue(self.sim, "another thread of the VMM (futex)"))
         # As `finish` finds them: counters since the VMs were finalized, VMs that are dead, pages.
         self.counts: dict[str, int] = {}

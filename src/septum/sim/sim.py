@@ -80,6 +80,7 @@ class Sim:
         "nr_points",
         "nr_switches",
         "point_observer",
+        "promises",
         "schedule",
         "sink",
         "stop_on_finding",
@@ -105,6 +106,7 @@ class Sim:
         self.answers: list[int] = []  # every answer of the schedule, in order
         # Asked before the schedule. An outcome that it settles itself is not in `answers`.
         self.choice_rules: ChoiceRules | None = None
+        self.promises: tuple[str, ...] = ()  # what `find` may name; () anything
         self.nr_points = 0
         self._skip = 0  # so many coming scheduling points pass without asking the schedule
         self.granted = 0  # those, and all that have passed so
@@ -457,6 +459,10 @@ class Sim:
 
     def find(self, promise: str, text: str, *, where: str = "") -> None:
         """Record a finding; raises RunStopped when `stop_on_finding` is set."""
+        if self.promises and promise not in self.promises:
+            raise SimDefect(
+                f"no promise is called {promise!r}; there are {', '.join(self.promises)}"
+            )
         current = self.current
         finding = Finding(promise, text, where, current.name, current.time_ns)
         self.findings.append(finding)
