@@ -15,6 +15,7 @@ OPS = st.lists(
         st.tuples(st.just("fill"), st.integers(0, 600), KEYS, st.integers(0, 5)),
         st.tuples(st.just("fill2m"), st.sampled_from([0, 512]), KEYS, st.integers(0, 5)),
         st.tuples(st.just("reset"), st.integers(0, 1100), st.just(0), st.just(0)),
+        st.tuples(st.just("reset2m"), st.sampled_from([0, 3]), st.just(0), st.just(0)),
         st.tuples(st.just("flush"), st.integers(0, 1100), KEYS | st.none(), st.just(0)),
         st.tuples(st.just("flush2m"), st.sampled_from([0, 3]), KEYS | st.none(), st.just(0)),
     ),
@@ -27,6 +28,13 @@ def flush(flat: dict[int, tuple[int, int, int]], frames: Iterable[int], key: int
     for pfn in frames:
         if pfn in flat and key in (None, flat[pfn][2]):
             flat[pfn] = (*flat[pfn][:2], -1)
+
+
+def reset(flat: dict[int, tuple[int, int, int]], frames: Iterable[int]) -> None:
+    """Direct stores of the host: dirty lines of a private key stay."""
+    for pfn in frames:
+        dirty = flat.get(pfn, (0, 0, -1))[2]
+        flat[pfn] = (0, 0, dirty if dirty > 0 else -1)
 
 
 @given(OPS)
@@ -45,7 +53,10 @@ def test_blocks_of_frames_equal_a_flat_memory(ops: list[tuple[str, int, int | No
             flush(flat, range(pfn, pfn + 600), key)
         elif op == "reset":
             mem.movdir64b(pfn)
-            flat[pfn] = (0, 0, -1)
+            reset(flat, (pfn,))
+        elif op == "reset2m":
+            mem.movdir64b(pfn, 600)
+            reset(flat, range(pfn, pfn + 600))
         else:
             nr = 512 if op == "fill2m" else 530
             mem.fill(pfn, nr, key, token)

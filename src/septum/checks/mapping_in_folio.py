@@ -25,7 +25,7 @@ FEW = 64
 
 class MappingInFolio(Promise):
     """A mapping never exceeds the memory that guest_memfd vouches for; the shared EPT maps what is
-    shared, and there.
+    shared, and there; nobody maps a page that has failed.
 
     On real hardware the guest owns memory of another user: the host's next write to it is a
     machine check or silently corrupts the guest, and the guest's writes corrupt the host.
@@ -34,7 +34,10 @@ class MappingInFolio(Promise):
     __slots__ = ("_judged", "_shared")
     name = "mapping-in-folio"
     thorough = True
-    consequences: ClassVar[dict[str, str]] = {LEAF: CONSEQUENCE}
+    consequences: ClassVar[dict[str, str]] = {
+        LEAF: CONSEQUENCE,
+        "user space maps": "On real hardware the next access is a machine check, instead of SIGBUS.",
+    }
 
     def __init__(self, checker: Checker) -> None:
         super().__init__(checker)
@@ -51,6 +54,7 @@ class MappingInFolio(Promise):
         While somebody holds slots_lock, a slot or a file may be on its way out.
         """
         self._shared.look(vm, first_gfn, end_gfn)
+        self._check_user_space(vm)
         slot: KvmMemorySlot | None = None
         runs = vm.runs(first_gfn, end_gfn)
         before = self._judged_before(vm, runs)
@@ -154,6 +158,21 @@ class MappingInFolio(Promise):
         for bad in sorted(failed):
             if pfn <= bad < pfn + nr:
                 self._broken(vm, run, gfn + bad - pfn, "failed", f"PFN {bad:#x} has failed")
+                return
+
+    def _check_user_space(self, vm: VmView) -> None:
+        """User space maps no page that has failed, once it has been unmapped."""
+        if not vm.world.host.mm.state.poisoned:
+            return
+        for slot in vm.kvm.memslots.values():
+            inode = slot.gmem_file.inode if slot.gmem_file is not None else None
+            if inode is None or inode.is_locked():
+                continue
+            for index in sorted(inode.user_mapped & inode.poisoned):
+                self.broken(
+                    (vm.name, "user space"),
+                    f"user space maps index {index:#x} of {vm.name}'s guest_memfd, which has failed",
+                )
                 return
 
     def _check_frames(

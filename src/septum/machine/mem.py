@@ -197,9 +197,24 @@ class PhysMem:
                 pfn += 1
 
     def movdir64b(self, pfn: int, nr_pages: int = 1) -> None:
-        """Zero `nr_pages` frames by direct stores with the host's key (TD bit cleared)."""
+        """Zero `nr_pages` frames by direct stores with the host's key (TD bit cleared).
+
+        Lines of the host's key leave the cache. To the cache those of a private key are of another
+        address, as the HKID is a part of it: dirty ones stay, to be written over the zeros.
+        """
+        end = pfn + nr_pages
+        stale = [
+            (frame, dirty)
+            for first in range(pfn & -PTRS_PER_TABLE, end, PTRS_PER_TABLE)
+            if (block := self._blocks.get(first >> 9)) is not None and block.dirty != CLEAN
+            for frame in range(max(pfn, first), min(end, first + PTRS_PER_TABLE))
+            if (dirty := _get(block.dirty, frame & 511)) >= self.hkid_min
+        ]
         self.fill(pfn, nr_pages, 0, 0)
         self.wbinvd_pages(pfn, nr_pages)
+        for frame, dirty in stale:
+            block = self._blocks[frame >> 9]
+            block.dirty = _put(block.dirty, frame & 511, dirty, "h")
 
     # Ground truth, for checks
 

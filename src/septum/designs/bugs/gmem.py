@@ -71,6 +71,23 @@ class FailedStaysMapped(GuestMemfd):
             super().kvm_gmem_zap(inode, start, end)
 
 
+class FailedToUserSpace(GuestMemfd):
+    """A host fault does not look whether the page has failed."""
+
+    __slots__ = ()
+
+    def kvm_gmem_fault_user_mapping(self, inode: GmemInode, index: int) -> int:
+        ret, folio = self._kvm_gmem_shared_folio(inode, index)
+        if folio is None:
+            return ret
+        self._clear_folio(folio)
+        if index in inode.user_mapped:
+            self.host.mm.folio_put(folio)
+        inode.user_mapped.add(index)
+        self.folio_unlock(folio)
+        return folio.pfn
+
+
 class AttributesBeforeSplit(GuestMemfd):
     """The attributes are stored before the split, so that no fault sees the old ones, and stay
     when the split fails."""
@@ -135,6 +152,14 @@ DESIGNS = (
         "memory-failure-against-fault",
         "mapping-in-folio",
         gmem=FailedStaysMapped,
+    ),
+    seeded(
+        "failed-to-user-space",
+        "mm/memory.c __do_fault(), VM_FAULT_HWPOISON",
+        "A host fault hands out a page that has failed",
+        "memory-failure-shared-page",
+        "mapping-in-folio",
+        gmem=FailedToUserSpace,
     ),
     seeded(
         "shared-stays-mapped",

@@ -15,7 +15,7 @@ from septum.linux.x86.tdx import TdxArch
 if TYPE_CHECKING:
     from septum.abi.types import Pfn
     from septum.linux.kvm.types import GmemFile, Kvm, KvmVcpu
-    from septum.linux.mm.folio import Subpool
+    from septum.linux.mm.folio import Folio, Subpool
 
 
 class DeadVmKeepsPages(GuestMemfd):
@@ -79,6 +79,17 @@ class NotFlushedBefore(TdxArch):
 
     def tdx_clflush_page(self, pfn: int) -> None:
         """Nothing."""
+
+
+class ResetUnflushed(TdxArch):
+    """Removed pages are reset, which is taken for enough: no TDH.PHYMEM.PAGE.WBINVD."""
+
+    __slots__ = ()
+
+    def tdh_phymem_page_wbinvd_hkid(
+        self, hkid: int, folio: Folio, start_idx: int, npages: int
+    ) -> int:
+        return 0
 
 
 class TdrNotReset(TdxArch):
@@ -146,6 +157,14 @@ DESIGNS = (
         "convert-aligned-2m-erratum",
         "teardown",
         x86_tdx=TdrNotReset,
+    ),
+    seeded(
+        "reset-unflushed",
+        "v3 patch 03, tdh_phymem_page_wbinvd_hkid()",
+        "Pages go back with MOVDIR64B, and with the TD's dirty lines still in the cache",
+        "convert-aligned-2m-erratum",
+        "cache",
+        x86_tdx=ResetUnflushed,
     ),
     seeded(
         "pages-not-flushed",
