@@ -15,8 +15,9 @@ from septum.explore.workers.search import Job, Searcher
 if TYPE_CHECKING:
     from septum.checks.modes import Mode
 
-SPIN_POINTS = 6000
-"""The plain search takes who has run for so long for one that goes round; the fast one knows."""
+SPIN_POINTS = 15_000
+"""The plain search takes who has run for so long for one that goes round; the fast one knows. More
+than it takes to close a file of 512 small pages, and less than a run may have."""
 
 
 class Told(NamedTuple):

@@ -36,7 +36,7 @@ class MappingInFolio(Promise):
     thorough = True
     consequences: ClassVar[dict[str, str]] = {
         LEAF: CONSEQUENCE,
-        "user space maps": "On real hardware the next access is a machine check, instead of SIGBUS.",
+        "user space maps": "On real hardware the next access is a machine check, not SIGBUS.",
     }
 
     def __init__(self, checker: Checker) -> None:
@@ -171,7 +171,7 @@ class MappingInFolio(Promise):
             for index in sorted(inode.user_mapped & inode.poisoned):
                 self.broken(
                     (vm.name, "user space"),
-                    f"user space maps index {index:#x} of {vm.name}'s guest_memfd, which has failed",
+                    f"user space maps page {index:#x} of {vm.name}'s guest_memfd, which has failed",
                 )
                 return
 

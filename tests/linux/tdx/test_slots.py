@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from septum.abi.errno import EEXIST, EINVAL, ENOMEM
-from septum.abi.kvm import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES
+from septum.abi.kvm import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEMSLOT_INVALID
 from septum.linux.host import HostUnits, v3_units
 from septum.linux.kvm.main import KvmUserspaceMemoryRegion2 as Region
 from septum.linux.kvm.mmu import KvmMmu
@@ -93,6 +93,29 @@ def test_deleting_a_slot_removes_its_private_memory(bench: Benches, backing: str
     assert b.texts() == []
     b.vmm.teardown()
     b.assert_nothing_left()
+
+
+def test_who_has_looked_a_slot_up_does_not_see_that_it_is_deleted(
+    bench: Benches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kvm_invalidate_memslot() puts a copy in its place: a fault under way maps, and is waited for
+    before anything is zapped; later ones find the copy."""
+    b = bench("4k")
+    slot = b.host.main.gfn_to_memslot(b.kvm, FREE_GPA >> 12)
+    main = type(b.host.main)
+    wait = main.kvm_swap_active_memslots
+    found = []
+
+    def swap(self: Any, kvm: Any) -> None:
+        found.append(kvm.memslots.get(slot.id))
+        assert not (slot.flags & KVM_MEMSLOT_INVALID or slot.freed)
+        wait(self, kvm)
+
+    monkeypatch.setattr(main, "kvm_swap_active_memslots", swap)
+    assert set_region(b, Region(slot.id, 0, 0, 0)) == 0
+    invalid, gone = found
+    assert invalid.flags & KVM_MEMSLOT_INVALID and gone is None
+    assert invalid.freed and slot.freed
 
 
 def test_slot_with_guest_memfd_cannot_be_changed(bench: Benches) -> None:

@@ -12,7 +12,6 @@ from septum.abi.kvm import (
     KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MEM_READONLY,
     KVM_MEMSLOT_GMEM_ONLY,
-    KVM_MEMSLOT_INVALID,
     KVM_PFN_ERR_FAULT,
 )
 from septum.abi.types import PAGE_SHIFT, PAGE_SIZE, Gfn
@@ -140,7 +139,7 @@ class MainSlots(MainRequests):
         if slot is None or not slot.npages:
             return -EINVAL
         kvm.slots_arch_lock.lock()
-        slot.flags |= KVM_MEMSLOT_INVALID
+        invalid = kvm.memslots[slot.id] = slot.invalidated()
         kvm.slots_arch_lock.unlock()
         self.kvm_swap_active_memslots(kvm)
         self.host.mmu.kvm_arch_flush_shadow_memslot(kvm, slot)
@@ -151,6 +150,7 @@ class MainSlots(MainRequests):
         kvm.slots_arch_lock.unlock()
         self.kvm_swap_active_memslots(kvm)
         self.kvm_free_memslot(slot)
+        invalid.freed = True
         return 0
 
     def kvm_free_memslot(self, slot: KvmMemorySlot) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.abi.kvm import KVM_PFN_ERR_FAULT
+from septum.abi.kvm import KVM_MEMSLOT_INVALID, KVM_PFN_ERR_FAULT
 from septum.linux.kvm.gmem_types import GmemFile as GmemFile
 from septum.linux.kvm.gmem_types import GmemInode as GmemInode
 from septum.linux.kvm.gmem_types import SplitFolio as SplitFolio
@@ -69,6 +69,16 @@ class KvmMemorySlot:
     def end_gfn(self) -> int:
         """First GFN after the slot."""
         return self.base_gfn + self.npages
+
+    def invalidated(self) -> KvmMemorySlot:
+        """The copy that kvm_invalidate_memslot() puts in its place: of the same memory, and
+        KVM_MEMSLOT_INVALID. Who looked the slot up before does not see the flag."""
+        flags = self.flags | KVM_MEMSLOT_INVALID
+        invalid = KvmMemorySlot(self.id, self.base_gfn, self.npages, flags, self.userspace_addr)
+        invalid.gmem_file = self.gmem_file
+        invalid.gmem_pgoff = self.gmem_pgoff
+        invalid.lpage_info = self.lpage_info
+        return invalid
 
 
 class KvmMmuPage:
