@@ -6,7 +6,8 @@ boot command line chooses is `HostParams`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from types import FunctionType
 from typing import TYPE_CHECKING
 
 from septum.linux.rcu import Rcu
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from septum.linux.mm import Mm
     from septum.linux.x86.tdx import TdxArch
     from septum.machine import Machine
+
+_BASE = ("septum.linux.", "septum.checks.", "builtins")
+"""Where the base's units are from, and the layer that tells promises of what they do."""
 
 
 @dataclass(slots=True)
@@ -58,6 +62,17 @@ class HostUnits:
     x86: type[KvmX86]
     x86_tdx: type[TdxArch]
     mm: type[Mm]
+
+    def design_files(self) -> frozenset[str]:
+        """The files with code of the design, rather than of the base."""
+        return frozenset(
+            function.__code__.co_filename
+            for unit in fields(self)
+            for base in getattr(self, unit.name).__mro__
+            if not base.__module__.startswith(_BASE)
+            for function in vars(base).values()
+            if isinstance(function, FunctionType)
+        )
 
 
 def v3_units() -> HostUnits:
@@ -122,6 +137,7 @@ class Host:
         units = units if units is not None else v3_units()
         self.machine = machine
         self.sim = machine.sim
+        self.sim.design_files = units.design_files()
         self.params = params if params is not None else HostParams()
         self.kvms: dict[int, Kvm] = {}
         self.page_private: dict[int, KvmMmuPage] = {}

@@ -56,6 +56,8 @@ class _Lock:
             sim.emit(LockEvent(task.time_ns, task.name, task.cpu, "unlock", self.name, mode))
         if self.waiters:
             sim.wake(self.waiters)
+        if sim.design_files:
+            sim.released(self)
 
     def _drop_inner(self, task: Task, mode: str) -> None:
         """Remove this lock from `task.held`, where locks taken after it follow."""

@@ -6,6 +6,7 @@ ready and nothing explores.
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +18,7 @@ from septum.sim.task import BREAK_OFF, BrokenOff, Task, getcurrent, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from types import FrameType
 
     import greenlet
 
@@ -74,6 +76,7 @@ class Sim:
         "answers",
         "choice_rules",
         "current",
+        "design_files",
         "findings",
         "granted",
         "lock_observer",
@@ -104,6 +107,8 @@ class Sim:
         self.findings: list[Finding] = []
         self.stop_on_finding = False
         self.answers: list[int] = []  # every answer of the schedule, in order
+        # The files that a design's own code is in (see `released`).
+        self.design_files: frozenset[str] = frozenset()
         # Asked before the schedule. An outcome that it settles itself is not in `answers`.
         self.choice_rules: ChoiceRules | None = None
         self.promises: tuple[str, ...] = ()  # what `find` may name; () anything
@@ -288,6 +293,19 @@ class Sim:
             self.answers.append(answer)
             if answer:
                 self._preempt(answer, kind)
+
+    def released(self, lock: object) -> None:
+        """A lock was given back. If code of a design does that, or called who does, a scheduling
+        point: it may go on to what the lock guards. The base's code is known not to."""
+        files = self.design_files
+        if not files:
+            return
+        at: FrameType | None = sys._getframe(1)
+        while at is not None:
+            if at.f_code.co_filename in files:
+                self.point("unlock", lock)
+                return
+            at = at.f_back
 
     def _watched(self, kind: str, nr: int) -> None:
         """Call the alarm if it is set for scheduling point `nr`, and the observer."""

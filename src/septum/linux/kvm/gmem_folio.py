@@ -78,6 +78,7 @@ class GmemFolios(GmemLock):
         if folio.locked:
             folio.locked = False
             self.sim.wake(folio.lock_waiters)
+            self.sim.released(folio)
 
     def _make_small_folio(self, inode: GmemInode, split: SplitFolio, index: int) -> Folio:
         """Give one page of a split huge folio an object of its own."""
