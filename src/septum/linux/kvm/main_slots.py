@@ -176,14 +176,24 @@ class MainSlots(MainRequests):
             return KVM_PFN_ERR_FAULT, False, None
         return pfn, True, None
 
-    def mmu_notifier_invalidate_range(self, start: int, end: int) -> None:
-        """Host user space gives up [start, end): kvm_mmu_notifier_invalidate_range_start() and
-        _end() in every VM that has a slot there. Private mappings are never touched."""
-        kvms = tuple(self.host.kvms.values())
-        for kvm in kvms:
-            self._mn_invalidate(kvm, start, end)
+    def mmu_notifier_invalidate_range_start(self, start: int, end: int) -> list[Kvm]:
+        """kvm_mmu_notifier_invalidate_range_start() in every VM that has a slot in the addresses
+        [start, end), which host user space is about to give up; the VMs. Private mappings are never
+        touched. Until `mmu_notifier_invalidate_range_end` no fault maps what is there."""
+        kvms = [kvm for kvm in tuple(self.host.kvms.values()) if self._mn_start(kvm, start, end)]
+        self.sim.point("mmu_notifier")
+        return kvms
 
-    def _mn_invalidate(self, kvm: Kvm, start: int, end: int) -> None:
+    def mmu_notifier_invalidate_range_end(self, kvms: list[Kvm]) -> None:
+        """kvm_mmu_notifier_invalidate_range_end() in the VMs that the start was in. MODEL: slots do
+        not wait (mn_active_invalidate_count), so that the VMs are not looked for again."""
+        for kvm in kvms:
+            kvm.mmu_lock.write_lock()
+            self.host.mmu.kvm_mmu_invalidate_end(kvm)
+            kvm.mmu_lock.write_unlock()
+
+    def _mn_start(self, kvm: Kvm, start: int, end: int) -> bool:
+        """Whether the VM has a slot there; then the invalidation has begun, and it is unmapped."""
         mmu = self.host.mmu
         ranges: list[KvmGfnRange] = []
         for slot in kvm.memslots.values():
@@ -196,7 +206,7 @@ class MainSlots(MainRequests):
                 last = slot.base_gfn + ((high - slot.userspace_addr + PAGE_SIZE - 1) >> PAGE_SHIFT)
                 ranges.append(KvmGfnRange(slot, first, last, KVM_FILTER_SHARED, True))
         if not ranges:
-            return
+            return False
         kvm.mmu_lock.write_lock()
         mmu.kvm_mmu_invalidate_begin(kvm)
         flush = 0
@@ -208,7 +218,4 @@ class MainSlots(MainRequests):
         if flush:
             self.kvm_flush_remote_tlbs(kvm)
         kvm.mmu_lock.write_unlock()
-        self.sim.point("mmu_notifier")
-        kvm.mmu_lock.write_lock()
-        mmu.kvm_mmu_invalidate_end(kvm)
-        kvm.mmu_lock.write_unlock()
+        return True

@@ -55,10 +55,10 @@ class MmUser(MmHugetlb):
         return True
 
     def madvise_dontneed(self, addr: int, size_bytes: int) -> None:
-        """Give the pages of [addr, addr + size_bytes) back, after KVM has unmapped them.
+        """Give the pages of [addr, addr + size_bytes) back, while KVM has unmapped them.
 
-        mmap_lock is held for reading, so that the MMU notifier's begin and end are one critical
-        section. Source: mm/madvise.c madvise_dontneed_single_vma.
+        mmap_lock is held for reading: others fault meanwhile. The pages go between start and end of
+        the MMU notifier's invalidation. Source: mm/madvise.c madvise_dontneed_single_vma().
         """
         state = self.state
         first = addr >> PAGE_SHIFT
@@ -70,10 +70,11 @@ class MmUser(MmHugetlb):
         if not vpns:
             return
         state.mmap_lock.down_read()
-        self.host.main.mmu_notifier_invalidate_range(addr, addr + size_bytes)
+        kvms = self.host.main.mmu_notifier_invalidate_range_start(addr, addr + size_bytes)
         for vpn in vpns:
             # Another thread may have discarded the page while this one waited for KVM.
             page = state.user_pages.pop(vpn, None)
             if page is not None:
                 self.free_page(page)
+        self.host.main.mmu_notifier_invalidate_range_end(kvms)
         state.mmap_lock.up_read()
