@@ -260,6 +260,7 @@ class GmemFolios(GmemLock):
 
     def _freeze_folio(self, folio: Folio) -> None:
         """Wait until nobody but the page cache refers to the folio."""
+        self.sim.point("folio_ref_freeze", folio)
         nr_pages = folio.nr_pages
         if folio.refcount == nr_pages:
             return

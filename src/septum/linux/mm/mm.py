@@ -169,6 +169,7 @@ class Mm(MmUser):
         The pages are then freed one by one with `free_page`. Fails with an unexpected reference
         (-EAGAIN in the kernel) or for want of memory (-ENOMEM).
         """
+        self.sim.point("folio_ref_freeze", folio)
         if folio.refcount != folio.nr_pages + 1 or self.fails(site):
             return False
         self.state.folios.pop(folio.pfn)
