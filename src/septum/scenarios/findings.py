@@ -66,6 +66,8 @@ FINDINGS = (
     Finding("F22", "finding-fresh-folio-twice", "split by two tasks", (11, 12)),
     Finding("F23", "finding-failure-against-hole", "waits for folio lock"),
     Finding("F23", "finding-failure-against-split", "host.mce waits for invalidate_lock"),
+    Finding("F24", "finding-zap-meets-split", "TDH_PHYMEM_PAGE_WBINVD failed", (22, 8)),
+    Finding("F24", "finding-zap-meets-hole", "TDH_PHYMEM_PAGE_WBINVD failed", (21, 8)),
 )
 
 
