@@ -97,7 +97,7 @@ def test_without_the_freeze_two_vcpus_map_one_gfn(make_world, monkeypatch):
             return super().set_external_spte_present(kvm, it, old_spte, new_spte)
 
     doubles = 0
-    for seed in range(20):
+    for seed in range(80):
         world = make_world(NoFreeze)
         sim = world.sim
         sim.schedule = RandomSchedule(seed)
