@@ -177,7 +177,7 @@ def test_a_promise_that_breaks_in_one_state_alone_is_found(at_every_look, scenar
 
         def see(checker, wanted=wanted):  # type: ignore[no-untyped-def]
             if what_is_seen(checker) == wanted:
-                checker.world.sim.find("no-stale", "seen", where="test")
+                checker.world.sim.find("mirror", "seen", where="test")
 
         found, _ = searched(see, scenario)
         assert found == {"seen"}, wanted

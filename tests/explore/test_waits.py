@@ -123,7 +123,7 @@ def test_a_folio_lock_that_nobody_has(explored) -> None:  # type: ignore[no-unty
     others = ("no-bug", "mapping-in-folio", "private-unreachable", "is retried", "expectation")
     story = explored(BOTH_FAULT, *(word for other in others for word in ("--ignore", other)))
     assert (
-        "vcpu1 waits for the folio lock of pfn 0x100000, which nobody has: vcpu0 gave it up after"
+        "vcpu0 waits for the folio lock of pfn 0x100000, which nobody has: vcpu1 gave it up after"
         " step 8, and woke nobody"
     ) in story.partition("Why: ")[2]
 
