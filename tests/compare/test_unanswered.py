@@ -77,7 +77,9 @@ def test_a_host_that_does_not_come_to_where_a_scenario_begins(tmp_path: Path) ->
     assert marks(rows(done.stdout)["stuck.py:Refuses"]) == {"undetermined"}
     assert marks(rows(done.stdout)["v3"]) == {"held"}
     assert done.stderr.splitlines()[-1] == (
-        "septum: stuck.py:Refuses in setup: scenario setup: VM vm: create_vcpus failed: -EIO"
+        "septum: stuck.py:Refuses in setup: scenario setup: VM vm: create_vcpus failed: -EIO, on"
+        " stuck.py:Refuses; on v3 it is built, so look at what the design's functions do and return"
+        " meanwhile"
     )
     args = ("stuck.py:Stuck", *args[1:])
     done = compare(*args, cwd=tmp_path)
