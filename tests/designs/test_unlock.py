@@ -11,6 +11,7 @@ from septum.explore.scenario import ScenarioSubject
 from septum.explore.verdict import Outcome
 from septum.linux.kvm.guest_memfd import GuestMemfd
 from septum.linux.kvm.tdx import KvmTdxUnit
+from septum.scenarios.run import LIBRARY
 from septum.sim import Sim
 
 
@@ -39,24 +40,34 @@ class UnlocksInBase(GuestMemfd):
         return self.merge_truncate_range(inode, start, end - start, True)
 
 
-CASES = (
-    ("accept-4k-against-2m", {"tdx": InhibitAfterUnlock}),
-    ("punch-against-fault-4k", {"gmem": UnlocksInBase}),
+PUNCH = """
+summary = "A hole is punched in pages that a vCPU faults on."
+[vm]
+memory = "2M"
+backing = "4k"
+ve = true
+[guest]
+vcpu0 = ["touch page 5 => any"]
+[host]
+punch = ["punch pages 5-6"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "units"),
+    [
+        ((LIBRARY / "accept-4k-against-2m.toml").read_text(), {"tdx": InhibitAfterUnlock}),
+        (PUNCH, {"gmem": UnlocksInBase}),
+    ],
+    ids=["accept", "punch"],
 )
-
-
-@pytest.mark.parametrize(("name", "units"), CASES)
-def test_work_that_is_moved_behind_an_unlock_is_met_there(name, units, monkeypatch, tmp_path):
+def test_work_that_is_moved_behind_an_unlock_is_met_there(text, units, monkeypatch, tmp_path):
     monkeypatch.setitem(designs(), "moved", Design("moved", "", "", on_v3(**units)))
-    path = tmp_path / f"{name}.toml"
-    path.write_text(
-        'summary = "."\n[vm]\nmemory = "2M"\nbacking = "4k"\nve = true\n'
-        '[guest]\nvcpu0 = ["touch page 5 => any"]\n[host]\npunch = ["punch pages 5-6"]\n'
-    )
-    scenario = name if name.startswith("accept") else str(path)
+    path = tmp_path / "moved.toml"
+    path.write_text(text)
 
     def outcome() -> Outcome:
-        return explore(ScenarioSubject(scenario, "moved", "end"), Options(shrink=False)).outcome
+        return explore(ScenarioSubject(str(path), "moved", "end"), Options(shrink=False)).outcome
 
     assert outcome() is Outcome.BROKEN
     monkeypatch.setattr(Sim, "released", lambda self, lock: None)

@@ -296,7 +296,10 @@ class Sim:
 
     def released(self, lock: object) -> None:
         """A lock was given back. If code of a design does that, or called who does, a scheduling
-        point: it may go on to what the lock guards. The base's code is known not to."""
+        point: it may go on to what the lock guards.
+
+        MODEL: what the base does from an unlock to its next point runs in one piece.
+        """
         files = self.design_files
         if not files:
             return
