@@ -68,9 +68,10 @@ def _explore(asked: Sequence[tuple[str, Subject, Options]], wanted: Wanted) -> i
     verdicts: list[Verdict] = []
     cases: list[Case] = []
     codes = set()
+    defects: list[Exception] = []
     try:
         for name, subject, options in asked:
-            verdict, told = _searched(name, subject, options, wanted)
+            verdict, told = _searched(name, subject, options, wanted, defects)
             verdicts.append(verdict)
             cases.append(verdict_case(verdict, told))
             try:
@@ -94,6 +95,8 @@ def _explore(asked: Sequence[tuple[str, Subject, Options]], wanted: Wanted) -> i
             print("\n".join(ktap_lines(cases)))
     if artefacts.failed:
         raise InputError(artefacts.failed)
+    if defects:
+        raise defects[0]
     codes |= {verdict.exit_code() for verdict in verdicts}
     return next((code for code in _SEVERITY if code in codes), 0)
 
@@ -132,9 +135,10 @@ def _print(verdict: Verdict, told: Sequence[Sequence[str]], wanted: Wanted) -> N
 
 
 def _searched(
-    name: str, subject: Subject, options: Options, wanted: Wanted
+    name: str, subject: Subject, options: Options, wanted: Wanted, defects: list[Exception]
 ) -> tuple[Verdict, list[list[str]]]:
-    """The verdict, and the stories of what broke. Raises InputError for a user's design that does
+    """The verdict, and the stories of what broke, with `defects` of those that could not be told.
+    Raises InputError for a user's design that does
     not do the same whenever its schedule is the same, or leaves what the model cannot read."""
     with left_behind(subject.design, undisturbed(name, wanted.check)):
         if is_own(subject.design):
@@ -145,7 +149,7 @@ def _searched(
             with watching(search.progress, wanted=wanted.watch):
                 verdict = search.run()
             how = command_lines(name, verdict.design, wanted.check, options)
-            return verdict, stories(verdict, search.runner, how)
+            return verdict, stories(verdict, search.runner, how, defects)
         except DidNotRepeat:
             if not is_own(subject.design):
                 raise
@@ -200,11 +204,13 @@ def verdict_lines(verdict: Verdict, check: str = "quiet") -> list[str]:
     return lines
 
 
-def stories(verdict: Verdict, runner: Runner, how: list[str]) -> list[list[str]]:
+def stories(
+    verdict: Verdict, runner: Runner, how: list[str], defects: list[Exception] | None = None
+) -> list[list[str]]:
     """The story of each counterexample, as lines of 80 columns, in the world of `runner`; `how`
-    are the commands at its end (see `reproduce.command_lines`)."""
+    are the commands at its end (see `reproduce.command_lines`). `defects` are those of `tell`."""
     told = []
     for example in verdict.counterexamples:
         said = heading(example.finding, verdict.subject, verdict.design, verdict.seed)
-        told.append([*tell(runner, example, said), "", *how])
+        told.append([*tell(runner, example, said, defects=defects), "", *how])
     return told

@@ -39,13 +39,17 @@ class Damage(msgspec.Struct, frozen=True):
     """What every step tells of a counterexample.
 
     `example` and `recording` are what is to be told: up to where its promise is broken first, and
-    then `cut` says so in words; else as they were. `other` is broken before that.
+    then `cut` says so in words; else as they were, and `untold` says why where nobody could look.
+    `other` is broken before that. `unseen`: why the story has no look at the world from some step
+    on, "" where it has.
     """
 
     example: Counterexample
     recording: Recorded
     cut: str = ""
     other: Other | None = None
+    untold: str = ""
+    unseen: str = ""
 
 
 class _EveryStep(ScenarioSubject):

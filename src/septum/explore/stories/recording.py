@@ -183,6 +183,10 @@ class Recorded:
                     alone.add(event.lock)
         return frozenset(lock for lock, tasks in takers.items() if len(tasks) > 1 and lock in alone)
 
+    def unseen(self) -> Exception | None:
+        """What a look at the world has raised, after which none was taken."""
+        return None
+
     def asked_at(self, answers: list[int], at: int) -> Asked | None:
         """What another schedule, or this one, is asked as number `at`; None where none is."""
         return None
@@ -320,6 +324,9 @@ class Recording(Recorded):
         gfn = op.area.gpa(world.scenario.vm(op.vm).gpa) >> PAGE_SHIFT
         size = f"+{op.area.nr_pages:#x}" if op.area.nr_pages > 1 else ""
         return f"{op.text} (GFN {gfn:#x}{size})"
+
+    def unseen(self) -> Exception | None:
+        return self._watch.error if self._watch is not None else None
 
     def asked_at(self, answers: list[int], at: int) -> Asked | None:
         """What another schedule, or this one, is asked as number `at`."""

@@ -54,6 +54,9 @@ class SetupRecording(Recorded):
             self.beats = []
         self.tasks = list(dict.fromkeys(beat.event.task for beat in self.beats)) or [finding.task]
 
+    def unseen(self) -> Exception | None:
+        return self._watch.error
+
     def _begin(self, world: ScenarioWorld) -> Callable[[Event], None]:
         self._world = world
         self._watch = Watch(world.world)

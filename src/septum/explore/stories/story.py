@@ -100,7 +100,12 @@ def story_lines(
         schedule += " before the time for shrinking ended" * example.late
         schedule = _size(example, schedule, recording)
     lines += _words(schedule)
-    lines += _words(damage.cut)
+    lines += _words(damage.cut or damage.untold)
+    numbers = {id(row.beat): row.number for row in rows if row.beat is not None}
+    if damage.unseen:
+        blind = [beat.state is None for beat in recording.beats]
+        when = Told(recording, numbers).after(blind.index(True)) if any(blind) else "at the end"
+        lines += _words(f"What changes {when} {damage.unseen}")
     lines += _words(
         f"{PREEMPTED} preempted here; {INJECTED} injected; {BROKEN} broken; below a step, what it "
         "changed: old -> new."
@@ -109,7 +114,6 @@ def story_lines(
     if beginning := beginning_lines(recording, finding):
         lines += [*beginning, ""]
     lines += _lanes(recording.tasks, rows)
-    numbers = {id(row.beat): row.number for row in rows if row.beat is not None}
     why = why_lines(recording, numbers, finding)
     why += _broken_before(damage, numbers)
     if why:
@@ -167,14 +171,13 @@ def _size(example: Counterexample, what: str, recording: Recorded) -> str:
     return f"{what}: {', '.join(words)}{more}."
 
 
-def untold_lines(example: Counterexample, heading: str) -> list[str]:
-    """What is said of a counterexample whose story the user does not wait for."""
+def untold_lines(example: Counterexample, heading: str, why: str) -> list[str]:
+    """What is said of a counterexample whose story is not told, and `why` it is not."""
     finding = example.finding
     lines = _words(heading)
     lines += wrap(f"token: {example.token}")
     lines += ["", *_words(cause(finding, [])), ""]
-    lines += _words("Interrupted before its story was told: `septum report TOKEN` tells it.")
-    return lines
+    return [*lines, *_words(why)]
 
 
 def cause(finding: Finding, rows: list[Row], *, cut: bool = False) -> str:
