@@ -37,6 +37,8 @@ class NoBug(Promise):
         " and gives the page to nobody any more.",
         "BUG: a present leaf": "On real hardware the kernel stops there with an oops: the task ends"
         " with its locks held, and with panic_on_oops the host does.",
+        "BUG: gfn .* is to be mapped at level": "On real hardware the level is an index: KVM reads"
+        " beyond its tables, and maps whatever that comes to.",
         "VM_BUG_ON": "On real hardware it is an oops with CONFIG_DEBUG_VM; elsewhere the guest gets"
         " other pages than its own.",
         "guest panic": "On real hardware the guest's kernel panics.",

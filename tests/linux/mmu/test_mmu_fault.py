@@ -17,6 +17,7 @@ from septum.abi.kvm import (
     RET_PF_SPURIOUS,
 )
 from septum.abi.spte import FROZEN_SPTE
+from septum.linux.kvm.mmu import KvmMmu
 from septum.linux.kvm.types import KvmPageFault
 from septum.sim import RwSem
 
@@ -39,6 +40,16 @@ def test_4k_folio_maps_4k(world):
     assert world.names() == ["link", "link", "link", "set"]
     assert world.mirror() == {(0x12345, 1): GUEST_PFN + 0x12345}
     assert world.kvm.stat.get("pages_4k") == 1
+
+
+def test_a_level_that_is_none_is_a_bug_of_who_says_it(world, monkeypatch):
+    """An error where a level is asked for: nothing in C keeps it from being used as one."""
+    monkeypatch.setattr(KvmMmu, "kvm_mmu_max_mapping_level", lambda *args: -EIO)
+    world.fault(0x12345)
+    assert list(world.mirror()) == [(0x12345, 1)]
+    assert [f.text for f in world.sim.findings] == [
+        "BUG: gfn 0x12345 is to be mapped at level -5 of 1 to 3"
+    ]
 
 
 def test_private_is_never_1g(world):

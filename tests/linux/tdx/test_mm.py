@@ -99,6 +99,33 @@ def test_double_free_is_found(free_twice: str) -> None:
     assert ["bad page state" in f.text for f in host.sim.findings] == [True]
 
 
+def test_a_reference_too_many_given_back_is_found() -> None:
+    host = make_host()
+    folio = host.mm.alloc_folio(9, "test")
+    assert folio is not None
+    host.mm.folio_put(folio)
+    host.mm.folio_put(folio)
+    assert folio.refcount == 0
+    assert ["bad page state" in f.text for f in host.sim.findings] == [True]
+
+
+def test_who_has_a_page_is_known() -> None:
+    mm = make_host().mm
+    page = mm.alloc_page("test")
+    small, huge, split, giga = (mm.alloc_folio(order, "test") for order in (0, 9, 9, 18))
+    assert page is not None and small and huge and split and giga
+    split.refcount = 513
+    assert mm.split_folio(split, "test")
+    mm.free_page(split.pfn + 3)
+    for pfn in (page, small.pfn, huge.pfn + 511, split.pfn + 2, giga.pfn + 1000):
+        assert mm.is_allocated(pfn)
+    mm.free_page(page)
+    for folio in (small, huge, giga):
+        mm.folio_put(folio)
+    for pfn in (page, small.pfn, huge.pfn + 511, split.pfn + 3, giga.pfn + 1000):
+        assert not mm.is_allocated(pfn)
+
+
 def test_leak_is_listed_with_its_site() -> None:
     mm = make_host().mm
     pfn = mm.alloc_page("tdx_vcpu_create")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from septum.abi.errno import EEXIST, EINVAL, ENOMEM
+from septum.abi.errno import EBADF, EEXIST, EINVAL, ENOMEM
 from septum.abi.kvm import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEMSLOT_INVALID
 from septum.linux.host import HostUnits, v3_units
 from septum.linux.kvm.main import KvmUserspaceMemoryRegion2 as Region
@@ -77,6 +77,32 @@ def test_no_memory_leaves_nothing_bound(bench: Benches, where: str) -> None:
     assert set_region(b, Region(9, KVM_MEM_GUEST_MEMFD, 8 * GB, MB, HVA, f)) == -ENOMEM
     assert f.bindings == [] and 9 not in b.kvm.memslots
     b.host.gmem.fput(f)
+    b.vmm.teardown()
+    b.assert_nothing_left()
+
+
+class ClosedMeanwhile(KvmMmu):
+    """User space closes the slot's memory while the slot is made."""
+
+    __slots__ = ()
+
+    def kvm_alloc_memslot_metadata(self, kvm: Any, slot: Any) -> int:
+        if slot.id == 9:
+            self.host.gmem.fput(slot.gmem_file)
+            assert not slot.gmem_file.released
+        return super().kvm_alloc_memslot_metadata(kvm, slot)
+
+
+def test_a_file_that_a_slot_is_made_of_is_closed_when_the_ioctl_is_over(bench: Benches) -> None:
+    """The ioctl has a reference of its own, so that the slot is forgotten like any other."""
+    v3 = v3_units()
+    fields = {f: getattr(v3, f) for f in v3.__slots__} | {"mmu": ClosedMeanwhile}
+    b = bench("4k", units=HostUnits(**fields))
+    _, f = b.host.gmem.kvm_gmem_create(b.kvm, MB)
+    region = Region(9, KVM_MEM_GUEST_MEMFD, 8 * GB, MB, HVA, f)
+    assert set_region(b, region) == 0
+    assert f.released and b.kvm.memslots[9].gmem_file is None
+    assert set_region(b, Region(10, KVM_MEM_GUEST_MEMFD, 9 * GB, MB, HVA, f)) == -EBADF
     b.vmm.teardown()
     b.assert_nothing_left()
 

@@ -69,6 +69,17 @@ class DemotedOneShort(TdxArch):
         self.state.pamt_refcounts[guest_base_pfn >> PTE_SHIFT] -= 1
 
 
+class ResetBehindFree(TdxArch):
+    """free_pamt_array() frees each page and resets it then."""
+
+    __slots__ = ()
+
+    def free_pamt_array(self, pages: list[Pfn]) -> None:
+        for page in pages:
+            self.host.mm.free_page(page)
+            self.tdx_quirk_reset_paddr(page, 1)
+
+
 DESIGNS = (
     seeded(
         "pamt-aug-failure",
@@ -119,5 +130,13 @@ DESIGNS = (
         "pamt",
         "no-bug",
         x86_tdx=DemotedOneShort,
+    ),
+    seeded(
+        "reset-behind-free",
+        "Dynamic PAMT, tdx.c free_pamt_array()",
+        "PAMT pages are reset with MOVDIR64B when they are free, under their next owner",
+        "dpamt-accept-parallel",
+        "no-bug",
+        x86_tdx=ResetBehindFree,
     ),
 )

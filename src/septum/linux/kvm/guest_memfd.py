@@ -97,8 +97,15 @@ class GuestMemfd(GmemAttrs):
 
     # Bind
 
+    def fget(self, f: GmemFile) -> bool:
+        """A reference to an open file, until `fput`; false when it is closed."""
+        if not f.f_count:
+            return False
+        f.f_count += 1
+        return True
+
     def kvm_gmem_bind(self, kvm: Kvm, slot: KvmMemorySlot, f: GmemFile, offset: int) -> int:
-        """Give a new memslot its private memory. 0 or -EINVAL.
+        """Give a new memslot its private memory. 0 or -EINVAL. The caller keeps the file open.
 
         SUSPECT: nobody checks whether xa_store_range() had memory for its nodes. If it had not, the
         slot points to a file that does not know of the slot: faults are -EIO, and the pointer
@@ -106,7 +113,7 @@ class GuestMemfd(GmemAttrs):
         MODEL: then no part of the slot is bound; the kernel may have stored some of it.
         """
         size = slot.npages << PAGE_SHIFT
-        if f.kvm is not kvm or f.released:
+        if f.kvm is not kvm:
             return -EINVAL
         inode = f.inode
         if offset < 0 or offset % PAGE_SIZE or offset + size > inode.i_size:

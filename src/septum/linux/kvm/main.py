@@ -194,7 +194,11 @@ class KvmMain(MainAttrs):
         if kvm.vm_dead:
             return -EIO
         with kvm.slots_lock:
-            return self.kvm_set_memory_region(kvm, mem)
+            ret = self.kvm_set_memory_region(kvm, mem)
+        f, mem.delayed_fput = mem.delayed_fput, None
+        if f is not None:
+            self.host.gmem.fput(f)
+        return ret
 
     def kvm_vm_ioctl_set_memory_attributes(
         self, kvm: Kvm, address: int, size: int, attributes: int

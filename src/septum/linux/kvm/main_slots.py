@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from septum.abi.errno import EEXIST, EINVAL, ENOMEM
+from septum.abi.errno import EBADF, EEXIST, EINVAL, ENOMEM
 from septum.abi.kvm import (
     KVM_MEM_GUEST_MEMFD,
     KVM_MEM_LOG_DIRTY_PAGES,
@@ -27,7 +27,11 @@ KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1
 
 
 class KvmUserspaceMemoryRegion2(msgspec.Struct):
-    """struct kvm_userspace_memory_region2; `guest_memfd` is the file, not a number."""
+    """struct kvm_userspace_memory_region2; `guest_memfd` is the file, not a number.
+
+    `delayed_fput` is none of its fields: the file that the ioctl has looked up, and gives back as
+    task work, when it holds no lock any more.
+    """
 
     slot: int
     flags: int
@@ -36,6 +40,7 @@ class KvmUserspaceMemoryRegion2(msgspec.Struct):
     userspace_addr: int = 0
     guest_memfd: object = None
     guest_memfd_offset: int = 0
+    delayed_fput: GmemFile | None = None
 
 
 class MainSlots(MainRequests):
@@ -107,6 +112,9 @@ class MainSlots(MainRequests):
             f = mem.guest_memfd
             if not isinstance(f, GmemFile):
                 return -EINVAL
+            if not self.host.gmem.fget(f):
+                return -EBADF
+            mem.delayed_fput = f
             ret = self.host.gmem.kvm_gmem_bind(kvm, slot, f, mem.guest_memfd_offset)
             if ret:
                 return ret

@@ -134,6 +134,10 @@ class KvmMmu(MmuLoad):
         fault.req_level = self.kvm_mmu_max_mapping_level(vcpu.kvm, fault, slot, fault.gfn)
         if fault.req_level == PG_LEVEL_4K or fault.huge_page_disallowed:
             return
+        if not PG_LEVEL_4K < fault.req_level <= PG_LEVEL_1G:
+            text = f"BUG: gfn {fault.gfn:#x} is to be mapped at level {fault.req_level} of 1 to 3"
+            self.sim.find("no-bug", text, where="kvm_mmu_max_mapping_level")
+            return
         fault.goal_level = fault.req_level
         mask = PAGES_PER_HPAGE[fault.goal_level] - 1
         if (fault.gfn ^ fault.pfn) & mask:

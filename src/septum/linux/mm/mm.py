@@ -142,7 +142,15 @@ class Mm(MmUser):
             state.give_1g(folio.pfn)
 
     def folio_put(self, folio: Folio) -> None:
-        """folio_put(): drop one reference."""
+        """folio_put(): drop one reference. Of one that has none it is a bad page state, as
+        put_page_testzero() asserts where the kernel debugs its memory: finding `no-bug`."""
+        if folio.refcount <= 0:
+            self.sim.find(
+                "no-bug",
+                f"BUG: bad page state, folio_put() of {folio.pfn:#x}, which has no references",
+                where="mm",
+            )
+            return
         folio.refcount -= 1
         if folio.refcount == 0:
             self.free_folio(folio)
@@ -194,6 +202,23 @@ class Mm(MmUser):
         if folio is not None and folio.order == PUD_ORDER:
             return folio
         return Folio(Pfn(pfn), 0)
+
+    def is_allocated(self, pfn: int) -> bool:
+        """Whether the page frame has an owner: it is neither free nor in a pool of huge pages."""
+        state = self.state
+        if pfn in state.site_of or pfn in state.small_folios:
+            return True
+        for order in (PMD_ORDER, PUD_ORDER):
+            head = pfn >> order << order
+            folio = state.folios.get(head)
+            if folio is not None and folio.order >= order:
+                return True
+            block = state.split_blocks.get(head)
+            if block is not None and block.order == order:
+                return pfn not in block.freed
+            if head in state.restructured:
+                return True
+        return False
 
     # Accounting
 

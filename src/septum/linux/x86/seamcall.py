@@ -142,7 +142,13 @@ class TdxSeamcall(Unit):
 
     def tdx_quirk_reset_paddr(self, pfn: int, nr_pages: int) -> None:
         """tdx_quirk_reset_paddr(): MOVDIR64B over the pages on parts with the partial-write
-        machine check erratum, nothing on others."""
+        machine check erratum, nothing on others.
+
+        Finding `no-bug` where the first page has been freed already, on any part.
+        """
+        if not self.host.mm.is_allocated(pfn):
+            text = f"use after free: tdx_quirk_reset_paddr() of pfn {pfn:#x}, which is free"
+            self.sim.find("no-bug", text, where="tdx")
         if self.host.params.x86_bug_tdx_pw_mce:
             self.machine.mem.movdir64b(pfn, nr_pages)
 
