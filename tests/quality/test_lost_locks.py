@@ -140,7 +140,7 @@ LOST = {
         "kvm.gmem_folio",
         [("        self.folio_lock(folio)\n        self.unmap", "        self.unmap")],
         "touch-against-punch",
-        "was never freed",
+        "which has no references",
     ),
     "references that a split waits for": Lost(
         "kvm.gmem_folio",
