@@ -105,7 +105,7 @@ def damage_of(
             return told
         seen = Recording(careful, example.answers, run.finding, example.free)
         # What is broken before that is told once, and is not foreseen.
-        seen.beats = [beat for beat in seen.beats if not _is_news(beat, subject)]
+        seen.leave_out(lambda beat: _is_news(beat, subject))
         passing = _passing(every, example, run) if near else None
         cut = msgspec.structs.replace(example, finding=run.finding, passing=passing)
         mode = f"with --check {subject.check},"

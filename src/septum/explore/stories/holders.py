@@ -30,9 +30,9 @@ UNKNOWN = Hold("", -1)
 
 
 class FolioHeld(msgspec.Struct, frozen=True):
-    """A folio of a guest_memfd with more references than the page cache's: `tasks` look it up or
-    fault it in; `mapped` are of host page tables, `pins` of GUP, with the index of the page;
-    `poisoned` is that of memory_failure()."""
+    """A folio of a guest_memfd, from its page `index` on, with more references than the page
+    cache's: `tasks` look it up or fault it in; `mapped` are of host page tables, `pins` of GUP,
+    with the index of the page; `poisoned` is that of memory_failure()."""
 
     pfn: int
     refcount: int
@@ -41,6 +41,7 @@ class FolioHeld(msgspec.Struct, frozen=True):
     mapped: tuple[tuple[int, Hold], ...]
     pins: tuple[tuple[int, Hold], ...]
     poisoned: Hold | None
+    index: int = 0
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -95,10 +96,15 @@ class Holders:
         self._look(Hold(task, at))
         return Held(
             {name: tuple(holds) for name, holds in self._srcu.items() if holds},
-            tuple(self._folios()),
+            tuple(self._folios(self._inodes())),
             {folio.pfn: hold for folio, hold in self._locked.items()},
             self._unlocked,
         )
+
+    def folios_of(self, inode: GmemInode, task: str, at: int) -> tuple[FolioHeld, ...]:
+        """Its folios that somebody refers to, while `task` runs, after so many events."""
+        self._look(Hold(task, at))
+        return tuple(self._folios([inode]))
 
     def _inodes(self) -> Iterator[GmemInode]:
         seen: list[GmemInode] = []
@@ -130,8 +136,8 @@ class Holders:
         _keep(self._locked, locked, now)
         _keep(self._poisoned, self._world.host.mm.state.poisoned, now)
 
-    def _folios(self) -> Iterator[FolioHeld]:
-        for inode in self._inodes():
+    def _folios(self, inodes: Iterable[GmemInode]) -> Iterator[FolioHeld]:
+        for inode in inodes:
             for first, folio in inode.folios.items():
                 holds = list(self._refs[folio])
                 if not holds:
@@ -159,6 +165,7 @@ class Holders:
                     tuple(mapped),
                     tuple(pins),
                     poisoned,
+                    first,
                 )
 
 

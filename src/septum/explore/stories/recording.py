@@ -11,6 +11,7 @@ from septum.explore.covering.errors import entry_of
 from septum.explore.runs.run import DidNotRepeat
 from septum.explore.runs.steering import Replaying
 from septum.explore.scenario import ScenarioSubject
+from septum.explore.stories.endings import Endings, Note, adjust
 from septum.explore.stories.endless import SCHEDULER, Marks, stays
 from septum.explore.stories.holders import Held
 from septum.explore.stories.module_watch import call_under_way
@@ -140,11 +141,12 @@ def beat_of(event: Event, decision: int, runner: Runner) -> Beat:
 
 
 class Recorded:
-    """What a story is told of, event by event. `start` is what there is when it begins, after
-    the steps `setup`; `names` are what the scenario calls each VM: "vm1" -> "a". `loops` are of who
-    goes round at its end, and `stays` is what they find every time. `held` and `flags` are of its
-    end: what tells why a task waits. `call` is the call of the module in which it broke: "" for
-    none."""
+    """What a story is told of, event by event. `notes` are steps that no event tells; `refused` are
+    those of them, and other errors, that folios in use caused. `start` is what there is when it
+    begins, after the steps `setup`; `names` are what the scenario calls each VM: "vm1" -> "a".
+    `loops` are of who goes round at its end, and `stays` is what they find every time. `held` and
+    `flags` are of its end: what tells why a task waits. `call` is the call of the module in which
+    it broke: "" for none."""
 
     __slots__ = (
         "beats",
@@ -153,6 +155,8 @@ class Recorded:
         "held",
         "loops",
         "names",
+        "notes",
+        "refused",
         "setup",
         "start",
         "stays",
@@ -166,6 +170,8 @@ class Recorded:
         self.held = Held()
         self.loops: list[Loop] = []
         self.names: dict[str, str] = {}
+        self.notes: list[Note] = []
+        self.refused: list[Note] = []
         self.setup: list[str] = []
         self.start = Seen()
         self.stays: list[str] = []
@@ -182,6 +188,12 @@ class Recorded:
                 if event.mode == "ex":
                     alone.add(event.lock)
         return frozenset(lock for lock, tasks in takers.items() if len(tasks) > 1 and lock in alone)
+
+    def leave_out(self, unwanted: Callable[[Beat], bool]) -> None:
+        """Of some beats nothing is told."""
+        left_out = [unwanted(beat) for beat in self.beats]
+        adjust({id(note): note for note in (*self.notes, *self.refused)}.values(), left_out)
+        self.beats = [beat for beat, out in zip(self.beats, left_out, strict=True) if not out]
 
     def unseen(self) -> Exception | None:
         """What a look at the world has raised, after which none was taken."""
@@ -201,6 +213,7 @@ class Recording(Recorded):
 
     __slots__ = (
         "_breaks",
+        "_endings",
         "_failures",
         "_in_turns",
         "_marks",
@@ -232,9 +245,12 @@ class Recording(Recorded):
         self._in_turns = 0
         self._under_way: dict[str, Op] = {}  # by task of a VMM
         world = runner.built.world
-        self._watch = Watch(world.world) if isinstance(world, ScenarioWorld) else None
+        self._watch: Watch | None = None
+        self._endings: Endings | None = None
         if isinstance(world, ScenarioWorld):
             self.setup = world.scenario.document.setup
+            self._watch = Watch(world.world)
+            self._endings = Endings(world, self._watch, self.beats)
         runner.sink = self._see
         try:
             runner.clean()
@@ -243,6 +259,8 @@ class Recording(Recorded):
             self.names = {f"vm{vmm.kvm.id}": name for name, vmm in vmms if vmm.kvm is not None}
             if self._watch is not None:
                 self.start = self._watch.begin()
+            if self._endings is not None:
+                self._endings.begin()
             again = runner.run(self._steering).finding
             if self._watch is not None:
                 self.held = self._watch.end(finding.task, len(self.beats))
@@ -252,10 +270,14 @@ class Recording(Recorded):
             runner.sink = None
             if self._marks is not None:
                 self._marks.end()
+            if self._endings is not None:
+                self._endings.end()
+                self.notes, self.refused = self._endings.notes, self._endings.refused
         if again is None or (again.promise, again.text) != (finding.promise, finding.text):
             raise DidNotRepeat(f"a finding did not repeat: {finding.promise}: {finding.text}")
         self._fold(finding)
-        self.tasks = list(dict.fromkeys(beat.event.task for beat in self.beats))
+        tasks = [beat.event.task for beat in self.beats]
+        self.tasks = list(dict.fromkeys([*tasks, *(note.task for note in self.notes)]))
 
     def _fold(self, finding: Finding) -> None:
         """Of what goes round at the end one round is enough."""
@@ -267,11 +289,15 @@ class Recording(Recorded):
         if kept:
             shows = any(not is_quiet(self.beats[at].event) for at in kept)
             del self.beats[kept[-1] + 1 if shows else kept[0] :]
+            self.notes = [note for note in self.notes if note.at <= len(self.beats)]
         state = self._watch.now() if self._watch is not None else None
         self.stays = stays(self._runner.built.world, state, finding)
+        self.notes = [note for note in self.notes if note.text not in self.stays]
 
     def _left(self) -> None:
         """The running task has ended, or waits."""
+        if self._endings is not None and not is_over(self._runner):
+            self._endings.look()
         if self._watch is not None:
             self._watch.left(self._runner.built.sim.current.name, len(self.beats))
 
@@ -281,6 +307,8 @@ class Recording(Recorded):
             if isinstance(event, FindingEvent) and event.task == self._breaks.task:
                 self.call = self.call or call_under_way()
             return
+        if self._endings is not None:
+            self._endings.look()
         if steering.fair_from >= 0:
             self._in_turns += 1
             if self._in_turns > TURNS_BEATS and not isinstance(event, FindingEvent):

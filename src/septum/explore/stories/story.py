@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator
 
     from septum.explore.stories.damage import Damage
+    from septum.explore.stories.endings import Note
     from septum.explore.stories.endless import Loop
     from septum.explore.stories.recording import Beat, Recorded
     from septum.explore.verdict import Counterexample
@@ -51,9 +52,10 @@ _UNSAID = ("tdh_", "_", "trace_", "alloc_page", "get_zeroed_page")
 
 class Row:
     """A line of the ladder: a step with its number, or a fold (number 0). `begins`: an operation of
-    the scenario, of which `beat` is the first event."""
+    the scenario, of which `beat` is the first event. `note`: what it tells of, where that is no
+    event."""
 
-    __slots__ = ("beat", "begins", "changes", "mark", "number", "sign", "task", "text")
+    __slots__ = ("beat", "begins", "changes", "mark", "note", "number", "sign", "task", "text")
 
     def __init__(
         self,
@@ -71,6 +73,7 @@ class Row:
         self.mark = mark
         self.text = text
         self.beat = beat
+        self.note: Note | None = None
         self.sign = "~"  # before each of `changes`: "=" for what does not change
         self.changes: list[str] = []
 
@@ -101,7 +104,7 @@ def story_lines(
         schedule = _size(example, schedule, recording)
     lines += _words(schedule)
     lines += _words(damage.cut or damage.untold)
-    numbers = {id(row.beat): row.number for row in rows if row.beat is not None}
+    numbers = {id(row.beat or row.note): row.number for row in rows if row.beat or row.note}
     if damage.unseen:
         blind = [beat.state is None for beat in recording.beats]
         when = Told(recording, numbers).after(blind.index(True)) if any(blind) else "at the end"
@@ -247,8 +250,14 @@ def _rows(recording: Recorded, finding: Finding) -> list[Row]:
     locks = recording.contended()
     seen = recording.start
     quiet: list[Beat] = []
+    notes = list(recording.notes)
     number = 0
-    for beat in recording.beats:
+    for at, beat in enumerate(recording.beats):
+        while notes and notes[0].at <= at:
+            if quiet:
+                seen = _add_fold(rows, quiet, seen, locks)
+            number += 1
+            rows.append(_noted(number, notes.pop(0)))
         if beat.begins:
             if quiet:
                 seen = _add_fold(rows, quiet, seen, locks)
@@ -270,6 +279,9 @@ def _rows(recording: Recorded, finding: Finding) -> list[Row]:
         rows.append(row)
     if quiet:
         _add_fold(rows, quiet, seen, locks)
+    for note in notes:
+        number += 1
+        rows.append(_noted(number, note))
     rows = list(_folded(rows))
     number = _add_rounds(rows, number, recording)
     text = f"promise {finding.promise} is broken"
@@ -279,6 +291,12 @@ def _rows(recording: Recorded, finding: Finding) -> list[Row]:
         text = _NOT_EXPECTED
     rows.append(Row(number + 1, finding.task, BROKEN, text, None))
     return rows
+
+
+def _noted(number: int, note: Note) -> Row:
+    row = Row(number, note.task, "", note.text + _in_brackets(note.function), None)
+    row.note = note
+    return row
 
 
 def _add_rounds(rows: list[Row], number: int, recording: Recorded) -> int:

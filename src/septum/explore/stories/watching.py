@@ -12,7 +12,9 @@ from septum.scenarios.states import StateWatcher
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from septum.explore.stories.holders import FolioHeld
     from septum.explore.stories.module_watch import ModuleLook
+    from septum.linux.kvm.gmem_types import GmemInode
     from septum.scenarios.states import WorldState
     from septum.sim.events import Event
     from septum.vmm.world import World
@@ -75,6 +77,10 @@ class Watch:
     def end(self, task: str, at: int) -> Held:
         """The run has ended, in `task`, after so many events."""
         return self._unless_raised(lambda: self._holders.end(task, at), Held())
+
+    def folios_of(self, inode: GmemInode, task: str, at: int) -> tuple[FolioHeld, ...]:
+        """Folios of a guest_memfd that somebody refers to, while `task` runs."""
+        return self._unless_raised(lambda: self._holders.folios_of(inode, task, at), ())
 
     def now(self) -> WorldState | None:
         """The state now."""

@@ -49,7 +49,8 @@ def why_lines(recording: Recorded, numbers: dict[int, int], finding: Finding) ->
         if words:
             said.setdefault(words, []).append(number)
     lines = [f"{_steps(of)}: {words}" for words, of in said.items()]
-    about = [*why_pages.about(told, finding), *why_waits.waits(told, recording, finding)]
+    about = [*why_waits.refused(told, recording.refused)]
+    about += [*why_pages.about(told, finding), *why_waits.waits(told, recording, finding)]
     about += [*why_frames.not_in_folio(told, finding), *why_shared.still_shared(told, finding)]
     return [*lines[: LINES_MAX - len(about)], *about]
 

@@ -6,10 +6,12 @@ import re
 from typing import TYPE_CHECKING
 
 from septum.sim.events import LockEvent
+from septum.trace.describe import describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from septum.explore.stories.endings import Note
     from septum.explore.stories.holders import FolioHeld, Hold
     from septum.explore.stories.recording import Recorded
     from septum.explore.stories.told import Told
@@ -87,6 +89,28 @@ def waits(told: Told, recorded: Recorded, finding: Finding) -> list[str]:
         elif flag := recorded.flags.get(task):
             lines.append(f"{task} waits for {flag}")
     return list(dict.fromkeys(lines))
+
+
+def refused(told: Told, errors: Iterable[Note]) -> list[str]:
+    """Of each error that folios caused, whose the references are."""
+    lines = []
+    for error in errors:
+        number = told.numbers.get(id(error)) or _comes_to(told, error)
+        where = f"step {number}" if number else told.after(error.at)
+        for gfn, folio in error.folios[:FOLIOS_MAX]:
+            lines.append(
+                f"{where}: {error.function} finds GFN {gfn:#x} in use: {_folio(told, folio)}"
+            )
+    return list(dict.fromkeys(lines))
+
+
+def _comes_to(told: Told, error: Note) -> int:
+    """The number of the step that came to the error; 0 where none tells so."""
+    for at in range(error.at, len(told.beats)):
+        event = told.beats[at].event
+        if event.task == error.task and told.number(at):
+            return told.number(at) if describe(event).result == error.text else 0
+    return 0
 
 
 def _kept(told: Told, recorded: Recorded, task: str, names: list[str]) -> list[str]:

@@ -1,0 +1,104 @@
+"""What no event of a run tells and a story says all the same: how operations come to an error, what
+became of a task that was preempted, who waits."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from septum.cli.main import app
+from septum.explore.stories.endings import Note, adjust
+
+MODE = """
+from septum.linux.kvm.tdx import KvmTdxUnit
+
+class ModeBeforeOn(KvmTdxUnit):
+    __slots__ = ()
+    def tdx_deliver_interrupt(self, vcpu):
+        desc = vcpu.pi_desc
+        if desc.on:
+            return
+        mode = vcpu.mode
+        self.sim.point("vcpu->mode")
+        desc.on = True
+        if mode == 1:
+            self.machine.notify_posted(vcpu.cpu, desc)
+        else:
+            self.host.main.kvm_vcpu_wake_up(vcpu)
+"""
+PINNED = """
+summary = "A page is pinned while it should become private."
+source = "a test"
+setup = ["host: set-attributes pages 0-7 to shared", "host: touch page 3"]
+[vm]
+in-place = true
+ve = true
+"""
+BY_THE_VMM = """
+[host]
+vmm = ["pin page 3", "set-attributes pages 0-7 to private", "read page 0", "unpin page 3"]
+"""
+BY_THE_GUEST = """
+[guest]
+vcpu0 = ["convert pages 0-7 to private"]
+[expect]
+pages = { "page 0" = "gone" }
+"""
+
+
+def explored(scenario: str, *words: str) -> str:
+    """What a search prints, on one line, without the lanes."""
+    output = CliRunner().invoke(app, ["explore", scenario, "--no-watch", "--workers", "1", *words])
+    return " ".join(output.output.replace("|", " ").split())
+
+
+def of_text(folder: Path, text: str) -> str:
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return explored(str(path))
+
+
+def test_what_became_of_a_task_that_was_preempted(tmp_path: Path) -> None:
+    """It goes on and ends where no event tells; and the other one waits from where it does."""
+    path = tmp_path / "mode.py"
+    path.write_text(MODE, encoding="utf-8")
+    story = explored("wake-before-halt", "--design", f"{path}:ModeBeforeOn")
+    assert re.search(
+        r"\d+ \* vcpu0 waits for an event that wakes vm1 vcpu0 from HLT"
+        r" \d+ \* wake vcpu0 -> ok, and host\.device ends"
+        r" \d+ XX \* promise progress is broken",
+        story,
+    )
+
+
+def test_where_an_operation_comes_to_an_error(tmp_path: Path) -> None:
+    """With the function that it began in, what the scenario says, and who has which page."""
+    story = of_text(tmp_path, PINNED + BY_THE_VMM)
+    step = re.search(
+        r"(\d+) \* set-attributes pages 0-7 to private -> -EAGAIN at page 3, not ok"
+        r" \[kvm_gmem_convert, patch 16\] (\d+) \* read page 0",
+        story,
+    )
+    assert step is not None and int(step[2]) == int(step[1]) + 1
+    why = story.partition("Why: ")[2]
+    assert why.startswith(f"step {step[1]}: kvm_gmem_convert finds GFN 0x8000")
+    assert "1 of GUP, which has it pinned: host.vmm since after step 1" in why
+
+
+def test_an_error_that_an_event_tells(tmp_path: Path) -> None:
+    """Of the guest's own conversion, whose operation goes on."""
+    story = of_text(
+        tmp_path, PINNED.replace('page 3"]', 'page 3", "host: pin page 3"]') + BY_THE_GUEST
+    )
+    step = re.search(r"(\d+) \* convert to private \S+ 0x8000 bytes by map_gpa -> -EAGAIN", story)
+    assert step is not None
+    assert f"Why: step {step[1]}: kvm_gmem_convert finds GFN 0x8000" in story
+
+
+@pytest.mark.parametrize("left_out", [(False, True, False), (True, True, False)])
+def test_notes_stay_where_they_are_when_beats_are_left_out(left_out: tuple[bool, ...]) -> None:
+    notes = [Note(0, "a", "begins"), Note(1, "a", "goes on"), Note(3, "a", "ends")]
+    adjust(notes, left_out)
+    kept = [at for at in range(4) if at == 3 or not left_out[at]]
+    assert [note.at for note in notes] == [0, 1 - left_out[0], len(kept) - 1]
