@@ -59,7 +59,6 @@ def cli(*words: str) -> int:
 @pytest.mark.parametrize(
     ("body", "where"),
     [
-        ("kvm.tdx.hkid = None", "in refresh (septum/checks/view.py, line "),
         ("super().tdx_track(kvm); kvm.arch.tdp_mmu_roots = None", "'NoneType' object "),
         ("super().tdx_track(kvm); kvm.stat.values['x'] = 'y'", "TypeError: "),
     ],
@@ -87,6 +86,18 @@ def test_what_a_design_leaves_behind_is_one_sentence(
     assert said.count("\n") == 1 and said.startswith(f"septum: {design}: the model raises ")
     assert where in said and SENTENCE in said
     assert said.endswith("look at what the design assigns to the objects that are read there\n")
+
+
+def test_what_a_look_alone_cannot_read_ends_no_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The module refuses what follows, which is found; a run looks at more."""
+    design = f"{design_of(tmp_path, 'kvm.tdx.hkid = None')}:Track"
+    assert cli("run", "convert-one-page", "--design", design) == 2
+    assert "in refresh (septum/checks/view.py, line " in capsys.readouterr().err
+    assert cli("explore", "convert-one-page", "--workers", "1", "--design", design) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("BROKEN: ") and "cannot be told, as refresh (septum/checks" in said
 
 
 def test_compare_tells_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
