@@ -29,7 +29,9 @@ def lines(*setup: str, gpa: int = 0x80005000, task: str = "vcpu0", **parts: Any)
     vms = parts.get("vms") or {"vm1": vm(**parts)}
     state = WorldState(vms, parts.get("tlbs", {}), {}, parts.get("pamt", {}))
     beat = Beat(KvmPageFaultEvent(0, task, 0, 0, gpa, 0), (), -1)
-    recording: Any = SimpleNamespace(start=Seen(state), setup=list(setup), beats=[beat], names={})
+    recording: Any = SimpleNamespace(
+        start=Seen(state), setup=list(setup), beats=[beat], notes=[], names={}
+    )
     return [" ".join(line.split()) for line in beginning_lines(recording, BROKEN)]
 
 
@@ -116,5 +118,5 @@ def test_it_is_what_the_module_has(scenario: str) -> None:
 
 
 def test_a_toy_has_no_pages() -> None:
-    recording: Any = SimpleNamespace(start=Seen(), setup=[], beats=[], names={})
+    recording: Any = SimpleNamespace(start=Seen(), setup=[], beats=[], notes=[], names={})
     assert beginning_lines(recording, BROKEN) == []

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FRAME_SHIFT = 9
 FRAME = 1 << FRAME_SHIFT
 FRAMES_MAX = 3
+NOT_MAPPED = "not mapped"
 SETUP_MAX = 5
 PRIVATE_GFN = (1 << 35) - 1
 """A GFN without the shared bit, whatever the width of GPAs."""
@@ -43,7 +44,7 @@ def beginning_lines(recording: Recorded, finding: Finding) -> list[str]:
     state = recording.start.state
     if state is None or not state.vms:
         return []
-    frames = list(dict.fromkeys(_frames(recording.beats, finding))) or _mapped(state)
+    frames = list(dict.fromkeys(_frames(recording, finding))) or _mapped(state)
     most = FRAMES_MAX if len(state.vms) == 1 else 2
     names = recording.names
     told = [line for frame in frames[:most] for line in _frame_lines(state, frame, names)]
@@ -58,16 +59,17 @@ def beginning_lines(recording: Recorded, finding: Finding) -> list[str]:
     return [*lines, *(line for text in told for line in wrap(text, "  ", "    "))]
 
 
-def _frames(beats: Iterable[Beat], finding: Finding) -> Iterator[int]:
+def _frames(recording: Recorded, finding: Finding) -> Iterator[int]:
     """2 MB frames by number: that of the finding first, then in the order that steps come to."""
     if match := _OF_FINDING.search(finding.text):
         gfn = int(match[1], 16) if match[1] else int(match[2], 16) >> PAGE_SHIFT
         yield gfn >> FRAME_SHIFT
-    for beat in beats:
-        if beat.event.task == TEARDOWN:
-            continue
-        for first, nr in _ranges(beat):
-            yield from range(first >> FRAME_SHIFT, (first + nr - 1 >> FRAME_SHIFT) + 1)
+    ranges = [
+        each for beat in recording.beats if beat.event.task != TEARDOWN for each in _ranges(beat)
+    ]
+    ranges += [each for note in recording.notes for each in _asked(note.text)]
+    for first, nr in ranges:
+        yield from range(first >> FRAME_SHIFT, (first + nr - 1 >> FRAME_SHIFT) + 1)
 
 
 def _mapped(state: WorldState) -> list[int]:
@@ -78,8 +80,7 @@ def _mapped(state: WorldState) -> list[int]:
 
 def _ranges(beat: Beat) -> Iterator[tuple[int, int]]:
     """(first GFN, how many) that the step is about."""
-    if match := OF_OP.search(beat.begins):
-        yield int(match[1], 16), int(match[2] or "1", 16)
+    yield from _asked(beat.begins)
     event = beat.event
     if isinstance(event, SeamcallEvent):
         if event.leaf in leaves.GPA_LEAVES:
@@ -96,6 +97,12 @@ def _ranges(beat: Beat) -> Iterator[tuple[int, int]]:
         yield event.fault_address >> PAGE_SHIFT & PRIVATE_GFN, 1
 
 
+def _asked(text: str) -> Iterator[tuple[int, int]]:
+    """(first GFN, how many) that an operation is about."""
+    if match := OF_OP.search(text):
+        yield int(match[1], 16), int(match[2] or "1", 16)
+
+
 def _frame_lines(state: WorldState, frame: int, names: dict[str, str]) -> Iterator[str]:
     """A line for each VM; `names`: what the scenario calls it."""
     first = frame << FRAME_SHIFT
@@ -104,7 +111,10 @@ def _frame_lines(state: WorldState, frame: int, names: dict[str, str]) -> Iterat
         whose = (
             "private" if nr == FRAME else f"{plural(nr, 'page')} private" if nr else "not private"
         )
-        words = [whose, _trees(vm, first)]
+        tree = _trees(vm, first)
+        if tree == NOT_MAPPED and nr < FRAME:
+            tree = f"{tree} as private"  # as shared it may be
+        words = [whose, tree]
         cpus = [
             f"cpu{cpu}"
             for cpu, pages in state.tlbs.items()
@@ -143,7 +153,7 @@ def _trees(vm: VmState, first: int) -> str:
     """What the S-EPT and the mirror page table have there."""
     sept, mirror = _inside(vm.sept, first), _inside(vm.mirror, first)
     if not sept and not mirror:
-        return "not mapped"
+        return NOT_MAPPED
     one, other = _content(sept), _content(mirror)
     text = f"S-EPT and mirror {one}" if one == other else f"S-EPT {one}, mirror {other}"
     whole = len(mirror) == 1 and mirror[0].end_gfn - mirror[0].first_gfn == FRAME

@@ -8,6 +8,7 @@ import msgspec
 
 from septum.abi.types import PAGE_SHIFT
 from septum.explore.covering.errors import ErrorPaths
+from septum.explore.covering.races import noticing_hooks
 from septum.scenarios.results import SIGBUS
 from septum.sim.events import LockEvent, SwitchEvent
 from septum.trace.ladder import is_quiet
@@ -27,6 +28,12 @@ EAGAIN = "-EAGAIN"
 REFUSING = ("kvm_gmem_convert", "merge_truncate_range")
 """Functions that answer so where somebody refers to a page that they should convert or remove."""
 
+STALE = {
+    "is_page_fault_stale": "the page fault is found stale",
+    "mmu_invalidate_retry_gfn_unsafe": "the page fault meets an invalidation",
+}
+"""What a fault notices, by the function that does: KVM then begins again."""
+
 
 class Note(msgspec.Struct):
     """A step of `task` before the beat of index `at`, of which no event tells; `function` is where
@@ -39,6 +46,15 @@ class Note(msgspec.Struct):
     folios: tuple[tuple[int, FolioHeld], ...] = ()
 
 
+def op_words(op: Op, world: ScenarioWorld) -> str:
+    """An operation in the scenario's words, with the GFNs that it is about."""
+    if not op.area.nr_pages:
+        return op.text
+    gfn = op.area.gpa(world.scenario.vm(op.vm).gpa) >> PAGE_SHIFT
+    size = f"+{op.area.nr_pages:#x}" if op.area.nr_pages > 1 else ""
+    return f"{op.text} (GFN {gfn:#x}{size})"
+
+
 class Endings:
     """Notes of a run whose beats are `beats`."""
 
@@ -47,6 +63,7 @@ class Endings:
         "_errors",
         "_nr_results",
         "_paths",
+        "_plain",
         "_tasks",
         "_watch",
         "_world",
@@ -62,11 +79,17 @@ class Endings:
         self._nr_results = 0
         self._tasks: list[str] = []  # those that had not ended at the last look
         self._paths = ErrorPaths(self._error)
+        self._plain: list[tuple[type, str, object]] = []  # methods that tell meanwhile
         self.notes: list[Note] = []
         self.refused: list[Note] = []  # errors of operations that folios kept from their work
 
     def begin(self) -> None:
         """The run begins."""
+        for kind, name, told in noticing_hooks(self._world.world.host, self._race):
+            if name in STALE:
+                assert isinstance(kind, type)
+                self._plain.append((kind, name, vars(kind).get(name)))
+                setattr(kind, name, told)
         self._nr_results = len(self._world.record.results)
         self._paths.install()
 
@@ -86,6 +109,11 @@ class Endings:
     def end(self) -> None:
         """The run has broken: who waits now waits for ever, or until nobody looks any more."""
         self._paths.uninstall()
+        for kind, name, plain in self._plain:
+            if plain is None:
+                delattr(kind, name)
+            else:
+                setattr(kind, name, plain)
         for task in self._world.sim.tasks:
             at = self._last(task.name, lambda _: True)
             if task.done or not task.blocked_on or at < 0:
@@ -110,6 +138,14 @@ class Endings:
         if note.folios:
             self.refused.append(note)
 
+    def _race(self, item: str) -> None:
+        """The running task notices that something came in between: `race:FUNCTION:ENTRY`."""
+        self.look()
+        task, function = self._world.sim.current.name, item.split(":")[1]
+        note = Note(len(self._beats), task, STALE[function], function)
+        if note not in self.notes[-1:]:
+            self.notes.append(note)
+
     def _folios(self, task: str, op: Op) -> tuple[tuple[int, FolioHeld], ...]:
         """Folios of the range that somebody refers to."""
         vmms = self._world.vmms
@@ -131,13 +167,30 @@ class Endings:
         failed = result.result.startswith("-") or result.result == SIGBUS
         if result.fits and not failed:
             return
-        note = Note(len(self._beats), result.actor, f"{result.text} -> {result.result}")
+        text = f"{self._unseen(result) or result.text} -> {result.result}"
+        note = Note(len(self._beats), result.actor, text)
         if not result.fits:
             note.text += f", not {' or '.join(result.right)}"
         if error is not None and error.text == result.result.partition(" ")[0].rstrip(","):
             note.function, note.folios = error.function, error.folios
             self.refused = [note if each is error else each for each in self.refused]
         self.notes.append(note)
+
+    def _unseen(self, result: Result) -> str:
+        """The words of an operation whose beginning no beat tells of; "" where one does."""
+        if any(
+            beat.event.task == result.actor and beat.begins.startswith(result.text)
+            for beat in self._beats
+        ):
+            return ""
+        ops = (
+            each
+            for program in self._world.scenario.programs
+            if program.name == result.actor
+            for op in program.ops
+            for each in (op, *op.alternatives)
+        )
+        return next((op_words(op, self._world) for op in ops if op.text == result.text), "")
 
     def _gone(self, task: str) -> None:
         """A task that has ended, and was not seen since another one ran in its place, or ever."""
@@ -147,7 +200,8 @@ class Endings:
             return
         results = [r for r in self._world.record.results if r.actor == task]
         if results:
-            text = f"{results[-1].text} -> {results[-1].result}, and {task} ends"
+            words = self._unseen(results[-1]) or results[-1].text
+            text = f"{words} -> {results[-1].result}, and {task} ends"
             self.notes.append(Note(len(self._beats), task, text))
 
     def _last(self, task: str, wanted: Callable[[Beat], bool]) -> int:

@@ -32,7 +32,8 @@ UNKNOWN = Hold("", -1)
 class FolioHeld(msgspec.Struct, frozen=True):
     """A folio of a guest_memfd, from its page `index` on, with more references than the page
     cache's: `tasks` look it up or fault it in; `mapped` are of host page tables, `pins` of GUP,
-    with the index of the page; `poisoned` is that of memory_failure()."""
+    with the index of the page; `poisoned` is that of memory_failure(). `cached`: it is in the page
+    cache still."""
 
     pfn: int
     refcount: int
@@ -42,14 +43,19 @@ class FolioHeld(msgspec.Struct, frozen=True):
     pins: tuple[tuple[int, Hold], ...]
     poisoned: Hold | None
     index: int = 0
+    cached: bool = True
 
 
 class Held(msgspec.Struct, frozen=True):
     """At the end of a run: SRCU by name, folios; by PFN, folios that are locked, and who unlocked
-    those that are not any more, and since when they are not."""
+    those that are not any more, and since when they are not. `left` are folios that have left the
+    page cache, or whose file is gone, and are not free; of those that `robbed` names somebody gave
+    back a reference of the page cache."""
 
     srcu: dict[str, tuple[Hold, ...]] = {}
     folios: tuple[FolioHeld, ...] = ()
+    left: tuple[FolioHeld, ...] = ()
+    robbed: dict[int, Hold] = {}
     locked: dict[int, Hold] = {}
     unlocked: dict[int, Hold] = {}
 
@@ -58,11 +64,14 @@ class Holders:
     """Looks at each event of a run."""
 
     __slots__ = (
+        "_indexes",
+        "_known",
         "_locked",
         "_mapped",
         "_pins",
         "_poisoned",
         "_refs",
+        "_robbed",
         "_srcu",
         "_unlocked",
         "_world",
@@ -75,6 +84,9 @@ class Holders:
     def _forget(self) -> None:
         self._srcu: dict[str, list[Hold]] = {}
         self._refs: dict[Folio, list[Hold]] = {}
+        self._indexes: dict[Folio, int] = {}
+        self._known: list[GmemInode] = []
+        self._robbed: dict[int, Hold] = {}
         self._locked: dict[Folio, Hold] = {}
         self._unlocked: dict[int, Hold] = {}
         self._mapped: dict[tuple[GmemInode, int], Hold] = {}
@@ -97,6 +109,8 @@ class Holders:
         return Held(
             {name: tuple(holds) for name, holds in self._srcu.items() if holds},
             tuple(self._folios(self._inodes())),
+            tuple(self._left()),
+            self._robbed,
             {folio.pfn: hold for folio, hold in self._locked.items()},
             self._unlocked,
         )
@@ -121,13 +135,23 @@ class Holders:
         mapped: list[tuple[GmemInode, int]] = []
         pins: list[tuple[GmemInode, int]] = []
         locked: list[Folio] = []
-        for inode in self._inodes():
+        cached: set[Folio] = set()
+        self._known += [inode for inode in self._inodes() if inode not in self._known]
+        for inode in self._known:
             mapped += [(inode, index) for index in sorted(inode.user_mapped)]
             pins += [(inode, index) for index in inode.pins]
-            for folio in inode.folios.values():
+            for index, folio in inode.folios.items():
+                cached.add(folio)
+                self._indexes[folio] = index
+                if folio.refcount < folio.nr_pages:
+                    self._robbed.setdefault(folio.pfn, now)
                 _count(self._refs.setdefault(folio, []), folio.refcount - folio.nr_pages, now)
                 if folio.locked:
                     locked.append(folio)
+        for folio in [folio for folio in self._refs if folio not in cached]:
+            _count(self._refs[folio], folio.refcount, now)
+            if not folio.refcount:
+                del self._refs[folio]
         _keep(self._mapped, mapped, now)
         _keep(self._pins, pins, now)
         for folio in self._locked:
@@ -135,6 +159,29 @@ class Holders:
                 self._unlocked[folio.pfn] = now
         _keep(self._locked, locked, now)
         _keep(self._poisoned, self._world.host.mm.state.poisoned, now)
+
+    def _left(self) -> Iterator[FolioHeld]:
+        """Folios that are not free, and that nobody finds any more."""
+        mm = self._world.host.mm.state
+        there = list(self._inodes())
+        lost = {id(folio) for inode in there for folio in inode.folios.values()}
+        for folio, holds in self._refs.items():
+            now = mm.folios.get(folio.pfn) or mm.small_folios.get(folio.pfn)
+            if now is not folio or id(folio) in lost:
+                continue
+            index = self._indexes[folio]
+            cached = any(inode.folios.get(index) is folio for inode in self._known)
+            yield FolioHeld(
+                folio.pfn,
+                folio.refcount,
+                folio.nr_pages,
+                tuple(holds),
+                (),
+                (),
+                None,
+                index,
+                cached,
+            )
 
     def _folios(self, inodes: Iterable[GmemInode]) -> Iterator[FolioHeld]:
         for inode in inodes:

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from septum.abi.types import PAGE_SHIFT
 from septum.explore.covering.errors import entry_of
 from septum.explore.runs.run import DidNotRepeat
 from septum.explore.runs.steering import Replaying
 from septum.explore.scenario import ScenarioSubject
-from septum.explore.stories.endings import Endings, Note, adjust
+from septum.explore.stories.endings import Endings, Note, adjust, op_words
 from septum.explore.stories.endless import SCHEDULER, Marks, stays
 from septum.explore.stories.holders import Held
 from septum.explore.stories.module_watch import call_under_way
@@ -289,7 +288,7 @@ class Recording(Recorded):
         if kept:
             shows = any(not is_quiet(self.beats[at].event) for at in kept)
             del self.beats[kept[-1] + 1 if shows else kept[0] :]
-            self.notes = [note for note in self.notes if note.at <= len(self.beats)]
+            self.notes = [note for note in self.notes if note.at < len(self.beats)]
         state = self._watch.now() if self._watch is not None else None
         self.stays = stays(self._runner.built.world, state, finding)
         self.notes = [note for note in self.notes if note.text not in self.stays]
@@ -347,11 +346,7 @@ class Recording(Recorded):
         if op is None or self._under_way.get(task) is op:
             return ""
         self._under_way[task] = op
-        if not op.area.nr_pages:
-            return op.text
-        gfn = op.area.gpa(world.scenario.vm(op.vm).gpa) >> PAGE_SHIFT
-        size = f"+{op.area.nr_pages:#x}" if op.area.nr_pages > 1 else ""
-        return f"{op.text} (GFN {gfn:#x}{size})"
+        return op_words(op, world)
 
     def unseen(self) -> Exception | None:
         return self._watch.error if self._watch is not None else None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from septum.sim.events import LockEvent
 from septum.trace.describe import describe
+from septum.words import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from septum.sim import Finding
 
 SPINNING = re.compile(r"Spinning on folio=(0x[0-9a-f]+) ")
+LEAKED = re.compile(r"never freed,(?: the first one)? PFN (0x[0-9a-f]+)")
+PUT = re.compile(r"folio_put\(\) of (0x[0-9a-f]+), which has no references")
+LOCKDEP = "lockdep: "
 POISONED = "a poisoned folio is split"
 WAITS = re.compile(r"(\S+) waits for (.+)")
 OF_SRCU = re.compile(r"synchronize_srcu\((.+)\)")
@@ -62,6 +66,13 @@ def waits(told: Told, recorded: Recorded, finding: Finding) -> list[str]:
     if match := SPINNING.search(finding.text):
         pfn = int(match[1], 16)
         return [_folio(told, folio) for folio in held.folios if folio.pfn == pfn]
+    if match := LEAKED.search(finding.text):
+        pfn = int(match[1], 16)
+        return [_left(told, folio) for folio in held.left if folio.pfn == pfn]
+    if match := PUT.search(finding.text):
+        hold = held.robbed.get(int(match[1], 16))
+        said = f"{hold.task} gave back a reference of the page cache" if hold is not None else ""
+        return [f"{said} {told.after(hold.at)}"] if hold is not None and hold.task else []
     if POISONED in finding.text:
         return [_folio(told, folio) for folio in held.folios if folio.poisoned is not None]
     if match := KEPT.search(finding.text):
@@ -151,7 +162,7 @@ def _since(told: Told, holds: Iterable[Hold]) -> str:
 
 def _folio(told: Told, folio: FolioHeld) -> str:
     """Whose the references are."""
-    parts = [f"{folio.nr_pages} of the page cache"]
+    parts = [f"{folio.nr_pages} of the page cache"] if folio.cached else []
     parts += [f"1 of {_since(told, [hold])}" for hold in folio.tasks]
     if folio.mapped:
         who = _since(told, (hold for _, hold in folio.mapped))
@@ -162,4 +173,25 @@ def _folio(told: Told, folio: FolioHeld) -> str:
     if folio.poisoned is not None:
         who = _since(told, [folio.poisoned])
         parts.append(f"1 that memory_failure() keeps for good: {who}")
-    return f"the folio at PFN {folio.pfn:#x} has {folio.refcount} references: {', '.join(parts)}"
+    count = plural(folio.refcount, "reference")
+    return f"the folio at PFN {folio.pfn:#x} has {count}: {', '.join(parts)}"
+
+
+def _left(told: Told, folio: FolioHeld) -> str:
+    """The same of one that is not free, and that nobody finds any more."""
+    text = _folio(told, folio).replace("of since", "since")
+    return f"{text} of a file that is gone" if folio.cached and not folio.tasks else text
+
+
+def held_locks(told: Told, finding: Finding) -> list[str]:
+    """What a task has locked that lockdep finds at fault."""
+    if not finding.text.startswith(LOCKDEP) or not told.beats or told.beats[-1].state is None:
+        return []
+    locks = told.beats[-1].state.locks
+    mine = [
+        f"{name} ({mode})"
+        for name, holders in locks.items()
+        for task, mode in holders
+        if task == finding.task
+    ]
+    return [f"{finding.task} holds {', '.join(mine) or 'no lock that events tell of'} there"]
