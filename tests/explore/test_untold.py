@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from septum.cli.main import app
+from septum.errors import InputError
 from septum.explore.command import explore_command
 from septum.explore.wanted import Wanted
 from septum.words import WIDTH
@@ -107,3 +108,15 @@ def test_a_defect_of_septum_comes_after_the_verdict(
     story = " ".join(capsys.readouterr().out.split())
     assert story.startswith("BROKEN: accept-against-block on bug-block-busy-ignored (seed 0)")
     assert "raises ValueError: nobody knows; that is a defect of Septum, please report it" in story
+
+
+def test_a_replay_tells_what_broke_before_the_model_raises(tmp_path: Path) -> None:
+    """A run that is replayed goes on behind that."""
+    story = explored(tmp_path, "Key").output
+    token = story.partition("token: ")[2].partition("\n\n")[0]
+    result = CliRunner().invoke(app, ["replay", token])
+    again = " ".join(result.output.replace("|", " ").split())
+    assert again.startswith("BROKEN: promise no-bug in scenario convert-against-fault on design ")
+    assert "XX * promise no-bug is broken" in again
+    assert isinstance(result.exception, InputError)
+    assert ": the model raises TypeError: " in str(result.exception)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,7 +155,13 @@ def replay_one(
     """
     scenario = scenario_of_recipe(recipe)
     check = recipe.check
-    outcome = _outcome(scenario, recipe.design, schedule, check, trace)
+    try:
+        outcome = _outcome(scenario, recipe.design, schedule, check, trace)
+    except InputError:
+        # A run that goes on behind what it breaks may come to what a design has left unreadable.
+        if not as_json:
+            _tell_broken(recipe, scenario, schedule)
+        raise
     check_fit(recipe, schedule)
     try:
         if not as_json and not (outcome.ok and outcome.held):
@@ -170,6 +177,18 @@ def replay_one(
 
             write_test(scenario, recipe.design, schedule, check, emit_test)
     return _show(outcome, as_json=as_json, ktap=False)
+
+
+def _tell_broken(recipe: ScenarioRecipe, scenario: Scenario, schedule: Schedule) -> None:
+    """The story of what a run breaks before the model, or a design of the user's, raises in it."""
+    from septum.explore.scenario import ScenarioSubject
+    from septum.explore.stories.retell import retell_subject
+
+    story: list[str] = []
+    with suppress(Exception):  # the caller raises what it has met itself
+        story = retell_subject(ScenarioSubject(scenario, recipe.design, recipe.check), schedule)
+    with read_or_not():
+        print("\n".join([*story, ""] if story else []), end="")
 
 
 def check_fit(recipe: ScenarioRecipe, schedule: Schedule) -> None:
