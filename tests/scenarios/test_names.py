@@ -263,3 +263,14 @@ def test_from_the_judge_of_all_scenarios(
     path.write_text(HEAD + "[expect]\ncounts = { splitts = 0 }\n")
     assert main([str(path)]) == USAGE
     assert "nothing is counted as 'splitts'; did you mean 'splits'?" in capsys.readouterr().err
+
+
+def test_an_override_hands_on_what_it_is_given() -> None:
+    """What names a counter in the function that it overrides: it is followed once, and not for
+    ever."""
+    own = (
+        "class X(TdpMmu):\n"
+        "  def _mmu_lock(self, kvm, shared, caller):\n"
+        "    super()._mmu_lock(kvm, shared, caller)\n"
+    )
+    assert model_names(own) == model_names()

@@ -85,6 +85,9 @@ class _Sources:
         self.returns: dict[str, tuple[str, str]] = {}
         self.stores: list[tuple[ast.expr, _Expr]] = []
         self.errors: set[str] = set()
+        self._followed: list[
+            tuple[ast.FunctionDef | None, str]
+        ] = []  # variables, from the outermost on
 
     def read(self, module: str, text: str) -> None:
         """Add a file. `module` is its name, "" for one that is no part of Septum."""
@@ -153,6 +156,8 @@ class _Sources:
                 return {text for text in values if isinstance(text, str)} or {ANYTHING}
             case ast.Call(func=ast.Attribute(attr=called)):
                 return self._returned(called)
+            case ast.Name(id=name) if (function, name) in self._followed:
+                return set()  # it is given itself: an override calls what it overrides
             case ast.Name(id=name):
                 found = self._variable(name, function, module) if function is not None else set()
                 text = getattr(importlib.import_module(module), name, None) if module else None
@@ -168,6 +173,7 @@ class _Sources:
     def _variable(self, name: str, function: ast.FunctionDef, module: str) -> set[str]:
         """What it is given: a parameter by all who call the function, a local name in it; nothing
         for a name of the module."""
+        self._followed.append((function, name))
         parameters = [arg.arg for arg in function.args.args]
         if name in parameters:
             calls = self.calls.get(function.name, ())
@@ -179,6 +185,7 @@ class _Sources:
                 if isinstance(node, ast.Assign)
                 and any(isinstance(to, ast.Name) and to.id == name for to in node.targets)
             ]
+        self._followed.pop()
         return set().union(*ways)
 
     def _argument(self, call: _Call, position: int, name: str) -> set[str]:
