@@ -212,6 +212,19 @@ def test_memory_that_is_closed_during_a_build(monkeypatch: pytest.MonkeyPatch) -
     assert [done.result for done in results if done.op == "build vm"] == ["-EBADF"]
 
 
+@pytest.mark.parametrize("access", ["read shared page 0", "write 0x1 shared page 0"])
+def test_a_shared_access_without_a_slot_is_a_ve(access: str) -> None:
+    """KVM leaves an entry there that makes a #VE of the access, not EPT violations for ever."""
+    text = f"""
+summary = "s"
+setup = ["host: set-attributes page 0 to shared", "vcpu0: {access}", "host: delete slot 0"]
+[guest]
+vcpu0 = ["{access} => #VE", "{access} => #VE"]
+"""
+    outcome = run_scenario(scenario(text))
+    assert outcome.ok, outcome_lines(outcome)
+
+
 def test_failures_come_only_where_they_are_allowed() -> None:
     always = [
         run_scenario(scenario(LOSING), schedule=RandomRun(seed, failure_odds=2))

@@ -80,7 +80,7 @@ class TdGuestCpu(GuestCpu):
         super().hlt()
         self.context.interrupt = False
 
-    def _veinfo_get(self) -> int:
+    def veinfo_get(self) -> int:
         """TDG.VP.VEINFO.GET, first thing in a #VE handler; returns the GPA."""
         regs = Regs(rax=TDG_VP_VEINFO_GET)
         self.machine.tdcall(self._boundary(), regs)
@@ -114,7 +114,7 @@ class TdGuestCpu(GuestCpu):
             in_frame = PTRS_PER_TABLE - (gpa // PAGE_SIZE) % PTRS_PER_TABLE
             nr, value = seam.guest_access_range(lp, gpa, min(nr_pages, in_frame), access, token)
             if not nr:
-                raise VirtualizationException(self._veinfo_get())
+                raise VirtualizationException(self.veinfo_get())
             runs.append((nr, value))
             gpa += nr * PAGE_SIZE
             nr_pages -= nr

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from septum.module.module import Module
 
 INSTRUCTION_LENGTH = 4
+VE_INFO_NONE = 0
+"""#VE category: the processor's own."""
 VE_INFO_PENDING = 1
 """#VE category: access to a pending page."""
 
@@ -69,7 +71,7 @@ def access_step(m: Module, lp: LogicalProcessor, gpa: int, access: int) -> Guest
     return GuestOutcome(OutcomeKind.TD_EXIT, ept_violation_exit(m, lp, qualification, eeq, gpa))
 
 
-def inject_ve(vcpu: Vcpu, qualification: int, gpa: int) -> int:
+def inject_ve(vcpu: Vcpu, qualification: int, gpa: int, category: int = VE_INFO_PENDING) -> int:
     """Record VE_INFO and inject #VE; #DF when the last #VE was not read yet.
 
     Returns the VM-entry interruption information. Source: tdx_inject_ve.
@@ -82,7 +84,7 @@ def inject_ve(vcpu: Vcpu, qualification: int, gpa: int) -> int:
     info.exit_qualification = qualification
     info.gpa = gpa
     info.gla = 0
-    info.category = VE_INFO_PENDING
+    info.category = category
     info.instruction = INSTRUCTION_LENGTH
     return EVENT_VE
 
