@@ -1,6 +1,6 @@
 """Hosts and modules with one bug that somebody could write: what a search must find."""
 
-from septum.designs.bugs import dpamt, gmem, invalidation, life, mirror, module, tlb
+from septum.designs.bugs import dpamt, gmem, invalidation, life, mirror, module, shared, tlb
 from septum.designs.registry import Design
 
 SUBJECTS: dict[str, tuple[Design, ...]] = {
@@ -9,6 +9,7 @@ SUBJECTS: dict[str, tuple[Design, ...]] = {
     "Invalidation": invalidation.DESIGNS,
     "Dynamic PAMT": dpamt.DESIGNS,
     "guest_memfd": gmem.DESIGNS,
+    "Shared memory and memslots": shared.DESIGNS,
     "The end of a VM": life.DESIGNS,
     "The TDX module": module.DESIGNS,
 }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from septum.abi.errno import EACCES
+from septum.abi.errno import EACCES, EAGAIN
 from septum.abi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from septum.designs.bugs._seeded import seeded
+from septum.linux.kvm.gmem_range import MF_DELAYED
 from septum.linux.kvm.guest_memfd import GuestMemfd
 from septum.linux.kvm.types import KVM_FILTER_PRIVATE
 
@@ -118,6 +119,47 @@ class SplitErrorLost(GuestMemfd):
         return ret
 
 
+class ErrorUnlocked(GuestMemfd):
+    """A memory failure takes no invalidate_lock, as its folio is locked."""
+
+    __slots__ = ()
+
+    def kvm_gmem_error_folio(self, inode: GmemInode, index: int) -> int:
+        folio = self._peek_folio(inode, index)
+        if folio is not None:
+            self._kvm_gmem_unmap_error(inode, index & -folio.nr_pages, folio)
+        return MF_DELAYED
+
+
+class ReferencesFirst(GuestMemfd):
+    """A hole looks for references before user space's mappings, which have some, are gone."""
+
+    __slots__ = ()
+
+    def merge_truncate_range(
+        self, inode: GmemInode, start: int, nr_pages: int, require_merge: bool
+    ) -> int:
+        if require_merge and self.kvm_gmem_has_safe_refcount(inode, start, nr_pages) != -1:
+            return -EAGAIN
+        return super().merge_truncate_range(inode, start, nr_pages, require_merge)
+
+
+class ConversionGoesOn(GuestMemfd):
+    """A conversion that fails in one huge page goes on with the next, and says how that went."""
+
+    __slots__ = ()
+
+    def _kvm_gmem_set_attributes(
+        self, inode: GmemInode, start: int, nr_pages: int, attrs: int
+    ) -> tuple[int, int]:
+        ret, at = super()._kvm_gmem_set_attributes(inode, start, nr_pages, attrs)
+        batch_size = self._kvm_gmem_batch_size(inode)
+        rest = (at // batch_size + 1) * batch_size
+        if not ret or rest >= start + nr_pages:
+            return ret, at
+        return self._kvm_gmem_set_attributes(inode, rest, start + nr_pages - rest, attrs)
+
+
 DESIGNS = (
     seeded(
         "split-first-vm-only",
@@ -186,5 +228,30 @@ DESIGNS = (
         "accept-once",
         "precise-zap",
         gmem=SplitErrorLost,
+    ),
+    seeded(
+        "error-unlocked",
+        "docs/findings.md F23, repaired at the wrong place",
+        "kvm_gmem_error_folio() does not take the invalidate_lock: slots come and go meanwhile",
+        "memory-failure-against-slot",
+        "progress",
+        "no-bug",
+        gmem=ErrorUnlocked,
+    ),
+    seeded(
+        "references-first",
+        "kvm_gmem_has_safe_refcount() for a hole, in the tree that v3 is posted on",
+        "A hole is refused where user space has a shared page mapped",
+        "punch-host-mapped",
+        "expectation",
+        gmem=ReferencesFirst,
+    ),
+    seeded(
+        "conversion-goes-on",
+        "guest_memfd.c __kvm_gmem_set_attributes()",
+        "After a huge page that it cannot convert a conversion goes on with the next one",
+        "convert-stops-at-pin",
+        "expectation",
+        gmem=ConversionGoesOn,
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from septum.abi.kvm import (
+    INVALID_GPA,
     KVM_MEMSLOT_INVALID,
     KVM_REQ_UNBLOCK,
     PAGES_PER_HPAGE,
@@ -166,6 +167,27 @@ class NotifierIgnored(KvmMain):
         return []
 
 
+class SecondBeginResets(KvmMmu):
+    """An invalidation that begins during another one forgets its range."""
+
+    __slots__ = ()
+
+    def kvm_mmu_invalidate_begin(self, kvm: Kvm) -> None:
+        super().kvm_mmu_invalidate_begin(kvm)
+        kvm.mmu_invalidate_range_start = kvm.mmu_invalidate_range_end = INVALID_GPA
+
+
+class LastRangeOnly(KvmMmu):
+    """Of the ranges of an invalidation the last one is kept."""
+
+    __slots__ = ()
+
+    def kvm_mmu_invalidate_range_add(self, kvm: Kvm, start: int, end: int) -> None:
+        super().kvm_mmu_invalidate_range_add(kvm, start, end)
+        kvm.mmu_invalidate_range_start = start
+        kvm.mmu_invalidate_range_end = end
+
+
 DESIGNS = (
     seeded(
         "seq-not-checked",
@@ -279,5 +301,21 @@ DESIGNS = (
         "slot-delete-halted",
         "progress",
         x86=HaltsInSrcu,
+    ),
+    seeded(
+        "second-begin-resets",
+        "kvm_main.c kvm_mmu_invalidate_begin()",
+        "Where two invalidations overlap in time the range of the first is forgotten",
+        "discard-as-punch-begins",
+        "mapping-in-folio",
+        mmu=SecondBeginResets,
+    ),
+    seeded(
+        "last-range-only",
+        "kvm_main.c kvm_mmu_invalidate_range_add()",
+        "Of a range over two memslots only the part in the second holds faults off",
+        "punch-two-slots-against-fault",
+        "mapping-in-folio",
+        mmu=LastRangeOnly,
     ),
 )

@@ -124,6 +124,15 @@ class ReservationStays(Mm):
         """Nothing."""
 
 
+class DeadVmRetries(KvmTdxUnit):
+    """A fault is retried without a look whether the VM is dead."""
+
+    __slots__ = ()
+
+    def _vm_is_dead(self, vcpu: KvmVcpu) -> bool:
+        return False
+
+
 DESIGNS = (
     seeded(
         "dead-vm-keeps-pages",
@@ -205,5 +214,13 @@ DESIGNS = (
         "tdx-vm-huge-page",
         "teardown",
         mm=ReservationStays,
+    ),
+    seeded(
+        "dead-vm-retries",
+        "vmx/tdx.c tdx_handle_ept_violation()",
+        "The retry loop of a private fault does not look for KVM_REQ_VM_DEAD",
+        "dead-vm-faulting",
+        "progress",
+        tdx=DeadVmRetries,
     ),
 )

@@ -374,16 +374,19 @@ class GmemRange(GmemFolios):
         self.filemap_invalidate_lock_shared(inode, index, index + 1)
         folio = self._peek_folio(inode, index)
         if folio is not None:  # None: a host that truncates it without its lock
-            start = index & -folio.nr_pages
-            end = start + folio.nr_pages
-            self.host.mm.get_hwpoison_page(folio)
-            inode.poisoned.update(range(start, end))
-            self.kvm_gmem_invalidate_begin(inode, start, end)
-            self._kvm_gmem_split_for_error(inode, start, end)
-            self.kvm_gmem_zap(inode, start, end)
-            self.kvm_gmem_invalidate_end(inode, start, end)
+            self._kvm_gmem_unmap_error(inode, index & -folio.nr_pages, folio)
         self.filemap_invalidate_unlock_shared(inode)
         return MF_DELAYED
+
+    def _kvm_gmem_unmap_error(self, inode: GmemInode, start: int, folio: Folio) -> None:
+        """The part of kvm_gmem_error_folio() that has the invalidate_lock."""
+        end = start + folio.nr_pages
+        self.host.mm.get_hwpoison_page(folio)
+        inode.poisoned.update(range(start, end))
+        self.kvm_gmem_invalidate_begin(inode, start, end)
+        self._kvm_gmem_split_for_error(inode, start, end)
+        self.kvm_gmem_zap(inode, start, end)
+        self.kvm_gmem_invalidate_end(inode, start, end)
 
     def _kvm_gmem_split_for_error(self, inode: GmemInode, start: int, end: int) -> None:
         """Split the huge leaves that cross a failed folio: v3 does nothing here.

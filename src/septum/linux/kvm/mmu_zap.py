@@ -71,15 +71,19 @@ class MmuZap(MmuLpage):
 
     # Memory slots
 
-    def kvm_mmu_zap_memslot(self, kvm: Kvm, slot: KvmMemorySlot) -> None:
-        """Zap one slot in all roots. Source: mmu.c kvm_mmu_zap_memslot."""
-        rng = KvmGfnRange(
+    def _memslot_range(self, slot: KvmMemorySlot) -> KvmGfnRange:
+        """All of a slot, private and shared. Source: mmu.c kvm_mmu_zap_memslot."""
+        return KvmGfnRange(
             slot,
             slot.base_gfn,
             slot.base_gfn + slot.npages,
             KVM_FILTER_PRIVATE | KVM_FILTER_SHARED,
             True,
         )
+
+    def kvm_mmu_zap_memslot(self, kvm: Kvm, slot: KvmMemorySlot) -> None:
+        """Zap one slot in all roots. Source: mmu.c kvm_mmu_zap_memslot."""
+        rng = self._memslot_range(slot)
         kvm.mmu_lock.write_lock()
         kvm.stat.add("mmu_lock_write.kvm_mmu_zap_memslot")
         if self.kvm_unmap_gfn_range(kvm, rng):

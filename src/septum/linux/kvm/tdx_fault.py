@@ -194,13 +194,17 @@ class TdxFault(TdxMem):
                 return ret
             if main.kvm_vcpu_has_events(vcpu) or vcpu.signal_pending:
                 return ret
-            if main.kvm_test_request(KVM_REQ_VM_DEAD, vcpu):
+            if self._vm_is_dead(vcpu):
                 return -EIO
             # A slot that is being deleted never resolves, and its deletion waits for this task.
             if self._slot_is_going(vcpu, gpa):
                 return ret
             vcpu.stat.add("fault_local_retry")
             self.sim.retry("cond_resched")
+
+    def _vm_is_dead(self, vcpu: KvmVcpu) -> bool:
+        """Every S-EPT change of a dead VM fails, and the fault would be retried for ever."""
+        return self.host.main.kvm_test_request(KVM_REQ_VM_DEAD, vcpu)
 
     def _slot_is_going(self, vcpu: KvmVcpu, gpa: int) -> bool:
         """The slot of `gpa` is being deleted. Source: commit 2bc2694fe20b."""

@@ -176,6 +176,15 @@ class KvmX86(Unit):
         """Somebody wants the vCPU out of the guest, or not in it."""
         return vcpu.mode == EXITING_GUEST_MODE or bool(vcpu.requests) or vcpu.signal_pending
 
+    def _into_guest_mode(self, vcpu: KvmVcpu) -> bool:
+        """From here on a kick sends an IPI, which is taken in the guest or when interrupts go on.
+        False when there was one before. Source: vcpu_enter_guest(), smp_mb__after_srcu_read_unlock.
+        """
+        vcpu.mode = IN_GUEST_MODE
+        self.kvm_vcpu_srcu_read_unlock(vcpu)
+        self.sim.point("vcpu->mode")
+        return not self.kvm_vcpu_exit_request(vcpu)
+
     def vcpu_enter_guest(self, vcpu: KvmVcpu) -> int:
         """One entry and exit: > 0 go on, 0 exit to user space, < 0 error."""
         if vcpu.requests:
@@ -187,11 +196,7 @@ class KvmX86(Unit):
             return ret
         lp = self.machine.lps[self.sim.current.cpu]
         lp.local_irq_disable()
-        # From here on a kick sends an IPI. It is taken in the guest or when interrupts go on.
-        vcpu.mode = IN_GUEST_MODE
-        self.kvm_vcpu_srcu_read_unlock(vcpu)
-        self.sim.point("vcpu->mode")
-        if self.kvm_vcpu_exit_request(vcpu):
+        if not self._into_guest_mode(vcpu):
             vcpu.mode = OUTSIDE_GUEST_MODE
             lp.local_irq_enable()
             self.kvm_vcpu_srcu_read_lock(vcpu)
