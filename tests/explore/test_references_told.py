@@ -13,6 +13,7 @@ DESIGNS = """
 from septum.linux.kvm.guest_memfd import GuestMemfd
 from septum.linux.kvm.mmu import KvmMmu
 from septum.linux.kvm.tdx import KvmTdxUnit
+from septum.linux.x86.tdx import TdxArch
 
 
 class LeakOnRetry(KvmMmu):
@@ -42,6 +43,18 @@ class TrackOtherVm(KvmTdxUnit):
     __slots__ = ()
     def tdx_track(self, kvm):
         super().tdx_track(self.host.kvms[min(self.host.kvms)])
+
+
+class NoWbinvd(TdxArch):
+    __slots__ = ()
+    def tdh_phymem_page_wbinvd_hkid(self, hkid, folio, start_idx, npages):
+        return 0
+
+
+class DemoteWithoutPair(TdxArch):
+    __slots__ = ()
+    def _pamt_array_unused(self, pages, prealloc):
+        pass
 """
 
 
@@ -86,6 +99,22 @@ def test_a_folio_whose_file_is_gone(designs: Path) -> None:
     story = explored(designs, "HoleKeepsLast", "punch-across")
     assert (
         "has 1 reference: 1 of the page cache of a file that is gone No passing schedule" in story
+    )
+
+
+def test_who_allocated_what_nobody_freed(designs: Path) -> None:
+    """The pages of a DEMOTE that was BUSY, which no event tells of."""
+    story = explored(designs, "DemoteWithoutPair", "dpamt-demote-busy")
+    why = story.partition("Why: ")[2]
+    assert re.search(r" host\.convert allocated PFN 0x\w+ after step \d+, and nobody freed it", why)
+
+
+def test_since_when_a_frame_should_have_been_written_back(designs: Path) -> None:
+    story = explored(designs, "NoWbinvd", "convert-aligned-2m-erratum")
+    assert re.search(
+        r"Why: PFN 0x\w+ is in no S-EPT since step \d+ \(TDH\.MEM\.PAGE\.REMOVE of vcpu0\), and no"
+        r" TDH\.PHYMEM\.PAGE\.WBINVD of it has come since No passing",
+        story,
     )
 
 

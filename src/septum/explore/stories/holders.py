@@ -50,12 +50,13 @@ class Held(msgspec.Struct, frozen=True):
     """At the end of a run: SRCU by name, folios; by PFN, folios that are locked, and who unlocked
     those that are not any more, and since when they are not. `left` are folios that have left the
     page cache, or whose file is gone, and are not free; of those that `robbed` names somebody gave
-    back a reference of the page cache."""
+    back a reference of the page cache. `taken`: who allocated the page that the finding is of."""
 
     srcu: dict[str, tuple[Hold, ...]] = {}
     folios: tuple[FolioHeld, ...] = ()
     left: tuple[FolioHeld, ...] = ()
     robbed: dict[int, Hold] = {}
+    taken: Hold | None = None
     locked: dict[int, Hold] = {}
     unlocked: dict[int, Hold] = {}
 
@@ -73,16 +74,20 @@ class Holders:
         "_refs",
         "_robbed",
         "_srcu",
+        "_taken",
         "_unlocked",
         "_world",
+        "leaked_pfn",
     )
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self.leaked_pfn = -1  # of the page that nobody frees
         self._forget()
 
     def _forget(self) -> None:
         self._srcu: dict[str, list[Hold]] = {}
+        self._taken: Hold | None = None
         self._refs: dict[Folio, list[Hold]] = {}
         self._indexes: dict[Folio, int] = {}
         self._known: list[GmemInode] = []
@@ -111,6 +116,7 @@ class Holders:
             tuple(self._folios(self._inodes())),
             tuple(self._left()),
             self._robbed,
+            self._taken,
             {folio.pfn: hold for folio, hold in self._locked.items()},
             self._unlocked,
         )
@@ -129,6 +135,11 @@ class Holders:
                     yield file.inode
 
     def _look(self, now: Hold) -> None:
+        mm = self._world.host.mm.state
+        if self.leaked_pfn not in mm.site_of and self.leaked_pfn not in mm.folios:
+            self._taken = None
+        elif self._taken is None:
+            self._taken = now
         for kvm in self._world.host.kvms.values():
             readers = [task.name for task in kvm.srcu.readers]
             _follow(self._srcu.setdefault(kvm.srcu.name, []), readers, now)

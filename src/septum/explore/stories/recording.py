@@ -16,7 +16,7 @@ from septum.explore.stories.holders import Held
 from septum.explore.stories.module_watch import call_under_way
 from septum.explore.stories.parting import asked_at
 from septum.explore.stories.watching import Seen, Watch
-from septum.explore.stories.why_waits import flags_waited
+from septum.explore.stories.why_waits import flags_waited, leaked_pfn
 from septum.linux.kvm.events import KvmTdpMmuSpteChanged
 from septum.module.events import SeamcallEvent
 from septum.scenarios.world import ScenarioWorld
@@ -248,7 +248,7 @@ class Recording(Recorded):
         self._endings: Endings | None = None
         if isinstance(world, ScenarioWorld):
             self.setup = world.scenario.document.setup
-            self._watch = Watch(world.world)
+            self._watch = Watch(world.world, leaked_pfn(finding))
             self._endings = Endings(world, self._watch, self.beats)
         runner.sink = self._see
         try:

@@ -36,10 +36,12 @@ class Watch:
 
     __slots__ = ("_holders", "_module", "_state", "error")
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, leaked_pfn: int = -1) -> None:
+        """`leaked_pfn`: of the page that nobody frees, where the finding is of one."""
         self._state = StateWatcher(world)
         self._module = ModuleWatcher(world)
         self._holders = Holders(world)
+        self._holders.leaked_pfn = leaked_pfn
         self.error: Exception | None = None
 
     def _unless_raised(self, look: Callable[[], T], unseen: T) -> T:

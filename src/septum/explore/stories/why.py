@@ -52,7 +52,7 @@ def why_lines(recording: Recorded, numbers: dict[int, int], finding: Finding) ->
     about = [*why_waits.refused(told, recording.refused)]
     about += [*why_pages.about(told, finding), *why_waits.waits(told, recording, finding)]
     about += [*why_frames.not_in_folio(told, finding), *why_shared.still_shared(told, finding)]
-    about += why_waits.held_locks(told, finding)
+    about += [*why_frames.not_written_back(told, finding), *why_waits.held_locks(told, finding)]
     return [*lines[: LINES_MAX - len(about)], *about]
 
 

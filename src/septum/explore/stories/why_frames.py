@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from septum.abi.leaves import TDH_PHYMEM_PAGE_WBINVD
 from septum.abi.status import OPERAND_ID_R8
 from septum.abi.types import PAGE_SHIFT
 from septum.linux.kvm.events import KvmGmemFolioEvent
+from septum.module.events import SeamcallEvent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from septum.explore.stories.recording import Beat
     from septum.explore.stories.told import Told
-    from septum.module.events import SeamcallEvent
     from septum.scenarios.states import Pages
     from septum.sim import Finding
 
@@ -23,6 +24,10 @@ MAPS = re.compile(
     r"(vm\d+): the \w+ leaf at GFN (0x[0-9a-f]+) maps PFN \S+"
     r" but (?:the folio|no page of guest_memfd)"
 )
+
+DIRTY = re.compile(r"PFN (0x[0-9a-f]+) belongs to no TD, and has dirty lines of HKID ")
+PFN_BITS = (1 << 24) - 1
+"""Below the HKID that an address may have in its upper bits."""
 
 
 def not_free(told: Told, at: int, event: SeamcallEvent) -> str:
@@ -76,3 +81,29 @@ def not_in_folio(told: Told, finding: Finding) -> list[str]:
             became = "is split" if event.split else "is gone" if event.order < 0 else "is new"
             return [f"{text}, and the folio under it {became} {told.since(at)}"]
     return []
+
+
+def not_written_back(told: Told, finding: Finding) -> list[str]:
+    """Of a frame that has left a TD with dirty lines: when it did; nothing where its lines were
+    written back since, or of any other finding."""
+    match = DIRTY.match(finding.text)
+    if match is None or not told.beats:
+        return []
+    pfn = int(match[1], 16)
+
+    def gone(beat: Beat) -> bool:
+        return next(_mapped(beat, range(pfn, pfn + 1)), None) is None
+
+    last = len(told.beats) - 1
+    if not gone(told.beats[last]):
+        return []
+    at = told.first_of(last, gone)
+    if at < 0 or any(
+        isinstance(event, SeamcallEvent)
+        and event.leaf == TDH_PHYMEM_PAGE_WBINVD
+        and (event.rcx >> PAGE_SHIFT ^ pfn) & PFN_BITS == 0
+        for _, event in told.calls(last + 1, at)
+    ):
+        return []
+    left = f"PFN {pfn:#x} is in no S-EPT {told.since(at)}"
+    return [f"{left}, and no TDH.PHYMEM.PAGE.WBINVD of it has come since"]

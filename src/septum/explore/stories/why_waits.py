@@ -32,6 +32,12 @@ REFERENCES = "folio references"
 FOLIOS_MAX = 2
 
 
+def leaked_pfn(finding: Finding) -> int:
+    """The page that nobody freed, where the finding is of one; else -1."""
+    match = LEAKED.search(finding.text)
+    return int(match[1], 16) if match is not None else -1
+
+
 def flags_waited(world: ScenarioWorld) -> dict[str, str]:
     """What threads of VMMs, and guests that spin, wait for at the end of a run, by task, in words;
     with who would raise the flag, and what keeps that one."""
@@ -66,9 +72,12 @@ def waits(told: Told, recorded: Recorded, finding: Finding) -> list[str]:
     if match := SPINNING.search(finding.text):
         pfn = int(match[1], 16)
         return [_folio(told, folio) for folio in held.folios if folio.pfn == pfn]
-    if match := LEAKED.search(finding.text):
-        pfn = int(match[1], 16)
-        return [_left(told, folio) for folio in held.left if folio.pfn == pfn]
+    if (pfn := leaked_pfn(finding)) >= 0:
+        left = [_left(told, folio) for folio in held.left if folio.pfn == pfn]
+        taken = held.taken
+        if left or taken is None or not taken.task:
+            return left
+        return [f"{taken.task} allocated PFN {pfn:#x} {told.after(taken.at)}, and nobody freed it"]
     if match := PUT.search(finding.text):
         hold = held.robbed.get(int(match[1], 16))
         said = f"{hold.task} gave back a reference of the page cache" if hold is not None else ""
