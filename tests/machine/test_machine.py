@@ -18,16 +18,18 @@ OPS = st.lists(
         st.tuples(st.just("reset2m"), st.sampled_from([0, 3]), st.just(0), st.just(0)),
         st.tuples(st.just("flush"), st.integers(0, 1100), KEYS | st.none(), st.just(0)),
         st.tuples(st.just("flush2m"), st.sampled_from([0, 3]), KEYS | st.none(), st.just(0)),
+        st.tuples(st.just("flush all"), st.just(0), st.none(), st.just(0)),
     ),
     max_size=12,
 )
 
 
 def flush(flat: dict[int, tuple[int, int, int]], frames: Iterable[int], key: int | None) -> None:
-    """The dirty lines of `frames` that have `key` (None: any) are clean."""
+    """The dirty lines of `frames` that have `key` (None: any) are in memory, with their key."""
     for pfn in frames:
-        if pfn in flat and key in (None, flat[pfn][2]):
-            flat[pfn] = (*flat[pfn][:2], -1)
+        token, _, dirty = flat.get(pfn, (0, 0, -1))
+        if dirty != -1 and key in (None, dirty):
+            flat[pfn] = (token, dirty, -1)
 
 
 def reset(flat: dict[int, tuple[int, int, int]], frames: Iterable[int]) -> None:
@@ -51,6 +53,9 @@ def test_blocks_of_frames_equal_a_flat_memory(ops: list[tuple[str, int, int | No
         elif op == "flush2m":
             mem.wbinvd_pages(pfn, 600, key)
             flush(flat, range(pfn, pfn + 600), key)
+        elif op == "flush all":
+            mem.wbinvd()
+            flush(flat, tuple(flat), None)
         elif op == "reset":
             mem.movdir64b(pfn)
             reset(flat, (pfn,))

@@ -171,15 +171,18 @@ class PhysMem:
         block = self._blocks.get(pfn >> 9)
         if block is None or block.dirty == CLEAN:
             return
-        if hkid is None or _get(block.dirty, pfn & 511) == hkid:
+        dirty = _get(block.dirty, pfn & 511)
+        if hkid is None or dirty == hkid:
             self.nr_changes += 1
+            if dirty != CLEAN:
+                block.key = _put(block.key, pfn & 511, dirty, "h")
             block.dirty = _put(block.dirty, pfn & 511, CLEAN, "h")
 
     def wbinvd(self) -> None:
         """Write back and invalidate everything."""
         self.nr_changes += 1
         for block in self._blocks.values():
-            block.dirty = CLEAN
+            _written_back(block)
 
     def wbinvd_pages(self, pfn: int, nr_pages: int, hkid: int | None = None) -> None:
         """`wbinvd_page` of `nr_pages` frames from `pfn`."""
@@ -190,7 +193,7 @@ class PhysMem:
             whole = not pfn & 511 and end - pfn >= PTRS_PER_TABLE
             if whole and (block is None or hkid is None or isinstance(block.dirty, int)):
                 if block is not None and hkid in (None, block.dirty):
-                    block.dirty = CLEAN
+                    _written_back(block)
                 pfn += PTRS_PER_TABLE
             else:
                 self.wbinvd_page(pfn, hkid)
@@ -236,6 +239,20 @@ class PhysMem:
     def block(self, pfn: int) -> FrameBlock | None:
         """The record of the 2 MB block that holds `pfn`; None when it was never written."""
         return self._blocks.get(pfn >> 9)
+
+
+def _written_back(block: FrameBlock) -> None:
+    """All dirty lines of the block are in memory: those of a key that MOVDIR64B has written over
+    (see `movdir64b`) are there again, too."""
+    dirty = block.dirty
+    if isinstance(dirty, int):
+        if dirty != CLEAN:
+            block.key = dirty
+    elif dirty != block.key:
+        for index, hkid in enumerate(dirty):
+            if hkid != CLEAN:
+                block.key = _put(block.key, index, hkid, "h")
+    block.dirty = CLEAN
 
 
 def _get(values: int | array[int], index: int) -> int:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from septum.abi.types import Pfn
     from septum.linux.kvm.types import Kvm, KvmVcpu, TdxPrealloc
+    from septum.linux.mm.folio import Folio
     from septum.linux.x86.tdx import SeamcallRet
 
 
@@ -242,15 +243,21 @@ class TdxSept(TdxInit):
             self.tdx_bug_on(err, "TDH_MEM_PAGE_REMOVE", kvm, entry, level_state)
             return -EIO
 
-        npages = PAGES_PER_HPAGE[level]
-        start_idx = pfn - folio.pfn
-        err = x86.tdh_phymem_page_wbinvd_hkid(kvm_tdx.hkid, folio, start_idx, npages)
+        if self._write_back_and_reset(kvm, folio, pfn - folio.pfn, PAGES_PER_HPAGE[level]):
+            return -EIO
+        if self._needs_pamt_pair(level):
+            x86.tdx_pamt_put(pfn)
+        return 0
+
+    def _write_back_and_reset(self, kvm: Kvm, folio: Folio, start_idx: int, npages: int) -> int:
+        """Removed pages become the host's: the TD's dirty lines go to memory, which is then reset.
+        0 or -EIO. Source: tdx_sept_remove_private_spte(), patches 03, 04."""
+        x86 = self.host.x86_tdx
+        err = x86.tdh_phymem_page_wbinvd_hkid(kvm.tdx.hkid, folio, start_idx, npages)
         if err:
             self.tdx_bug_on(err, "TDH_PHYMEM_PAGE_WBINVD", kvm)
             return -EIO
         x86.tdx_quirk_reset_folio(folio, start_idx, npages)
-        if self._needs_pamt_pair(level):
-            x86.tdx_pamt_put(pfn)
         return 0
 
     def tdx_sept_free_private_spt(self, kvm: Kvm, gfn: int, level: int, private_spt: int) -> int:
