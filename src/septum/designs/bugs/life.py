@@ -9,6 +9,7 @@ from septum.linux.kvm.gmem_range import MAX_INDEX
 from septum.linux.kvm.guest_memfd import GuestMemfd
 from septum.linux.kvm.main import KvmMain
 from septum.linux.kvm.tdx import KvmTdxUnit
+from septum.linux.kvm.tdx_base import is_hkid_assigned
 from septum.linux.mm import Mm
 from septum.linux.x86.tdx import TdxArch
 
@@ -133,6 +134,38 @@ class DeadVmRetries(KvmTdxUnit):
         return False
 
 
+class ResetFirst(KvmTdxUnit):
+    """Removed pages are reset, and the TD's dirty lines are written over that."""
+
+    __slots__ = ()
+
+    def _write_back_and_reset(self, kvm: Kvm, folio: Folio, start_idx: int, npages: int) -> int:
+        self.host.x86_tdx.tdx_quirk_reset_folio(folio, start_idx, npages)
+        return int(
+            self.host.x86_tdx.tdh_phymem_page_wbinvd_hkid(kvm.tdx.hkid, folio, start_idx, npages)
+        )
+
+
+class NotResumed(KvmTdxUnit):
+    """TDH.PHYMEM.CACHE.WB is called once, whatever interrupts it."""
+
+    __slots__ = ()
+
+    def smp_func_do_phymem_cache_wb(self) -> None:
+        self.host.x86_tdx.tdh_phymem_cache_wb(False)
+
+
+class KeyFreedAnyway(KvmTdxUnit):
+    """The host takes a key id for free that the module did not give back."""
+
+    __slots__ = ()
+
+    def tdx_mmu_release_hkid(self, kvm: Kvm) -> None:
+        super().tdx_mmu_release_hkid(kvm)
+        if is_hkid_assigned(kvm.tdx):
+            self.tdx_hkid_free(kvm.tdx)
+
+
 DESIGNS = (
     seeded(
         "dead-vm-keeps-pages",
@@ -222,5 +255,30 @@ DESIGNS = (
         "dead-vm-faulting",
         "progress",
         tdx=DeadVmRetries,
+    ),
+    seeded(
+        "reset-first",
+        "tdx.c tdx_sept_remove_private_spte()",
+        "Removed pages are reset with MOVDIR64B before the TD's dirty lines are written back",
+        "convert-aligned-2m-erratum",
+        "cache",
+        "teardown",
+        tdx=ResetFirst,
+    ),
+    seeded(
+        "write-back-not-resumed",
+        "tdx.c smp_func_do_phymem_cache_wb()",
+        "TDH.PHYMEM.CACHE.WB is interrupted and not resumed: the key id stays with the module",
+        "teardown-interrupted",
+        "no-bug",
+        tdx=NotResumed,
+    ),
+    seeded(
+        "key-freed-anyway",
+        "tdx.c tdx_mmu_release_hkid()",
+        "A key id that could not be freed is given to the next VM",
+        "teardown-key-then-build",
+        "expectation",
+        tdx=KeyFreedAnyway,
     ),
 )
