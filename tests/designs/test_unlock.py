@@ -67,7 +67,8 @@ def test_work_that_is_moved_behind_an_unlock_is_met_there(text, units, monkeypat
     path.write_text(text)
 
     def outcome() -> Outcome:
-        return explore(ScenarioSubject(str(path), "moved", "end"), Options(shrink=False)).outcome
+        options = Options(preemptions=1, shrink=False)
+        return explore(ScenarioSubject(str(path), "moved", "end"), options).outcome
 
     assert outcome() is Outcome.BROKEN
     monkeypatch.setattr(Sim, "released", lambda self, lock: None)
