@@ -150,3 +150,18 @@ def test_slot_with_guest_memfd_cannot_be_changed(bench: Benches) -> None:
     size = slot.npages << 12
     same = Region(slot.id, slot.flags, slot.base_gfn << 12, size, slot.userspace_addr, b.gmem)
     assert set_region(b, same) == -EINVAL
+
+
+def test_a_vm_that_is_destroyed_while_memory_is_given_back_is_not_warned_of(
+    bench: Benches,
+) -> None:
+    """Its notifier is not registered any more: no end comes to what has begun."""
+    b = bench("4k")
+    main = b.host.main
+    hva = b.vmm.blocks["pc.ram"].hva
+    kvms = main.mmu_notifier_invalidate_range_start(hva, hva + MB)
+    assert b.kvm.mmu_invalidate_in_progress == b.kvm.mn_active_invalidate_count == 1
+    b.vmm.teardown()
+    main.mmu_notifier_invalidate_range_end(kvms, hva, hva + MB)
+    assert b.texts() == []
+    b.assert_nothing_left()

@@ -82,7 +82,10 @@ class KvmMain(MainAttrs):
         del self.host.kvms[kvm.id]
         # mmu_notifier_unregister() calls the release notifier.
         mmu.kvm_arch_flush_shadow_all(kvm)
-        if kvm.mmu_invalidate_in_progress:
+        # No end comes any more to an MMU notifier's invalidation that has begun.
+        if kvm.mn_active_invalidate_count:
+            kvm.mn_active_invalidate_count = 0
+        elif kvm.mmu_invalidate_in_progress:
             self.warn_on("an invalidation is in progress", "kvm_destroy_vm")
         # kvm_arch_destroy_vm()
         vcpus = tuple(kvm.vcpus)

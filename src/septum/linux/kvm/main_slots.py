@@ -124,6 +124,7 @@ class MainSlots(MainRequests):
         else:
             ret = self.host.mmu.kvm_alloc_memslot_metadata(kvm, slot)
         if not ret:
+            self._wait_for_mmu_notifiers(kvm)
             kvm.memslots[slot.id] = slot
         kvm.slots_arch_lock.unlock()
         if ret:
@@ -134,10 +135,14 @@ class MainSlots(MainRequests):
         self.kvm_swap_active_memslots(kvm)
         return 0
 
+    def _wait_for_mmu_notifiers(self, kvm: Kvm) -> None:
+        """Before the slots change: an invalidation that has begun must find the same ones at its
+        end. Source: kvm_main.c kvm_swap_active_memslots(), mn_active_invalidate_count."""
+        kvm.mn_memslots_update.wait_event(lambda: not kvm.mn_active_invalidate_count)
+
     def kvm_swap_active_memslots(self, kvm: Kvm) -> None:
         """The slots have changed: wait until every reader of the old ones has finished.
 
-        MODEL: does not wait for MMU notifiers under way (mn_active_invalidate_count).
         Source: kvm_main.c kvm_swap_active_memslots, synchronize_srcu_expedited().
         """
         kvm.srcu.synchronize()
@@ -147,11 +152,13 @@ class MainSlots(MainRequests):
         if slot is None or not slot.npages:
             return -EINVAL
         kvm.slots_arch_lock.lock()
+        self._wait_for_mmu_notifiers(kvm)
         invalid = kvm.memslots[slot.id] = slot.invalidated()
         kvm.slots_arch_lock.unlock()
         self.kvm_swap_active_memslots(kvm)
         self.host.mmu.kvm_arch_flush_shadow_memslot(kvm, slot)
         kvm.slots_arch_lock.lock()
+        self._wait_for_mmu_notifiers(kvm)
         del kvm.memslots[slot.id]
         if self.sim.tracing:
             self.host.gmem.trace_slot(kvm, slot, deleted=True)
@@ -185,24 +192,33 @@ class MainSlots(MainRequests):
         return pfn, True, None
 
     def mmu_notifier_invalidate_range_start(self, start: int, end: int) -> list[Kvm]:
-        """kvm_mmu_notifier_invalidate_range_start() in every VM that has a slot in the addresses
-        [start, end), which host user space is about to give up; the VMs. Private mappings are never
-        touched. Until `mmu_notifier_invalidate_range_end` no fault maps what is there."""
-        kvms = [kvm for kvm in tuple(self.host.kvms.values()) if self._mn_start(kvm, start, end)]
+        """kvm_mmu_notifier_invalidate_range_start() in every VM, for the addresses [start, end),
+        which host user space is about to give up; the VMs. Private mappings are never touched.
+        Until `mmu_notifier_invalidate_range_end` no fault maps what is there, and no VM's slots
+        change."""
+        kvms = list(self.host.kvms.values())
+        for kvm in kvms:
+            kvm.mn_active_invalidate_count += 1
+            self._mn_start(kvm, start, end)
         self.sim.point("mmu_notifier")
         return kvms
 
-    def mmu_notifier_invalidate_range_end(self, kvms: list[Kvm]) -> None:
-        """kvm_mmu_notifier_invalidate_range_end() in the VMs that the start was in. MODEL: slots do
-        not wait (mn_active_invalidate_count), so that the VMs are not looked for again."""
+    def mmu_notifier_invalidate_range_end(self, kvms: list[Kvm], start: int, end: int) -> None:
+        """kvm_mmu_notifier_invalidate_range_end() in the VMs that the start was in, but for those
+        that are gone, whose notifiers are not registered any more."""
         for kvm in kvms:
-            kvm.mmu_lock.write_lock()
-            self.host.mmu.kvm_mmu_invalidate_end(kvm)
-            kvm.mmu_lock.write_unlock()
+            if kvm.id not in self.host.kvms:
+                continue
+            if self._mn_ranges(kvm, start, end):
+                kvm.mmu_lock.write_lock()
+                self.host.mmu.kvm_mmu_invalidate_end(kvm)
+                kvm.mmu_lock.write_unlock()
+            kvm.mn_active_invalidate_count -= 1
+            if not kvm.mn_active_invalidate_count:
+                kvm.mn_memslots_update.wake_up_all()
 
-    def _mn_start(self, kvm: Kvm, start: int, end: int) -> bool:
-        """Whether the VM has a slot there; then the invalidation has begun, and it is unmapped."""
-        mmu = self.host.mmu
+    def _mn_ranges(self, kvm: Kvm, start: int, end: int) -> list[KvmGfnRange]:
+        """kvm_handle_hva_range(): what a VM's slots have shared in [start, end) of addresses."""
         ranges: list[KvmGfnRange] = []
         for slot in kvm.memslots.values():
             if not slot.userspace_addr or slot.flags & KVM_MEMSLOT_GMEM_ONLY:
@@ -213,8 +229,14 @@ class MainSlots(MainRequests):
                 first = slot.base_gfn + ((low - slot.userspace_addr) >> PAGE_SHIFT)
                 last = slot.base_gfn + ((high - slot.userspace_addr + PAGE_SIZE - 1) >> PAGE_SHIFT)
                 ranges.append(KvmGfnRange(slot, first, last, KVM_FILTER_SHARED, True))
+        return ranges
+
+    def _mn_start(self, kvm: Kvm, start: int, end: int) -> None:
+        """Where the VM has a slot there the invalidation begins, and it is unmapped."""
+        ranges = self._mn_ranges(kvm, start, end)
         if not ranges:
-            return False
+            return
+        mmu = self.host.mmu
         kvm.mmu_lock.write_lock()
         mmu.kvm_mmu_invalidate_begin(kvm)
         flush = 0
@@ -226,4 +248,3 @@ class MainSlots(MainRequests):
         if flush:
             self.kvm_flush_remote_tlbs(kvm)
         kvm.mmu_lock.write_unlock()
-        return True

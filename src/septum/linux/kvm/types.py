@@ -322,6 +322,8 @@ class Kvm:
         "mmu_invalidate_range_start",
         "mmu_invalidate_seq",
         "mmu_lock",
+        "mn_active_invalidate_count",
+        "mn_memslots_update",
         "slots_arch_lock",
         "slots_lock",
         "srcu",
@@ -366,6 +368,9 @@ class Kvm:
         self.mmu_invalidate_in_progress = 0
         self.mmu_invalidate_range_start = 0
         self.mmu_invalidate_range_end = 0
+        # MMU notifiers' invalidations under way, and who waits for them to change the slots.
+        self.mn_active_invalidate_count = 0
+        self.mn_memslots_update = WaitQueue(lock.sim, f"MMU notifiers of vm{id}")
         self.users_count = 1
         self.vm_bugged = False
         self.vm_dead = False

@@ -76,5 +76,5 @@ class MmUser(MmHugetlb):
             page = state.user_pages.pop(vpn, None)
             if page is not None:
                 self.free_page(page)
-        self.host.main.mmu_notifier_invalidate_range_end(kvms)
+        self.host.main.mmu_notifier_invalidate_range_end(kvms, addr, addr + size_bytes)
         state.mmap_lock.up_read()
