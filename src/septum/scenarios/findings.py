@@ -61,7 +61,7 @@ FINDINGS = (
     Finding("F17", "finding-demote-meets-pamt-add", "TDH_MEM_PAGE_AUG failed", (51, 42)),
     Finding("F18", "finding-demote-meets-pamt-remove", "TDH_PHYMEM_PAMT_REMOVE failed", (51, 32)),
     Finding("F19", "finding-slot-without-binding", "use after free"),
-    Finding("F20", "finding-finalize-meets-zap", "TDH_MEM_RANGE_BLOCK failed", (268, 75)),
+    Finding("F20", "finding-finalize-meets-zap", "TDH_MEM_RANGE_BLOCK failed", (272, 75)),
     Finding("F21", "memory-failure-then-convert", "progress"),
     Finding("F22", "finding-fresh-folio-twice", "split by two tasks", (11, 12)),
     Finding("F23", "finding-failure-against-hole", "waits for folio lock"),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from septum.abi.errno import EBUSY
 from septum.designs.bugs._seeded import seeded
+from septum.linux.kvm.main import KvmMain
 from septum.linux.kvm.mmu import KvmMmu
 from septum.linux.kvm.tdp_mmu import TdpMmu
 from septum.linux.kvm.types import IN_GUEST_MODE, KVM_FILTER_PRIVATE, KvmGfnRange
@@ -49,6 +50,15 @@ class SlotSeenEarly(KvmMmu):
         kvm.memslots[slot.id] = slot
         self.sim.point("rcu_assign_pointer")
         return super().kvm_alloc_memslot_metadata(kvm, slot)
+
+
+class SlotsDoNotWait(KvmMain):
+    """Slots change while an MMU notifier's invalidation is under way."""
+
+    __slots__ = ()
+
+    def _wait_for_mmu_notifiers(self, kvm: Kvm) -> None:
+        """Nothing."""
 
 
 class YieldUnflushed(TdpMmu):
@@ -114,6 +124,15 @@ DESIGNS = (
         "mapping-in-folio",
         "expectation",
         mmu=SlotSeenEarly,
+    ),
+    seeded(
+        "slots-do-not-wait",
+        "kvm_main.c kvm_swap_active_memslots(), mn_active_invalidate_count",
+        "Memslots change between an MMU notifier's start and end, which meet other slots",
+        "slot-change-against-discard",
+        "no-bug",
+        "progress",
+        main=SlotsDoNotWait,
     ),
     seeded(
         "yield-unflushed",
