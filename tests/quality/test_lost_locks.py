@@ -107,8 +107,8 @@ LOST = {
                 "        mmu.kvm_mmu_invalidate_begin(kvm)",
             ),
             (
-                "        kvm.mmu_lock.write_unlock()\n        return True",
-                "        return True",
+                "(kvm)\n        kvm.mmu_lock.write_unlock()",
+                "(kvm)",
             ),
         ],
         "discard-twice",
