@@ -8,6 +8,7 @@ import pytest
 
 from septum.cli.exits import guarded
 from septum.cli.main import app
+from septum.designs import find_design
 from septum.explore.stories.recording import Recording
 from septum.explore.workers.search import Searcher
 from septum.scenarios.memory_map import total_stats
@@ -100,6 +101,18 @@ def test_what_a_look_alone_cannot_read_ends_no_search(
     assert said.startswith("BROKEN: ") and "cannot be told, as refresh (septum/checks" in said
 
 
+OTHER = """
+from septum.linux.kvm.guest_memfd import GuestMemfd
+
+
+class Other(GuestMemfd):
+    __slots__ = ()
+
+    def kvm_gmem_fallocate(self, f, mode, offset, length):
+        return super().kvm_gmem_fallocate(f, mode, offset, length)
+"""
+
+
 def test_compare_tells_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     design = f"{design_of(tmp_path)}:Gmem"
     words = ("--scenarios", "convert-one-page", "--no-cost", "--report", str(tmp_path / "r"))
@@ -154,8 +167,12 @@ def test_pythons_development_mode_shows_the_traceback(tmp_path: Path) -> None:
 def test_a_boot_says_what_to_try_on_v3(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It takes too long to be made twice unasked."""
+    """It takes too long to be made twice unasked. A design of this process that is not at work, and
+    overrides what is called there, is not blamed."""
     from septum.abi.tdvf_build import synthetic_tdvf
+
+    (tmp_path / "other.py").write_text(OTHER)
+    find_design(f"{tmp_path / 'other.py'}:Other")
 
     (tmp_path / "image.fd").write_bytes(synthetic_tdvf())
     monkeypatch.chdir(tmp_path)

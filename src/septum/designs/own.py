@@ -62,7 +62,7 @@ _COUNTED = (
 
 _loaded: dict[Path, tuple[str, ModuleType]] = {}
 _asked: set[type] = set()
-"""The classes of files that are in a design that was asked for."""
+"""The classes of files that are in the design that was asked for last, which is at work."""
 
 
 def is_own(name: str) -> bool:
@@ -95,6 +95,8 @@ def own_design(name: str) -> Design:
     units, module_class = _in_slots(path, base, classes)
     for kind in classes:
         _check_class(path, kind)
+    _asked.clear()
+    for kind in classes:
         _asked.update(kind.__mro__)
     return Design(
         f"{path}:{match['chosen']}",  # by which it is found again
