@@ -85,9 +85,8 @@ class _Sources:
         self.returns: dict[str, tuple[str, str]] = {}
         self.stores: list[tuple[ast.expr, _Expr]] = []
         self.errors: set[str] = set()
-        self._followed: list[
-            tuple[ast.FunctionDef | None, str]
-        ] = []  # variables, from the outermost on
+        # Variables, each in its function, from the outermost on.
+        self._followed: list[tuple[ast.FunctionDef | None, str]] = []
 
     def read(self, module: str, text: str) -> None:
         """Add a file. `module` is its name, "" for one that is no part of Septum."""
