@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from septum.scenarios.record import Result
     from septum.scenarios.world import ScenarioWorld
 
-EAGAIN = "-EAGAIN"
+AGAIN = "-EAGAIN"
 REFUSING = ("kvm_gmem_convert", "merge_truncate_range")
 """Functions that answer so where somebody refers to a page that they should convert or remove."""
 
@@ -132,7 +132,7 @@ class Endings:
         task = self._world.sim.current.name
         op = self._world.record.under_way.get(task)
         note = Note(len(self._beats), task, word, kernel_path(1))
-        if word == EAGAIN and note.function in REFUSING and op is not None:
+        if word == AGAIN and note.function in REFUSING and op is not None:
             note.folios = self._folios(task, op)
         self._errors[task] = note
         if note.folios:
