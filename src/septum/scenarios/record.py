@@ -27,6 +27,11 @@ class Result(msgspec.Struct, frozen=True):
     fits: bool
     right: tuple[str, ...] = ()
 
+    def unmet(self) -> str:
+        """One that is not right, as a sentence."""
+        came = f"came to {self.result}, not {' or '.join(self.right)}"
+        return f"{self.actor}: `{self.text}` {came if self.right else f'was {self.result}'}"
+
 
 class Record:
     """The record of one run, and what programs tell each other: flags."""
@@ -65,11 +70,7 @@ class Record:
         """The results that are not right, and what never ended, one sentence each. By actor, as who
         of them came first tells no ends of runs apart."""
         wrong = [r for r in self.results if not r.fits]
-        lines = [
-            f"{r.actor}: `{r.text}` "
-            + (f"came to {r.result}, not {' or '.join(r.right)}" if r.right else f"was {r.result}")
-            for r in sorted(wrong, key=lambda r: r.actor)
-        ]
+        lines = [r.unmet() for r in sorted(wrong, key=lambda r: r.actor)]
         lines += [
             f"{actor}: `{op.text}` never ended"
             for actor, op in sorted(self.under_way.items())

@@ -37,12 +37,14 @@ STALE = {
 
 class Note(msgspec.Struct):
     """A step of `task` before the beat of index `at`, of which no event tells; `function` is where
-    an error began, and `folios` are what kept it from its work, each with its first GFN."""
+    an error began, and `folios` are what kept it from its work, each with its first GFN. `unmet`:
+    what the scenario does not expect of it, in words."""
 
     at: int
     task: str
     text: str
     function: str = ""
+    unmet: str = ""
     folios: tuple[tuple[int, FolioHeld], ...] = ()
 
 
@@ -171,6 +173,7 @@ class Endings:
         note = Note(len(self._beats), result.actor, text)
         if not result.fits:
             note.text += f", not {' or '.join(result.right)}"
+            note.unmet = result.unmet()
         if error is not None and error.text == result.result.partition(" ")[0].rstrip(","):
             note.function, note.folios = error.function, error.folios
             self.refused = [note if each is error else each for each in self.refused]

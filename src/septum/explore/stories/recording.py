@@ -19,6 +19,7 @@ from septum.explore.stories.watching import Seen, Watch
 from septum.explore.stories.why_waits import flags_waited, leaked_pfn
 from septum.linux.kvm.events import KvmTdpMmuSpteChanged
 from septum.module.events import SeamcallEvent
+from septum.scenarios.outcome import EXPECTATION
 from septum.scenarios.world import ScenarioWorld
 from septum.sim.events import ChoiceEvent, Event, FindingEvent, LockEvent, SwitchEvent
 from septum.trace.ladder import is_quiet
@@ -145,7 +146,8 @@ class Recorded:
     begins, after the steps `setup`; `names` are what the scenario calls each VM: "vm1" -> "a".
     `loops` are of who goes round at its end, and `stays` is what they find every time. `held` and
     `flags` are of its end: what tells why a task waits. `call` is the call of the module in which
-    it broke: "" for none."""
+    it broke: "" for none. `nr_later`: so many events are left out that came when what is told was
+    done."""
 
     __slots__ = (
         "beats",
@@ -155,6 +157,7 @@ class Recorded:
         "loops",
         "names",
         "notes",
+        "nr_later",
         "refused",
         "setup",
         "start",
@@ -170,6 +173,7 @@ class Recorded:
         self.loops: list[Loop] = []
         self.names: dict[str, str] = {}
         self.notes: list[Note] = []
+        self.nr_later = 0
         self.refused: list[Note] = []
         self.setup: list[str] = []
         self.start = Seen()
@@ -275,6 +279,8 @@ class Recording(Recorded):
         if again is None or (again.promise, again.text) != (finding.promise, finding.text):
             raise DidNotRepeat(f"a finding did not repeat: {finding.promise}: {finding.text}")
         self._fold(finding)
+        if finding.promise == EXPECTATION:
+            self._end_where_judged(finding.text)
         tasks = [beat.event.task for beat in self.beats]
         self.tasks = list(dict.fromkeys([*tasks, *(note.task for note in self.notes)]))
 
@@ -292,6 +298,16 @@ class Recording(Recorded):
         state = self._watch.now() if self._watch is not None else None
         self.stays = stays(self._runner.built.world, state, finding)
         self.notes = [note for note in self.notes if note.text not in self.stays]
+
+    def _end_where_judged(self, unmet: str) -> None:
+        """What an operation has come to no later step changes."""
+        wrong = next((note for note in self.notes if note.unmet == unmet), None)
+        if wrong is None:
+            return
+        self.notes = self.notes[: self.notes.index(wrong) + 1]
+        self.refused = [note for note in self.refused if note.at <= wrong.at]
+        self.nr_later = len(self.beats) - wrong.at
+        del self.beats[wrong.at :]
 
     def _left(self) -> None:
         """The running task has ended, or waits."""
