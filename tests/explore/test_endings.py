@@ -42,6 +42,19 @@ setup = ["host: set-attributes pages 0-1 to shared"]
 [vm]
 backing = "4k"
 """
+NOT_GIVEN_BACK = """
+summary = "One page of a VM that goes is not given back."
+source = "a test"
+[vm]
+memory = "16K"
+backing = "4k"
+[host]
+kill = ["destroy vm"]
+[failures]
+inject = ["seamcall:TDH.PHYMEM.PAGE.RECLAIM=error @2"]
+[expect]
+may-break = ["no-bug"]
+"""
 BY_THE_VMM = """
 [host]
 vmm = ["pin page 3", "set-attributes pages 0-7 to private", "read page 0", "unpin page 3"]
@@ -118,3 +131,18 @@ def test_a_wrong_end_of_an_operation_is_told_up_to_there(tmp_path: Path) -> None
     told = r"1 \* write 0x11 page 0 \(GFN 0x80000\) -> ok, not -EFAULT \.\.\. \d+ events later"
     assert re.search(told, output)
     assert "2 XX an end that is not expected" in output
+
+
+def test_what_keeps_a_tdr_from_being_reclaimed(tmp_path: Path) -> None:
+    """A page that the module did not give back: which, and of what kind."""
+    output = of_text(tmp_path, NOT_GIVEN_BACK)
+    reclaim = "TDH.PHYMEM.PAGE.RECLAIM"
+    why = output.partition("Why: ")[2]
+    said = (
+        rf"TDX_TD_ASSOCIATED_PAGES_EXIST: the TD still has PFN (\w+) \(TDCX\), and no {reclaim} of"
+    )
+    (pfn,) = re.findall(said, why)
+    assert f"{reclaim} {int(pfn, 16) << 12:#x}" not in output, "of all others it has succeeded"
+    (last,) = re.findall(rf"{reclaim} (\w+) -> TDX_TD_ASSOCIATED_PAGES_EXIST", output)
+    assert f"TDH_PHYMEM_PAGE_RECLAIM failed: 0xc000010000000000, {pfn}000" in output
+    assert last != f"{pfn}000"

@@ -16,6 +16,7 @@ import msgspec
 from septum.abi.leaves import GPA_LEAVES, TDH_PHYMEM_PAMT_REMOVE, seamcall_name, tdcall_name
 from septum.abi.sept import HP, LOCK, PS, RWX_HW
 from septum.abi.spte import SPTE_BASE_ADDR_MASK, is_last_spte, is_shadow_present_pte
+from septum.abi.status import TDX_TD_ASSOCIATED_PAGES_EXIST
 from septum.abi.types import PAGE_SHIFT, PTRS_PER_TABLE
 from septum.checks.text import pages_text
 from septum.checks.view import VmView
@@ -23,7 +24,7 @@ from septum.module.dispatch import SEAMCALLS, TDCALLS
 from septum.module.events import SeamcallEvent, TdcallEvent
 from septum.module.locks import EX, PLAIN_EX, PLAIN_READER, READER
 from septum.module.locks import HP as LOCK_HP
-from septum.module.pamt import PT_NDA
+from septum.module.pamt import PT_NDA, PT_REG, PT_TDR
 from septum.module.state import NO_LP, TD_TEARDOWN, VCPU_ACTIVE
 from septum.module.vp_enter import enter
 
@@ -91,9 +92,10 @@ class ModuleLook(msgspec.Struct, frozen=True):
     """Module and KVM right after an event.
 
     Of a module call that failed: `calls` is which call of the module other tasks are in; of a
-    TDH.PHYMEM.PAMT.REMOVE that failed `in_use` are the 4 KB pages in use in its frame; of one that
-    takes a GPA `mirror_level` is the KVM level of the entry where the walk of the mirror page table
-    to it ends, 0 when there is no mirror.
+    TDH.PHYMEM.PAMT.REMOVE that failed `in_use` are the 4 KB pages in use in its frame; of a
+    TDH.PHYMEM.PAGE.RECLAIM of a TDR that failed `owned` are the TD's other pages, with their type:
+    (PFN, PT); of one that takes a GPA `mirror_level` is the KVM level of the entry where the walk
+    of the mirror page table to it ends, 0 when there is no mirror.
     """
 
     tds: dict[int, TdLook]
@@ -103,6 +105,7 @@ class ModuleLook(msgspec.Struct, frozen=True):
     calls: dict[str, str]
     in_use: tuple[int, ...]
     mirror_level: int = 0
+    owned: tuple[tuple[int, int], ...] = ()
 
 
 def invalidation_changes(old: ModuleLook | None, new: ModuleLook | None) -> Iterator[str]:
@@ -203,6 +206,7 @@ class ModuleWatcher:
             calls=dict(self._calls()) if failed is not None else {},
             in_use=self._in_use(failed) if failed is not None else (),
             mirror_level=self._mirror_level(failed) if failed is not None else 0,
+            owned=tuple(self._owned(failed)) if failed is not None else (),
         )
 
     def _change(self, lock: ModuleLock, old: Word, new: Word, task: str, at: int) -> None:
@@ -303,6 +307,18 @@ class ModuleWatcher:
         return tuple(
             first + index for index in range(PTRS_PER_TABLE) if leaf.child_type(index) != PT_NDA
         )
+
+    def _owned(self, event: Event) -> Iterator[tuple[int, int]]:
+        """The pages that keep a TDR from being reclaimed."""
+        if not isinstance(event, SeamcallEvent) or event.status != TDX_TD_ASSOCIATED_PAGES_EXIST:
+            return
+        tdr = event.rcx >> PAGE_SHIFT
+        for leaf in self.world.module.pamt.entries_2m():
+            if leaf.pt == PT_REG and leaf.owner == tdr:
+                yield leaf.hpa >> PAGE_SHIFT, PT_REG
+            for entry in leaf.children.values():
+                if entry.owner == tdr and entry.pt not in (PT_NDA, PT_TDR):
+                    yield entry.pfn, entry.pt
 
     def _mirror_level(self, event: Event) -> int:
         if not isinstance(event, SeamcallEvent) or event.leaf not in GPA_LEAVES:

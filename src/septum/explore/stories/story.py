@@ -284,9 +284,8 @@ def _rows(recording: Recorded, finding: Finding) -> list[Row]:
         rows.append(_noted(number, note))
     rows = list(_folded(rows))
     if recording.nr_later:
-        nr = recording.nr_later
-        later = f"{plural(nr, 'event')} later, which {agree(nr, 'changes', 'change')} nothing of that"
-        rows.append(Row(0, "", "", f"... {later} ...", None))
+        later = plural(recording.nr_later, "event")
+        rows.append(Row(0, "", "", f"... {later} later, with no part in it ...", None))
     number = _add_rounds(rows, number, recording)
     text = f"promise {finding.promise} is broken"
     if recording.call:  # it has not ended, so that no step tells of it

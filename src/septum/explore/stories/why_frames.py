@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from septum.abi.leaves import TDH_PHYMEM_PAGE_WBINVD
-from septum.abi.status import OPERAND_ID_R8
+from septum.abi.leaves import TDH_PHYMEM_PAGE_RECLAIM, TDH_PHYMEM_PAGE_WBINVD, seamcall_name
+from septum.abi.status import OPERAND_ID_R8, status_name
 from septum.abi.types import PAGE_SHIFT
 from septum.linux.kvm.events import KvmGmemFolioEvent
 from septum.module.events import SeamcallEvent
+from septum.module.pamt import PAGE_TYPE_NAMES
+from septum.words import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +49,27 @@ def not_free(told: Told, at: int, event: SeamcallEvent) -> str:
     since = told.since(told.first_of(at, there))
     gfn = page.first_gfn + max(0, first - page.pfn)
     return f"PFN {max(first, page.pfn):#x} is in the S-EPT of {name} at GFN {gfn:#x} {since}"
+
+
+def still_owned(told: Told, at: int, event: SeamcallEvent) -> str:
+    """Which pages a TD still has whose TDR should be reclaimed, and what became of the attempt to
+    have the first of them back."""
+    look = told.beats[at].module
+    if look is None or not look.owned:
+        return ""
+    pfn, pt = look.owned[0]
+    nr = len(look.owned)
+    name = f"PFN {pfn:#x} ({PAGE_TYPE_NAMES[pt]})"
+    text = f"the TD still has {name}" + f" and {plural(nr - 1, 'more page')}" * (nr > 1)
+    for index, call in told.calls(at):
+        if (
+            isinstance(call, SeamcallEvent)
+            and call.leaf == TDH_PHYMEM_PAGE_RECLAIM
+            and call.rcx >> PAGE_SHIFT == pfn
+            and call.status
+        ):
+            return f"{text}: {told.when(index)} returned {status_name(call.status)}"
+    return f"{text}, and no {seamcall_name(TDH_PHYMEM_PAGE_RECLAIM)} of it has succeeded"
 
 
 def _mapped(beat: Beat, pfns: range) -> Iterator[tuple[str, Pages]]:

@@ -26,13 +26,14 @@ from septum.abi.status import (
     TDX_PAGE_METADATA_INCORRECT,
     TDX_PAMT_PAGE_NOT_EMPTY,
     TDX_PREVIOUS_TLB_EPOCH_BUSY,
+    TDX_TD_ASSOCIATED_PAGES_EXIST,
     TDX_TLB_TRACKING_NOT_DONE,
     status_name,
 )
 from septum.checks.text import agree
 from septum.explore.stories.module_watch import ModuleLock
 from septum.explore.stories.told import ModuleCall
-from septum.explore.stories.why_frames import not_free
+from septum.explore.stories.why_frames import not_free, still_owned
 from septum.linux.kvm.events import KvmEntry, KvmMmuGetPage
 from septum.module.events import SeamcallEvent, TdcallEvent, TdExitEvent
 from septum.trace.describe import describe
@@ -488,5 +489,6 @@ SAID: dict[int, Callable[[Told, int, SeamcallEvent], str]] = {
     TDX_EPT_WALK_FAILED: _walk_failed,
     TDX_FLUSHVP_NOT_DONE: _not_flushed,
     TDX_PAGE_METADATA_INCORRECT: not_free,
+    TDX_TD_ASSOCIATED_PAGES_EXIST: still_owned,
 }
 """Status -> who says why a SEAMCALL came to it."""
