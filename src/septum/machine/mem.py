@@ -249,8 +249,12 @@ def _written_back(block: FrameBlock) -> None:
         if dirty != CLEAN:
             block.key = dirty
     elif dirty != block.key:
-        for index, hkid in enumerate(dirty):
-            if hkid != CLEAN:
+        # Few lines of a block are dirty, and mostly of the block's key.
+        there = {block.key} if isinstance(block.key, int) else set()
+        for hkid in set(dirty) - there - {CLEAN}:
+            index = -1
+            for _ in range(dirty.count(hkid)):
+                index = dirty.index(hkid, index + 1)
                 block.key = _put(block.key, index, hkid, "h")
     block.dirty = CLEAN
 

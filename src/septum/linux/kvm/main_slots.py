@@ -207,7 +207,7 @@ class MainSlots(MainRequests):
         """kvm_mmu_notifier_invalidate_range_end() in the VMs that the start was in, but for those
         that are gone, whose notifiers are not registered any more."""
         for kvm in kvms:
-            if kvm.id not in self.host.kvms:
+            if self.host.kvms.get(kvm.id) is not kvm:
                 continue
             if self._mn_ranges(kvm, start, end):
                 kvm.mmu_lock.write_lock()
