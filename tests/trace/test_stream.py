@@ -4,6 +4,7 @@ import gc
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import typing
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import septum
 from septum.errors import InputError
 from septum.sim.events import Event, LockEvent, SwitchEvent
 from septum.trace import TraceError, TraceHeader, TraceReader, TraceWriter, event_types, read_trace
@@ -22,6 +24,7 @@ from septum.trace.registry import event_tag, fields_of
 from septum.trace.writer import BATCH
 
 SUFFIXES = ("trace.jsonl", "trace.jsonl.gz")
+SOURCE = Path(septum.__file__).parent
 U64 = st.integers(0, (1 << 64) - 1)
 
 
@@ -94,6 +97,13 @@ def test_registry_has_the_events_of_every_room() -> None:
     assert {"lock", "seamcall", "kvm_exit", "guest_phase", "conversion"} <= types.keys()
     assert all(event_tag(cls) == tag for tag, cls in types.items())
     assert list(types) == sorted(types)
+
+
+def test_every_event_of_the_format_is_told_by_somebody() -> None:
+    """What a trace can hold and no code of Septum makes is promised for nothing."""
+    source = "\n".join(path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py"))
+    made = set(re.findall(r"(?<!class )\b([A-Z]\w+)\(", source))
+    assert {cls.__name__ for cls in event_types().values()} <= made
 
 
 @pytest.mark.parametrize("name", SUFFIXES)

@@ -6,10 +6,16 @@ from typing import Any
 import pytest
 
 from septum.abi import tdvmcall
+from septum.abi.errno import EINVAL
+from septum.abi.kvm import KVM_HC_MAP_GPA_RANGE
+from septum.abi.leaves import TDG_VP_VMCALL
+from septum.abi.regs import Regs
 from septum.guest.cpu import GuestCpu
 from septum.guest.program import Guest
 from septum.guest.script import Accept, AcceptRange, Convert, Verify, Write
+from septum.guest.tdcpu import TdGuestCpu
 from septum.linux.host import HostUnits, v3_units
+from septum.linux.kvm.events import KvmHypercall
 from septum.linux.kvm.tdx import KvmTdxUnit
 from septum.vmm.qemu import VmmConfig
 
@@ -87,6 +93,50 @@ def test_other_calls(run: Runs, call: tuple[int, ...], status: int) -> None:
     guest = Calls(call)
     r = run(guest).go()
     assert guest.results[0][0] == status
+    r.assert_clean()
+
+
+class Hypercall(Guest):
+    """Makes a KVM hypercall, as a guest of KVM does that knows nothing of the GHCI."""
+
+    __slots__ = ("operands", "result")
+
+    def __init__(self, *operands: int) -> None:
+        super().__init__(1)
+        self.operands = operands
+        self.result = 0
+
+    def run(self, cpu: GuestCpu) -> None:
+        assert isinstance(cpu, TdGuestCpu)
+        names = ("r10", "r11", "r12", "r13", "r14")
+        regs = Regs(rax=TDG_VP_VMCALL, rcx=tdvmcall.TDVMCALL_EXPOSED_REGS)
+        for name, value in zip(names, self.operands, strict=True):
+            setattr(regs, name, value)
+        cpu.machine.tdcall(cpu._boundary(), regs)
+        self.result = regs.r10
+        cpu.report(tdvmcall.REPORT_SCRIPT_DONE)
+        cpu.idle()
+
+
+@pytest.mark.parametrize(
+    ("operands", "result", "exits"),
+    [
+        ((KVM_HC_MAP_GPA_RANGE, GPA, 3, 0, 7), 0, 1),  # three pages become shared
+        ((KVM_HC_MAP_GPA_RANGE, GPA + 8, 3, 0, 0), -EINVAL, 0),
+        ((KVM_HC_MAP_GPA_RANGE, GPA, 0, 0, 0), -EINVAL, 0),
+        ((1, 2, 3, 4, 5), -1000, 0),  # -KVM_ENOSYS
+    ],
+)
+def test_a_kvm_hypercall(run: Runs, operands: tuple[int, ...], result: int, exits: int) -> None:
+    """With what the tracepoint kvm_hypercall tells of it, whatever comes of it."""
+    guest = Hypercall(*operands)
+    r = run(guest)
+    told: list[KvmHypercall] = []
+    r.world.sim.set_sink(lambda e: told.append(e) if isinstance(e, KvmHypercall) else None)
+    r.go()
+    assert guest.result == result & (1 << 64) - 1
+    assert r.vm.vmm.exits.get("hypercall", 0) == exits
+    assert [(e.nr, e.a0, e.a1, e.a2, e.a3) for e in told] == [operands]
     r.assert_clean()
 
 

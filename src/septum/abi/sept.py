@@ -7,8 +7,6 @@ In a PENDING 2 MB leaf, bits 20:12 count the 4 KB chunks that an interrupted ACC
 The state is held in bits 56:53, 9, 7 and 6.  Source: TDX module 1.5.25, S-EPT definitions.
 """
 
-import enum
-
 R = 1 << 0
 W = 1 << 1
 X = 1 << 2
@@ -74,19 +72,6 @@ STATE_NAMES: dict[int, str] = {
     STATE_PENDING_BLOCKED: "PENDING_BLOCKED",
 }
 
-_LEAF_VIEW = RWX | (7 << 3) | IPAT | PS | HPA_MASK | SVE
-_NON_LEAF_VIEW = RWX | PS
-
-
-class SeptLevel(enum.IntEnum):
-    """Levels as the module counts them (KVM's PG_LEVEL minus one)."""
-
-    PT = 0
-    PD = 1
-    PDPT = 2
-    PML4 = 3
-    PML5 = 4
-
 
 def state_name(entry: int) -> str:
     """The state of a raw entry, by the specification's name."""
@@ -96,27 +81,3 @@ def state_name(entry: int) -> str:
 def is_leaf(entry: int) -> bool:
     """The entry maps a page (PS is set in every leaf, also of 4 KB)."""
     return bool(entry & PS)
-
-
-def level_shift(level: int) -> int:
-    """Lowest GPA bit above the range of one entry of `level`: 12 for 4 KB, 21 for 2 MB."""
-    return 12 + 9 * level
-
-
-def table_index(gpa: int, level: int) -> int:
-    """Index of `gpa`'s entry in a table of `level`."""
-    return (gpa >> (12 + 9 * level)) & 511
-
-
-def arch_entry(entry: int, hkid_mask: int) -> int:
-    """The architectural view of a raw entry, as SEPT.RD and errors return it in RCX."""
-    if entry & STATE_MASK == STATE_FREE:
-        return SVE
-    if entry & PS:
-        return entry & _LEAF_VIEW & ~hkid_mask
-    return entry & _NON_LEAF_VIEW
-
-
-def arch_info(entry: int, level: int) -> int:
-    """Level and state of an entry, as returned in RDX: level in 2:0, state in 15:8."""
-    return level | ARCH_STATE[entry & STATE_MASK] << 8

@@ -56,11 +56,6 @@ def is_shadow_present_pte(spte: int) -> bool:
     return spte & SPTE_MMU_PRESENT_MASK != 0
 
 
-def is_large_pte(spte: int) -> bool:
-    """is_large_pte(): the page-size bit."""
-    return spte & PT_PAGE_SIZE_MASK != 0
-
-
 def is_last_spte(spte: int, level: int) -> bool:
     """is_last_spte(): a leaf. Meaningful for present entries only."""
     return level == PG_LEVEL_4K or spte & PT_PAGE_SIZE_MASK != 0
@@ -74,11 +69,6 @@ def is_frozen_spte(spte: int) -> bool:
 def is_mmio_spte(spte: int, shadow_mmio_value: int) -> bool:
     """is_mmio_spte(): an entry without permissions whose marker bits are `shadow_mmio_value`."""
     return spte & (VMX_EPT_RWX_MASK | VMX_EPT_SUPPRESS_VE_BIT) == shadow_mmio_value
-
-
-def is_writable_pte(spte: int) -> bool:
-    """is_writable_pte()."""
-    return spte & PT_WRITABLE_MASK != 0
 
 
 def spte_to_pfn(spte: int) -> int:

@@ -118,11 +118,6 @@ class TdvfSection(msgspec.Struct, frozen=True):
         return bool(self.attributes & MR_EXTEND)
 
     @property
-    def page_aug(self) -> bool:
-        """PAGE.AUG asks for memory without contents; QEMU ignores it and adds every section."""
-        return bool(self.attributes & PAGE_AUG)
-
-    @property
     def type_name(self) -> str:
         try:
             return SectionType(self.type).name

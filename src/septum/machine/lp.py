@@ -32,7 +32,6 @@ class LogicalProcessor:
         "ipi_wq",
         "irq_enabled",
         "notification",
-        "nr_ipis",
         "package",
         "sim",
         "tlb",
@@ -48,7 +47,6 @@ class LogicalProcessor:
         self.ipi_pending = False
         # A notification vector that came while interrupts were off, for the guest to be entered.
         self.notification: PiDesc | None = None
-        self.nr_ipis = 0
         # The TDX module's vCPU while this processor is inside a TD, else None.
         self.guest: object | None = None
         # The guest program that runs here while inside a TD.

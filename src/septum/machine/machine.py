@@ -83,7 +83,6 @@ class Machine:
         "guest_contexts",
         "lps",
         "mem",
-        "nr_ipis",
         "seam",
         "sim",
         "table_writes",
@@ -101,7 +100,6 @@ class Machine:
         self.table_writes = Writes()
         self.seam: SeamModule | None = None
         self.guest_contexts: dict[int, GuestContext] = {}  # by PFN of the TDVPR page
-        self.nr_ipis = 0
 
     # Instructions
 
@@ -189,8 +187,6 @@ class Machine:
             if cpu == own:
                 continue
             lp = self.lps[cpu]
-            lp.nr_ipis += 1
-            self.nr_ipis += 1
             if lp.guest is None and lp.irq_enabled:
                 continue
             lp.ipi_pending = True

@@ -30,7 +30,7 @@ from septum.vmm.qemu import STOP_SHUTDOWN
 from septum.vmm.world import World, WorldRecipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from septum.checks.modes import Mode
     from septum.scenarios.scenario import Program, Scenario, Step
@@ -235,11 +235,6 @@ class ScenarioWorld:
         self.world.vmms.append(vmm)
         self.guests.append(guest)
         self.vmms[name] = vmm
-
-    @property
-    def host_threads(self) -> Iterable[str]:
-        """The names of the tasks that make ioctls and system calls on behalf of VMMs."""
-        return self._host_cpus.keys()
 
     def _guest(self, vm: str) -> ScenarioGuest:
         return self.guests[list(self.vmms).index(vm)]

@@ -225,6 +225,11 @@ def _mirror_leaves(event: kvm.KvmMirrorLeavesEvent) -> Step:
     return Step("mirror has", f"gfn {event.gfn:#x} {_leaves(KVM_LEVELS, event)}")
 
 
+def _hypercall(event: kvm.KvmHypercall) -> Step:
+    args = ", ".join(f"{arg:#x}" for arg in (event.a0, event.a1, event.a2, event.a3))
+    return Step("kvm_hypercall", f"{event.nr}: {args}", "", "tdx_emulate_vmcall")
+
+
 def _lock(event: LockEvent) -> Step:
     how = {"ex": "", "sh": " (shared)"}.get(event.mode, f" ({event.mode})")
     return Step({"wait": "waits for"}.get(event.op, event.op), f"{event.lock}{how}")
@@ -237,6 +242,7 @@ _DESCRIBE: dict[type[Event], Callable[..., Step]] = {
     GuestAccessEvent: _guest_access,
     kvm.KvmEntry: lambda event: Step("kvm_entry", "", "", "tdx_vcpu_run"),
     kvm.KvmExit: _kvm_exit,
+    kvm.KvmHypercall: _hypercall,
     kvm.KvmPageFaultEvent: _page_fault,
     kvm.KvmMmuSpteRequested: _spte_requested,
     kvm.KvmTdpMmuSpteChanged: _spte_changed,
@@ -244,6 +250,12 @@ _DESCRIBE: dict[type[Event], Callable[..., Step]] = {
     kvm.KvmMmuSplitHugePage: _split,
     kvm.KvmMmuGetPage: _get_page,
     kvm.KvmMmuPrepareZapPage: _zap_page,
+    kvm.KvmUnmapHvaRange: lambda event: Step(
+        "MMU notifier",
+        f"unmaps [{event.start:#x}, {event.end:#x})",
+        "",
+        "kvm_mmu_notifier_invalidate_range_start",
+    ),
     kvm.KvmUserspaceExit: _userspace_exit,
     kvm.KvmTdEvent: lambda event: Step("TD", f"of VM {event.vm}: TDR page {event.tdr:#x}"),
     kvm.KvmMemslotEvent: _memslot,

@@ -8,6 +8,7 @@ import pytest
 from septum.abi.errno import EBADF, EEXIST, EINVAL, ENOMEM
 from septum.abi.kvm import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEMSLOT_INVALID
 from septum.linux.host import HostUnits, v3_units
+from septum.linux.kvm.events import KvmUnmapHvaRange
 from septum.linux.kvm.main import KvmUserspaceMemoryRegion2 as Region
 from septum.linux.kvm.mmu import KvmMmu
 
@@ -165,3 +166,16 @@ def test_a_vm_that_is_destroyed_while_memory_is_given_back_is_not_warned_of(
     main.mmu_notifier_invalidate_range_end(kvms, hva, hva + MB)
     assert b.texts() == []
     b.assert_nothing_left()
+
+
+def test_each_vm_hears_of_memory_that_is_given_back(bench: Benches) -> None:
+    """The tracepoint kvm_unmap_hva_range tells of each notifier, with and without slots there."""
+    b = bench("4k")
+    assert b.host.main.kvm_create_vm()[0] == 0
+    told: list[Any] = []
+    b.sim.set_sink(told.append)
+    kvms = b.host.main.mmu_notifier_invalidate_range_start(HVA, HVA + MB)
+    b.host.main.mmu_notifier_invalidate_range_end(kvms, HVA, HVA + MB)
+    b.sim.set_sink(None)
+    ranges = [(e.start, e.end) for e in told if isinstance(e, KvmUnmapHvaRange)]
+    assert ranges == [(HVA, HVA + MB)] * 2

@@ -57,10 +57,8 @@ OBSERVERS = ("septum.checks", "septum.trace")
 # model acts upon, caches of pure functions, and the pool of unused register sets.
 STATISTICS = frozenset(
     (
-        ("Machine", "nr_ipis"),
         ("TablePage", "written"),  # read by the checks alone
         ("Writes", "nr"),
-        ("LogicalProcessor", "nr_ipis"),
         ("Td", "tsc_offset"),  # of virtual time
         ("KvmTdx", "tsc_offset"),
         ("Vcpu", "nr_retired"),  # read by the checks alone

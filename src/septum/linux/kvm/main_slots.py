@@ -15,6 +15,7 @@ from septum.abi.kvm import (
     KVM_PFN_ERR_FAULT,
 )
 from septum.abi.types import PAGE_SHIFT, PAGE_SIZE, Gfn
+from septum.linux.kvm.events import KvmUnmapHvaRange
 from septum.linux.kvm.main_requests import MainRequests
 from septum.linux.kvm.types import KVM_FILTER_SHARED, GmemFile, KvmGfnRange, KvmMemorySlot
 
@@ -198,6 +199,10 @@ class MainSlots(MainRequests):
         change."""
         kvms = list(self.host.kvms.values())
         for kvm in kvms:
+            if self.sim.tracing:
+                task = self.sim.current
+                at = (task.time_ns, task.name, task.cpu)
+                self.sim.emit(KvmUnmapHvaRange(*at, start, end))
             kvm.mn_active_invalidate_count += 1
             self._mn_start(kvm, start, end)
         self.sim.point("mmu_notifier")

@@ -157,8 +157,6 @@ class TdpMmuRoots(Unit):
         """`child_sp` will hang below the iterator's entry. Source: tdp_mmu_init_child_sp."""
         parent_sp = self.host.page_private[it.table.pfn]
         self.tdp_mmu_init_sp(child_sp, it.gfn, parent_sp.level - 1, parent_sp.is_mirror)
-        child_sp.ptep_table = it.table
-        child_sp.ptep_idx = it.index
 
     # Roots
 

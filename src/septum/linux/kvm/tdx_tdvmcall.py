@@ -29,6 +29,7 @@ from septum.abi.tdvmcall import (
     TDVMCALL_STATUS_SUCCESS,
 )
 from septum.abi.types import PAGE_SHIFT, PAGE_SIZE
+from septum.linux.kvm.events import KvmHypercall
 from septum.linux.kvm.tdx_defs import (
     COMPLETE_GET_TD_VM_CALL_INFO,
     COMPLETE_HYPERCALL,
@@ -268,6 +269,10 @@ class TdxTdvmcall(TdxFault):
         """A KVM hypercall: KVM_HC_MAP_GPA_RANGE goes to user space, others are unknown."""
         regs = enter_regs(vcpu)
         nr, a0, a1, a2 = regs.r10, regs.r11, regs.r12, regs.r13
+        if self.sim.tracing:
+            task = self.sim.current
+            at = (task.time_ns, task.name, task.cpu)
+            self.sim.emit(KvmHypercall(*at, nr, a0, a1, a2, regs.r14))
         enabled = vcpu.kvm.arch.hypercall_exit_enabled & 1 << KVM_HC_MAP_GPA_RANGE
         if nr != KVM_HC_MAP_GPA_RANGE or not enabled:
             self.tdvmcall_set_return_code(vcpu, -1000)  # -KVM_ENOSYS

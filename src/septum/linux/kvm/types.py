@@ -91,8 +91,6 @@ class KvmMmuPage:
         "is_mirror",
         "level",
         "nx_huge_page_disallowed",
-        "ptep_idx",
-        "ptep_table",
         "root_count",
         "scheduled_root_to_zap",
         "spt",
@@ -107,8 +105,6 @@ class KvmMmuPage:
         self.external_spt: Pfn | None = None  # the S-EPT page; it belongs to the TDX module
         self.root_count = 0  # tdp_mmu_root_count, of roots only
         self.scheduled_root_to_zap = False  # tdp_mmu_scheduled_root_to_zap, of roots only
-        self.ptep_table: TablePage | None = None  # the entry that points here
-        self.ptep_idx = 0
         self.nx_huge_page_disallowed = False
 
 
