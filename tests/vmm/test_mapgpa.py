@@ -28,6 +28,8 @@ SHARED = 1 << 47
 INVALID = tdvmcall.TDVMCALL_STATUS_INVALID_OPERAND
 ALIGN = tdvmcall.TDVMCALL_STATUS_ALIGN_ERROR
 UNSUPPORTED = 0x80000000_00000003
+MMIO = 48  # #VE.RequestMMIO
+DEVICE = 0xFE000000
 MAP_GPA = tdvmcall.TDVMCALL_MAP_GPA
 
 
@@ -87,6 +89,14 @@ def test_status(run: Runs, gpa: int, size: int, status: int) -> None:
         ((tdvmcall.TDVMCALL_IO, 3, 1, 0x80, 0), INVALID),
         ((tdvmcall.TDVMCALL_IO, 1, 0, 0x80, 0), 0),
         ((10, 0, 0), 0),  # CPUID
+        ((31, 0), 0),  # RDMSR
+        ((32, 0), 0),  # WRMSR
+        ((MMIO, 4, 0, DEVICE | SHARED), 0),
+        ((MMIO, 8, 1, DEVICE | SHARED, 5), 0),
+        ((MMIO, 3, 0, DEVICE | SHARED), INVALID),
+        ((MMIO, 4, 2, DEVICE | SHARED), INVALID),
+        ((MMIO, 4, 0, DEVICE), INVALID),  # a private address
+        ((MMIO, 8, 0, SHARED - 4), INVALID),  # and one that is so in its first half
     ],
 )
 def test_other_calls(run: Runs, call: tuple[int, ...], status: int) -> None:
