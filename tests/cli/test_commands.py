@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from processes import septum
 
 from septum.abi.tdvf_build import synthetic_tdvf
 from septum.cli import exits
@@ -20,8 +21,8 @@ from septum.errors import InputError
 SMALLEST = ["--memory", "384M", "--vcpus", "2"]
 
 
-def septum(*args: str, cwd: Path, hash_seed: str = "0") -> "subprocess.CompletedProcess[str]":
-    """Run the command in its own process, with nothing of this machine's terminal."""
+def started(*args: str, cwd: Path, hash_seed: str) -> "subprocess.CompletedProcess[str]":
+    """Start the command as its own process, with nothing of this machine's terminal."""
     env = {**os.environ, "PYTHONHASHSEED": hash_seed, "NO_COLOR": "1", "COLUMNS": "80"}
     return subprocess.run(
         [sys.executable, "-m", "septum", *args],
@@ -46,30 +47,40 @@ def image(tmp_path: Path) -> str:
 
 
 class Boots(NamedTuple):
-    """The same boot twice, each in a process with hashes of its own: `told` in words, `report` as
-    JSON. `image` and the two traces are in `folder`."""
+    """A boot that is looked at in the end, told in words, and the replay of its token, which is
+    looked at all along: each in a process with hashes of its own. `reports`: from the boot's
+    folder, which is in `folder`, and the replay's JSON."""
 
     folder: Path
-    image: str
     told: str
-    report: dict[str, Any]
+    reports: tuple[dict[str, Any], dict[str, Any]]
     traces: tuple[bytes, bytes]
 
 
 @pytest.fixture(scope="module")
 def boots(tmp_path_factory: pytest.TempPathFactory) -> Boots:
     folder = tmp_path_factory.mktemp("boots")
-    image = written_image(folder)
-    told, traces = [], []
-    for seed, more in (("1", ()), ("2", ("--json", "--report", "other"))):
-        name = f"trace{seed}.jsonl"
-        args = ("run", "--firmware", image, *SMALLEST, "--trace", name, *more)
-        done = septum(*args, cwd=folder, hash_seed=seed)
-        assert done.returncode == 0, done.stderr
-        told.append(done.stdout)
-        traces.append((folder / name).read_bytes())
+    firmware = ("--firmware", written_image(folder))
+    first = started(
+        "run",
+        *firmware,
+        *SMALLEST,
+        "--check",
+        "end",
+        "--trace",
+        "1.jsonl",
+        cwd=folder,
+        hash_seed="1",
+    )
+    assert first.returncode == 0, first.stderr
+    report = json.loads((folder / "septum-report" / "report.json").read_text())
+    words = ("replay", report["token"], *firmware, "--trace", "2.jsonl", "--json")
+    again = started(*words, "--report", "other", cwd=folder, hash_seed="2")
+    assert again.returncode == 0, again.stderr
+    traces = ((folder / "1.jsonl").read_bytes(), (folder / "2.jsonl").read_bytes())
+    for name in ("1.jsonl", "2.jsonl"):
         (folder / name).unlink()
-    return Boots(folder, image, told[0], json.loads(told[1]), (traces[0], traces[1]))
+    return Boots(folder, first.stdout, (report, json.loads(again.stdout)), traces)
 
 
 def test_a_boot_ends_well_and_says_so(boots: Boots) -> None:
@@ -79,7 +90,8 @@ def test_a_boot_ends_well_and_says_so(boots: Boots) -> None:
         assert (boots.folder / "septum-report" / name).stat().st_size > 500
 
 
-def test_the_same_command_twice_is_the_same_trace_byte_for_byte(boots: Boots) -> None:
+def test_the_same_boot_twice_is_the_same_trace_byte_for_byte(boots: Boots) -> None:
+    """Whatever the hashes, and whenever promises are looked at."""
     first, second = boots.traces
     assert first == second
     for word in (
@@ -105,15 +117,12 @@ def test_another_seed_is_another_interleaving(tmp_path: Path) -> None:
 
 
 def test_json_is_the_report_and_its_token_replays(boots: Boots) -> None:
-    report = boots.report
+    report, replayed = boots.reports
     assert report["schema"] == "septum.report"
     assert report["stats"]["pages_2m"] > 100
     assert {p["name"] for p in report["promises"]} >= {"mirror", "teardown", "guest-data"}
-    words = ("replay", report["token"], "--json", "--firmware", boots.image)
-    again = septum(*words, cwd=boots.folder)
-    assert again.returncode == 0, again.stderr
-    replayed = json.loads(again.stdout)
-    for key in ("stats", "seamcalls", "time_ns", "mrtd", "snapshots"):
+    assert json.loads((boots.folder / "other" / "report.json").read_text()) == replayed
+    for key in ("stats", "seamcalls", "time_ns", "mrtd", "snapshots", "token"):
         assert replayed[key] == report[key]
 
 
