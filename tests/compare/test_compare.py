@@ -11,6 +11,7 @@ import pytest
 from columns import too_wide
 from comparing import MINE, QUICK, compare, environment, marks, rows
 from msgspec import structs
+from processes import septum
 
 from septum.cli.main import run_command
 from septum.compare.cost import Measured, conversion_script, measure
@@ -66,14 +67,7 @@ def test_stories_and_page_are_in_the_folder(table: Path) -> None:
 def test_the_token_of_a_cell_replays(table: Path) -> None:
     answer = json.loads((table / "septum-compare" / "compare.json").read_bytes())
     assert (answer["schema"], answer["schema_version"]) == ("septum.compare", 2)
-    again = subprocess.run(
-        [sys.executable, "-m", "septum", "replay", answer["examples"][0]["broken"]["token"]],
-        cwd=table,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    again = septum("replay", answer["examples"][0]["broken"]["token"], cwd=table)
     assert again.returncode == 1, again.stderr
     assert "TDX_TLB_TRACKING_NOT_DONE" in again.stdout
 
@@ -99,7 +93,7 @@ def test_what_v3_breaks_is_not_the_designs_own(tmp_path: Path) -> None:
 
 
 def test_a_budget_that_runs_out_is_undetermined(tmp_path: Path) -> None:
-    args = ("mine.py:Same", "--scenarios", "convert-against-fault", "--time", "0.5")
+    args = ("mine.py:Same", "--scenarios", "convert-against-fault", "--time", "0.1")
     done = compare(*args, "--no-cost", "--json", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     assert marks(rows(done.stdout)["mine.py:Same"]) == {"undetermined"}

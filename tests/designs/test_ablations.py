@@ -4,12 +4,11 @@ What shows as cost only is shown by the number that changes, and what cannot be 
 """
 
 import re
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+from processes import septum
 
 from septum.abi.tdvf_build import synthetic_tdvf
 from septum.checks import PROMISES
@@ -223,13 +222,7 @@ def test_an_oops_in_a_boot_is_a_report(tmp_path: Path) -> None:
     """Without patch 10 the boot ends at the first shared page; no traceback, and exit code 1."""
     (tmp_path / "own.fd").write_bytes(synthetic_tdvf())
     command = "run --firmware own.fd --memory 384M --vcpus 1 --design v3-without-10"
-    done = subprocess.run(
-        [sys.executable, "-m", "septum", *command.split()],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = septum(*command.split(), cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert "1. no-bug: KVM_BUG_ON: a mirror table has no S-EPT page" in done.stdout
 

@@ -1,5 +1,6 @@
 """A user's own design: `PATH.py:Class` runs like one of the tree, and mistakes are sentences."""
 
+import json
 import signal
 import sys
 from pathlib import Path
@@ -320,9 +321,9 @@ def test_a_boot_and_a_scenario_run_on_it(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(NO_TRACK)
     (tmp_path / "own.fd").write_bytes(synthetic_tdvf())
     small = ("--firmware", "own.fd", "--memory", "512M", "--vcpus", "2", "--check", "end")
-    boot = septum("run", "--design", "mine.py:NoTrack", *small, cwd=tmp_path)
+    boot = septum("run", "--design", "mine.py:NoTrack", *small, "--json", cwd=tmp_path)
     assert boot.returncode == 1, boot.stderr
-    assert "design mine.py:NoTrack" in boot.stdout.splitlines()[0]
+    assert json.loads(boot.stdout)["design"] == "mine.py:NoTrack"
     one = septum("run", "convert-one-page", "--design", "mine.py:Both", cwd=tmp_path)
     assert one.returncode == 1, one.stderr
     assert "(mine.py:Both, round-robin)" in one.stdout

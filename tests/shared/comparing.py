@@ -2,10 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
+
+from processes import septum
 
 MINE = '''\
 from septum.linux.kvm.tdp_mmu import TdpMmu
@@ -40,20 +41,14 @@ class Raises(KvmTdxUnit):
 QUICK = ("--scenarios", "convert-one-page", "--preemptions", "1", "--no-cost")
 
 
-def command(*args: str) -> list[str]:
-    return [sys.executable, "-m", "septum", "compare", *args]
-
-
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONHASHSEED": "0", "NO_COLOR": "1", "COLUMNS": "80"}
 
 
-def compare(*args: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+def compare(*args: str, cwd: Path) -> "CompletedProcess[str]":
     """The command in a process of its own, in a folder with mine.py."""
     (cwd / "mine.py").write_text(MINE)
-    return subprocess.run(
-        command(*args), cwd=cwd, env=environment(), capture_output=True, text=True, check=False
-    )
+    return septum("compare", *args, cwd=cwd)
 
 
 def rows(stdout: str) -> dict[str, dict[str, Any]]:
