@@ -142,7 +142,7 @@ def test_what_your_own_design_costs_is_what_the_page_says(
     monkeypatch.setenv("NO_COLOR", "1")
     page = OWN.read_text()
     Path("lazy_kick.py").write_text((DOCS / "examples" / "lazy_kick.py").read_text())
-    words = "septum compare lazy_kick.py:KickWhenTold --scenarios convert-one-page"
+    words = "septum compare lazy_kick.py:KickWhenTold --scenarios convert-one-page --preemptions 0"
     printed = run(words, capfd)
     (table,) = (text for text in blocks("text", OWN) if text.startswith("Cost of"))
     shown = table.splitlines()
