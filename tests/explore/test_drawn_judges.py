@@ -7,10 +7,10 @@ from judging import judges_agree
 from septum.explore.exhaustive.graph import GraphSearch
 from septum.explore.exhaustive.node import Node
 
-SEEDS = [seed for seed in range(17) if seed not in (1, 2, 4, 11, 12, 15)]
-"""Without those that the plain judge takes long for."""
-SCHEDULES = 150
-"""Scenarios that have more are left out."""
+SEEDS = [seed for seed in range(17) if seed not in (1, 2, 4, 11, 12, 14, 15)]
+"""Without those that the plain judge takes long for, or comes to nothing of."""
+SCHEDULES = 80
+"""Scenarios that have more are left out. Of these none has between 76 and 150."""
 
 
 def agreed(tmp_path, seed: int, *how: str, expects: bool = False) -> bool:  # type: ignore[no-untyped-def]
@@ -24,8 +24,7 @@ def agreed(tmp_path, seed: int, *how: str, expects: bool = False) -> bool:  # ty
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_judges_agree(tmp_path, seed: int) -> None:  # type: ignore[no-untyped-def]
     """On how runs end and on what breaks, within no preemption and within one."""
-    if not agreed(tmp_path, seed):
-        pytest.skip("too many schedules for the plain judge")
+    assert agreed(tmp_path, seed)
 
 
 @pytest.mark.parametrize("seed", [0, 5, 9, 10])
@@ -42,7 +41,7 @@ def test_the_judges_agree_on_what_is_expected(tmp_path, seed: int) -> None:  # t
         (10, "retries-going-slot", "end"),
         (10, "retries-going-slot", "quiet"),
         (2002, "seq-not-checked", "quiet"),
-        (2002, "split-cache-one-pair", "end"),
+        (38, "split-cache-one-pair", "end"),
         (2002, "module-accept-unlocked", "quiet"),
     ],
 )
