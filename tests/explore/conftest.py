@@ -10,10 +10,11 @@ from plainly import plain_search
 from septum.explore.subject import Options, Strategy
 from septum.explore.toybox import LIVELOCK, RETRY
 from septum.explore.toys import Toy
+from septum.explore.workers import search
 from septum.explore.workers.search import Job, Searcher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 LIMIT = 3000
 
@@ -96,3 +97,13 @@ def notices(
             _compare(toy, preemptions)
 
     return assert_noticed
+
+
+@pytest.fixture(scope="module")
+def few_runs() -> Iterator[None]:
+    """Random runs before a search only save it beginnings: what they do not show of what tasks
+    share it learns on its way. Where worlds are small and nothing is about those runs, few do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "CALIBRATION_RUNS", 6)
+        patch.setattr(search, "LEARNING_CALM", 6)
+        yield

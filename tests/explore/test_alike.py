@@ -18,6 +18,8 @@ from septum.explore.subject import Options, Strategy, Subject
 from septum.explore.tracking.footprint import Footprints
 from septum.explore.workers.search import Job, Searcher
 
+pytestmark = pytest.mark.usefixtures("few_runs")
+
 
 def judge(
     monkeypatch: pytest.MonkeyPatch, subject: Subject, preemptions: int = 0

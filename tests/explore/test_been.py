@@ -23,6 +23,8 @@ from septum.explore.workers.been import FOUND, Been, Inbox, Outbox, is_through
 from septum.explore.workers.exchange import Exchange, make_files
 from septum.explore.workers.search import Job, JobResult, Searcher
 
+pytestmark = pytest.mark.usefixtures("few_runs")
+
 TASKS = (0, 1)
 
 

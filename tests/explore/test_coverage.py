@@ -30,6 +30,8 @@ from septum.scenarios.reader import read_scenario
 from septum.scenarios.run import LIBRARY
 from septum.words import WIDTH
 
+pytestmark = pytest.mark.usefixtures("few_runs")
+
 ROOT = Path(__file__).parents[2]
 SMALL = {
     "accept-4k-against-2m": 1,

@@ -26,6 +26,8 @@ from septum.explore.workers import been, exchange
 from septum.explore.workers.exchange import Exchange, make_files
 from septum.explore.workers.search import Job, Searcher
 
+pytestmark = pytest.mark.usefixtures("few_runs")
+
 NAME = "write-against-convert"
 
 

@@ -15,6 +15,8 @@ from septum.module.module import Module
 from septum.module.state import Td, Vcpu
 from septum.module.tdg import tdg_vp_veinfo_get
 
+pytestmark = pytest.mark.usefixtures("few_runs")
+
 RACE = """
 summary = "A vCPU that touches either page of a 2 MB page of which the second is converted."
 setup = ["host: allocate frame 0"]

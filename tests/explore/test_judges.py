@@ -26,6 +26,8 @@ from septum.explore.tracking.footprint import Context, Footprints
 from septum.explore.workers.search import Job, Searcher
 from septum.explore.workers.split import split
 
+pytestmark = pytest.mark.usefixtures("few_runs")
+
 Compare = Callable[[Toy, int | None], tuple[int, int] | None]
 OptionsFor = Callable[[Toy, int | None], Options]
 

@@ -35,6 +35,8 @@ from septum.linux.kvm.types import Kvm
 from septum.linux.srcu import Srcu
 from septum.sim import Mutex, WaitQueue
 
+pytestmark = pytest.mark.usefixtures("few_runs")
+
 Compare = Callable[[Toy, int | None], tuple[int, int] | None]
 OptionsFor = Callable[[Toy, int | None], Options]
 NrMisplaced = Callable[[Toy, int], int]

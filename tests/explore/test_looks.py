@@ -23,6 +23,8 @@ from septum.module.state import Td, VeInfo
 from septum.sim import RwLock
 from septum.sim.state import slots_of
 
+pytestmark = pytest.mark.usefixtures("few_runs")
+
 SCENARIO = "convert-against-accept-4k"
 """Where there is something that no run sees that is not made to look."""
 FOLLOWED = "accept-4k-against-2m"

@@ -10,6 +10,8 @@ from septum.explore.toys import Toy, ToyState
 from septum.explore.tracking.footprint import Footprints
 from septum.explore.workers.search import Job, Searcher
 
+pytestmark = pytest.mark.usefixtures("few_runs")
+
 
 class Begun(Toy):
     """Cell 0 is set before any task runs, in every run."""

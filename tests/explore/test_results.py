@@ -11,6 +11,8 @@ from septum.explore.tracking import special
 from septum.scenarios.record import Record, Result
 from septum.sim import Sim, WaitQueue
 
+pytestmark = pytest.mark.usefixtures("few_runs")
+
 ALL = 100_000
 """More schedules than the scenario has."""
 

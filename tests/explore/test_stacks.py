@@ -22,6 +22,8 @@ from septum.explore.tracking.footprint import IX, Footprints, X
 from septum.explore.tracking.own import OwnState
 from septum.explore.workers.search import Job, Searcher
 
+pytestmark = pytest.mark.usefixtures("few_runs")
+
 
 def call(*_: object) -> None:
     """Stands for a scheduling point."""

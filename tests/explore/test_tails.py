@@ -21,6 +21,8 @@ from septum.explore.tracking.patches import Patches
 from septum.explore.tracking.track import Tracker
 from septum.explore.workers.search import Job, Searcher
 
+pytestmark = pytest.mark.usefixtures("few_runs")
+
 SCENARIOS = ["write-against-convert", "fault-against-fault"]
 
 

@@ -12,6 +12,8 @@ from septum.explore.tracking.watched import Watched
 if TYPE_CHECKING:
     from septum.checks.modes import Mode
 
+pytestmark = pytest.mark.usefixtures("few_runs")
+
 MINE = '''"""Two mistakes that nobody but a promise sees."""
 
 from septum.linux.kvm.main import KvmMain
