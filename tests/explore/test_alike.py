@@ -2,10 +2,12 @@
 when the model makes them. Each thing that they rest on is left out once, and that is noticed."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from judging import REFERENCE
 
 from septum.explore.exhaustive.alike import Alike, Like, Others, OwnSeen
 from septum.explore.exhaustive.known import Step
@@ -77,16 +79,24 @@ def effects(step: Step) -> tuple[object, ...]:
 
 
 SUBJECTS = {
-    "reference": (ScenarioSubject("reference-per-vm", "v3", "end"), 0, 350),
+    "reference": ("reference.toml", 0, 150),
     # Frames that hold what no variable names are in it.
-    "punch": (ScenarioSubject("punch-against-accept", "v3", "end"), 1, 250),
+    "punch": ("punch-against-accept", 1, 250),
 }
 
 
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference is in a file."""
+    monkeypatch.chdir(tmp_path)
+    Path("reference.toml").write_text(REFERENCE, encoding="utf-8")
+
+
+@pytest.mark.usefixtures("in_folder")
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_steps_that_are_like_others_come_out_as_was_worked_out(monkeypatch, name: str) -> None:
-    subject, preemptions, least = SUBJECTS[name]
-    judged, wrong = judge(monkeypatch, subject, preemptions)
+    scenario, preemptions, least = SUBJECTS[name]
+    judged, wrong = judge(monkeypatch, ScenarioSubject(scenario, "v3", "end"), preemptions)
     assert judged > least
     assert wrong == 0
 
@@ -125,6 +135,7 @@ def nothing_is_hidden(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("septum.explore.states.stand.FrameAt.observing", lambda self, hidden: self)
 
 
+@pytest.mark.usefixtures("in_folder")
 @pytest.mark.parametrize(
     "breaks,name",
     [
@@ -138,8 +149,8 @@ def test_what_steps_rest_on_that_is_left_out_is_noticed(
     monkeypatch, breaks: Patch, name: str
 ) -> None:
     breaks(monkeypatch)
-    subject, preemptions, _ = SUBJECTS[name]
-    _, wrong = judge(monkeypatch, subject, preemptions)
+    scenario, preemptions, _ = SUBJECTS[name]
+    _, wrong = judge(monkeypatch, ScenarioSubject(scenario, "v3", "end"), preemptions)
     assert wrong > 0
 
 

@@ -81,7 +81,7 @@ def test_who_retries_in_vain_is_put_aside(monkeypatch: pytest.MonkeyPatch) -> No
     assert "decisions were not searched" in result.note
 
 
-@pytest.mark.parametrize("length", [250, 1000])
+@pytest.mark.parametrize("length", [125, 500])
 def test_long_ways_are_not_learned_bit_by_bit(length: int) -> None:
     """A task that goes on for long by itself is followed for ever longer: the number of runs grows
     as the logarithm of its length."""

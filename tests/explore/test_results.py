@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from judging import Searched, searched, without_results
+from judging import REFERENCE, Searched, searched, without_results
 
 from septum.explore.tracking import special
 from septum.scenarios.record import Record, Result
@@ -29,26 +29,6 @@ vcpu1 = ["read shared page 1 => {right}"]
 
 [kernel]
 attributes = "vm"
-"""
-
-
-REFERENCE = """
-summary = "The reference, with half of what its vCPUs may choose."
-source = "the reference scenario of the explorer"
-setup = ["host: allocate frame 0"]
-
-[vm]
-ve = true
-
-[guest]
-vcpu0 = ["choose: accept 2M frame 0 => any | accept 4K page 0 => any | touch page 1 => any"]
-vcpu1 = ["choose: accept 2M frame 0 => any | accept 4K page 0 => any | touch page 1 => any"]
-
-[kernel]
-attributes = "vm"
-
-[host]
-convert = ["set-attributes page 1 to shared"]
 """
 
 

@@ -19,6 +19,26 @@ SPIN_POINTS = 15_000
 """The plain search takes who has run for so long for one that goes round; the fast one knows. More
 than it takes to close a file of 512 small pages, and less than a run may have."""
 
+REFERENCE = """
+summary = "The reference, with half of what its vCPUs may choose."
+source = "the reference scenario of the explorer"
+setup = ["host: allocate frame 0"]
+
+[vm]
+ve = true
+
+[guest]
+vcpu0 = ["choose: accept 2M frame 0 => any | accept 4K page 0 => any | touch page 1 => any"]
+vcpu1 = ["choose: accept 2M frame 0 => any | accept 4K page 0 => any | touch page 1 => any"]
+
+[kernel]
+attributes = "vm"
+
+[host]
+convert = ["set-attributes page 1 to shared"]
+"""
+"""Text of a scenario in which all meets that is in `reference-per-vm`, in half of its states."""
+
 
 class Told(NamedTuple):
     """What a search says, by the results and the pages of each end, and by promise and text."""
