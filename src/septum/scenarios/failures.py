@@ -40,6 +40,13 @@ class Failures:
         """The outcome that the scenario prescribes; None leaves it to the schedule."""
         if not self.open:
             return 0
+        if self.injections:
+            injected = self._injected(name)
+            if injected is not None:
+                return injected
+        return None if self._allowed[name] else 0
+
+    def _injected(self, name: str) -> int | None:
         named = [injection for injection in self.injections if injection.name == name]
         if named:
             # Once, however many of them name it.
@@ -47,7 +54,7 @@ class Failures:
             for injection in named:
                 if injection.first <= met <= injection.last:
                     return injection.value
-        return None if self._allowed[name] else 0
+        return None
 
     def taken(self, name: str, value: int) -> None:
         """The schedule injected a failure, or chose an alternative."""
