@@ -3,12 +3,22 @@ became of a task that was preempted, who waits."""
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
+from septum.abi.leaves import TDH_PHYMEM_PAGE_RECLAIM
+from septum.abi.status import TDX_TD_ASSOCIATED_PAGES_EXIST
 from septum.cli.main import app
 from septum.explore.stories.endings import Note, adjust
+from septum.explore.stories.module_watch import ModuleWatcher
+from septum.machine.config import MachineConfig, Tdmr
+from septum.module.events import SeamcallEvent
+from septum.module.pamt import PT_REG, PT_TDR, Pamt
+
+MIB = 1 << 20
+GIB = 1 << 30
 
 MODE = """
 from septum.linux.kvm.tdx import KvmTdxUnit
@@ -146,3 +156,25 @@ def test_what_keeps_a_tdr_from_being_reclaimed(tmp_path: Path) -> None:
     (last,) = re.findall(rf"{reclaim} (\w+) -> TDX_TD_ASSOCIATED_PAGES_EXIST", output)
     assert f"TDH_PHYMEM_PAGE_RECLAIM failed: 0xc000010000000000, {pfn}000" in output
     assert last != f"{pfn}000"
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_all_pages_that_keep_a_tdr(split: bool) -> None:
+    """A huge page is one; those that a DEMOTE has made of it are 512, of which none has a record of
+    its own; no other TD's, and not the TDR."""
+    pamt = Pamt(MachineConfig(tdmrs=(Tdmr(base=GIB, size=GIB),)), dynamic=False)
+    tdr = (GIB >> 12) + 5
+    owners = {GIB + 2 * MIB: tdr, GIB + 4 * MIB: tdr + 1}
+    page = pamt.entry_2m(GIB).child(5)
+    page.pt, page.owner = PT_TDR, tdr
+    for hpa, owner in owners.items():
+        leaf = pamt.entry_2m(hpa)
+        leaf.pt, leaf.owner = PT_REG, owner
+        if split:
+            pamt.demote_static(leaf)
+    operands = (TDH_PHYMEM_PAGE_RECLAIM, 0, tdr << 12, 0, 0)
+    failed = SeamcallEvent(0, "a", 0, *operands, TDX_TD_ASSOCIATED_PAGES_EXIST, 0, 0)
+    world = SimpleNamespace(module=SimpleNamespace(pamt=pamt))
+    owned = list(ModuleWatcher._owned(SimpleNamespace(world=world), failed))
+    first = GIB + 2 * MIB >> 12
+    assert owned == [(first + page, PT_REG) for page in range(512 if split else 1)]

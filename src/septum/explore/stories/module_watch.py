@@ -24,7 +24,7 @@ from septum.module.dispatch import SEAMCALLS, TDCALLS
 from septum.module.events import SeamcallEvent, TdcallEvent
 from septum.module.locks import EX, PLAIN_EX, PLAIN_READER, READER
 from septum.module.locks import HP as LOCK_HP
-from septum.module.pamt import PT_NDA, PT_REG, PT_TDR
+from septum.module.pamt import PT_NDA, PT_TDR
 from septum.module.state import NO_LP, TD_TEARDOWN, VCPU_ACTIVE
 from septum.module.vp_enter import enter
 
@@ -313,12 +313,14 @@ class ModuleWatcher:
         if not isinstance(event, SeamcallEvent) or event.status != TDX_TD_ASSOCIATED_PAGES_EXIST:
             return
         tdr = event.rcx >> PAGE_SHIFT
-        for leaf in self.world.module.pamt.entries_2m():
-            if leaf.pt == PT_REG and leaf.owner == tdr:
-                yield leaf.hpa >> PAGE_SHIFT, PT_REG
-            for entry in leaf.children.values():
-                if entry.owner == tdr and entry.pt not in (PT_NDA, PT_TDR):
-                    yield entry.pfn, entry.pt
+        pamt = self.world.module.pamt
+        for leaf in pamt.entries_2m():
+            for hpa in range(leaf.hpa, leaf.hpa + (PTRS_PER_TABLE << PAGE_SHIFT), 1 << PAGE_SHIFT):
+                level, pt, owner, _ = pamt.lookup(hpa) or (0, PT_NDA, 0, 0)
+                if owner == tdr and pt not in (PT_NDA, PT_TDR):
+                    yield hpa >> PAGE_SHIFT, pt
+                    if level:
+                        break
 
     def _mirror_level(self, event: Event) -> int:
         if not isinstance(event, SeamcallEvent) or event.leaf not in GPA_LEAVES:
