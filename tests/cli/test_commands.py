@@ -61,17 +61,8 @@ class Boots(NamedTuple):
 def boots(tmp_path_factory: pytest.TempPathFactory) -> Boots:
     folder = tmp_path_factory.mktemp("boots")
     firmware = ("--firmware", written_image(folder))
-    first = started(
-        "run",
-        *firmware,
-        *SMALLEST,
-        "--check",
-        "end",
-        "--trace",
-        "1.jsonl",
-        cwd=folder,
-        hash_seed="1",
-    )
+    words = ("run", *firmware, *SMALLEST, "--check", "end", "--trace", "1.jsonl")
+    first = started(*words, cwd=folder, hash_seed="1")
     assert first.returncode == 0, first.stderr
     report = json.loads((folder / "septum-report" / "report.json").read_text())
     words = ("replay", report["token"], *firmware, "--trace", "2.jsonl", "--json")

@@ -1,11 +1,10 @@
 """The pytest plugin: the examples of docs/pytest.md, files, errors, and what it must not do."""
 
-import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
+from processes import forked
 
 import septum.explore.testing  # noqa: F401  (what the plugin imports at its first test)
 
@@ -33,30 +32,8 @@ vcpu0 = ["accept 4K page 0", "write page 0", "verify page 0"]
 
 def run(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
     """pytest in a process of its own, which has all that this one has imported."""
-    out = pytester.path.with_suffix(".out")
-    with out.open("wb") as file:
-        pid = os.fork()
-        if not pid:
-            _become(args, pytester.path, file.fileno())
-    _, status = os.waitpid(pid, 0)
-    lines = out.read_text(encoding="utf-8").splitlines()
-    return pytest.RunResult(os.waitstatus_to_exitcode(status), lines, [], 0.0)
-
-
-def _become(args: tuple[str, ...], folder: Path, out: int) -> None:
-    """Be that pytest, and end."""
-    code = 70  # of no pytest
-    try:
-        os.chdir(folder)
-        os.dup2(out, 1)
-        os.dup2(out, 2)
-        sys.stdout = os.fdopen(1, "w", encoding="utf-8")
-        sys.stderr = os.fdopen(2, "w", encoding="utf-8")
-        code = int(pytest.main([*PLUGIN, *args]))
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    code, out, err = forked(lambda: int(pytest.main([*PLUGIN, *args])), pytester.path)
+    return pytest.RunResult(code, out.splitlines(), err.splitlines(), 0.0)
 
 
 def test_the_examples_of_the_document(pytester: pytest.Pytester) -> None:
